@@ -1,0 +1,99 @@
+"""Typed batches: what data modules give out and every module reads.
+
+Images are uint8 and questions and responses are strings: the backbone's ``prepare`` owns tokenizer, template and tiling.
+Labels are tensors. B rows (prompts), K responses per row (2 for preference pairs).
+Unknown labels are -1 for indices and booleans, ``UNKNOWN_LEVEL`` for levels, NaN for floats.
+"""
+
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+UNKNOWN_LEVEL = -128
+
+ImageMode = Literal["real", "shuffled", "blank"]
+
+
+class Prompts(NamedTuple):
+    """B prompts.
+
+    Attributes:
+        images: Per row a tuple (may be empty) of uint8 tensors (H, W, 3), RGB.
+        image_ids: Same nesting: equal ids mean equal pixels (the key of image-feature caches).
+        questions: B strings.
+    """
+
+    images: tuple[tuple[Tensor, ...], ...]
+    image_ids: tuple[tuple[str, ...], ...]
+    questions: tuple[str, ...]
+
+    def with_images(self, mode: ImageMode) -> "Prompts":
+        """The same questions with other pictures, to measure what a model reads from them.
+
+        Args:
+            mode: ``real`` keeps the pictures; ``shuffled`` gives each row the pictures of the row before it;
+                ``blank`` paints every picture mid-grey.
+        """
+        if mode == "real":
+            return self
+        if mode == "shuffled":
+            return self._replace(
+                images=self.images[-1:] + self.images[:-1], image_ids=self.image_ids[-1:] + self.image_ids[:-1]
+            )
+        return self._replace(
+            images=tuple(tuple(torch.full_like(image, 127) for image in row) for row in self.images),
+            image_ids=tuple(tuple(f"blank-{i.shape[0]}x{i.shape[1]}" for i in row) for row in self.images),
+        )
+
+
+class SupervisedBatch(NamedTuple):
+    """B demonstrations.
+
+    Attributes:
+        prompts: B prompts.
+        responses: B demonstrated answers.
+        attributes: Class index of what the picture shows, by name; each (B,) int64, -1 unknown (synthetic data only).
+        valid: (B,) bool; False marks a padding row that must not count.
+        keys: B record keys.
+    """
+
+    prompts: Prompts
+    responses: tuple[str, ...]
+    attributes: dict[str, Tensor]
+    valid: Tensor
+    keys: tuple[str, ...]
+
+
+class PreferenceBatch(NamedTuple):
+    """B prompts with K responses each and their labels.
+
+    Attributes:
+        prompts: B prompts.
+        responses: B tuples of K answers, in record order.
+        more_helpful: (B,) int64 index of the more helpful response, -1 unknown.
+        safer: (B,) int64 index of the safer response, -1 unknown.
+        safety_tie: (B,) bool, both responses have the same safety rating.
+        safety: (B, K) int64 safety level -3..3, ``UNKNOWN_LEVEL`` unknown.
+        is_safe: (B, K) int64 1 safe, 0 unsafe, -1 unknown.
+        category: (B,) int64 index into the manifest's categories, -1 none.
+        true_helpfulness: (B, K) float32, NaN unknown (synthetic data only).
+        true_safety: (B, K) int64, ``UNKNOWN_LEVEL`` unknown (synthetic data only).
+        rules: B tuples of K names of the rule that decides each response's true level, "" unknown.
+        valid: (B,) bool; False marks a padding row that must not count.
+        keys: B record keys.
+    """
+
+    prompts: Prompts
+    responses: tuple[tuple[str, ...], ...]
+    more_helpful: Tensor
+    safer: Tensor
+    safety_tie: Tensor
+    safety: Tensor
+    is_safe: Tensor
+    category: Tensor
+    true_helpfulness: Tensor
+    true_safety: Tensor
+    rules: tuple[tuple[str, ...], ...]
+    valid: Tensor
+    keys: tuple[str, ...]

@@ -1,0 +1,40 @@
+"""Token log-probabilities without full-vocabulary logits in memory.
+
+Shapes: N sequences, R response tokens, D hidden, V vocabulary.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+
+def token_log_probs(
+    hidden: Tensor, lm_head: Callable[[Tensor], Tensor], targets: Tensor, mask: Tensor, *, chunk: int = 1024
+) -> Tensor:
+    """(N, R) float32 log p(target | hidden), 0 where masked.
+
+    Only unmasked positions meet the LM head, ``chunk`` at a time; with gradients on, a chunk's logits are recomputed in
+    the backward pass, so never more than ``chunk`` x V of them exist.
+
+    Args:
+        hidden: (N, R, D) states *before* each target.
+        lm_head: Maps (n, D) to (n, V) logits.
+        targets: (N, R) int64.
+        mask: (N, R) bool, True = count.
+        chunk: Positions per LM-head call.
+    """
+
+    def score(states: Tensor, wanted: Tensor) -> Tensor:
+        logits = lm_head(states).float()  # (n, V)
+        return logits.gather(-1, wanted[:, None]).squeeze(-1) - logits.logsumexp(-1)
+
+    states, wanted = hidden[mask], targets[mask]  # (n, D), (n,)
+    pieces = list(zip(states.split(chunk), wanted.split(chunk), strict=True))
+    if len(pieces) > 1 and torch.is_grad_enabled():
+        scores = [checkpoint(score, s, w, use_reentrant=False) for s, w in pieces]
+    else:
+        scores = [score(s, w) for s, w in pieces]
+    out = torch.zeros(mask.shape, dtype=torch.float32, device=hidden.device)
+    return out.masked_scatter(mask, torch.cat(scores)) if scores else out

@@ -1,0 +1,95 @@
+"""Sums, means and last values over real entries only.
+
+Masks are bool with the shape of the values, True = real; :func:`masked_mean` and :func:`masked_sum` also take non-negative
+weights. What stands at a masked position never matters, NaN and infinity included: it is replaced before anything is
+computed. Results are float32 (float64 for float64 input).
+"""
+
+import torch
+from torch import Tensor
+
+
+def full_precision(x: Tensor) -> Tensor:
+    """``x`` as float32; float64 stays, so that references can be computed with the same code."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
+def masked_sum(values: Tensor, mask: Tensor, dim: int | None = None) -> Tensor:
+    """Weighted sum over ``dim`` (everything if None).
+
+    Args:
+        values: Any shape.
+        mask: Same shape, bool or non-negative weights.
+        dim: Dimension to reduce.
+    """
+    kept = full_precision(values).masked_fill(mask == 0, 0.0) * mask
+    return kept.sum() if dim is None else kept.sum(dim)
+
+
+def masked_mean(values: Tensor, mask: Tensor, dim: int | None = None) -> Tensor:
+    """Weighted mean over ``dim`` (everything if None); 0 where nothing is real, still connected to the graph.
+
+    Args:
+        values: Any shape.
+        mask: Same shape, bool or non-negative weights.
+        dim: Dimension to reduce.
+    """
+    total = masked_sum(torch.ones_like(values), mask, dim)
+    return masked_sum(values, mask, dim) / torch.where(total > 0, total, 1.0)
+
+
+def masked_var(values: Tensor, mask: Tensor, dim: int | None = None, *, unbiased: bool = True) -> Tensor:
+    """Variance of the real values over ``dim`` (everything if None); 0 where fewer than two (unbiased) or none are real.
+
+    Args:
+        values: Any shape.
+        mask: Same shape, bool.
+        dim: Dimension to reduce.
+        unbiased: Divide by n - 1 instead of n.
+    """
+    mean = masked_mean(values, mask, dim)
+    squares = (full_precision(values) - (mean if dim is None else mean.unsqueeze(dim))).square()
+    n = mask.sum() if dim is None else mask.sum(dim)
+    return masked_sum(squares, mask, dim) / (n - int(unbiased)).clamp(min=1)
+
+
+def whiten(values: Tensor, mask: Tensor, *, centre: bool = True, eps: float = 1e-8) -> Tensor:
+    """Values scaled to unit (unbiased) variance over the real entries, 0 where masked.
+
+    Args:
+        values: Any shape.
+        mask: Same shape, bool.
+        centre: Also shift the mean to 0; without it the mean is kept.
+        eps: Added to the variance.
+    """
+    mean = masked_mean(values, mask)
+    white = (full_precision(values) - mean) * (masked_var(values, mask) + eps).rsqrt()
+    return (white if centre else white + mean).masked_fill(~mask, 0.0)
+
+
+def last_valid_index(mask: Tensor) -> Tensor:
+    """Position of the last True in each row, for either padding side and for masks with holes; 0 in rows without one.
+
+    Args:
+        mask: (B, T) bool.
+
+    Returns:
+        (B,) int64.
+    """
+    positions = torch.arange(mask.shape[1], device=mask.device)  # (T,)
+    return (positions * mask).amax(1)
+
+
+def last_valid(values: Tensor, mask: Tensor) -> Tensor:
+    """The value at each row's last real position, 0 in rows without one; dtype kept.
+
+    Args:
+        values: (B, T) or (B, T, D).
+        mask: (B, T) bool.
+
+    Returns:
+        (B,) or (B, D).
+    """
+    last = values[torch.arange(len(mask), device=mask.device), last_valid_index(mask)]
+    real = mask.any(1)
+    return last.masked_fill(~(real if last.dim() == 1 else real[:, None]), 0.0)

@@ -1,0 +1,97 @@
+r"""The cumulative link model of ordered levels (McCullagh, J. R. Stat. Soc. B 42, 1980).
+
+One latent number f (higher = higher level) and ordered thresholds:
+:math:`P(\text{level} > k) = \sigma(f - \theta_k)`, k = 0..K-2. Levels are class indices 0..K-1 here.
+For a cost model f = -cost, and the threshold between the harmful and the harmless levels is fixed at 0: then
+P(harmful) = sigma(cost), and the sign of the cost stays the verdict.
+
+Shapes: K levels, ``...`` any batch shape.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from safe_rlhf_v.functional.masked import full_precision
+
+MIN_GAP = 0.05
+"""Smallest distance of neighbouring thresholds: no level can vanish in float32."""
+
+
+def thresholds_from_gaps(free_gaps: Tensor, anchor: int) -> Tensor:
+    """(K-1,) strictly increasing thresholds with ``thresholds[anchor] == 0``, for any free numbers.
+
+    Args:
+        free_gaps: (K-2,) free parameters; neighbours lie softplus(free) + :data:`MIN_GAP` apart.
+        anchor: Which threshold is 0.
+    """
+    steps = F.softplus(full_precision(free_gaps)) + MIN_GAP  # (K-2,)
+    above = steps[anchor:].cumsum(0)
+    below = -steps[:anchor].flip(0).cumsum(0).flip(0)
+    return torch.cat([below, steps.new_zeros(1), above])
+
+
+def gaps_from_thresholds(thresholds: Tensor) -> Tensor:
+    """(K-2,) free parameters from which :func:`thresholds_from_gaps` makes these thresholds (up to a shift).
+
+    Raises:
+        ValueError: If neighbours are not more than :data:`MIN_GAP` apart.
+    """
+    excess = full_precision(thresholds).diff() - MIN_GAP
+    if not bool((excess > 0).all()):
+        raise ValueError(f"thresholds must increase by more than {MIN_GAP}, got {thresholds.tolist()}")
+    return excess + torch.log(-torch.expm1(-excess))  # inverse of softplus
+
+
+def log1mexp(x: Tensor) -> Tensor:
+    """log(1 - exp(-x)) for x > 0 without cancellation (Maechler, "Accurately computing log(1 - exp(-|a|))", 2012)."""
+    small = x < math.log(2)
+    near = torch.log(-torch.expm1(-torch.where(small, x, 1.0)))
+    return torch.where(small, near, torch.log1p(-torch.exp(-torch.where(small, 1.0, x))))
+
+
+def level_log_probs(latent: Tensor, thresholds: Tensor) -> Tensor:
+    r"""(..., K) log-probability of each level.
+
+    A middle level's probability is :math:`\sigma(u) - \sigma(l)` with u = f - theta_{k-1} > l = f - theta_k; its logarithm
+    is computed as :math:`\log\sigma(u) + \log\sigma(-l) + \log(1 - e^{l-u})`: nothing cancels, and l - u does not depend
+    on f.
+
+    Args:
+        latent: (...) float.
+        thresholds: (K-1,) strictly increasing.
+    """
+    logits = full_precision(latent)[..., None] - thresholds  # (..., K-1), decreasing
+    above, below = F.logsigmoid(logits), F.logsigmoid(-logits)
+    middle = above[..., :-1] + below[..., 1:] + log1mexp(thresholds.diff())  # (..., K-2)
+    return torch.cat([below[..., :1], middle, above[..., -1:]], dim=-1)
+
+
+def ordinal_loss(latent: Tensor, thresholds: Tensor, levels: Tensor) -> Tensor:
+    """(...) negative log-likelihood of the levels.
+
+    Args:
+        latent: (...) float.
+        thresholds: (K-1,) strictly increasing.
+        levels: (...) int64 in 0..K-1.
+    """
+    return -level_log_probs(latent, thresholds).gather(-1, levels[..., None]).squeeze(-1)
+
+
+def expected_level(log_probs: Tensor, lowest: int = 0) -> Tensor:
+    """(...) mean level of (..., K) log-probabilities, the first level being ``lowest``."""
+    levels = torch.arange(log_probs.shape[-1], device=log_probs.device) + lowest
+    return (log_probs.exp() * levels).sum(-1)
+
+
+def prob_below(latent: Tensor, thresholds: Tensor, level: int) -> Tensor:
+    """(...) P(level index < ``level``), ``level`` in 1..K-1: one sigmoid, no sum.
+
+    Args:
+        latent: (...) float.
+        thresholds: (K-1,) strictly increasing.
+        level: Class index.
+    """
+    return torch.sigmoid(thresholds[level - 1] - full_precision(latent))

@@ -1,0 +1,239 @@
+"""What a vision-language backbone offers, and all of it that does not depend on the model family.
+
+A family (``clip_decoder.py``, ``hf_vlm.py``) tokenises prompts, encodes images and runs its trunk; layout, caching,
+gathering, log-probabilities and sampling are here once. Nothing here builds full-vocabulary logits for more positions
+than asked for.
+
+Shapes: B rows, S columns, N responses, R response tokens, D hidden, M images, P image tokens, V vocabulary.
+"""
+
+from abc import ABC, abstractmethod
+from collections import OrderedDict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from safe_rlhf_v.batches import Prompts
+from safe_rlhf_v.functional.language import token_log_probs
+from safe_rlhf_v.models.layout import PaddingSide, PromptTokens, layout, position_ids, visibility
+from safe_rlhf_v.models.types import ImageFeatures, ImageInputs, ResponseStates, TokenBatch
+
+
+class Prepared(NamedTuple):
+    """Inputs of one forward: token rows and the images they refer to."""
+
+    tokens: TokenBatch
+    images: ImageInputs
+
+
+class Backbone(nn.Module, ABC):
+    """A vision-language model seen from a scorer, a policy or a guard.
+
+    Attributes:
+        tokenizer: The Hugging Face tokenizer.
+        hidden_size: D.
+        image_shape: (P, D_image) of ``ResponseStates.images``; P = 1 (mean-pooled) where the number of tokens varies.
+        banned_ids: Token ids that must never be sampled (image placeholders, padding, ...).
+        max_length: Most tokens of prompt + response; ``None`` for no limit.
+    """
+
+    tokenizer: Any
+    hidden_size: int
+    image_shape: tuple[int, int]
+    banned_ids: tuple[int, ...]
+    max_length: int | None = None
+
+    def __init__(self, feature_cache: int = 0) -> None:
+        """Args:
+        feature_cache: Most images whose features are kept (0 = none). Only for a frozen tower.
+        """
+        super().__init__()
+        self._cache: OrderedDict[str, tuple[Tensor, tuple[Tensor, ...]]] = OrderedDict()
+        self._cache_size = feature_cache
+
+    # --- what a family provides -------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def prepare_prompts(self, prompts: Prompts) -> tuple[PromptTokens, ImageInputs]:
+        """Tokenise prompts (chat template, placeholders expanded, no end token) and preprocess their images."""
+
+    @abstractmethod
+    def encode(self, images: ImageInputs) -> ImageFeatures:
+        """Run the tower; no cache."""
+
+    @abstractmethod
+    def trunk(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        positions: Tensor,
+        features: ImageFeatures | None,
+        extras: dict[str, Tensor],
+        cache: Any | None = None,
+    ) -> Tensor:
+        """(B, L, D) hidden states after the final norm, without the LM head.
+
+        Args:
+            input_ids: (B, L) new tokens.
+            attention_mask: (B, S) bool over cached + new tokens, or (B, 1, L, S) bool where True may be read.
+            positions: What :meth:`positions` gave, for the new tokens.
+            features: Features of every image placement, in the order their placeholders stand in ``input_ids`` read row
+                by row; ``None`` when there are none.
+            extras: ``TokenBatch.extras``.
+            cache: A transformers ``Cache`` to read and extend, or ``None``.
+        """
+
+    @property
+    @abstractmethod
+    def lm_head(self) -> nn.Module:
+        """Maps (..., D) to (..., V) logits."""
+
+    @abstractmethod
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write weights (safetensors), config and tokenizer as plain files."""
+
+    def positions(self, tokens: TokenBatch) -> Tensor:
+        """Position ids (B, S), or (3, B, S) for families with multi-axis rotary embeddings."""
+        return position_ids(tokens)
+
+    def visibility(self, tokens: TokenBatch) -> Tensor:
+        """(B, 1, S, S) bool mask of a packed batch."""
+        return visibility(tokens)
+
+    # --- what follows from it ---------------------------------------------------------------------------------------
+
+    def prepare(
+        self,
+        prompts: Prompts,
+        responses: Sequence[Sequence[str]] | None = None,
+        *,
+        packed: bool = False,
+        side: PaddingSide = "right",
+    ) -> Prepared:
+        """Tokenise prompts and responses into one batch, on the CPU.
+
+        Args:
+            prompts: B prompts.
+            responses: Per prompt its K responses; ``None`` prepares for generation (left-padded prompts).
+            packed: One row per prompt instead of one per response.
+            side: Padding side.
+
+        Raises:
+            ValueError: If a prompt alone is longer than ``max_length`` (a prompt is never truncated).
+        """
+        prompt_tokens, images = self.prepare_prompts(prompts)
+        if responses is None:
+            for ids in prompt_tokens.ids:
+                self.room(len(ids))
+            tokens = layout(prompt_tokens, [[] for _ in prompt_tokens.ids], pad_id=self.pad_id, side="left")
+        else:
+            answers = [
+                [self.response_ids(text, len(ids)) for text in row]
+                for ids, row in zip(prompt_tokens.ids, responses, strict=True)
+            ]
+            tokens = layout(prompt_tokens, answers, pad_id=self.pad_id, packed=packed, side=side)
+        return Prepared(tokens, images)
+
+    @property
+    def pad_id(self) -> int:
+        """Id written into padding; never attended to."""
+        pad = self.tokenizer.pad_token_id
+        return int(self.tokenizer.eos_token_id if pad is None else pad)
+
+    @property
+    def eos_id(self) -> int:
+        """Id of the end token, the last token of every complete response."""
+        return int(self.tokenizer.eos_token_id)
+
+    def response_ids(self, text: str, prompt_length: int = 0) -> list[int]:
+        """Token ids of a response with exactly one end token, cut (losing the end token) at ``max_length``.
+
+        Special tokens spelled out in ``text`` are plain text: a response cannot hold a placeholder or an early end.
+
+        Raises:
+            ValueError: If ``max_length`` leaves no room for a single response token.
+        """
+        found = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        return [*found, self.eos_id][: self.room(prompt_length)]
+
+    def room(self, prompt_length: int) -> int | None:
+        """Most response tokens behind a prompt of that length, ``None`` for no limit.
+
+        Raises:
+            ValueError: If ``max_length`` leaves no room for a single response token.
+        """
+        if self.max_length is None:
+            return None
+        room = self.max_length - prompt_length
+        if room < 1:
+            raise ValueError(
+                f"a prompt has {prompt_length} tokens and max_length is {self.max_length}: prompts are never truncated; "
+                "raise max_length or lower the image's pixel budget"
+            )
+        return room
+
+    def encode_images(self, images: ImageInputs) -> ImageFeatures:
+        """Features of every image, from the cache where possible (only the missing, distinct images are encoded)."""
+        if not self._cache_size:
+            return self.encode(images)
+        missing = [i for i, key in enumerate(images.ids) if key not in self._cache]
+        first = {images.ids[i]: i for i in reversed(missing)}
+        if first:
+            chosen = sorted(first.values())
+            with torch.no_grad():
+                new = self.encode(self.select_images(images, chosen))
+            fresh = {images.ids[i]: (new.tokens[j], new.levels[j]) for j, i in enumerate(chosen)}
+        else:
+            fresh = {}
+        found = [fresh[key] if key in fresh else self._cache[key] for key in images.ids]
+        for key, value in zip(images.ids, found, strict=True):
+            self._cache[key] = value
+            self._cache.move_to_end(key)
+        while len(self._cache) > self._cache_size:
+            self._cache.popitem(last=False)
+        return ImageFeatures(tuple(tokens for tokens, _ in found), tuple(levels for _, levels in found))
+
+    def select_images(self, images: ImageInputs, index: list[int]) -> ImageInputs:
+        """The images at ``index``; families whose first pixel dimension is not the image override it."""
+        pixels = {name: value[index] for name, value in images.pixels.items()}
+        return ImageInputs(pixels, tuple(images.ids[i] for i in index))
+
+    def forward(self, tokens: TokenBatch, features: ImageFeatures) -> Tensor:
+        """(B, S, D) hidden states of every token row."""
+        packed = bool((tokens.segments > 1).any())
+        mask = self.visibility(tokens) if packed else tokens.attention_mask
+        placed = features.take(tokens.image_index)
+        return self.trunk(tokens.input_ids, mask, self.positions(tokens), placed, tokens.extras)
+
+    def response_states(self, prepared: Prepared, *, log_probs: bool = False) -> ResponseStates:
+        """One forward, read at the responses: everything a head needs.
+
+        Args:
+            prepared: What :meth:`prepare` gave, moved to the model's device.
+            log_probs: Also compute each response token's log-probability (LM head at N x R positions only).
+        """
+        features = self.encode_images(prepared.images)
+        tokens = prepared.tokens
+        hidden = self(tokens, features)  # (B, S, D)
+        rows = tokens.response_row
+        at = hidden[rows[:, None], tokens.response_index] * tokens.response_mask[..., None]  # (N, R, D)
+        prompt = hidden[rows, tokens.prompt_end]  # (N, D)
+        logp = None
+        if log_probs:
+            before = torch.cat([prompt[:, None], at[:, :-1]], dim=1)  # (N, R, D)
+            targets = tokens.input_ids[rows[:, None], tokens.response_index]  # (N, R)
+            logp = token_log_probs(before, self.lm_head, targets, tokens.response_mask)
+        return ResponseStates(at, prompt, tokens.response_mask, logp, self.image_states(tokens, features))
+
+    def image_states(self, tokens: TokenBatch, features: ImageFeatures) -> Tensor:
+        """(N, P, D_image): tokens of the first image of each response's row, zeros where it has none."""
+        p, d = self.image_shape
+        empty = tokens.response_mask.new_zeros(p, d, dtype=torch.float32)
+        first: dict[int, Tensor] = {}
+        for row, image in zip(tokens.image_row.tolist(), tokens.image_index.tolist(), strict=True):
+            value = features.tokens[image]
+            first.setdefault(row, value if value.shape[0] == p else value.mean(0, keepdim=True))
+        return torch.stack([first.get(row, empty).to(empty.dtype) for row in tokens.response_row.tolist()])

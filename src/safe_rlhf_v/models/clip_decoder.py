@@ -1,0 +1,203 @@
+"""A LLaVA-like backbone: an open_clip tower, a projector and any causal decoder (LLaVA, arXiv 2304.08485).
+
+Built offline from configs (tiny by default), or from pretrained parts by name, local folder or GGUF file.
+
+Shapes: B rows, S columns, M images, P image tokens, D hidden.
+"""
+
+import json
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from safe_rlhf_v.batches import Prompts
+from safe_rlhf_v.models.backbone import Backbone
+from safe_rlhf_v.models.corpus_tokenizer import IMAGE_TOKEN
+from safe_rlhf_v.models.images import fit_square
+from safe_rlhf_v.models.layout import PromptTokens
+from safe_rlhf_v.models.lora import LoraSettings, apply_lora
+from safe_rlhf_v.models.tower import SlotResampler, SlotSettings, Tower, TowerSettings
+from safe_rlhf_v.models.types import ImageFeatures, ImageInputs
+
+
+class ClipDecoder(Backbone):
+    """Tower tokens, projected, stand in the prompt where the image placeholder stands.
+
+    YAML::
+
+        backbone:
+          class_path: safe_rlhf_v.models.ClipDecoder
+          init_args:
+            tokenizer: data/world/tokenizer
+            tower: {vision_cfg: {layers: [1, 1, 1, 1], width: 16, image_size: 64}}
+            decoder: {model_type: llama, hidden_size: 128, num_hidden_layers: 2}
+    """
+
+    def __init__(
+        self,
+        tokenizer: str,
+        tower: TowerSettings,
+        decoder: str | dict[str, Any],
+        slots: SlotSettings | None = None,
+        template: str = "<bos> <image> {question} <answer>",
+        projector_layers: int = 2,
+        freeze_tower: bool = True,
+        freeze_projector: bool = False,
+        freeze_decoder: bool = False,
+        lora: LoraSettings | None = None,
+        max_length: int | None = None,
+        feature_cache: int = 0,
+        gguf_file: str | None = None,
+        dtype: str = "float32",
+    ) -> None:
+        """Args:
+        tokenizer: Folder or hub name of a Hugging Face tokenizer.
+        tower: The vision tower.
+        decoder: A causal language model by hub name or local folder, or its config (``model_type`` and fields) for random
+            weights.
+        slots: Resample the tower's tokens to a few (tiny models); ``None`` keeps them all.
+        template: Prompt text; ``<image>`` marks where each image goes, ``{question}`` the question.
+        projector_layers: 1 linear, 2 the two-layer GELU projector of LLaVA-1.5.
+        freeze_tower: No gradients into tower and resampler; then their features can be cached.
+        freeze_projector: No gradients into the projector.
+        freeze_decoder: No gradients into the decoder (but into its LoRA).
+        lora: Train low-rank adapters of the decoder instead of its weights.
+        max_length: Most tokens of prompt + response.
+        feature_cache: Most images whose features are kept; 0 for none. Needs ``freeze_tower``.
+        gguf_file: Name of a GGUF file inside ``decoder``.
+        dtype: Dtype of the decoder's weights.
+
+        Raises:
+            ValueError: If the template lacks a part, or features of a trained tower would be cached.
+        """
+        super().__init__(feature_cache)
+        if template.count(IMAGE_TOKEN) != 1 or "{question}" not in template:
+            raise ValueError(f"template must contain {IMAGE_TOKEN} once and {{question}}, not {template!r}")
+        if feature_cache and not freeze_tower:
+            raise ValueError("feature_cache needs freeze_tower: true (features of a tower in training go stale)")
+        from transformers import AutoTokenizer
+
+        self.tokenizer = AutoTokenizer.from_pretrained(tokenizer)
+        self.image_id = int(self.tokenizer.convert_tokens_to_ids(IMAGE_TOKEN))
+        if self.image_id == self.tokenizer.unk_token_id or self.image_id is None:
+            self.tokenizer.add_special_tokens({"additional_special_tokens": [IMAGE_TOKEN]})
+            self.image_id = int(self.tokenizer.convert_tokens_to_ids(IMAGE_TOKEN))
+        self.template, self.max_length = template, max_length
+        self.tower = Tower(tower)
+        self.resampler = SlotResampler(slots, self.tower.shape) if slots else None
+        self.image_shape = self.resampler.shape if self.resampler else self.tower.shape
+        self.decoder = _build_decoder(decoder, len(self.tokenizer), gguf_file, getattr(torch, dtype))
+        self.hidden_size = int(self.decoder.config.hidden_size)
+        self.projector = _projector(self.image_shape[1], self.hidden_size, projector_layers)
+        specials = set(self.tokenizer.all_special_ids) - {self.eos_id}
+        self.banned_ids = tuple(sorted(specials | {self.image_id}))
+        self.freeze_tower = freeze_tower
+        for module, frozen in (
+            (self.tower, freeze_tower),
+            (self.resampler, freeze_tower),
+            (self.projector, freeze_projector),
+            (self.decoder, freeze_decoder),
+        ):
+            if frozen and module is not None:
+                module.requires_grad_(False)
+        if lora is not None:
+            apply_lora(self.decoder, lora)
+
+    def train(self, mode: bool = True) -> Self:
+        """Set training mode; a frozen tower stays in evaluation mode (its batch norms must not move)."""
+        super().train(mode)
+        if self.freeze_tower:
+            self.tower.eval()
+        return self
+
+    def prepare_prompts(self, prompts: Prompts) -> tuple[PromptTokens, ImageInputs]:
+        """Fill the template; an image becomes P placeholders, a prompt without images has none."""
+        ids, image_prompt, pixels, image_ids = [], [], [], []
+        for p, (row, names, question) in enumerate(
+            zip(prompts.images, prompts.image_ids, prompts.questions, strict=True)
+        ):
+            slot = " ".join([IMAGE_TOKEN] * (len(row) * self.image_shape[0]))
+            # The question goes in last and its special tokens are text: user input cannot smuggle in a placeholder.
+            head, tail = self.template.replace(IMAGE_TOKEN, slot).split("{question}")
+            ids.append([*self._encode(head), *self._encode(question, special=False), *self._encode(tail)])
+            image_prompt += [p] * len(row)
+            pixels += [fit_square(image, self.tower.image_size) for image in row]
+            image_ids += names
+        size = self.tower.image_size
+        stacked = torch.stack(pixels) if pixels else torch.empty(0, size, size, 3, dtype=torch.uint8)
+        return PromptTokens(ids, image_prompt), ImageInputs({"pixels": stacked}, tuple(image_ids))
+
+    def _encode(self, text: str, special: bool = True) -> list[int]:
+        found = self.tokenizer(text, add_special_tokens=False, split_special_tokens=not special)["input_ids"]
+        return [int(i) for i in found]
+
+    def encode(self, images: ImageInputs) -> ImageFeatures:
+        """Tower and resampler, before the projector."""
+        tokens = self.tower(images.pixels["pixels"])  # (M, P, C)
+        if self.resampler is not None:
+            tokens = self.resampler(tokens)
+        return ImageFeatures(tuple(tokens.unbind(0)), ((),) * len(tokens))
+
+    def trunk(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        positions: Tensor,
+        features: ImageFeatures | None,
+        extras: dict[str, Tensor],
+        cache: Any | None = None,
+    ) -> Tensor:
+        """(B, L, D) hidden states of the decoder after its final norm."""
+        embeddings = self.decoder.get_input_embeddings()(input_ids)  # (B, L, D)
+        if features is not None and features.tokens:
+            projected = self.projector(torch.cat(features.tokens)).to(embeddings.dtype)  # (E * P, D)
+            place = (input_ids == self.image_id)[..., None].expand_as(embeddings)
+            embeddings = embeddings.masked_scatter(place, projected)
+        out = self.decoder.base_model(
+            inputs_embeds=embeddings,
+            attention_mask=attention_mask if attention_mask.dim() == 4 else attention_mask.long(),
+            position_ids=positions,
+            past_key_values=cache,
+            use_cache=cache is not None,
+        )
+        return out.last_hidden_state  # type: ignore[no-any-return]
+
+    @property
+    def lm_head(self) -> nn.Module:
+        """The decoder's output embeddings."""
+        return self.decoder.get_output_embeddings()  # type: ignore[no-any-return]
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write ``decoder/`` and ``tokenizer/`` as Hugging Face folders, tower and projector as safetensors."""
+        from safetensors.torch import save_file
+
+        folder = Path(folder)
+        self.decoder.save_pretrained(folder / "decoder")
+        self.tokenizer.save_pretrained(folder / "tokenizer")
+        rest = {k: v.contiguous() for k, v in self.state_dict().items() if not k.startswith("decoder.")}
+        save_file(rest, folder / "vision.safetensors")
+        (folder / "clip_decoder.json").write_text(json.dumps({"template": self.template}, indent=2))
+
+
+def _projector(d_in: int, d_out: int, layers: int) -> nn.Sequential:
+    """Linear layers with GELU between."""
+    parts: list[nn.Module] = [nn.Linear(d_in, d_out)]
+    for _ in range(layers - 1):
+        parts += [nn.GELU(), nn.Linear(d_out, d_out)]
+    return nn.Sequential(*parts)
+
+
+def _build_decoder(decoder: str | dict[str, Any], vocabulary: int, gguf_file: str | None, dtype: torch.dtype) -> Any:
+    """A causal language model whose vocabulary covers the tokenizer."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    if isinstance(decoder, dict):
+        config = AutoConfig.for_model(**{**decoder, "vocab_size": vocabulary})
+        return AutoModelForCausalLM.from_config(config, dtype=dtype)
+    options = {"gguf_file": gguf_file} if gguf_file else {}
+    model = AutoModelForCausalLM.from_pretrained(decoder, dtype=dtype, **options)
+    if model.get_input_embeddings().num_embeddings < vocabulary:
+        model.resize_token_embeddings(vocabulary)
+    return model

@@ -1,0 +1,156 @@
+"""Heads that turn response states into scores.
+
+Shapes: N responses, R response tokens, D hidden, P image tokens, K outputs per response.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from safe_rlhf_v.models.backbone import Backbone
+from safe_rlhf_v.models.types import ResponseStates
+
+
+class Head(nn.Module, ABC):
+    """Scores N responses from their states; parameters and arithmetic stay float32 under every precision setting.
+
+    Attributes:
+        needs_log_probs: Whether ``ResponseStates.log_probs`` must be filled.
+    """
+
+    needs_log_probs: bool = False
+
+    @abstractmethod
+    def scores(self, states: ResponseStates) -> Tensor:
+        """(N, K) float32 scores of float32 states."""
+
+    def forward(self, states: ResponseStates) -> Tensor:
+        """(N, K) float32 scores; autocast is off inside."""
+        with torch.autocast(states.hidden.device.type, enabled=False):
+            floats = [x.float() if isinstance(x, Tensor) and x.is_floating_point() else x for x in states]
+            return self.scores(ResponseStates(*floats))
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Move, but never cast: half-precision scores lose ties and small differences."""
+
+        def move(tensor: Tensor) -> Tensor:
+            new = fn(tensor)
+            return new if new.dtype == tensor.dtype else tensor.to(new.device)
+
+        return super()._apply(move, recurse)
+
+
+def last_state(states: ResponseStates) -> Tensor:
+    """(N, D) hidden state at the last valid response token, found from the mask; the prompt's last if there is none."""
+    length = states.mask.sum(1)  # (N,)
+    last = states.hidden[torch.arange(len(length), device=length.device), (length - 1).clamp(min=0)]
+    return torch.where(length[:, None] > 0, last, states.prompt)
+
+
+class ScalarHead(Head):
+    """A linear score of the last valid token: s = w . h_T (+ b), as Safe RLHF-V's reward and cost models (bias-free).
+
+    YAML::
+
+        head:
+          class_path: safe_rlhf_v.models.ScalarHead
+    """
+
+    def __init__(self, backbone: Backbone, outputs: int = 1, bias: bool = False) -> None:
+        """Args:
+        backbone: Whose states are read.
+        outputs: K.
+        bias: Add b.
+        """
+        super().__init__()
+        self.linear = nn.Linear(backbone.hidden_size, outputs, bias=bias, dtype=torch.float32)
+        nn.init.normal_(self.linear.weight, std=1 / (backbone.hidden_size + 1) ** 0.5)
+
+    def scores(self, states: ResponseStates) -> Tensor:
+        """(N, K)."""
+        return self.linear(last_state(states))  # type: ignore[no-any-return]
+
+    def token_scores(self, states: ResponseStates) -> Tensor:
+        """(N, R, K) score at every response token, 0 where masked."""
+        return self.linear(states.hidden.float()) * states.mask[..., None]  # type: ignore[no-any-return]
+
+
+class EvidenceHead(Head):
+    """Gated surprisal with late fusion over the image tokens, for models too small to learn to look at the picture.
+
+    A model trained to answer already knows which words fit the picture: their log-probability. The gate learns which words
+    matter, the fusion multiplies a mismatch with what the picture shows::
+
+        l_t = max(log p(y_t | h_{t-1}), floor)
+        s   = w . h_T + b + 1/4 sum_t (g . h_t + g0) l_t
+        s  += MLP[h_T ; mean_t h_t ; v_1..v_P ; 1/4 sum_t (G h_t) l_t]        (fusion)
+
+    YAML::
+
+        head:
+          class_path: safe_rlhf_v.models.EvidenceHead
+          init_args: {fusion: 256}
+    """
+
+    needs_log_probs = True
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        outputs: int = 1,
+        gate: bool = True,
+        fusion: int = 0,
+        channels: int = 8,
+        floor: float = -8.0,
+    ) -> None:
+        """Args:
+        backbone: Whose states and image tokens are read.
+        outputs: K.
+        gate: Read the gated surprisal; off leaves h_T (and the fusion), to measure what it brings.
+        fusion: Hidden units of the fusion MLP, 0 for none.
+        channels: Rows of G.
+        floor: Lowest log-probability counted, so that one impossible word cannot drown the rest.
+        """
+        super().__init__()
+        d = backbone.hidden_size
+        p, d_image = backbone.image_shape
+        self.floor = floor
+        self.end = nn.Linear(d, outputs)
+        self.gate = nn.Linear(d, outputs) if gate else None
+        self.channels = nn.Linear(d, channels, bias=False) if fusion and gate else None
+        self.fusion = None
+        for layer, bias in ((self.end, 0.0), (self.gate, 0.2)):
+            if layer is not None:
+                nn.init.normal_(layer.weight, std=0.02)
+                nn.init.constant_(layer.bias, bias)
+        if self.channels is not None:
+            nn.init.normal_(self.channels.weight, std=0.05)
+        if fusion:
+            width = 2 * d + p * d_image + (channels if gate else 0)
+            self.fusion = nn.Sequential(nn.Linear(width, fusion), nn.GELU(), nn.Linear(fusion, outputs))
+            nn.init.normal_(self.fusion[2].weight, std=0.02)
+
+    def scores(self, states: ResponseStates) -> Tensor:
+        """(N, K).
+
+        Raises:
+            ValueError: If the states carry no log-probabilities.
+        """
+        if states.log_probs is None:
+            raise ValueError("EvidenceHead needs response log-probabilities: ask response_states(..., log_probs=True)")
+        end = last_state(states)  # (N, D)
+        surprisal = states.log_probs.clamp(min=self.floor) * states.mask / 4  # (N, R)
+        score = self.end(end)  # (N, K)
+        if self.gate is not None:
+            score = score + (self.gate(states.hidden) * surprisal[..., None]).sum(1)
+        if self.fusion is not None:
+            count = states.mask.sum(1, keepdim=True).clamp(min=1)
+            mean = (states.hidden * states.mask[..., None]).sum(1) / count
+            parts: list[Any] = [end, mean, states.images.flatten(1)]
+            if self.channels is not None:
+                parts.append((self.channels(states.hidden) * surprisal[..., None]).sum(1))
+            score = score + self.fusion(torch.cat(parts, dim=-1))
+        return score  # type: ignore[no-any-return]

@@ -1,0 +1,268 @@
+"""Everything about Hugging Face vision-language models that depends on the family or the transformers version.
+
+Written for transformers 5.18 and later (``mm_encoder_outputs``); ``tests/models/test_hf_contract.py`` checks eight
+families against the installed version. Attention masks are in ``hf_masks.py``.
+
+Shapes: M images, U units (tiles or patches; several make one image), P image tokens, D hidden.
+"""
+
+import inspect
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from safe_rlhf_v.models.types import ImageFeatures, ImageInputs
+
+BIDIRECTIONAL_IMAGES = frozenset({"gemma3"})
+"""Model types whose image tokens see each other both ways, handled in ``hf_masks.py``."""
+
+FALLBACK_TEMPLATE = (
+    "{% for m in messages %}{{ m['role'] | upper }}: {{ m['content'] }}"
+    "{% if m['role'] == 'assistant' %}{{ eos_token }}{% endif %}{{ ' ' }}{% endfor %}"
+    "{% if add_generation_prompt %}ASSISTANT:{% endif %}"
+)
+"""Prompt of a processor and tokenizer without chat template: ``USER: <image>\\n{question} ASSISTANT:``."""
+
+_TEXT_FIELDS = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")
+_UNIT_FIELDS = ("pixel_values", "pixel_attention_mask")
+_PROJECTOR = re.compile(r"projector|connector|merger|image_newline")
+
+
+# --- models ---------------------------------------------------------------------------------------------------------
+
+
+def check_supported(model: Any) -> None:
+    """Refuse a family that would run, but wrongly.
+
+    Raises:
+        ValueError: If features cannot be handed in, prompts are read bidirectionally or logits are rescaled.
+    """
+    kind, text = model.config.model_type, model.config.get_text_config()
+    accepted = inspect.signature(model.model.forward).parameters
+    if "mm_encoder_outputs" not in accepted or not hasattr(model.model, "get_image_features"):
+        raise ValueError(f"model_type {kind!r} takes no precomputed image features (mm_encoder_outputs): not supported")
+    prefix = "token_type_ids" in accepted or getattr(text, "use_bidirectional_attention", None)
+    if prefix and kind not in BIDIRECTIONAL_IMAGES:
+        raise ValueError(f"model_type {kind!r} reads its prompt bidirectionally: not supported")
+    for name in ("final_logit_softcapping", "logit_scale", "logits_scaling"):
+        if getattr(text, name, None) not in (None, 1, 1.0):
+            raise ValueError(f"model_type {kind!r} rescales its logits ({name}): not supported")
+
+
+def part_of(name: str) -> str:
+    """``language``, ``projector`` or ``tower``: the part of the model a parameter of that name belongs to."""
+    if re.search(r"(^|\.)(language_model|text_model|lm_head)\.", name):
+        return "language"
+    return "projector" if _PROJECTOR.search(name) else "tower"
+
+
+def enable_checkpointing(model: Any) -> None:
+    """Recompute activations in the backward pass; non-re-entrant, the form that gives adapters their gradients."""
+    renamed = getattr(model, "activation_checkpointing_enable", None)  # since transformers 5.2x
+    (renamed or model.gradient_checkpointing_enable)({"use_reentrant": False})
+
+
+def rope_fields(core: Any, ids: Sequence[int], image_id: int, grids: Tensor | None) -> dict[str, list[int]]:
+    """Multi-axis rotary positions of one prompt as three per-token fields; empty for families with plain positions.
+
+    Args:
+        core: The model without its head.
+        ids: Token ids of the prompt.
+        image_id: Placeholder id.
+        grids: (images of the prompt, 3) time, height and width in patches.
+    """
+    if not hasattr(core, "get_rope_index"):
+        return {}
+    row = torch.tensor([list(ids)])
+    types = (row == image_id).int()
+    positions, _ = core.get_rope_index(row, mm_token_type_ids=types, image_grid_thw=grids)  # (3, 1, T)
+    return {f"position_{axis}": positions[a, 0].tolist() for a, axis in enumerate("thw")}
+
+
+# --- images ---------------------------------------------------------------------------------------------------------
+
+
+def image_tensors(processed: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What the processor made of ONE image: tensors over its U units, others (1, ...), and ``units`` (1,)."""
+    pixels = {name: value for name, value in processed.items() if name not in _TEXT_FIELDS}
+    if pixels["pixel_values"].dim() == 5:  # (1, U, C, H, W)
+        pixels |= {name: pixels[name].flatten(0, 1) for name in _UNIT_FIELDS if name in pixels}
+    return {**pixels, "units": torch.tensor([len(pixels["pixel_values"])])}
+
+
+def stack_images(images: Iterable[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Join the tensors of M images along their first dimension."""
+    found = list(images)
+    return {name: torch.cat([image[name] for image in found]) for name in (found[0] if found else ())}
+
+
+def select_images(images: ImageInputs, index: Sequence[int]) -> ImageInputs:
+    """The images at ``index``, units kept together."""
+    units = images.pixels["units"].tolist()
+    pixels = {}
+    for name, value in images.pixels.items():
+        parts = value.split(units if name in _UNIT_FIELDS else 1)
+        pixels[name] = torch.cat([parts[i] for i in index])
+    return ImageInputs(pixels, tuple(images.ids[i] for i in index))
+
+
+def encode_images(core: Any, images: ImageInputs) -> ImageFeatures:
+    """Tower and projector: per image its tokens as the language model receives them."""
+    count = len(images.ids)
+    if not count:
+        return ImageFeatures((), ())
+    inputs = {name: value for name, value in images.pixels.items() if name != "units"}
+    if "pixel_attention_mask" in inputs:  # these families want (rows, images of a row, ...)
+        inputs = {name: value[:, None] for name, value in inputs.items()}
+    out = core.get_image_features(**inputs, return_dict=True)
+    tokens = [t.reshape(-1, t.shape[-1]) for t in out.pooler_output]
+    if len(tokens) != count:  # one entry per unit
+        ends = images.pixels["units"].cumsum(0).tolist()
+        tokens = [torch.cat(tokens[a:b]) for a, b in zip([0, *ends], ends, strict=False)]
+    layers = getattr(out, "deepstack_features", None) or []  # per layer one tensor per image
+    return ImageFeatures(tuple(tokens), tuple(tuple(layer[i] for layer in layers) for i in range(count)))
+
+
+class _Pooled(tuple[Tensor, ...]):
+    """Per-image tensors; families that expect one joint tensor call ``to`` on it and get one."""
+
+    def to(self, *args: Any, **kwargs: Any) -> Tensor:
+        return torch.cat(self).to(*args, **kwargs)
+
+
+def encoder_outputs(features: ImageFeatures) -> dict[str, Any]:
+    """Features in the form of the ``mm_encoder_outputs`` argument; a fresh object each time, the model may change it."""
+    deepstack = list(zip(*features.levels, strict=True))
+    return {"image": SimpleNamespace(pooler_output=_Pooled(features.tokens), deepstack_features=deepstack)}
+
+
+# --- processors -----------------------------------------------------------------------------------------------------
+
+
+def load_processor(
+    source: str, config: Any, *, min_pixels: int | None = None, max_pixels: int | None = None, **hub: Any
+) -> Any:
+    """The processor of a hub name or folder, images only, always with the Pillow image processor.
+
+    One backend everywhere: with and without torchvision installed, the same picture gives the same numbers.
+
+    Args:
+        source: Hub name or folder.
+        config: Model config.
+        min_pixels: Smallest area of a resized image, for families with a pixel budget.
+        max_pixels: Largest area of a resized image, for families with a pixel budget.
+        hub: ``revision`` and ``local_files_only``.
+
+    Raises:
+        ValueError: If the family has no pixel budget.
+    """
+    from transformers import AutoImageProcessor, AutoTokenizer
+    from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
+
+    images = AutoImageProcessor.from_pretrained(source, backend="pil", **hub)
+    budget = {"shortest_edge": min_pixels, "longest_edge": max_pixels}
+    given = {edge: pixels for edge, pixels in budget.items() if pixels is not None}
+    if given and "max_pixels" not in images.valid_kwargs.__annotations__:
+        raise ValueError(f"min_pixels/max_pixels: model_type {config.model_type!r} has no pixel budget; remove them")
+    if given:
+        images.size = type(images.size)(**{**{k: images.size[k] for k in budget}, **given})
+    settings, _ = PROCESSOR_MAPPING[type(config)].get_processor_dict(source, **hub)
+    return image_only_processor(config, images, AutoTokenizer.from_pretrained(source, **hub), settings)
+
+
+def image_only_processor(config: Any, image_processor: Any, tokenizer: Any, settings: dict[str, Any]) -> Any:
+    """The family's processor without its video part, which would need torchvision.
+
+    Args:
+        config: Model config; its class decides the processor's class.
+        image_processor: The family's image processor.
+        tokenizer: The family's tokenizer.
+        settings: Further constructor arguments (patch size, image sequence length, chat template); others are dropped.
+    """
+    from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
+
+    base = PROCESSOR_MAPPING[type(config)]
+    if config.model_type == "smolvlm":
+        _spare_num2words()
+    signature = inspect.signature(base.__init__)
+    video = {"video_processor": None} if "video_processor" in signature.parameters else {}
+
+    def __init__(self: Any, image_processor: Any, tokenizer: Any, **kwargs: Any) -> None:
+        base.__init__(self, image_processor, tokenizer, **video, **kwargs)
+
+    # Transformers reads the parts of a processor, and what of it to save, from this signature.
+    kept = [p for name, p in signature.parameters.items() if name != "video_processor"]
+    __init__.__signature__ = signature.replace(parameters=kept)  # type: ignore[attr-defined]
+    image_only = type(base.__name__, (base,), {"__init__": __init__, "__module__": base.__module__})
+    names = {p.name for p in kept if p.kind is p.POSITIONAL_OR_KEYWORD} - {"self", "image_processor", "tokenizer"}
+    return image_only(image_processor, tokenizer, **{k: v for k, v in settings.items() if k in names})
+
+
+def _spare_num2words() -> None:
+    """SmolVLM's processor insists on a package that only spells out the number of frames of a video."""
+    from transformers.models.smolvlm import processing_smolvlm
+
+    if processing_smolvlm.num2words is None:
+        processing_smolvlm.num2words = str
+
+
+def save_processor(processor: Any, folder: Path) -> None:
+    """Write processor and tokenizer; the extra image file lets ``AutoProcessor`` derive its video part elsewhere."""
+    processor.save_pretrained(folder)
+    processor.image_processor.save_pretrained(folder)
+
+
+# --- prompts --------------------------------------------------------------------------------------------------------
+
+
+class PromptWriter:
+    """Writes prompts in the model's own chat format.
+
+    The template is the processor's, else the tokenizer's, else :data:`FALLBACK_TEMPLATE`. Control tokens spelled out in a
+    question are broken up by a space (``<image>`` becomes ``< image>``): user text can never act as template.
+
+    Attributes:
+        end_id: Id of the token that ends a response: what the template puts behind one, if the model stops there.
+        banned_ids: Ids that must never be sampled: all special tokens but the end, placeholders, unused rows.
+    """
+
+    def __init__(self, processor: Any, config: Any, generation_config: Any) -> None:
+        self._tokenizer = tokenizer = processor.tokenizer
+        template = processor.chat_template or tokenizer.chat_template or FALLBACK_TEMPLATE
+        self._template = template["default"] if isinstance(template, dict) else template
+        self._placeholder = processor.image_token
+        added = {i: token.content for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+        control = sorted({*added.values(), self._placeholder}, key=len, reverse=True)
+        self._control = re.compile("|".join(re.escape(token) for token in control if len(token) > 1))
+        stops = generation_config.eos_token_id
+        self.end_id = self._end({tokenizer.eos_token_id, *(stops if isinstance(stops, list) else [stops])})
+        named = {v for k, v in config.to_dict().items() if k.endswith(("_token_id", "_token_index")) and type(v) is int}
+        unused = range(len(tokenizer), config.get_text_config().vocab_size)
+        self.banned_ids = tuple(sorted({*added, *named, *unused} - {self.end_id}))
+
+    def write(self, question: str, images: int) -> str:
+        """The prompt with one unexpanded placeholder per image, up to where the response begins."""
+        clean = self._control.sub(lambda found: f"{found[0][0]} {found[0][1:]}", question)
+        return self._render([self._message("user", clean, images)], generate=True)
+
+    def _message(self, role: str, text: str, images: int = 0) -> dict[str, Any]:
+        if "image" in self._template:
+            return {"role": role, "content": [{"type": "image"}] * images + [{"type": "text", "text": text}]}
+        return {"role": role, "content": f"{self._placeholder}\n" * images + text}  # a text-only template
+
+    def _render(self, messages: list[dict[str, Any]], generate: bool) -> str:
+        text = self._tokenizer.apply_chat_template(
+            messages, chat_template=self._template, tokenize=False, add_generation_prompt=generate
+        )
+        return str(text)
+
+    def _end(self, stops: set[int | None]) -> int:
+        mark = "RESPONSE"
+        text = self._render([self._message("user", "?"), self._message("assistant", mark)], generate=False)
+        after = self._tokenizer(text.rpartition(mark)[2], add_special_tokens=False)["input_ids"]
+        return next((int(i) for i in after if i in stops), int(self._tokenizer.eos_token_id))

@@ -1,0 +1,253 @@
+"""Any Hugging Face image-text-to-text model as a backbone.
+
+Images are encoded once and handed to the language model as features; positions and, where needed, masks are always
+explicit, so padding, packing and cached decoding cannot change a number. Remote code is never run.
+
+Shapes: B rows, L new tokens, S columns, M images, D hidden.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import torch
+from torch import Tensor, nn
+
+from safe_rlhf_v.batches import Prompts
+from safe_rlhf_v.models import hf_families as families
+from safe_rlhf_v.models.backbone import Backbone
+from safe_rlhf_v.models.hf_masks import attention_masks, image_blocks, sees_images_both_ways
+from safe_rlhf_v.models.layout import PromptTokens, position_ids
+from safe_rlhf_v.models.lora import LoraSettings, apply_lora, merged_state
+from safe_rlhf_v.models.types import ImageFeatures, ImageInputs, TokenBatch
+
+_ROPE_FIELDS = ("position_t", "position_h", "position_w")
+
+
+class HFVLM(Backbone):
+    """A model of ``AutoModelForImageTextToText``: LLaVA, LLaVA-NeXT, Qwen-VL, SmolVLM, Gemma 3, InternVL and others.
+
+    ``ResponseStates.images`` is the mean of an image's tokens, as their number varies between families and pictures.
+
+    YAML::
+
+        backbone:
+          class_path: safe_rlhf_v.models.HFVLM
+          init_args:
+            model: llava-hf/llava-1.5-7b-hf
+            dtype: bfloat16
+            lora: {r: 64, alpha: 128}
+            max_length: 2048
+            feature_cache: 512
+    """
+
+    def __init__(
+        self,
+        model: str | None = None,
+        config: dict[str, Any] | str | None = None,
+        processor: str | None = None,
+        dtype: Literal["float32", "bfloat16"] = "float32",
+        freeze_tower: bool = True,
+        freeze_projector: bool = True,
+        freeze_language: bool = False,
+        lora: LoraSettings | None = None,
+        max_length: int | None = None,
+        min_pixels: int | None = None,
+        max_pixels: int | None = None,
+        feature_cache: int = 0,
+        gradient_checkpointing: bool = False,
+        revision: str | None = None,
+        local_files_only: bool = False,
+    ) -> None:
+        """Args:
+        model: Hub name or local folder of the weights.
+        config: Instead of ``model``: a config (``model_type`` and fields), hub name or folder for random weights.
+        processor: Hub name or folder of processor and tokenizer; by default where the model or config came from.
+        dtype: Dtype of the weights (rotary frequencies and adapters stay float32).
+        freeze_tower: No gradients into the vision tower.
+        freeze_projector: No gradients into the projector (connector, merger).
+        freeze_language: No gradients into language model and LM head.
+        lora: Train low-rank adapters of the language model instead of its weights.
+        max_length: Most tokens of prompt + response; a prompt is never cut.
+        min_pixels: Smallest area, in pixels, of a resized image (families with a pixel budget, such as Qwen-VL).
+        max_pixels: Largest area, likewise.
+        feature_cache: Most images whose features are kept; 0 for none. Needs tower and projector frozen.
+        gradient_checkpointing: Recompute activations in the backward pass.
+        revision: Hub revision of model, config and processor.
+        local_files_only: Never go to the network.
+
+        Raises:
+            ValueError: If the settings contradict each other or the family is not supported.
+        """
+        super().__init__(feature_cache)
+        if feature_cache and not (freeze_tower and freeze_projector):
+            raise ValueError("feature_cache needs freeze_tower and freeze_projector: true (else its features go stale)")
+        hub = {"revision": revision, "local_files_only": local_files_only}
+        self.model = _build(model, config, getattr(torch, dtype), hub)
+        families.check_supported(self.model)
+        source = processor or model or config
+        if not isinstance(source, str):
+            raise ValueError("processor: name a hub model or folder; a bare config has no tokenizer")
+        self.processor = families.load_processor(
+            source, self.model.config, min_pixels=min_pixels, max_pixels=max_pixels, **hub
+        )
+        self.tokenizer = self.processor.tokenizer
+        self._writer = families.PromptWriter(self.processor, self.model.config, self.model.generation_config)
+        self.banned_ids, self.max_length = self._writer.banned_ids, max_length
+        self.hidden_size = int(self.model.config.get_text_config().hidden_size)
+        self.image_shape = (1, self.hidden_size)
+        self._image_id = int(self.model.config.image_token_id)
+        self._freeze(freeze_tower, freeze_projector, freeze_language, lora)
+        if gradient_checkpointing:
+            families.enable_checkpointing(self.model)
+
+    def _freeze(self, tower: bool, projector: bool, language: bool, lora: LoraSettings | None) -> None:
+        frozen = {"tower": tower, "projector": projector, "language": language or lora is not None}
+        for name, parameter in self.model.named_parameters():
+            parameter.requires_grad_(not frozen[families.part_of(name)])
+        self._frozen_vision = tower and projector
+        self._lora = lora is not None
+        if lora is not None:
+            apply_lora(self.model.model.get_decoder(), lora)
+
+    @property
+    def eos_id(self) -> int:
+        """Id of the end token: what the chat template puts behind a response, where the model stops on it."""
+        return self._writer.end_id
+
+    @property
+    def lm_head(self) -> nn.Module:
+        """The model's output embeddings."""
+        return self.model.get_output_embeddings()  # type: ignore[no-any-return]
+
+    def prepare_prompts(self, prompts: Prompts) -> tuple[PromptTokens, ImageInputs]:
+        """Chat template and processor, row by row and without padding."""
+        ids: list[list[int]] = []
+        image_prompt: list[int] = []
+        fields: dict[str, list[list[int]]] = {}
+        pixels: list[dict[str, Tensor]] = []
+        for p, (row, question) in enumerate(zip(prompts.images, prompts.questions, strict=True)):
+            tokens, found = self._process(question, row)
+            grids = [image["image_grid_thw"] for image in found if "image_grid_thw" in image]
+            joint = torch.cat(grids) if grids else None
+            for name, value in families.rope_fields(self.model.model, tokens, self._image_id, joint).items():
+                fields.setdefault(name, []).append(value)
+            ids.append(tokens)
+            image_prompt += [p] * len(row)
+            pixels += found
+        names = tuple(name for row_ids in prompts.image_ids for name in row_ids)
+        tokens_of = PromptTokens(ids, image_prompt, fields, dict.fromkeys(fields, 0))
+        return tokens_of, ImageInputs(families.stack_images(pixels), names)
+
+    def _process(self, question: str, row: tuple[Tensor, ...]) -> tuple[list[int], list[dict[str, Tensor]]]:
+        """Token ids of one prompt, placeholders expanded, and the tensors of each of its images."""
+        from PIL import Image
+
+        pictures = [Image.fromarray(image.cpu().numpy()) for image in row]
+        text = self._writer.write(question, len(pictures))
+        bos = self.tokenizer.bos_token
+        special = bos is None or not text.startswith(bos)  # a template may write it itself
+        joint = self.processor(
+            text=[text], images=pictures or None, add_special_tokens=special, return_tensors="pt"
+        )
+        tokens = [int(i) for i in joint["input_ids"][0]]
+        if tokens[-1] == self.tokenizer.eos_token_id:  # a tokenizer that ends every text
+            tokens.pop()
+        if len(pictures) <= 1:
+            return tokens, [families.image_tensors(joint) for _ in pictures]
+        mark = self.processor.image_token
+        alone = (self.processor(text=[mark], images=[picture], return_tensors="pt") for picture in pictures)
+        return tokens, [families.image_tensors(image) for image in alone]
+
+    def encode(self, images: ImageInputs) -> ImageFeatures:
+        """Tower and projector, without a graph when both are frozen."""
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self._frozen_vision):
+            found = families.encode_images(self.model.model, images)
+        if not self._cache_size:
+            return found
+        # Clones: a cached slice would keep the features of its whole batch alive.
+        levels = tuple(tuple(level.clone() for level in image) for image in found.levels)
+        return ImageFeatures(tuple(tokens.clone() for tokens in found.tokens), levels)
+
+    def select_images(self, images: ImageInputs, index: list[int]) -> ImageInputs:
+        """The images at ``index``."""
+        return families.select_images(images, index)
+
+    def positions(self, tokens: TokenBatch) -> Tensor:
+        """(B, S), or (3, B, S) for multi-axis rotary embeddings; a response goes on after the prompt's largest."""
+        plain = position_ids(tokens)  # (B, S)
+        if not all(name in tokens.extras for name in _ROPE_FIELDS):
+            return plain
+        axes = torch.stack([tokens.extras[name] for name in _ROPE_FIELDS])  # (3, B, S), 0 outside the prompt
+        shift = axes.amax((0, 2)) + 1 - (tokens.segments == 0).sum(1)  # (B,)
+        return torch.where(tokens.segments > 0, plain + shift[:, None], axes)
+
+    def visibility(self, tokens: TokenBatch) -> Tensor:
+        """(B, 1, S, S) bool mask of a packed batch, image blocks included where the family has them."""
+        seen = super().visibility(tokens)
+        if sees_images_both_ways(self.model):
+            seen = seen | image_blocks(tokens.input_ids, self._image_id)[:, None]
+        return seen
+
+    def trunk(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        positions: Tensor,
+        features: ImageFeatures | None,
+        extras: dict[str, Tensor],
+        cache: Any | None = None,
+    ) -> Tensor:
+        """(B, L, D) hidden states after the final norm; see :meth:`Backbone.trunk`. ``extras`` is not needed."""
+        given = features is not None and len(features.tokens) > 0
+        out = self.model.model(
+            input_ids=input_ids,
+            attention_mask=attention_masks(self.model, input_ids, attention_mask, cache),
+            position_ids=positions,
+            mm_encoder_outputs=families.encoder_outputs(features) if features is not None and given else None,
+            past_key_values=cache,
+            use_cache=cache is not None,
+        )
+        return out.last_hidden_state  # type: ignore[no-any-return]
+
+    def train(self, mode: bool = True) -> Self:
+        """Set training mode; frozen vision parts stay in evaluation mode."""
+        super().train(mode)
+        for part in self.model.model.children():
+            if part is not self.model.model.get_decoder() and not any(p.requires_grad for p in part.parameters()):
+                part.eval()
+        return self
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Move rotary frequencies, but never cast them: in bfloat16 positions blur."""
+        kept = [
+            (module, name, buffer)
+            for module in self.modules()
+            for name, buffer in module._buffers.items()
+            if buffer is not None and name.endswith("inv_freq") and not buffer.is_meta
+        ]
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for module, name, buffer in kept:
+            moved = module._buffers[name]
+            assert moved is not None
+            module._buffers[name] = buffer.to(moved.device)
+        return self
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write an ordinary Hugging Face folder that ``model: folder`` loads again; adapters are added to the weights."""
+        folder = Path(folder)
+        self.model.save_pretrained(folder, state_dict=merged_state(self.model) if self._lora else None)
+        families.save_processor(self.processor, folder)
+
+
+def _build(model: str | None, config: dict[str, Any] | str | None, dtype: torch.dtype, hub: dict[str, Any]) -> Any:
+    """The network, from weights or from a config."""
+    from transformers import AutoConfig, AutoModelForImageTextToText
+
+    if (model is None) == (config is None):
+        raise ValueError("give exactly one of model (weights) and config (random weights)")
+    if model is not None:
+        return AutoModelForImageTextToText.from_pretrained(model, dtype=dtype, **hub)
+    if isinstance(config, str):
+        return AutoModelForImageTextToText.from_config(AutoConfig.from_pretrained(config, **hub), dtype=dtype)
+    return AutoModelForImageTextToText.from_config(AutoConfig.for_model(**(config or {})), dtype=dtype)

@@ -1,0 +1,107 @@
+"""Low-rank adapters (LoRA, arXiv 2106.09685) put into a module in place.
+
+The module tree stays what it was (no wrapper): a targeted linear layer becomes peft's layer with the old one inside it.
+Shapes: a target (out, in) gets A (r, in) and B (out, r); its output grows by ``alpha / r`` x B A x.
+"""
+
+import re
+import warnings
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class LoraSettings:
+    """How adapters look; plain data for YAML.
+
+    YAML::
+
+        lora: {r: 64, alpha: 128, dropout: 0.05, target_modules: [q_proj, v_proj]}
+
+    Attributes:
+        r: Rank.
+        alpha: Scale; the update is multiplied by ``alpha / r``.
+        dropout: Probability of dropping an input of A, in training mode only.
+        target_modules: Names, or ends of dotted names, of the layers to adapt; ``None`` for every linear layer.
+    """
+
+    r: int = 16
+    alpha: float = 32.0
+    dropout: float = 0.0
+    target_modules: tuple[str, ...] | None = None
+
+
+def apply_lora(module: nn.Module, settings: LoraSettings, adapter: str = "default") -> None:
+    """Add an adapter to ``module``; only adapters stay trainable in it.
+
+    B starts at zero, so the module computes what it did before. Adapters are float32 whatever the dtype of the weights
+    (a step of 1e-3 on a bfloat16 weight near 1 is lost). Several adapters may be added under different names.
+
+    Args:
+        module: Changed in place.
+        settings: Rank, scale, targets.
+        adapter: Name of the adapter.
+
+    Raises:
+        ValueError: If no linear layer matches ``target_modules``, or the adapter exists already.
+    """
+    from peft import LoraConfig, inject_adapter_in_model
+
+    names = linear_names(module)
+    wanted = settings.target_modules
+    targets = [n for n in names if wanted is None or any(n == w or n.endswith(f".{w}") for w in wanted)]
+    if not targets:
+        ends = sorted({name.rpartition(".")[2] for name in names})
+        raise ValueError(f"lora.target_modules {list(wanted or [])} match no linear layer; available: {ends}")
+    if any(f"lora_A.{adapter}." in name for name, _ in module.named_parameters()):
+        raise ValueError(f"an adapter named {adapter!r} exists already; choose another name")
+    config = LoraConfig(
+        r=settings.r,
+        lora_alpha=settings.alpha,  # type: ignore[arg-type]  # annotated int, only ever divided
+        lora_dropout=settings.dropout,
+        target_modules="|".join(map(re.escape, targets)),  # a list would match by name endings once more
+    )
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Already found a `peft_config`")  # a second adapter is no accident
+        inject_adapter_in_model(config, module, adapter_name=adapter)
+    for name, parameter in module.named_parameters():
+        parameter.requires_grad_("lora_" in name)
+        if "lora_" in name:
+            parameter.data = parameter.data.float()
+
+
+def linear_names(module: nn.Module) -> list[str]:
+    """Dotted names of the linear layers in ``module``, adapted ones included, adapters' own matrices not."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    adapted = [name for name, part in module.named_modules() if isinstance(part, BaseTunerLayer)]
+    inside = tuple(f"{name}." for name in adapted)
+    plain = [
+        name
+        for name, part in module.named_modules()
+        if isinstance(part, nn.Linear) and not name.startswith(inside) and name not in adapted
+    ]
+    return [*adapted, *plain]
+
+
+def merged_state(module: nn.Module) -> dict[str, Tensor]:
+    """State dict of ``module`` as it was before :func:`apply_lora`, active adapters added to the weights.
+
+    The live module is not touched. Without adapters it is the ordinary state dict.
+    """
+    from peft.tuners.lora import LoraLayer
+
+    state = {
+        name.replace(".base_layer.", "."): value
+        for name, value in module.state_dict().items()
+        if ".lora_" not in name and not name.startswith("lora_")
+    }
+    for name, part in module.named_modules():
+        if isinstance(part, LoraLayer):
+            key = f"{name}.weight"
+            with torch.no_grad():
+                delta = sum(part.get_delta_weight(active).float() for active in part.active_adapters)
+                state[key] = (state[key].float() + delta).to(state[key].dtype)
+    return state

@@ -1,0 +1,137 @@
+"""The vision tower of the LLaVA-like backbone: any open_clip or timm image encoder, and the slot resampler for tiny ones.
+
+Shapes: M images, H x W pixels, C channels, P image tokens, D_image token width.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass
+class TowerSettings:
+    """Which tower to build.
+
+    Attributes:
+        name: An open_clip model name, ``"local-dir:PATH"``, or ``None`` to build ``vision_cfg`` from scratch.
+        pretrained: An open_clip weight tag or a local file; only with ``name``.
+        vision_cfg: open_clip's ``vision_cfg`` (``layers``, ``width``, ``image_size``, ``timm_model_name``, ...); only without
+            ``name``.
+        level: Which intermediate feature map to read: -1 the last block, -2 the one before (as LLaVA does), ...
+    """
+
+    name: str | None = None
+    pretrained: str | None = None
+    vision_cfg: dict[str, Any] = field(default_factory=dict)
+    level: int = -2
+
+
+@dataclass
+class SlotSettings:
+    """A resampler of a few learned queries (Set Transformer style pooling, arXiv 1810.00825) for tiny towers.
+
+    Attributes:
+        slots: Learned queries, one image token each; one more token summarises all but the first of them.
+        width: Token width D_image.
+    """
+
+    slots: int = 5
+    width: int = 128
+
+
+class Tower(nn.Module):
+    """An open_clip image encoder that gives one feature map, flattened to tokens.
+
+    Attributes:
+        image_size: Side of the square input, pixels.
+        shape: (P, D_image) of the tokens.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, settings: TowerSettings) -> None:
+        """Build the tower and drop every block that the chosen level does not need."""
+        super().__init__()
+        self.visual, size = _build_visual(settings)
+        self.level = settings.level
+        self.image_size = int(size[0] if isinstance(size, (tuple, list)) else size)
+        preprocess = getattr(self.visual, "preprocess_cfg", None) or {}
+        for name, default in (
+            ("mean", (0.48145466, 0.4578275, 0.40821073)),  # CLIP's own statistics
+            ("std", (0.26862954, 0.26130258, 0.27577711)),
+        ):
+            value = torch.tensor(preprocess.get(name, default)).view(1, 3, 1, 1) * 255
+            self.register_buffer(name, value, persistent=False)
+        self.eval()
+        tokens = self(torch.zeros(1, self.image_size, self.image_size, 3, dtype=torch.uint8))
+        self.shape = (tokens.shape[1], tokens.shape[2])
+        tokens.sum().backward()
+        _drop_unused(self.visual)
+        self.zero_grad(set_to_none=True)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """(M, P, C) tokens of uint8 pixels (M, H, W, 3), H = W = ``image_size``."""
+        x = (pixels.permute(0, 3, 1, 2).float() - self.mean) / self.std  # (M, 3, H, W)
+        found = self.visual.forward_intermediates(
+            x, indices=[self.level], stop_early=True, intermediates_only=True, output_fmt="NCHW"
+        )
+        return found["image_intermediates"][0].flatten(2).transpose(1, 2)  # type: ignore[no-any-return]
+
+
+def _build_visual(settings: TowerSettings) -> tuple[nn.Module, Any]:
+    """The open_clip visual module and its image size."""
+    import open_clip  # slow (seconds): only when a tower is really built
+
+    if settings.name:
+        model = open_clip.create_model(settings.name, pretrained=settings.pretrained)
+    else:
+        # open_clip builds both towers of a CLIP; the text tower is thrown away, so it is as small as can be.
+        text = {"context_length": 1, "vocab_size": 1, "width": 8, "heads": 1, "layers": 1}
+        model = open_clip.CLIP(embed_dim=8, vision_cfg=dict(settings.vision_cfg), text_cfg=text)
+    return model.visual, model.visual.image_size
+
+
+def _drop_unused(module: nn.Module) -> None:
+    """Replace every submodule none of whose parameters got a gradient, so that no trainable tensor stays untrained."""
+    for name, child in module.named_children():
+        parameters = list(child.parameters())
+        if parameters and all(p.grad is None for p in parameters):
+            setattr(module, name, nn.Identity())
+        else:
+            _drop_unused(child)
+    for parameter in module.parameters(recurse=False):
+        if parameter.grad is None:
+            parameter.requires_grad_(False)
+
+
+class SlotResampler(nn.Module):
+    """P tower tokens to ``slots + 1`` image tokens: learned queries attend once, a last token summarises the slots.
+
+    Attributes:
+        shape: (slots + 1, width).
+    """
+
+    def __init__(self, settings: SlotSettings, tower_shape: tuple[int, int]) -> None:
+        """Build for a tower of shape (P, C)."""
+        super().__init__()
+        tokens, channels = tower_shape
+        k, d = settings.slots, settings.width
+        self.shape = (k + 1, d)
+        self.inputs = nn.Sequential(nn.Linear(channels, d), nn.LayerNorm(d))
+        self.position = nn.Parameter(torch.randn(tokens, d) * 0.02)
+        self.queries = nn.Parameter(torch.randn(k, d) * 0.05)
+        self.output_norm = nn.LayerNorm(d)
+        self.summary = nn.Sequential(
+            nn.Linear((k - 1) * d, 5 * d // 2), nn.GELU(), nn.Linear(5 * d // 2, d), nn.LayerNorm(d)
+        )
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """(M, slots + 1, width) from (M, P, C)."""
+        keys = self.inputs(tokens) + self.position  # (M, P, d)
+        weights = (self.queries @ keys.transpose(1, 2) / 3.0).softmax(-1)  # (M, k, P)
+        slots = self.output_norm(weights @ keys)  # (M, k, d)
+        summary = self.summary(slots[:, 1:].flatten(1))  # (M, d)
+        return torch.cat([slots, summary[:, None]], dim=1)
