@@ -7,25 +7,20 @@ and the field.
 
 import dataclasses
 import json
-import math
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from safe_rlhf_v.taxonomy import MAX_LEVEL, MIN_LEVEL, Taxonomy
+from safe_rlhf_v.record_parsing import Fields, RecordError, check_finite, check_level, parse_json
+from safe_rlhf_v.taxonomy import Taxonomy
+
+__all__ = ["IMAGE_FORMATS", "SCHEMA_VERSION", "Image", "Record", "RecordError", "Response", "Truth"]
 
 SCHEMA_VERSION = 1
-MAX_JSON_BYTES = 1_000_000
 IMAGE_FORMATS = ("jpg", "png", "webp")
 _KEY = re.compile(r"[A-Za-z0-9_\-]{1,128}")
-
-
-class RecordError(ValueError):
-    """A record breaks the schema; the message names key and field."""
-
-    def __init__(self, key: str, where: str, problem: str) -> None:
-        super().__init__(f"record {key!r}, field {where!r}: {problem}")
-        self.key, self.field, self.problem = key, where, problem
+_HASH = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +152,120 @@ class Record:
         Raises:
             RecordError: For anything the schema does not allow.
         """
-        body = _parse(text, key)
-        if key != "?" and body.get("key") != key:
-            raise RecordError(key, "key", f"the JSON says {body.get('key')!r}")
-        return _build(cls, body, images, key).validate()
+        fields = Fields(parse_json(text, key), key)
+        record = _record(fields, images)
+        if key != "?" and record.key != key:
+            raise RecordError(key, "key", f"the JSON says {record.key!r}")
+        return record.validate()
+
+
+def _record(fields: Fields, images: tuple[bytes, ...]) -> Record:
+    """Build a record from its JSON fields and image bytes."""
+    if (schema := fields.take("schema", int)) != SCHEMA_VERSION:
+        raise RecordError(fields.key, "schema", f"is {schema}; this version reads {SCHEMA_VERSION}")
+    described = fields.items("images")
+    if len(described) != len(images):
+        raise RecordError(fields.key, "images", f"describes {len(described)} images, the shard has {len(images)}")
+    record = Record(
+        key=fields.take("key", str),
+        question=fields.take("question", str),
+        images=tuple(
+            _image(Fields(body, fields.key, where), data) for (where, body), data in zip(described, images, strict=True)
+        ),
+        responses=tuple(_response(Fields(body, fields.key, where)) for where, body in fields.items("responses")),
+        category=fields.take("category", str, optional=True),
+        image_severity=fields.take("image_severity", int, optional=True),
+        more_helpful=fields.take("more_helpful", int, optional=True),
+        safer=fields.take("safer", int, optional=True),
+        safety_tie=fields.take("safety_tie", bool),
+        origin=dict(fields.take("origin", dict)),
+        truth=_truth(fields),
+    )
+    fields.done()
+    return record
+
+
+def _image(fields: Fields, data: bytes) -> Image:
+    image = Image(
+        data=data,
+        format=fields.take("format", str),
+        id=fields.take("id", str),
+        sha256=fields.take("sha256", str),
+        width=fields.take("width", int),
+        height=fields.take("height", int),
+    )
+    fields.done()
+    return image
+
+
+def _response(fields: Fields) -> Response:
+    response = Response(
+        text=fields.take("text", str),
+        safety=fields.take("safety", int, optional=True),
+        is_safe=fields.take("is_safe", bool, optional=True),
+        helpfulness=fields.take("helpfulness", float, int, optional=True),
+        source=fields.take("source", str),
+    )
+    fields.done()
+    return response
+
+
+def _truth(fields: Fields) -> Truth | None:
+    body = fields.take("truth", dict, optional=True)
+    if body is None:
+        return None
+    inner = Fields(body, fields.key, "truth")
+    truth = Truth(
+        helpfulness=tuple(inner.take("helpfulness", list)),
+        safety=tuple(inner.take("safety", list)),
+        attributes=dict(inner.take("attributes", dict)),
+        twin=inner.take("twin", str),
+        rule=tuple(inner.take("rule", list)),
+    )
+    inner.done()
+    return truth
+
+
+def _problems(record: Record, taxonomy: Taxonomy | None) -> Iterator[tuple[str, str]]:
+    """Every (field, problem) of a record, cheapest first."""
+    if not _KEY.fullmatch(record.key):
+        yield "key", f"{record.key!r} must be 1-128 letters, digits, '_' or '-' (a dot would split a shard member's name)"
+    for i, image in enumerate(record.images):
+        if image.format not in IMAGE_FORMATS:
+            yield f"images[{i}].format", f"{image.format!r} is not one of {', '.join(IMAGE_FORMATS)}"
+        for name, value in (("id", image.id), ("sha256", image.sha256)):
+            if not _HASH.fullmatch(value):
+                yield f"images[{i}].{name}", "must be 64 hexadecimal digits"
+    for i, response in enumerate(record.responses):
+        if problem := check_level(response.safety):
+            yield f"responses[{i}].safety", problem
+        if problem := check_finite(response.helpfulness):
+            yield f"responses[{i}].helpfulness", problem
+    count = len(record.responses)
+    for name, index in (("more_helpful", record.more_helpful), ("safer", record.safer)):
+        if index is not None and not 0 <= index < count:
+            yield name, f"{index} is not the 0-based index of one of the {count} responses"
+    if taxonomy and record.category is not None and record.category not in taxonomy.categories:
+        yield "category", f"{record.category!r} is not in taxonomy {taxonomy.name!r}: {', '.join(taxonomy.categories)}"
+    if not all(isinstance(k, str) and isinstance(v, str) for k, v in record.origin.items()):
+        yield "origin", "must map strings to strings"
+    if record.truth is not None:
+        yield from _truth_problems(record.truth, count)
+
+
+def _truth_problems(truth: Truth, count: int) -> Iterator[tuple[str, str]]:
+    """Problems of the noise-free values, one entry per response."""
+    for name, values, kinds in (
+        ("helpfulness", truth.helpfulness, (int, float)),
+        ("safety", truth.safety, (int,)),
+        ("rule", truth.rule, (str,)),
+    ):
+        if (name != "rule" or values) and len(values) != count:
+            yield f"truth.{name}", f"has {len(values)} entries for {count} responses"
+        if not all(isinstance(value, kinds) and not isinstance(value, bool) for value in values):
+            yield f"truth.{name}", f"must hold {kinds[-1].__name__}, not {values!r:.80}"
+        elif problem := next((p for v in values if name == "safety" and (p := check_level(v))), None):
+            yield f"truth.{name}", problem
+    for name, value in truth.attributes.items():
+        if not isinstance(value, int) or isinstance(value, bool):
+            yield f"truth.attributes.{name}", f"must be an integer class index, not {value!r:.80}"

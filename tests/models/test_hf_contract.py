@@ -31,7 +31,7 @@ def picture(height: int, width: int, seed: int) -> Tensor:
     return torch.from_numpy(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
 
 
-PICTURES = {"a": picture(30, 62, 0), "b": picture(40, 28, 1), "c": picture(28, 56, 2)}
+PICTURES = {"a": picture(60, 92, 0), "b": picture(60, 28, 1), "c": picture(28, 56, 2)}
 
 
 def prompts(*rows: int) -> Prompts:
@@ -222,6 +222,15 @@ def test_user_text_cannot_act_as_template(vlm: HFVLM) -> None:
     spelled = vlm.prepare(one._replace(questions=(one.questions[0] + nasty,)), [["fine" + nasty]]).tokens.input_ids
     special = torch.tensor(list(vlm.tokenizer.added_tokens_decoder))
     assert torch.isin(spelled, special).sum() == torch.isin(plain, special).sum()
+
+
+def test_answers_depend_on_the_picture(vlm: HFVLM) -> None:
+    """Without it the other tests would prove little: a blind model passes them."""
+    real, other = prompts(1), prompts(1)._replace(images=((picture(60, 92, 5),),), image_ids=(("d",),))
+    tokens = vlm.encode(vlm.prepare_prompts(real)[1]).tokens[0]
+    assert (tokens - tokens.mean(0)).abs().max() > 1e-3  # and from place to place
+    found = [vlm.response_states(vlm.prepare(p, [["no"]])).hidden for p in (real, other)]
+    assert (found[0] - found[1]).abs().max() > 1e-3
 
 
 def test_text_only_batch(vlm: HFVLM) -> None:

@@ -1,7 +1,7 @@
 """Absolute terms of the cost model: what fixes where zero is.
 
-A pair term only orders costs. These terms make cost > 0 mean harmful, which gives a budget on the cost its meaning. All take
-costs of any shape with labels of the same shape and give one loss per response, float32; reduce them with
+A pair term only orders costs. These terms make cost > 0 mean harmful, which gives a budget on the cost its meaning.
+All take costs of any shape with labels of the same shape and give one loss per response, float32; reduce them with
 :func:`~safe_rlhf_v.functional.masked.masked_mean` over the labelled responses.
 """
 
@@ -13,7 +13,7 @@ from safe_rlhf_v.functional.masked import full_precision
 
 
 def sign_loss(costs: Tensor, harmful: Tensor) -> Tensor:
-    r""":math:`-\log\sigma(z c)`, z = +1 harmful, -1 harmless: Safe RLHF (arXiv 2310.12773, eq. 7).
+    r""":math:`-\log\sigma(z c)`, z = +1 harmful, -1 harmless: Safe RLHF (arXiv 2310.12773).
 
     Args:
         costs: Any shape.
@@ -63,3 +63,13 @@ def classifier_loss(
     target = torch.where(harmful, 1.0 - label_smoothing, label_smoothing).to(full_precision(costs).dtype)
     loss = F.binary_cross_entropy_with_logits(full_precision(costs), target, reduction="none")
     return loss * torch.where(harmful, harmful_weight, 1.0)
+
+
+def sign_correct(costs: Tensor, is_safe: Tensor) -> Tensor:
+    """Bool: cost above 0 where unsafe, at most 0 where safe; False for NaN costs and unknown labels.
+
+    Args:
+        costs: Any shape.
+        is_safe: Same shape, int64 1 safe, 0 unsafe, -1 unknown.
+    """
+    return ((is_safe == 0) & (costs > 0)) | ((is_safe == 1) & (costs <= 0))

@@ -1,8 +1,8 @@
 """Sums, means and last values over real entries only.
 
-Masks are bool with the shape of the values, True = real; :func:`masked_mean` and :func:`masked_sum` also take non-negative
-weights. What stands at a masked position never matters, NaN and infinity included: it is replaced before anything is
-computed. Results are float32 (float64 for float64 input).
+Masks are bool with the shape of the values, True = real; :func:`masked_mean` and :func:`masked_sum` also take
+non-negative weights. What stands at a masked position never matters, NaN and infinity included: it is replaced before
+anything is computed. Results are float32 (float64 for float64 input).
 """
 
 import torch
@@ -39,7 +39,7 @@ def masked_mean(values: Tensor, mask: Tensor, dim: int | None = None) -> Tensor:
 
 
 def masked_var(values: Tensor, mask: Tensor, dim: int | None = None, *, unbiased: bool = True) -> Tensor:
-    """Variance of the real values over ``dim`` (everything if None); 0 where fewer than two (unbiased) or none are real.
+    """Variance of the real values over ``dim`` (everything if None); 0 where too few are real.
 
     Args:
         values: Any shape.
@@ -47,8 +47,9 @@ def masked_var(values: Tensor, mask: Tensor, dim: int | None = None, *, unbiased
         dim: Dimension to reduce.
         unbiased: Divide by n - 1 instead of n.
     """
+    values = full_precision(values).masked_fill(~mask, 0.0)
     mean = masked_mean(values, mask, dim)
-    squares = (full_precision(values) - (mean if dim is None else mean.unsqueeze(dim))).square()
+    squares = (values - (mean if dim is None else mean.unsqueeze(dim))).square()
     n = mask.sum() if dim is None else mask.sum(dim)
     return masked_sum(squares, mask, dim) / (n - int(unbiased)).clamp(min=1)
 
@@ -62,8 +63,9 @@ def whiten(values: Tensor, mask: Tensor, *, centre: bool = True, eps: float = 1e
         centre: Also shift the mean to 0; without it the mean is kept.
         eps: Added to the variance.
     """
+    values = full_precision(values).masked_fill(~mask, 0.0)
     mean = masked_mean(values, mask)
-    white = (full_precision(values) - mean) * (masked_var(values, mask) + eps).rsqrt()
+    white = (values - mean) * (masked_var(values, mask) + eps).rsqrt()
     return (white if centre else white + mean).masked_fill(~mask, 0.0)
 
 

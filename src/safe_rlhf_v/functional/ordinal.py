@@ -55,9 +55,9 @@ def log1mexp(x: Tensor) -> Tensor:
 def level_log_probs(latent: Tensor, thresholds: Tensor) -> Tensor:
     r"""(..., K) log-probability of each level.
 
-    A middle level's probability is :math:`\sigma(u) - \sigma(l)` with u = f - theta_{k-1} > l = f - theta_k; its logarithm
-    is computed as :math:`\log\sigma(u) + \log\sigma(-l) + \log(1 - e^{l-u})`: nothing cancels, and l - u does not depend
-    on f.
+    A middle level's probability is :math:`\sigma(u) - \sigma(l)` with u = f - theta_{k-1} > l = f - theta_k. Its
+    logarithm is computed as :math:`\log\sigma(u) + \log\sigma(-l) + \log(1 - e^{l-u})`: nothing cancels, and l - u
+    does not depend on f.
 
     Args:
         latent: (...) float.

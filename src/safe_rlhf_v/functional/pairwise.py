@@ -22,7 +22,7 @@ def bradley_terry(
     .. math:: -(1-\epsilon)\log\sigma(\Delta - m) - \epsilon\log\sigma(-\Delta - m)
 
     m = 0 and :math:`\epsilon` = 0 is the model of Bradley & Terry (Biometrika 39, 1952) as used by Safe RLHF
-    (arXiv 2310.12773, eq. 6) and Safe RLHF-V (arXiv 2503.17682); the margin is that of Llama 2 (arXiv 2307.09288, eq. 2).
+    (arXiv 2310.12773) and Safe RLHF-V (arXiv 2503.17682); the margin is that of Llama 2 (arXiv 2307.09288, eq. 2).
     At :math:`\epsilon` = 1/2 the two orders cost the same: the label says nothing.
 
     Args:

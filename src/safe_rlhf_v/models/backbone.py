@@ -170,8 +170,8 @@ class Backbone(nn.Module, ABC):
         room = self.max_length - prompt_length
         if room < 1:
             raise ValueError(
-                f"a prompt has {prompt_length} tokens and max_length is {self.max_length}: prompts are never truncated; "
-                "raise max_length or lower the image's pixel budget"
+                f"a prompt has {prompt_length} tokens and max_length is {self.max_length}: prompts are never "
+                "truncated; raise max_length or lower the image's pixel budget"
             )
         return room
 

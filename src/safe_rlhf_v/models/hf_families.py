@@ -106,7 +106,7 @@ def select_images(images: ImageInputs, index: Sequence[int]) -> ImageInputs:
     units = images.pixels["units"].tolist()
     pixels = {}
     for name, value in images.pixels.items():
-        parts = value.split(units if name in _UNIT_FIELDS else 1)
+        parts = torch.split(value, units if name in _UNIT_FIELDS else 1)
         pixels[name] = torch.cat([parts[i] for i in index])
     return ImageInputs(pixels, tuple(images.ids[i] for i in index))
 
@@ -136,7 +136,7 @@ class _Pooled(tuple[Tensor, ...]):
 
 
 def encoder_outputs(features: ImageFeatures) -> dict[str, Any]:
-    """Features in the form of the ``mm_encoder_outputs`` argument; a fresh object each time, the model may change it."""
+    """Features as the ``mm_encoder_outputs`` argument; a fresh object each time, for the model may change it."""
     deepstack = list(zip(*features.levels, strict=True))
     return {"image": SimpleNamespace(pooler_output=_Pooled(features.tokens), deepstack_features=deepstack)}
 
@@ -145,7 +145,7 @@ def encoder_outputs(features: ImageFeatures) -> dict[str, Any]:
 
 
 def load_processor(
-    source: str, config: Any, *, min_pixels: int | None = None, max_pixels: int | None = None, **hub: Any
+    source: str, config: Any, min_pixels: int | None = None, max_pixels: int | None = None, **hub: Any
 ) -> Any:
     """The processor of a hub name or folder, images only, always with the Pillow image processor.
 
@@ -164,14 +164,15 @@ def load_processor(
     from transformers import AutoImageProcessor, AutoTokenizer
     from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 
-    images = AutoImageProcessor.from_pretrained(source, backend="pil", **hub)
+    images: Any = AutoImageProcessor.from_pretrained(source, backend="pil", **hub)  # type: ignore[no-untyped-call]
     budget = {"shortest_edge": min_pixels, "longest_edge": max_pixels}
     given = {edge: pixels for edge, pixels in budget.items() if pixels is not None}
     if given and "max_pixels" not in images.valid_kwargs.__annotations__:
         raise ValueError(f"min_pixels/max_pixels: model_type {config.model_type!r} has no pixel budget; remove them")
     if given:
         images.size = type(images.size)(**{**{k: images.size[k] for k in budget}, **given})
-    settings, _ = PROCESSOR_MAPPING[type(config)].get_processor_dict(source, **hub)
+    family: Any = PROCESSOR_MAPPING[type(config)]
+    settings, _ = family.get_processor_dict(source, **hub)
     return image_only_processor(config, images, AutoTokenizer.from_pretrained(source, **hub), settings)
 
 
@@ -186,7 +187,7 @@ def image_only_processor(config: Any, image_processor: Any, tokenizer: Any, sett
     """
     from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 
-    base = PROCESSOR_MAPPING[type(config)]
+    base: Any = PROCESSOR_MAPPING[type(config)]
     if config.model_type == "smolvlm":
         _spare_num2words()
     signature = inspect.signature(base.__init__)
@@ -207,8 +208,9 @@ def _spare_num2words() -> None:
     """SmolVLM's processor insists on a package that only spells out the number of frames of a video."""
     from transformers.models.smolvlm import processing_smolvlm
 
-    if processing_smolvlm.num2words is None:
-        processing_smolvlm.num2words = str
+    module: Any = processing_smolvlm
+    if module.num2words is None:
+        module.num2words = str
 
 
 def save_processor(processor: Any, folder: Path) -> None:
@@ -223,8 +225,8 @@ def save_processor(processor: Any, folder: Path) -> None:
 class PromptWriter:
     """Writes prompts in the model's own chat format.
 
-    The template is the processor's, else the tokenizer's, else :data:`FALLBACK_TEMPLATE`. Control tokens spelled out in a
-    question are broken up by a space (``<image>`` becomes ``< image>``): user text can never act as template.
+    The template is the processor's, else the tokenizer's, else :data:`FALLBACK_TEMPLATE`. Control tokens spelled out
+    in a question are broken up by a space (``<image>`` becomes ``< image>``): user text can never act as template.
 
     Attributes:
         end_id: Id of the token that ends a response: what the template puts behind one, if the model stops there.
@@ -232,6 +234,7 @@ class PromptWriter:
     """
 
     def __init__(self, processor: Any, config: Any, generation_config: Any) -> None:
+        """Read template, control tokens and end token once."""
         self._tokenizer = tokenizer = processor.tokenizer
         template = processor.chat_template or tokenizer.chat_template or FALLBACK_TEMPLATE
         self._template = template["default"] if isinstance(template, dict) else template

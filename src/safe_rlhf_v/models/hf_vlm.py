@@ -59,22 +59,24 @@ class HFVLM(Backbone):
         revision: str | None = None,
         local_files_only: bool = False,
     ) -> None:
-        """Args:
-        model: Hub name or local folder of the weights.
-        config: Instead of ``model``: a config (``model_type`` and fields), hub name or folder for random weights.
-        processor: Hub name or folder of processor and tokenizer; by default where the model or config came from.
-        dtype: Dtype of the weights (rotary frequencies and adapters stay float32).
-        freeze_tower: No gradients into the vision tower.
-        freeze_projector: No gradients into the projector (connector, merger).
-        freeze_language: No gradients into language model and LM head.
-        lora: Train low-rank adapters of the language model instead of its weights.
-        max_length: Most tokens of prompt + response; a prompt is never cut.
-        min_pixels: Smallest area, in pixels, of a resized image (families with a pixel budget, such as Qwen-VL).
-        max_pixels: Largest area, likewise.
-        feature_cache: Most images whose features are kept; 0 for none. Needs tower and projector frozen.
-        gradient_checkpointing: Recompute activations in the backward pass.
-        revision: Hub revision of model, config and processor.
-        local_files_only: Never go to the network.
+        """Load the network and its processor.
+
+        Args:
+            model: Hub name or local folder of the weights.
+            config: Instead of ``model``: a config (``model_type`` and fields), hub name or folder for random weights.
+            processor: Hub name or folder of processor and tokenizer; by default where the model or config came from.
+            dtype: Dtype of the weights (rotary frequencies and adapters stay float32).
+            freeze_tower: No gradients into the vision tower.
+            freeze_projector: No gradients into the projector (connector, merger).
+            freeze_language: No gradients into language model and LM head.
+            lora: Train low-rank adapters of the language model instead of its weights.
+            max_length: Most tokens of prompt + response; a prompt is never cut.
+            min_pixels: Smallest area, in pixels, of a resized image (families with a pixel budget, such as Qwen-VL).
+            max_pixels: Largest area, likewise.
+            feature_cache: Most images whose features are kept; 0 for none. Needs tower and projector frozen.
+            gradient_checkpointing: Recompute activations in the backward pass.
+            revision: Hub revision of model, config and processor.
+            local_files_only: Never go to the network.
 
         Raises:
             ValueError: If the settings contradict each other or the family is not supported.
@@ -88,9 +90,7 @@ class HFVLM(Backbone):
         source = processor or model or config
         if not isinstance(source, str):
             raise ValueError("processor: name a hub model or folder; a bare config has no tokenizer")
-        self.processor = families.load_processor(
-            source, self.model.config, min_pixels=min_pixels, max_pixels=max_pixels, **hub
-        )
+        self.processor = families.load_processor(source, self.model.config, min_pixels, max_pixels, **hub)
         self.tokenizer = self.processor.tokenizer
         self._writer = families.PromptWriter(self.processor, self.model.config, self.model.generation_config)
         self.banned_ids, self.max_length = self._writer.banned_ids, max_length
@@ -147,9 +147,7 @@ class HFVLM(Backbone):
         text = self._writer.write(question, len(pictures))
         bos = self.tokenizer.bos_token
         special = bos is None or not text.startswith(bos)  # a template may write it itself
-        joint = self.processor(
-            text=[text], images=pictures or None, add_special_tokens=special, return_tensors="pt"
-        )
+        joint = self.processor(text=[text], images=pictures or None, add_special_tokens=special, return_tensors="pt")
         tokens = [int(i) for i in joint["input_ids"][0]]
         if tokens[-1] == self.tokenizer.eos_token_id:  # a tokenizer that ends every text
             tokens.pop()
@@ -234,7 +232,7 @@ class HFVLM(Backbone):
         return self
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write an ordinary Hugging Face folder that ``model: folder`` loads again; adapters are added to the weights."""
+        """Write a Hugging Face folder that ``model: folder`` loads again; adapters are added to the weights."""
         folder = Path(folder)
         self.model.save_pretrained(folder, state_dict=merged_state(self.model) if self._lora else None)
         families.save_processor(self.processor, folder)
@@ -248,6 +246,8 @@ def _build(model: str | None, config: dict[str, Any] | str | None, dtype: torch.
         raise ValueError("give exactly one of model (weights) and config (random weights)")
     if model is not None:
         return AutoModelForImageTextToText.from_pretrained(model, dtype=dtype, **hub)
-    if isinstance(config, str):
-        return AutoModelForImageTextToText.from_config(AutoConfig.from_pretrained(config, **hub), dtype=dtype)
-    return AutoModelForImageTextToText.from_config(AutoConfig.for_model(**(config or {})), dtype=dtype)
+    if isinstance(config, dict):
+        shape = AutoConfig.for_model(**config)
+    else:
+        shape = AutoConfig.from_pretrained(str(config), **hub)
+    return AutoModelForImageTextToText.from_config(shape, dtype=dtype)  # type: ignore[no-untyped-call]

@@ -1,7 +1,7 @@
 """Lay prompts and responses out as token rows, packed or one response per row.
 
-Packed, a row is ``[prompt | response 1 | response 2 | ...]`` with a mask that hides the responses from one another, so the
-prompt (62-83 % of the tokens of a real pair) runs once. Both layouts give the same hidden states.
+Packed, a row is ``[prompt | response 1 | response 2 | ...]`` with a mask that hides the responses from one another, so
+the prompt (62-83 % of the tokens of a real pair) runs once. Both layouts give the same hidden states.
 
 Shapes: B rows, S columns, N responses, R response tokens.
 """

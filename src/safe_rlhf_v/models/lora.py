@@ -7,6 +7,7 @@ Shapes: a target (out, in) gets A (r, in) and B (out, r); its output grows by ``
 import re
 import warnings
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -102,6 +103,7 @@ def merged_state(module: nn.Module) -> dict[str, Tensor]:
         if isinstance(part, LoraLayer):
             key = f"{name}.weight"
             with torch.no_grad():
-                delta = sum(part.get_delta_weight(active).float() for active in part.active_adapters)
+                layer: Any = part  # peft's subclasses add the method
+                delta = sum(layer.get_delta_weight(active).float() for active in layer.active_adapters)
                 state[key] = (state[key].float() + delta).to(state[key].dtype)
     return state

@@ -33,22 +33,28 @@ _CHATML = (
 
 
 def _tokenizer(extra: dict[str, str], more: tuple[str, ...] = (), eos: str = "</s>") -> Any:
-    """A byte-level tokenizer of about 300 entries; ``extra`` are special tokens that the processor reads by name."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    """A byte-level tokenizer of about 300 entries; ``extra`` are special tokens that the processor reads by name.
+
+    As in the real families, it puts ``<s>`` in front of a text unless the format is ChatML.
+    """
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
 
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # type: ignore[assignment]
-    tokenizer.decoder = decoders.ByteLevel()  # type: ignore[assignment]
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
     specials = list(dict.fromkeys(["<pad>", "<s>", eos, "<unk>", *extra.values(), *more]))
-    trainer = trainers.BpeTrainer(  # type: ignore[call-arg]
+    trainer = trainers.BpeTrainer(
         vocab_size=270 + len(specials),
         special_tokens=specials,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
     tokenizer.train_from_iterator(_CORPUS, trainer)
-    return PreTrainedTokenizerFast(
+    if eos != "<|im_end|>":
+        bos = ("<s>", tokenizer.token_to_id("<s>"))
+        tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[bos])
+    return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
         tokenizer_object=tokenizer,
         pad_token="<pad>",
         bos_token="<s>",
@@ -105,8 +111,7 @@ def _llava_next() -> _Parts:
 
 
 def _qwen2_vl() -> _Parts:
-    parts = _qwen("qwen2_vl", 14, {"embed_dim": 32, "hidden_size": 32, "depth": 2, "num_heads": 4, "mlp_ratio": 2})
-    return parts
+    return _qwen("qwen2_vl", 14, {"embed_dim": 32, "hidden_size": 32, "depth": 2, "num_heads": 4, "mlp_ratio": 2})
 
 
 def _qwen2_5_vl() -> _Parts:
@@ -264,7 +269,10 @@ def write_tiny_vlm(family: str, folder: str | Path, *, seed: int = 0) -> Path:
     config = AutoConfig.for_model(family, **parts.config, tie_word_embeddings=False)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = AutoModelForImageTextToText.from_config(config, dtype=torch.float32)
+        model: Any = AutoModelForImageTextToText.from_config(config, dtype=torch.float32)  # type: ignore[no-untyped-call]
+        for parameter in model.parameters():
+            if parameter.dim() > 1 and not parameter.any():  # Gemma 3's projector starts at zero: blind to pictures
+                torch.nn.init.normal_(parameter, std=0.2)
     model.generation_config.update(**ids)
     model.save_pretrained(folder)
     save_processor(image_only_processor(config, parts.image_processor, tokenizer, parts.processor), folder)

@@ -1,0 +1,10 @@
+"""LightningModules, one per stage."""
+
+from safe_rlhf_v.modules.base import BaseModule
+from safe_rlhf_v.modules.cost import CostModule
+from safe_rlhf_v.modules.preference import PreferenceModule
+from safe_rlhf_v.modules.reward import RewardModule
+from safe_rlhf_v.modules.supervised import SupervisedModule
+from safe_rlhf_v.modules.vision import VisionModule
+
+__all__ = ["BaseModule", "CostModule", "PreferenceModule", "RewardModule", "SupervisedModule", "VisionModule"]

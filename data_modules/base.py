@@ -1,0 +1,168 @@
+"""What every data module shares: explicit ranks, exact plans, and a position that lives in the checkpoint."""
+
+from abc import abstractmethod
+from collections.abc import Callable
+from typing import Any, Literal
+
+from lightning.pytorch import LightningDataModule
+
+from safe_rlhf_v.data_modules.loader import PlannedLoader
+from safe_rlhf_v.data_modules.plan import Plan, Position, nested_subset
+from safe_rlhf_v.data_modules.source import ImageOptions, OnBadSample, Sample, Source
+from safe_rlhf_v.shards import ShardedSplit
+from safe_rlhf_v.taxonomy import Taxonomy
+
+STATE_VERSION = 1
+
+
+class ShardDataModule(LightningDataModule):
+    """Splits of one shard folder, each sample seen exactly as the plan says.
+
+    Training order depends on seed and epoch only; evaluation sees every sample once with equal steps on all ranks (the last
+    batch is padded with masked rows). The position is saved with the checkpoint: a run killed in mid-epoch goes on with the
+    next sample, on any number of ranks that keeps the global batch size.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        train_split: str = "train",
+        validation_splits: tuple[str, ...] = ("validation",),
+        test_splits: tuple[str, ...] = ("test",),
+        batch_size: int = 8,
+        eval_batch_size: int | None = None,
+        num_workers: int = 0,
+        seed: int = 0,
+        max_samples: int | None = None,
+        categories: tuple[str, ...] | None = None,
+        on_bad_sample: OnBadSample = "error",
+        images: ImageOptions | None = None,
+        verify: Literal["size", "sha256"] = "size",
+    ) -> None:
+        """Args:
+        path: Shard folder (with ``manifest.json``).
+        train_split: Split to train on.
+        validation_splits: Splits of validation, each its own loader.
+        test_splits: Splits of testing, each its own loader.
+        batch_size: Records per device and training step.
+        eval_batch_size: Records per device and evaluation step; ``None`` is ``batch_size``.
+        num_workers: Worker processes for reading and decoding; 0 is best on two cores.
+        seed: Seed of the training order.
+        max_samples: Train on this many samples only; a smaller subset is part of a larger one.
+        categories: Train on these harm categories only.
+        on_bad_sample: ``error`` or ``skip-and-count`` (a masked row, named in the log).
+        images: Decoding limits and size.
+        verify: Compare shards with the manifest by ``size`` or by every byte (``sha256``).
+        """
+        super().__init__()
+        self.path, self.train_split = path, train_split
+        self.splits = {"validate": tuple(validation_splits), "test": tuple(test_splits)}
+        self.batch_size, self.eval_batch_size = batch_size, eval_batch_size or batch_size
+        self.num_workers, self.seed = num_workers, seed
+        self.max_samples, self.categories = max_samples, categories
+        self.on_bad_sample: OnBadSample = on_bad_sample
+        self.images = images or ImageOptions()
+        self.verify: Literal["size", "sha256"] = verify
+        self._loader: PlannedLoader | None = None
+        self._position = Position(0, 0)
+        self._open: dict[str, ShardedSplit] = {}
+
+    @abstractmethod
+    def collate(self, split: ShardedSplit) -> Callable[[list[Sample]], Any]:
+        """The function that turns samples of a split into a typed batch."""
+
+    def split(self, name: str) -> ShardedSplit:
+        """An opened split."""
+        if name not in self._open:
+            self._open[name] = ShardedSplit(self.path, name, verify=self.verify)
+        return self._open[name]
+
+    @property
+    def taxonomy(self) -> Taxonomy:
+        """Harm categories of the data set."""
+        return self.split(self.train_split).manifest.taxonomy
+
+    def evaluation_splits(self, stage: str) -> tuple[str, ...]:
+        """Names of the loaders of a stage (``validate`` or ``test``), in order."""
+        return self.splits[stage]
+
+    def train_dataloader(self) -> PlannedLoader:
+        """The training loader, at the position of the checkpoint if one was loaded."""
+        split = self.split(self.train_split)
+        rows = nested_subset(self._chosen(split), self.max_samples, self.seed)
+        self._loader = self._make(split, rows, self.batch_size, self.seed)
+        self._loader.position = self._position
+        return self._loader
+
+    def val_dataloader(self) -> list[PlannedLoader]:
+        """One loader per validation split."""
+        return [self._evaluation(name) for name in self.splits["validate"]]
+
+    def test_dataloader(self) -> list[PlannedLoader]:
+        """One loader per test split."""
+        return [self._evaluation(name) for name in self.splits["test"]]
+
+    def predict_dataloader(self) -> list[PlannedLoader]:
+        """The test loaders."""
+        return self.test_dataloader()
+
+    def _evaluation(self, name: str) -> PlannedLoader:
+        split = self.split(name)
+        return self._make(split, list(range(len(split))), self.eval_batch_size, None)
+
+    def _chosen(self, split: ShardedSplit) -> list[int]:
+        """Rows of the wanted categories.
+
+        Raises:
+            ValueError: If none is left, or a category is unknown.
+        """
+        if self.categories is None:
+            return list(range(len(split)))
+        wanted = {split.manifest.taxonomy.category_index(name) for name in self.categories}
+        rows = [row for row, category in enumerate(split.categories.tolist()) if category in wanted]
+        if not rows:
+            raise ValueError(f"{self.path}: split {split.name!r} has no record of the categories {self.categories}")
+        return rows
+
+    def _make(self, split: ShardedSplit, rows: list[int], batch_size: int, seed: int | None) -> PlannedLoader:
+        # Rank and world size are passed on explicitly: guessed inside workers they are silently wrong under spawn.
+        world = self.trainer.world_size if self.trainer else 1
+        rank = self.trainer.global_rank if self.trainer else 0
+        source = Source(split, rows, self.collate(split), self.images, self.on_bad_sample)
+        return PlannedLoader(source, Plan(len(rows), batch_size, world, rank, seed), workers=self.num_workers)
+
+    def _stream(self) -> dict[str, Any]:
+        """What must be equal for a position to mean the same sample."""
+        world = self.trainer.world_size if self.trainer else 1
+        return {
+            "seed": self.seed,
+            "global_batch": self.batch_size * world,
+            "train_split": self.train_split,
+            "max_samples": self.max_samples,
+            "categories": list(self.categories) if self.categories else None,
+            "manifest": self.split(self.train_split).manifest.digest,
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """The position, and what it refers to."""
+        position = self._loader.position if self._loader else self._position
+        return {"version": STATE_VERSION, **position._asdict(), "stream": self._stream()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue at a saved position.
+
+        Raises:
+            ValueError: Naming what differs, if the position would mean another sample now.
+        """
+        now = self._stream()
+        for name, value in state_dict["stream"].items():
+            if now[name] != value:
+                hint = ""
+                if name == "global_batch":
+                    world = self.trainer.world_size if self.trainer else 1
+                    hint = f": set batch_size to {value // world} on {world} rank(s)" if value % world == 0 else ""
+                raise ValueError(
+                    f"the checkpoint's data position was saved with {name} = {value!r}, now it is {now[name]!r}{hint}; "
+                    "resume with the same data, or start anew with init_from"
+                )
+        self._position = Position(state_dict["epoch"], state_dict["batch"])

@@ -1,0 +1,116 @@
+"""A loader with an exact length and a position that outlives it."""
+
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader
+
+from safe_rlhf_v.data_modules.plan import Plan, Position
+from safe_rlhf_v.data_modules.source import Source
+
+log = logging.getLogger(__name__)
+
+
+class TooManyBadSamples(RuntimeError):
+    """A long run of broken samples: the data set, not a sample, is at fault."""
+
+
+class PlannedLoader:
+    """Typed batches in the plan's order.
+
+    Worker processes get finished lists of sample numbers, so their count and start method cannot change the data. For
+    training, the position moves on *before* a batch is given out (a checkpoint written while the batch is held must not
+    repeat it) and runs on across passes, so that a limited pass walks through all data in time.
+
+    It is deliberately no ``DataLoader`` and has none of its attributes: Lightning would inject samplers.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        plan: Plan,
+        *,
+        workers: int = 0,
+        persistent: bool = False,
+        start_method: str | None = None,
+        max_bad_in_a_row: int = 100,
+    ) -> None:
+        """Args:
+        source: The samples.
+        plan: Their order for this rank.
+        workers: Worker processes.
+        persistent: Keep the workers between passes.
+        start_method: ``fork``, ``spawn`` or ``forkserver``; ``None`` is the platform's default.
+        max_bad_in_a_row: Stop after this many broken samples without a good one between.
+        """
+        self.plan, self.position = plan, Position(0, 0)
+        self.bad_samples = 0
+        self._bad_in_a_row, self._max_bad = 0, max_bad_in_a_row
+        self._numbers: list[list[int]] = []
+        self._loader = DataLoader(
+            _Batches(source),  # type: ignore[arg-type]
+            sampler=_Numbers(self._numbers),
+            batch_size=None,
+            num_workers=workers,
+            persistent_workers=persistent and workers > 0,
+            multiprocessing_context=start_method if workers else None,
+            # Its own generator: drawing the workers' base seed must not touch the global random state.
+            generator=torch.Generator().manual_seed(plan.seed or 0),
+        )
+
+    def __len__(self) -> int:
+        """Batches of one pass, exactly."""
+        return len(self.plan)
+
+    def __iter__(self) -> Iterator[Any]:
+        """One pass: ``len(self)`` batches from the position on, crossing into the next epoch where it must."""
+        if self.plan.seed is None:
+            self._numbers[:] = self.plan.batches(0)
+            yield from self._checked()
+            return
+        if self.position.batch >= len(self):  # the last batch was given out: code after a final yield never runs
+            self.position = Position(self.position.epoch + 1, 0)
+        epoch, batch = self.position
+        rest = self.plan.batches(epoch, batch)
+        self._numbers[:] = rest + self.plan.batches(epoch + 1)[: len(self) - len(rest)]
+        for found in self._checked(advance=True):
+            yield found
+
+    def _checked(self, advance: bool = False) -> Iterator[Any]:
+        """Batches as loaded, their broken samples counted and named."""
+        for batch, problems in self._loader:
+            for problem in problems:
+                log.warning("skipped a broken sample: %s", problem)
+            self.bad_samples += len(problems)
+            self._bad_in_a_row = self._bad_in_a_row + len(problems) if problems else 0
+            if self._bad_in_a_row > self._max_bad:
+                raise TooManyBadSamples(f"{self._bad_in_a_row} broken samples in a row, the last: {problems[-1]}")
+            if advance:
+                epoch, number = self.position
+                self.position = Position(epoch, number + 1) if number < len(self) else Position(epoch + 1, 1)
+            yield batch
+
+
+class _Batches:
+    """The source as the inner loader's data set: an item is a batch of numbers."""
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+
+    def __getitem__(self, batch: list[int]) -> Any:
+        return self.source[batch]
+
+
+class _Numbers:
+    """The inner loader's sampler: the lists of the current pass."""
+
+    def __init__(self, numbers: list[list[int]]) -> None:
+        self.numbers = numbers
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return iter(list(self.numbers))
+
+    def __len__(self) -> int:
+        return len(self.numbers)

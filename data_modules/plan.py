@@ -1,0 +1,86 @@
+"""The plan: which sample stands where in an epoch, for every rank, worker count and batch size. Pure functions.
+
+The order of an epoch depends on seed, epoch and the number of samples, on nothing else. A global batch is G consecutive
+entries of it; each rank takes its contiguous slice. So 1, 2 and 4 ranks with one global batch size train on the same global
+batches, and a position is two numbers.
+"""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+PADDING = -1
+"""Index that stands for a masked row."""
+
+
+class Position(NamedTuple):
+    """Where training stands: the epoch, and the next global batch of it."""
+
+    epoch: int
+    batch: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Batches of one split for one rank.
+
+    Attributes:
+        samples: n, samples in the split.
+        batch_size: Samples per rank and batch.
+        world_size: Ranks.
+        rank: This rank.
+        seed: Seed of the training order; ``None`` keeps the stored order (evaluation).
+    """
+
+    samples: int
+    batch_size: int
+    world_size: int = 1
+    rank: int = 0
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        """Raises: ValueError: If a training split is smaller than one global batch, or a number makes no sense."""
+        if self.batch_size < 1 or not 0 <= self.rank < self.world_size:
+            raise ValueError(f"batch size {self.batch_size}, rank {self.rank} of {self.world_size} make no sense")
+        if self.seed is not None and self.samples < self.global_batch:
+            raise ValueError(
+                f"{self.samples} training samples are fewer than one global batch of {self.global_batch} "
+                f"({self.world_size} ranks x {self.batch_size}): lower batch_size"
+            )
+
+    @property
+    def global_batch(self) -> int:
+        """G, samples of all ranks together in one step."""
+        return self.batch_size * self.world_size
+
+    def __len__(self) -> int:
+        """Batches per epoch, the same on every rank: training drops the tail, evaluation pads it."""
+        if self.seed is None:
+            return -(-self.samples // self.global_batch)
+        return self.samples // self.global_batch
+
+    def order(self, epoch: int) -> list[int]:
+        """The samples of an epoch, all ranks together."""
+        order = list(range(self.samples))
+        if self.seed is not None:
+            random.Random(f"{self.seed}/{epoch}").shuffle(order)
+        return order
+
+    def batches(self, epoch: int, start: int = 0) -> list[list[int]]:
+        """This rank's batches from batch ``start`` to the end of the epoch; :data:`PADDING` marks masked rows."""
+        order = self.order(epoch)
+        found = []
+        for batch in range(start, len(self)):
+            first = batch * self.global_batch + self.rank * self.batch_size
+            rows = order[first : first + self.batch_size]
+            found.append(rows + [PADDING] * (self.batch_size - len(rows)))
+        return found
+
+
+def nested_subset(rows: Sequence[int], keep: int | None, seed: int) -> list[int]:
+    """``keep`` of the rows in their stored order, such that a smaller subset is always part of a larger one."""
+    if keep is None or keep >= len(rows):
+        return list(rows)
+    rank = {row: random.Random(f"subset/{seed}/{row}").random() for row in rows}
+    return sorted(sorted(rows, key=rank.__getitem__)[:keep])

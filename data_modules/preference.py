@@ -1,0 +1,24 @@
+"""Responses with their preferences and labels, for reward, cost and guard models."""
+
+from collections.abc import Callable
+from typing import Any
+
+from safe_rlhf_v.data_modules.base import ShardDataModule
+from safe_rlhf_v.data_modules.collate import CollatePreference
+from safe_rlhf_v.data_modules.source import Sample
+from safe_rlhf_v.shards import ShardedSplit
+
+
+class PreferenceDataModule(ShardDataModule):
+    """K responses per record (two for preference pairs) with every label the record has.
+
+    YAML::
+
+        data:
+          class_path: safe_rlhf_v.data_modules.PreferenceDataModule
+          init_args: {path: data/world, batch_size: 32}
+    """
+
+    def collate(self, split: ShardedSplit) -> Callable[[list[Sample]], Any]:
+        """To :class:`safe_rlhf_v.batches.PreferenceBatch`; K is the first record's."""
+        return CollatePreference(split.manifest.taxonomy, int(split.index["responses"][0]))

@@ -1,0 +1,145 @@
+"""What reward and cost models share: score every response, learn from preferences, measure on held-out splits."""
+
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from torch import Tensor, nn
+from torch.optim import AdamW
+from torchmetrics import MeanMetric, Metric
+
+from safe_rlhf_v.batches import ImageMode, PreferenceBatch, Prompts
+from safe_rlhf_v.models.backbone import Backbone
+from safe_rlhf_v.models.heads import Head, ScalarHead
+from safe_rlhf_v.modules.base import BaseModule
+from safe_rlhf_v.objectives import PreferenceObjective
+
+OTHER_IMAGES: tuple[ImageMode, ImageMode] = ("shuffled", "blank")
+
+
+class PreferenceModule(BaseModule):
+    """A backbone, a head with one output, an objective, and the metrics of every evaluation split.
+
+    A subclass says what its labels and its truth are; it logs ``{split}/{metric}``.
+    """
+
+    def __init__(
+        self,
+        backbone: Callable[[], Backbone],
+        objective: Callable[[], PreferenceObjective],
+        head: Callable[[Backbone], Head] = ScalarHead,
+        packed: bool = True,
+        images: ImageMode = "real",
+        grounding: bool = True,
+        optimizer: OptimizerCallable = AdamW,
+        scheduler: LRSchedulerCallable | None = None,
+        init_from: str | None = None,
+        lr_scale: dict[str, float] | None = None,
+    ) -> None:
+        """Args:
+        backbone: Makes the vision-language model.
+        objective: Makes the loss.
+        head: Makes the head for a backbone.
+        packed: Run both responses behind one shared prompt (the same scores, less work).
+        images: Train and evaluate with the ``real`` pictures, or with ``shuffled`` or ``blank`` ones (a text-only twin).
+        grounding: In tests, also score with shuffled and with blank pictures and log both accuracies.
+        optimizer: See :class:`BaseModule`.
+        scheduler: See :class:`BaseModule`.
+        init_from: See :class:`BaseModule`.
+        lr_scale: See :class:`BaseModule`.
+        """
+        super().__init__(optimizer, scheduler, init_from, lr_scale)
+        self.make_backbone, self.make_head, self.make_objective = backbone, head, objective
+        self.packed, self.images, self.grounding = packed, images, grounding
+        self.metrics = nn.ModuleDict()
+
+    def build(self) -> None:
+        """Create backbone, head and objective."""
+        self.backbone = self.make_backbone()
+        self.head = self.make_head(self.backbone)
+        self.objective = self.make_objective()
+
+    def score(self, prompts: Prompts, responses: Sequence[Sequence[str]]) -> Tensor:
+        """(B, K) float32 score of every response.
+
+        Args:
+            prompts: B prompts.
+            responses: B x K texts.
+        """
+        prepared = self.move(self.backbone.prepare(prompts, responses, packed=self.packed))
+        states = self.backbone.response_states(prepared, log_probs=self.head.needs_log_probs)
+        return self.head(states).reshape(len(responses), -1)  # type: ignore[no-any-return]
+
+    @abstractmethod
+    def labels(self, batch: PreferenceBatch) -> Tensor:
+        """(B,) int64 index of the response that annotators' labels want scored higher, -1 unknown."""
+
+    @abstractmethod
+    def truth(self, batch: PreferenceBatch) -> Tensor:
+        """(B,) int64 index of the response that should truly score higher, -1 unknown or undecided."""
+
+    @abstractmethod
+    def make_metrics(self, responses: int) -> dict[str, Metric]:
+        """Fresh metrics of one evaluation split whose records have ``responses`` responses."""
+
+    @abstractmethod
+    def update_metrics(self, metrics: dict[str, Metric], scores: Tensor, batch: PreferenceBatch) -> None:
+        """Count one batch of scores with the module's own picture mode."""
+
+    def training_step(self, batch: PreferenceBatch, batch_idx: int) -> Tensor:
+        """The objective and its parts."""
+        scores = self.score(batch.prompts.with_images(self.images), batch.responses)
+        losses = self.objective(scores, batch)
+        for name, value in losses.items():
+            self.log(f"train/{name}", value.detach(), prog_bar=name == "loss", batch_size=len(batch.keys))
+        return losses["loss"]  # type: ignore[no-any-return]
+
+    def validation_step(self, batch: PreferenceBatch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
+        """Scores (B, K), for callbacks; metrics are logged per split."""
+        return self.evaluate(batch, "validate", dataloader_idx)
+
+    def test_step(self, batch: PreferenceBatch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
+        """As validation; with ``grounding`` also with other pictures."""
+        return self.evaluate(batch, "test", dataloader_idx)
+
+    def predict_step(self, batch: PreferenceBatch, batch_idx: int, dataloader_idx: int = 0) -> list[dict[str, Any]]:
+        """One row per record: its key and scores."""
+        scores = self.score(batch.prompts.with_images(self.images), batch.responses).tolist()
+        rows = zip(batch.keys, scores, batch.valid.tolist(), strict=True)
+        return [{"key": key, "scores": row} for key, row, valid in rows if valid]
+
+    def evaluate(self, batch: PreferenceBatch, stage: str, loader: int) -> dict[str, Tensor]:
+        """Score one batch of a stage's ``loader``-th split and count it."""
+        split = self.split_name(stage, loader)
+        if split not in self.metrics:
+            self.metrics[split] = nn.ModuleDict(self._fresh(stage, batch.is_safe.shape[1])).to(self.device)
+        metrics: dict[str, Any] = dict(self.metrics[split].items())  # type: ignore[operator]
+        scores = self.score(batch.prompts.with_images(self.images), batch.responses)
+        self.update_metrics(metrics, scores, batch)
+        losses = self.objective(scores, batch)
+        metrics["loss"].update(losses["loss"], weight=batch.valid.sum())
+        for mode in OTHER_IMAGES:
+            if f"{mode}_accuracy" in metrics:
+                other = self.score(batch.prompts.with_images(mode), batch.responses)
+                metrics[f"{mode}_accuracy"].update(other, self.truth(batch), batch.valid)
+        for name, metric in metrics.items():
+            self.log(f"{split}/{name}", metric, on_step=False, on_epoch=True, batch_size=1, add_dataloader_idx=False)
+        return {"scores": scores.detach()}
+
+    def _fresh(self, stage: str, responses: int) -> dict[str, Metric]:
+        """Metrics of one split, with the other-picture accuracies where they are wanted."""
+        from safe_rlhf_v.metrics import PairwiseAccuracy
+
+        other = OTHER_IMAGES if stage == "test" and self.grounding and responses == 2 else ()
+        return {
+            "loss": MeanMetric(),
+            **self.make_metrics(responses),
+            **{f"{mode}_accuracy": PairwiseAccuracy() for mode in other},
+        }
+
+    def split_name(self, stage: str, loader: int) -> str:
+        """Name of a stage's ``loader``-th split, from the data module if it says."""
+        data: Any = getattr(self.trainer, "datamodule", None)
+        names = data.evaluation_splits(stage) if hasattr(data, "evaluation_splits") else (stage,)
+        return str(names[loader])

@@ -1,0 +1,42 @@
+"""The reward model: which response is more helpful."""
+
+from torch import Tensor
+from torchmetrics import Metric
+
+from safe_rlhf_v.batches import PreferenceBatch
+from safe_rlhf_v.metrics import PairwiseAccuracy
+from safe_rlhf_v.modules.preference import PreferenceModule
+
+
+class RewardModule(PreferenceModule):
+    """Learns from ``more_helpful``; higher reward = more helpful (Safe RLHF-V, arXiv 2503.17682).
+
+    YAML::
+
+        model:
+          class_path: safe_rlhf_v.modules.RewardModule
+          init_args:
+            backbone: {class_path: safe_rlhf_v.models.HFVLM, init_args: {model: llava-hf/llava-1.5-7b-hf}}
+            objective: {class_path: safe_rlhf_v.objectives.BradleyTerry}
+    """
+
+    def labels(self, batch: PreferenceBatch) -> Tensor:
+        """The response annotators found more helpful."""
+        return batch.more_helpful
+
+    def truth(self, batch: PreferenceBatch) -> Tensor:
+        """The truly more helpful response."""
+        gap = batch.true_helpfulness[:, 1] - batch.true_helpfulness[:, 0]
+        return (gap > 0).long().masked_fill(gap.isnan() | (gap == 0), -1)
+
+    def make_metrics(self, responses: int) -> dict[str, Metric]:
+        """Agreement with the labels, with the truth, and of the labels with the truth (their ceiling)."""
+        return {name: PairwiseAccuracy() for name in ("accuracy", "true_accuracy", "label_ceiling")}
+
+    def update_metrics(self, metrics: dict[str, Metric], scores: Tensor, batch: PreferenceBatch) -> None:
+        """Count one batch."""
+        labels, truth = self.labels(batch), self.truth(batch)
+        metrics["accuracy"].update(scores, labels, batch.valid)
+        metrics["true_accuracy"].update(scores, truth, batch.valid)
+        as_scores = (labels[:, None] == labels.new_tensor([0, 1])).float()  # (B, 2)
+        metrics["label_ceiling"].update(as_scores, truth, batch.valid & (labels >= 0))

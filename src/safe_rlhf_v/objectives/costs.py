@@ -1,0 +1,79 @@
+"""The cost model's objective: order two responses by harm, and say where harm begins."""
+
+from torch import Tensor, nn
+
+from safe_rlhf_v.batches import UNKNOWN_LEVEL, PreferenceBatch
+from safe_rlhf_v.functional.masked import masked_mean
+from safe_rlhf_v.objectives.absolute import AbsoluteTerm
+from safe_rlhf_v.objectives.base import PreferenceObjective, check_range, checked_scores
+from safe_rlhf_v.objectives.pairs import BradleyTerry
+
+
+class CostObjective(PreferenceObjective):
+    r"""The less safe response gets the higher cost (pair term), harmful ones a cost above 0 (absolute terms).
+
+    Safe RLHF (arXiv 2310.12773) is one :class:`SignTerm` of weight 1, the released Safe RLHF-V (arXiv 2503.17682) one
+    :class:`GradedTerm` of weight 1. Several terms add up.
+
+    Parts: ``pair``, ``regularisation`` and each term's ``name``.
+
+    YAML::
+
+        objective:
+          class_path: safe_rlhf_v.objectives.CostObjective
+          init_args:
+            pair_weight: 1.0
+            tie_smoothing: 0.5
+            terms:
+              - class_path: safe_rlhf_v.objectives.SignTerm
+                init_args: {weight: 0.5}
+              - class_path: safe_rlhf_v.objectives.OrdinalTerm
+                init_args: {weight: 0.5}
+    """
+
+    def __init__(
+        self,
+        terms: list[AbsoluteTerm],
+        pair_weight: float = 1.0,
+        score_regularisation: float = 1e-3,
+        tie_smoothing: float = 0.0,
+    ) -> None:
+        """Choose the options.
+
+        Args:
+            terms: Absolute terms; each kind at most once.
+            pair_weight: Weight of the pair term; 0 makes a plain classifier, which also takes single responses.
+            score_regularisation: Weight of the mean squared cost of the labelled rows.
+            tie_smoothing: Label smoothing in [0, 0.5] of pairs whose safety ratings are equal; 0.5 makes them say nothing.
+
+        Raises:
+            ValueError: If an option is outside its range or two terms have the same name.
+        """
+        super().__init__()
+        names = [term.name for term in terms]
+        if len({*names, "loss", "pair", "regularisation"}) < len(names) + 3:
+            raise ValueError(f"terms are named {names}: each name once, and none of loss, pair, regularisation")
+        self.terms = nn.ModuleList(terms)
+        self.pair_weight = check_range("pair_weight", pair_weight, 0.0)
+        self.score_regularisation = check_range("score_regularisation", score_regularisation, 0.0)
+        self.pair = BradleyTerry(tie_smoothing=tie_smoothing, preference="safer")
+
+    def forward(self, scores: Tensor, batch: PreferenceBatch) -> dict[str, Tensor]:
+        """Costs (B, K), higher = more harmful; K = 2 unless ``pair_weight`` is 0. See :class:`PreferenceObjective`."""
+        squares = checked_scores(scores, batch).square().mean(1)  # (B,)
+        parts = {"regularisation": masked_mean(squares, _labelled(batch))}
+        loss = self.score_regularisation * parts["regularisation"]
+        if self.pair_weight:
+            parts["pair"] = self.pair.pair_loss(-scores, batch)  # safety is minus cost
+            loss = loss + self.pair_weight * parts["pair"]
+        for term in self.terms:
+            assert isinstance(term, AbsoluteTerm)
+            parts[term.name] = term(scores, batch)
+            loss = loss + term.weight * parts[term.name]
+        return {"loss": loss} | {name: part.detach() for name, part in parts.items()}
+
+
+def _labelled(batch: PreferenceBatch) -> Tensor:
+    """(B,) bool: the row counts and has at least one safety label."""
+    any_response = (batch.is_safe >= 0) | (batch.safety != UNKNOWN_LEVEL)  # (B, K)
+    return batch.valid & (any_response.any(1) | (batch.safer >= 0))

@@ -1,0 +1,107 @@
+"""The index: where each sample's members lie in the tar files, so that any sample is one ``pread`` away.
+
+One structured NumPy array a split (no pickle), 64 bytes a sample. Rebuilt from the tar headers when needed; only members
+with the names the schema allows are ever indexed, so nothing else in a shard can be reached.
+"""
+
+import re
+import tarfile
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from safe_rlhf_v.shards.manifest import ShardError
+
+MEMBER = re.compile(r"(?P<key>[A-Za-z0-9_\-]{1,128})(?:\.(?P<number>[1-9]\d?))?\.(?P<suffix>json|jpg|png|webp)")
+MAX_MEMBER_BYTES = 50_000_000
+MAX_MEMBERS = 100
+
+INDEX_DTYPE = np.dtype(
+    [
+        ("shard", "<u4"),  # number of the shard within the split
+        ("offset", "<u8"),  # first byte of the sample's first member header
+        ("length", "<u8"),  # bytes from there to the end of its last member
+        ("members", "<u2"),  # how many members: images and the JSON
+        ("category", "<i2"),  # index into the manifest's categories, -1 none
+        ("group", "<u8"),  # first 8 bytes of SHA-256 of the record's group
+        ("responses", "<u2"),
+    ]
+)
+
+Index = NDArray[np.void]
+
+
+class Member:
+    """One tar member of a sample: which record, which image (``None`` for the JSON), and where its bytes lie."""
+
+    __slots__ = ("header", "key", "number", "offset", "size", "suffix")
+
+    def __init__(self, info: tarfile.TarInfo, shard: str) -> None:
+        """Raises: ShardError: If the member is not a plain file with an allowed name and size."""
+        found = MEMBER.fullmatch(info.name)
+        if not info.isreg() or found is None:
+            raise ShardError(f"{shard}: member {info.name!r} is not a plain KEY.json, KEY.jpg, KEY.png or KEY.webp file")
+        if info.size > MAX_MEMBER_BYTES:
+            raise ShardError(f"{shard}: member {info.name!r} claims {info.size} bytes, the limit is {MAX_MEMBER_BYTES}")
+        self.key, self.suffix = found["key"], found["suffix"]
+        self.number = None if self.suffix == "json" else int(found["number"] or 0)
+        self.header, self.offset, self.size = info.offset, info.offset_data, info.size
+
+
+def scan_shard(path: Path) -> list[list[Member]]:
+    """The members of a shard, grouped by sample, from its tar headers alone.
+
+    Raises:
+        ShardError: For a damaged tar, a member that does not belong, or members of one sample that are not adjacent.
+    """
+    samples: list[list[Member]] = []
+    seen: set[str] = set()
+    try:
+        with tarfile.open(path, "r:") as tar:
+            for info in tar:
+                member = Member(info, path.name)
+                if samples and samples[-1][0].key == member.key:
+                    samples[-1].append(member)
+                elif member.key in seen:
+                    raise ShardError(f"{path.name}: the members of {member.key!r} are not adjacent, or it stands twice")
+                else:
+                    seen.add(member.key)
+                    samples.append([member])
+    except (tarfile.TarError, OSError, EOFError, ValueError) as error:
+        if isinstance(error, ShardError):
+            raise
+        raise ShardError(f"{path.name}: damaged tar ({type(error).__name__}: {error})") from None
+    for sample in samples:
+        check_members(sample, path.name)
+    return samples
+
+
+def check_members(sample: list[Member], shard: str) -> None:
+    """Put a sample's members in order: images 0, 1, ..., then the JSON.
+
+    Raises:
+        ShardError: Unless there is exactly one JSON and the images are numbered without gaps.
+    """
+    sample.sort(key=lambda member: MAX_MEMBERS if member.number is None else member.number)
+    numbers = [member.number for member in sample]
+    if numbers != [*range(len(sample) - 1), None]:
+        names = ["json" if number is None else f"image {number}" for number in numbers]
+        raise ShardError(f"{shard}: sample {sample[0].key!r} must have one JSON and images 0, 1, ...; found {names}")
+
+
+def load_index(path: Path, shards: int) -> Index:
+    """Read an index file.
+
+    Raises:
+        ShardError: If it is missing, of another layout, or points to shards that do not exist.
+    """
+    try:
+        index: Index = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise ShardError(f"{path}: unreadable index ({type(error).__name__}: {error}); run 'shards check'") from None
+    if index.dtype != INDEX_DTYPE or index.ndim != 1:
+        raise ShardError(f"{path}: not an index of this version")
+    if len(index) and int(index["shard"].max()) >= shards:
+        raise ShardError(f"{path}: points to shard {int(index['shard'].max())} of {shards}")
+    return index

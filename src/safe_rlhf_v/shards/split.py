@@ -1,0 +1,167 @@
+"""Random access to the records of one split through its index: one ``pread`` a sample, nothing streamed or unpickled."""
+
+import hashlib
+import io
+import os
+import tarfile
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from safe_rlhf_v.records import Record, RecordError
+from safe_rlhf_v.shards.index import Index, Member, check_members, load_index
+from safe_rlhf_v.shards.manifest import Manifest, ShardError
+
+
+class ShardedSplit:
+    """The records of one split, by number.
+
+    Attributes:
+        root: Shard folder.
+        name: Split name.
+        manifest: The folder's manifest.
+        index: One row a record (see ``INDEX_DTYPE``).
+    """
+
+    def __init__(self, root: str | Path, split: str, *, verify: Literal["size", "sha256"] = "size") -> None:
+        """Open a split and check that its files are the ones the manifest states.
+
+        Args:
+            root: Shard folder.
+            split: Split name.
+            verify: ``size`` compares file sizes and the index's hash, ``sha256`` every byte (about 1 GB/s a core).
+
+        Raises:
+            ShardError: If the split does not exist, or a file is missing or differs from the manifest.
+        """
+        self.root, self.name = Path(root), split
+        self.manifest = Manifest.load(root)
+        if split not in self.manifest.splits:
+            raise ShardError(f"{root}: no split {split!r}; there are: {', '.join(self.manifest.splits)}")
+        info = self.manifest.splits[split]
+        self.files = tuple(shard.file for shard in info.shards)
+        for shard in info.shards:
+            _verify(self.root / shard.file, shard.bytes, shard.sha256 if verify == "sha256" else None)
+        path = self.root / info.index["file"]
+        _verify(path, None, info.index["sha256"])
+        self.index: Index = load_index(path, len(self.files))
+        if len(self.index) != info.samples:
+            raise ShardError(f"{path}: {len(self.index)} rows, the manifest states {info.samples} samples")
+        self._handles: dict[int, int] = {}
+
+    def __len__(self) -> int:
+        """Number of records."""
+        return len(self.index)
+
+    @property
+    def categories(self) -> NDArray[np.int16]:
+        """(n,) index of each record's category in the manifest's taxonomy, -1 none."""
+        return self.index["category"]
+
+    @property
+    def groups(self) -> NDArray[np.uint64]:
+        """(n,) hash of each record's image group."""
+        return self.index["group"]
+
+    def __getitem__(self, row: int) -> Record:
+        """Read and validate one record.
+
+        Raises:
+            ShardError: Naming shard and key (and field, for a record that breaks the schema).
+        """
+        entry = self.index[row]
+        shard = self.files[int(entry["shard"])]
+        data = os.pread(self._handle(int(entry["shard"])), int(entry["length"]), int(entry["offset"]))
+        return parse_sample(data, int(entry["members"]), shard)
+
+    def _handle(self, shard: int) -> int:
+        """A file descriptor of this process for a shard."""
+        if shard not in self._handles:
+            try:
+                self._handles[shard] = os.open(self.root / self.files[shard], os.O_RDONLY)
+            except OSError as error:
+                raise ShardError(f"{self.root / self.files[shard]}: {error.strerror}") from None
+        return self._handles[shard]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Everything but the open files: workers open their own."""
+        return {**self.__dict__, "_handles": {}}
+
+    def __del__(self) -> None:
+        """Close the files."""
+        for handle in getattr(self, "_handles", {}).values():
+            os.close(handle)
+
+
+def parse_sample(data: bytes, members: int, shard: str) -> Record:
+    """A record from the bytes of its adjacent tar members.
+
+    Raises:
+        ShardError: Naming shard and key (and field).
+    """
+    found: list[Member] = []
+    position = 0
+    while position + 512 <= len(data) and len(found) < members:
+        try:
+            info = tarfile.TarInfo.frombuf(data[position : position + 512], "utf-8", "strict")
+        except (tarfile.TarError, ValueError) as error:
+            raise ShardError(f"{shard}: damaged member header ({type(error).__name__}: {error})") from None
+        info.offset, info.offset_data = position, position + 512
+        found.append(Member(info, shard))
+        position += 512 + -(-info.size // 512) * 512
+    if len(found) != members or found[-1].offset + found[-1].size > len(data):
+        raise ShardError(f"{shard}: sample {found[0].key if found else '?'!r} is cut off")
+    if len({member.key for member in found}) > 1:
+        raise ShardError(f"{shard}: the index mixes samples {sorted({m.key for m in found})}; run 'shards check'")
+    check_members(found, shard)
+    key = found[0].key
+    bodies = [data[m.offset : m.offset + m.size] for m in found]
+    try:
+        record = Record.from_json(bodies[-1], tuple(bodies[:-1]), key)
+    except RecordError as error:
+        raise ShardError(f"{shard}: {error}") from None
+    for member, image in zip(found, record.images, strict=False):
+        if member.suffix != image.format:
+            raise ShardError(f"{shard}: record {key!r}: the image is stored as {member.suffix}, its JSON says {image.format}")
+        if hashlib.sha256(image.data).hexdigest() != image.sha256:
+            raise ShardError(f"{shard}: record {key!r}, field 'images': the bytes do not match their SHA-256")
+    return record
+
+
+def _verify(path: Path, size: int | None, sha256: str | None) -> None:
+    """Raises: ShardError: If a file is missing, or its size or hash differs."""
+    if not path.is_file():
+        raise ShardError(f"{path}: the manifest states this file, but it is missing")
+    if size is not None and path.stat().st_size != size:
+        raise ShardError(f"{path}: {path.stat().st_size} bytes, the manifest states {size}: damaged or cut off")
+    if sha256 is not None and file_sha256(path) != sha256:
+        raise ShardError(f"{path}: its SHA-256 is not the one in the manifest: damaged or changed")
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 (hex) of a file, read in pieces."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(io.BufferedReader(file.raw, 1 << 20), "sha256").hexdigest()
+
+
+def split_of(group: str, fractions: dict[str, float], salt: str = "") -> str:
+    """Which split a group belongs to: by hash, so that it never moves when data grow.
+
+    Args:
+        group: ``Record.group``.
+        fractions: Split name to share; shares sum to 1.
+        salt: Another salt gives another, equally stable, assignment.
+
+    Raises:
+        ValueError: If the shares do not sum to 1.
+    """
+    if abs(sum(fractions.values()) - 1) > 1e-9:
+        raise ValueError(f"split fractions must sum to 1, got {fractions}")
+    position = int(hashlib.sha256((salt + group).encode()).hexdigest()[:12], 16) / 16**12
+    for name, share in fractions.items():
+        if position < share:
+            return name
+        position -= share
+    return next(reversed(fractions))
