@@ -1,7 +1,7 @@
 """Samples to typed batches. A masked row (record ``None``) has empty text, no images and unknown labels."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
@@ -72,17 +72,23 @@ class CollatePreference:
             safety=self._grid(records, lambda x, k: x.responses[k].safety, UNKNOWN_LEVEL),
             is_safe=self._grid(records, lambda x, k: x.responses[k].is_safe, -1),
             category=torch.tensor([self.taxonomy.category_index(x.category) if x else -1 for x in records]),
-            true_helpfulness=self._grid(records, lambda x, k: x.truth and x.truth.helpfulness[k], math.nan).float(),
+            true_helpfulness=self._grid(records, lambda x, k: x.truth and x.truth.helpfulness[k], math.nan, torch.float32),
             true_safety=self._grid(records, lambda x, k: x.truth and x.truth.safety[k], UNKNOWN_LEVEL),
             rules=tuple(x.truth.rule if x and x.truth and x.truth.rule else ("",) * self.k for x in records),
             valid=torch.tensor([x is not None for x in records]),
             keys=tuple(x.key if x else "" for x in records),
         )
 
-    def _grid(self, records, value, unknown):  # type: ignore[no-untyped-def]
+    def _grid(
+        self,
+        records: list[Record | None],
+        value: Callable[[Record, int], float | None],
+        unknown: float,
+        dtype: torch.dtype = torch.int64,
+    ) -> Tensor:
         """(B, K) tensor of ``value(record, k)``, ``unknown`` where it is ``None``."""
         rows = [[value(x, k) if x else None for k in range(self.k)] for x in records]
-        return torch.tensor([[unknown if v is None else v for v in row] for row in rows])
+        return torch.tensor([[unknown if v is None else v for v in row] for row in rows], dtype=dtype)
 
 
 def _ints(values: Iterable[int | None], unknown: int) -> Tensor:

@@ -53,6 +53,7 @@ class PlannedLoader:
             _Batches(source),  # type: ignore[arg-type]
             sampler=_Numbers(self._numbers),
             batch_size=None,
+            collate_fn=_unchanged,  # the default would turn every tuple of a batch into a list
             num_workers=workers,
             persistent_workers=persistent and workers > 0,
             multiprocessing_context=start_method if workers else None,
@@ -75,22 +76,33 @@ class PlannedLoader:
         epoch, batch = self.position
         rest = self.plan.batches(epoch, batch)
         self._numbers[:] = rest + self.plan.batches(epoch + 1)[: len(self) - len(rest)]
-        for found in self._checked(advance=True):
-            yield found
+        yield from self._checked(advance=True)
 
     def _checked(self, advance: bool = False) -> Iterator[Any]:
         """Batches as loaded, their broken samples counted and named."""
         for batch, problems in self._loader:
             for problem in problems:
-                log.warning("skipped a broken sample: %s", problem)
-            self.bad_samples += len(problems)
-            self._bad_in_a_row = self._bad_in_a_row + len(problems) if problems else 0
-            if self._bad_in_a_row > self._max_bad:
-                raise TooManyBadSamples(f"{self._bad_in_a_row} broken samples in a row, the last: {problems[-1]}")
+                self._count(problem)
             if advance:
                 epoch, number = self.position
                 self.position = Position(epoch, number + 1) if number < len(self) else Position(epoch + 1, 1)
             yield batch
+
+
+    def _count(self, problem: str) -> None:
+        """Take note of one sample ("" = a good one)."""
+        if not problem:
+            self._bad_in_a_row = 0
+            return
+        log.warning("skipped a broken sample: %s", problem)
+        self.bad_samples += 1
+        self._bad_in_a_row += 1
+        if self._bad_in_a_row >= self._max_bad:
+            raise TooManyBadSamples(f"{self._bad_in_a_row} broken samples in a row, the last: {problem}")
+
+
+def _unchanged(batch: Any) -> Any:
+    return batch
 
 
 class _Batches:

@@ -56,9 +56,10 @@ class Source:
     on_bad_sample: OnBadSample = "error"
 
     def __getitem__(self, batch: Sequence[int]) -> tuple[Any, list[str]]:
-        """A collated batch of the samples at these numbers and the problems met."""
+        """A collated batch of the samples at these numbers, and one entry per real sample: its problem, or ""."""
         samples = [self.sample(number) for number in batch]
-        return self.collate(samples), [sample.problem for sample in samples if sample.problem]
+        problems = [sample.problem for number, sample in zip(batch, samples, strict=True) if number != PADDING]
+        return self.collate(samples), problems
 
     def sample(self, number: int) -> Sample:
         """One sample; :data:`PADDING` gives a masked row.

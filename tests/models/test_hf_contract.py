@@ -20,9 +20,9 @@ from safe_rlhf_v.models.hf_vlm import HFVLM
 from safe_rlhf_v.models.layout import PaddingSide
 from safe_rlhf_v.models.lora import LoraSettings
 from safe_rlhf_v.models.tiny import FAMILIES, write_tiny_vlm
-from safe_rlhf_v.models.types import ResponseStates
+from safe_rlhf_v.models.types import ImageFeatures, ImageInputs, ResponseStates
 
-TOLERANCE: dict[str, float] = {"rtol": 1e-5, "atol": 1e-5}
+TOLERANCE: dict[str, Any] = {"rtol": 1e-5, "atol": 1e-5}
 RESPONSES = [["No.", "It bites, keep away from it."], ["Yes, go on", "no"], ["The left one is worse.", "?"]]
 
 
@@ -111,7 +111,12 @@ def test_cached_features_are_the_pixels_exactly(vlm: HFVLM, folder: Path, monkey
     expected = dict(zip("bca", [(t, v) for f in fresh for t, v in zip(f.tokens, f.levels, strict=True)], strict=True))
     seen: list[tuple[str, ...]] = []
     encode = cached.encode
-    monkeypatch.setattr(cached, "encode", lambda images: seen.append(images.ids) or encode(images))
+
+    def counted(images: ImageInputs) -> ImageFeatures:
+        seen.append(images.ids)
+        return encode(images)
+
+    monkeypatch.setattr(cached, "encode", counted)
     for chosen in (pair, images, images):
         found = cached.encode_images(chosen)
         for name, tokens, levels in zip(chosen.ids, found.tokens, found.levels, strict=True):

@@ -179,7 +179,7 @@ class TestOrdinalTerm:
         other = OrdinalTerm()
         other.load_state_dict(term.state_dict())
         torch.testing.assert_close(other.thresholds, term.thresholds)
-        assert CostObjective([term]).to(torch.bfloat16).terms[0].free_gaps.dtype == torch.float32  # type: ignore[union-attr]
+        assert CostObjective([term]).to(torch.bfloat16).terms[0].free_gaps.dtype == torch.float32
 
     @pytest.mark.parametrize("thresholds", [[0, 1, 2], [-2, -1, 0.5, 1, 2, 3], [-2, -1, 0, 1, 1, 3]])
     def test_wrong_thresholds(self, thresholds: list[float]) -> None:

@@ -31,7 +31,7 @@ def token_log_probs(
         return logits.gather(-1, wanted[:, None]).squeeze(-1) - logits.logsumexp(-1)
 
     states, wanted = hidden[mask], targets[mask]  # (n, D), (n,)
-    pieces = list(zip(states.split(chunk), wanted.split(chunk), strict=True))
+    pieces = list(zip(torch.split(states, chunk), torch.split(wanted, chunk), strict=True))
     if len(pieces) > 1 and torch.is_grad_enabled():
         scores = [checkpoint(score, s, w, use_reentrant=False) for s, w in pieces]
     else:

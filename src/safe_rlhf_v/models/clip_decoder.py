@@ -104,6 +104,7 @@ class ClipDecoder(Backbone):
                 module.requires_grad_(False)
         if lora is not None:
             apply_lora(self.decoder, lora)
+        self.train()
 
     def train(self, mode: bool = True) -> Self:
         """Set training mode; a frozen tower stays in evaluation mode (its batch norms must not move)."""

@@ -27,3 +27,30 @@ def build_tokenizer(texts: Iterable[str]) -> Any:
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, extra_special_tokens=[IMAGE_TOKEN, ANSWER_TOKEN], **SPECIAL_TOKENS
     )
+
+
+def main(argv: list[str]) -> int:
+    """``python -m safe_rlhf_v tokenizer``: build a tokenizer from every text of a shard folder."""
+    import argparse
+
+    from tqdm import tqdm
+
+    from safe_rlhf_v.shards import Manifest, ShardedSplit
+
+    parser = argparse.ArgumentParser(
+        prog="python -m safe_rlhf_v tokenizer",
+        description="Build a word-level tokenizer from the questions and responses of shards (for tiny models).",
+        epilog="example: python -m safe_rlhf_v tokenizer --shards data/world --out data/world/tokenizer",
+    )
+    parser.add_argument("--shards", required=True, help="shard folder")
+    parser.add_argument("--out", required=True, help="folder to write (a Hugging Face tokenizer)")
+    parser.add_argument("--splits", nargs="+", help="splits to read (default: all)")
+    options = parser.parse_args(argv)
+    texts: set[str] = set()
+    for name in options.splits or Manifest.load(options.shards).splits:
+        for record in tqdm(ShardedSplit(options.shards, name), desc=f"reading {name}"):
+            texts.update([record.question, *(response.text for response in record.responses)])
+    tokenizer = build_tokenizer(texts)
+    tokenizer.save_pretrained(options.out)
+    print(f"{len(tokenizer)} tokens written to {options.out}")
+    return 0

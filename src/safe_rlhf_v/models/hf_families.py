@@ -1,7 +1,7 @@
 """Everything about Hugging Face vision-language models that depends on the family or the transformers version.
 
-Written for transformers 5.18 and later (``mm_encoder_outputs``); ``tests/models/test_hf_contract.py`` checks eight
-families against the installed version. Attention masks are in ``hf_masks.py``.
+Checked with transformers 5.23; ``mm_encoder_outputs``, on which all of it rests, came with 5.18. The contract tests in
+``tests/models/test_hf_contract.py`` try eight families against the installed version. Masks are in ``hf_masks.py``.
 
 Shapes: M images, U units (tiles or patches; several make one image), P image tokens, D hidden.
 """

@@ -71,6 +71,7 @@ class Tower(nn.Module):
         tokens.sum().backward()
         _drop_unused(self.visual)
         self.zero_grad(set_to_none=True)
+        self.train()
 
     def forward(self, pixels: Tensor) -> Tensor:
         """(M, P, C) tokens of uint8 pixels (M, H, W, 3), H = W = ``image_size``."""
@@ -91,6 +92,10 @@ def _build_visual(settings: TowerSettings) -> tuple[nn.Module, Any]:
         # open_clip builds both towers of a CLIP; the text tower is thrown away, so it is as small as can be.
         text = {"context_length": 1, "vocab_size": 1, "width": 8, "heads": 1, "layers": 1}
         model = open_clip.CLIP(embed_dim=8, vision_cfg=dict(settings.vision_cfg), text_cfg=text)
+        # Residual branches start at zero in open_clip; a shallow tower that trains for minutes needs them from the start.
+        for name, parameter in model.visual.named_parameters():
+            if name.endswith("bn3.weight"):
+                torch.nn.init.ones_(parameter)
     return model.visual, model.visual.image_size
 
 

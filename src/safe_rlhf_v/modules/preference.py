@@ -117,14 +117,22 @@ class PreferenceModule(BaseModule):
         metrics: dict[str, Any] = dict(self.metrics[split].items())  # type: ignore[operator]
         scores = self.score(batch.prompts.with_images(self.images), batch.responses)
         self.update_metrics(metrics, scores, batch)
-        losses = self.objective(scores, batch)
-        metrics["loss"].update(losses["loss"], weight=batch.valid.sum())
+        if "loss" in metrics:
+            metrics["loss"].update(self.objective(scores, batch)["loss"].detach(), weight=batch.valid.sum())
         for mode in OTHER_IMAGES:
             if f"{mode}_accuracy" in metrics:
                 other = self.score(batch.prompts.with_images(mode), batch.responses)
                 metrics[f"{mode}_accuracy"].update(other, self.truth(batch), batch.valid)
         for name, metric in metrics.items():
-            self.log(f"{split}/{name}", metric, on_step=False, on_epoch=True, batch_size=1, add_dataloader_idx=False)
+            self.log(
+                f"{split}/{name}",
+                metric,
+                on_step=False,
+                on_epoch=True,
+                batch_size=1,
+                add_dataloader_idx=False,
+                metric_attribute=f"metrics.{split}.{name}",  # Lightning looks attributes up once, before these existed
+            )
         return {"scores": scores.detach()}
 
     def _fresh(self, stage: str, responses: int) -> dict[str, Metric]:
@@ -133,7 +141,7 @@ class PreferenceModule(BaseModule):
 
         other = OTHER_IMAGES if stage == "test" and self.grounding and responses == 2 else ()
         return {
-            "loss": MeanMetric(),
+            **({"loss": MeanMetric()} if responses == 2 else {}),  # objectives are written for pairs
             **self.make_metrics(responses),
             **{f"{mode}_accuracy": PairwiseAccuracy() for mode in other},
         }

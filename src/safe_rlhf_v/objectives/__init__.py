@@ -9,8 +9,8 @@ from safe_rlhf_v.objectives.absolute import (
     WeightedSignTerm,
 )
 from safe_rlhf_v.objectives.base import PreferenceObjective
+from safe_rlhf_v.objectives.bradley_terry import BradleyTerry
 from safe_rlhf_v.objectives.costs import CostObjective
-from safe_rlhf_v.objectives.pairs import BradleyTerry
 
 __all__ = [
     "AbsoluteTerm",

@@ -6,7 +6,7 @@ from safe_rlhf_v.batches import UNKNOWN_LEVEL, PreferenceBatch
 from safe_rlhf_v.functional.masked import masked_mean
 from safe_rlhf_v.objectives.absolute import AbsoluteTerm
 from safe_rlhf_v.objectives.base import PreferenceObjective, check_range, checked_scores
-from safe_rlhf_v.objectives.pairs import BradleyTerry
+from safe_rlhf_v.objectives.bradley_terry import BradleyTerry
 
 
 class CostObjective(PreferenceObjective):
@@ -44,7 +44,7 @@ class CostObjective(PreferenceObjective):
             terms: Absolute terms; each kind at most once.
             pair_weight: Weight of the pair term; 0 makes a plain classifier, which also takes single responses.
             score_regularisation: Weight of the mean squared cost of the labelled rows.
-            tie_smoothing: Label smoothing in [0, 0.5] of pairs whose safety ratings are equal; 0.5 makes them say nothing.
+            tie_smoothing: Label smoothing in [0, 0.5] of pairs with equal safety ratings; 0.5 makes them say nothing.
 
         Raises:
             ValueError: If an option is outside its range or two terms have the same name.

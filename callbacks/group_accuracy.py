@@ -1,0 +1,87 @@
+"""Accuracy by harm category, and by the rule that decides the true level."""
+
+from collections import Counter
+from typing import Any
+
+from lightning.pytorch import Trainer
+from torch import Tensor
+
+from safe_rlhf_v.batches import PreferenceBatch
+from safe_rlhf_v.callbacks.evaluation import EvaluationCallback, ScoreKind
+from safe_rlhf_v.callbacks.figures import accuracy_figure
+from safe_rlhf_v.callbacks.judgement import judge
+from safe_rlhf_v.callbacks.tensorboard import Board
+
+
+class CategoryAccuracy(EvaluationCallback):
+    """Share of rows judged as annotated, per harm category: pairs by their order, single responses by the cost's sign.
+
+    Shows each share with its 95 % Wilson interval and count. Tag: ``{split}/accuracy_by_category``.
+
+    YAML::
+
+        class_path: safe_rlhf_v.callbacks.CategoryAccuracy
+        init_args: {scores: reward}
+    """
+
+    def __init__(self, scores: ScoreKind) -> None:
+        """Choose the label to compare with.
+
+        Args:
+            scores: What the module's scores are.
+        """
+        super().__init__()
+        self.kind = scores
+
+    def observe(self, scores: Tensor, batch: PreferenceBatch, taken: int) -> list[tuple[int, bool]]:
+        """(category index, right) of every row that can be judged."""
+        right, decided = judge(scores, batch, self.kind, truth=False)
+        return list(zip(batch.category[decided].tolist(), right[decided].tolist(), strict=True))
+
+    def report(self, board: Board, split: str, notes: list[tuple[int, bool]], trainer: Trainer) -> None:
+        """One figure."""
+        datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
+        names = (*datamodule.taxonomy.categories, "(no category)")  # index -1 is the last
+        named = [(names[index].replace("_", " "), right) for index, right in notes]
+        pixels = accuracy_figure(f"{split}: {self.kind} accuracy by category", _counts(named))
+        board.image(f"{split}/accuracy_by_category", pixels)
+
+
+class RuleAccuracy(EvaluationCallback):
+    """Share of rows judged as is true, per rule that decides the true level; for data that know the truth.
+
+    On counterfactual splits a model that ignores the picture has one half. A row counts for each rule that decides one
+    of its responses. Splits without truth give no figure. Tag: ``{split}/accuracy_by_rule``.
+
+    YAML::
+
+        class_path: safe_rlhf_v.callbacks.RuleAccuracy
+        init_args: {scores: cost}
+    """
+
+    def __init__(self, scores: ScoreKind) -> None:
+        """Choose the truth to compare with.
+
+        Args:
+            scores: What the module's scores are.
+        """
+        super().__init__()
+        self.kind = scores
+
+    def observe(self, scores: Tensor, batch: PreferenceBatch, taken: int) -> list[tuple[str, bool]]:
+        """(rule, right) of every row that can be judged and each of its rules."""
+        right, decided = judge(scores, batch, self.kind, truth=True)
+        rows = zip(batch.rules, right.tolist(), decided.tolist(), strict=True)
+        return [(rule, ok) for rules, ok, counted in rows if counted for rule in sorted({*rules} - {""})]
+
+    def report(self, board: Board, split: str, notes: list[tuple[str, bool]], trainer: Trainer) -> None:
+        """One figure."""
+        named = [(rule.replace("_", " "), right) for rule, right in notes]
+        pixels = accuracy_figure(f"{split}: true {self.kind} accuracy by rule", _counts(named))
+        board.image(f"{split}/accuracy_by_rule", pixels)
+
+
+def _counts(notes: list[tuple[str, bool]]) -> dict[str, tuple[int, int]]:
+    """(right, all) by name."""
+    total, right = Counter(name for name, _ in notes), Counter(name for name, ok in notes if ok)
+    return {name: (right[name], n) for name, n in total.items()}

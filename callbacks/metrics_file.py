@@ -1,0 +1,33 @@
+"""Test results as a file that other programs read."""
+
+import json
+from pathlib import Path
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+
+class MetricsFile(Callback):
+    """Writes every metric of a test run to one JSON file, whole or not at all.
+
+    YAML::
+
+        callbacks:
+          - class_path: safe_rlhf_v.callbacks.MetricsFile
+            init_args: {path: runs/reward/metrics.json}
+    """
+
+    def __init__(self, path: str) -> None:
+        """Args:
+        path: File to write.
+        """
+        self.path = Path(path)
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write ``{metric: value}``, sorted by name."""
+        if not trainer.is_global_zero:
+            return
+        metrics = {name: float(value) for name, value in sorted(trainer.callback_metrics.items())}
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        part = self.path.with_name(self.path.name + ".part")
+        part.write_text(json.dumps(metrics, indent=1) + "\n")
+        part.replace(self.path)

@@ -1,0 +1,54 @@
+"""Distributions of scores, one per kind of response."""
+
+import numpy as np
+from lightning.pytorch import Trainer
+from torch import Tensor
+
+from safe_rlhf_v.batches import PreferenceBatch
+from safe_rlhf_v.callbacks.evaluation import EvaluationCallback, ScoreKind
+from safe_rlhf_v.callbacks.figures import histogram_figure
+from safe_rlhf_v.callbacks.tensorboard import Board
+
+
+class ScoreHistograms(EvaluationCallback):
+    """How far apart the scores of better and worse responses lie, as TensorBoard histograms and one figure per split.
+
+    Rewards: the more and the less helpful response of each labelled pair. Costs: unsafe and safe responses; a good cost
+    model has them on either side of 0. Tags: ``{split}/scores`` (figure), ``{split}/scores/unsafe``, ...
+
+    YAML::
+
+        class_path: safe_rlhf_v.callbacks.ScoreHistograms
+        init_args: {scores: cost}
+    """
+
+    def __init__(self, scores: ScoreKind) -> None:
+        """Choose the groups.
+
+        Args:
+            scores: What the module's scores are.
+        """
+        super().__init__()
+        self.kind = scores
+        self.groups = ("more helpful", "less helpful") if scores == "reward" else ("unsafe", "safe")
+
+    def observe(self, scores: Tensor, batch: PreferenceBatch, taken: int) -> list[tuple[int, float]]:
+        """(group, score) of every labelled response."""
+        group = _helpfulness_rank(batch, scores.shape[1]) if self.kind == "reward" else batch.is_safe  # (B, K)
+        counted = (group >= 0) & batch.valid[:, None] & scores.isfinite()
+        return list(zip(group[counted].tolist(), scores[counted].tolist(), strict=True))
+
+    def report(self, board: Board, split: str, notes: list[tuple[int, float]], trainer: Trainer) -> None:
+        """Histograms and figure."""
+        values = [np.array([score for group, score in notes if group == i]) for i in (0, 1)]
+        for name, scores in zip(self.groups, values, strict=True):
+            board.histogram(f"{split}/scores/{name.replace(' ', '_')}", scores)
+        series = dict(zip(self.groups, values, strict=True))
+        title = f"{split}: {self.kind} of {' and '.join(self.groups)} responses"
+        board.image(f"{split}/scores", histogram_figure(title, self.kind, series))
+
+
+def _helpfulness_rank(batch: PreferenceBatch, responses: int) -> Tensor:
+    """(B, K) 0 for the more helpful response, 1 for the other, -1 unknown (also for single responses)."""
+    rank = (batch.more_helpful[:, None] != batch.more_helpful.new_tensor(range(responses))).long()
+    return rank.masked_fill((batch.more_helpful < 0)[:, None], -1)

@@ -1,0 +1,120 @@
+"""A grid of pictures with wrapped text beside them, drawn with Pillow."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from PIL.Image import Image as PilImage
+    from PIL.ImageDraw import ImageDraw
+    from PIL.ImageFont import FreeTypeFont
+
+WIDTH, PICTURE, MARGIN, LEADING = 640, 192, 14, 19
+MAX_LINES = 4  # of one text; more is cut with an ellipsis
+INK, MUTED, RIGHT, WRONG, RULE = "#111111", "#595959", "#0072B2", "#D55E00", "#CCCCCC"
+
+
+class Line(NamedTuple):
+    """One text of a tile, wrapped when drawn.
+
+    Attributes:
+        text: What to write.
+        bold: In bold type.
+        colour: Of the ink.
+        gap: Pixels left free above.
+    """
+
+    text: str
+    bold: bool = False
+    colour: str = INK
+    gap: int = 0
+
+
+class Tile(NamedTuple):
+    """One picture and what stands beside it.
+
+    Attributes:
+        picture: uint8 (H, W, 3).
+        lines: From top to bottom.
+    """
+
+    picture: np.ndarray
+    lines: tuple[Line, ...]
+
+
+def draw_grid(tiles: list[Tile], columns: int = 2) -> np.ndarray:
+    """All tiles row by row on white, (H, W, 3) uint8.
+
+    Args:
+        tiles: At least one.
+        columns: Tiles per row.
+    """
+    from PIL import Image, ImageDraw
+
+    columns = min(columns, len(tiles))
+    wrapped = [_wrap_all(tile.lines) for tile in tiles]
+    heights = [max(PICTURE, sum(LEADING + line.gap for line in lines)) + 2 * MARGIN for lines in wrapped]
+    rows = [max(heights[i : i + columns]) for i in range(0, len(tiles), columns)]
+    canvas = Image.new("RGB", (WIDTH * columns, sum(rows)), "white")
+    draw = ImageDraw.Draw(canvas)
+    for i, (tile, lines) in enumerate(zip(tiles, wrapped, strict=True)):
+        x, y = WIDTH * (i % columns), sum(rows[: i // columns])
+        canvas.paste(_fit(tile.picture), (x + MARGIN, y + MARGIN))
+        _write(draw, lines, x + PICTURE + 2 * MARGIN, y + MARGIN)
+        draw.rectangle((x, y, x + WIDTH - 1, y + rows[i // columns] - 1), outline=RULE)
+    return np.asarray(canvas)
+
+
+def _fit(picture: np.ndarray) -> "PilImage":
+    """The picture, enlarged or reduced to fit a PICTURE-sized square without distortion."""
+    from PIL import Image
+
+    image = Image.fromarray(picture)
+    scale = PICTURE / max(image.size)
+    size = max(round(image.width * scale), 1), max(round(image.height * scale), 1)
+    return image.resize(size, Image.Resampling.NEAREST if scale > 1 else Image.Resampling.LANCZOS)
+
+
+def _wrap_all(lines: tuple[Line, ...]) -> list[Line]:
+    """The lines broken to the width beside the picture."""
+    room = WIDTH - PICTURE - 3 * MARGIN
+    wrapped = []
+    for line in lines:
+        first, *rest = _wrap(line.text, _font(line.bold), room)
+        wrapped += [line._replace(text=first), *(line._replace(text=piece, gap=0) for piece in rest)]
+    return wrapped
+
+
+def _wrap(text: str, font: "FreeTypeFont", room: int) -> list[str]:
+    """Greedy wrapping by measured width; a word wider than the room is broken."""
+    pieces = [""]
+    for word in text.split():
+        longer = f"{pieces[-1]} {word}".strip()
+        if font.getlength(longer) <= room:
+            pieces[-1] = longer
+            continue
+        pieces += [word] if pieces[-1] else []
+        pieces[-1] = word
+        while font.getlength(pieces[-1]) > room:
+            fits = next(n for n in range(len(pieces[-1]) - 1, 0, -1) if font.getlength(pieces[-1][:n]) <= room)
+            pieces[-1:] = [pieces[-1][:fits], pieces[-1][fits:]]
+    if len(pieces) > MAX_LINES:
+        pieces = [*pieces[: MAX_LINES - 1], pieces[MAX_LINES - 1][:-2].rstrip() + "…"]
+    return pieces
+
+
+def _write(draw: "ImageDraw", lines: list[Line], x: int, y: int) -> None:
+    """Lines below each other, starting at (x, y)."""
+    for line in lines:
+        draw.text((x, y + line.gap), line.text, fill=line.colour, font=_font(line.bold))
+        y += LEADING + line.gap
+
+
+def _font(bold: bool) -> "FreeTypeFont":
+    """DejaVu Sans, which matplotlib ships: every Latin, Greek and Cyrillic letter."""
+    import matplotlib as mpl
+    from PIL import ImageFont
+
+    name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
+    return ImageFont.truetype(Path(mpl.get_data_path(), "fonts", "ttf", name), size=14)

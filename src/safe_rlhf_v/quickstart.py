@@ -1,0 +1,163 @@
+"""The whole pipeline on the embedded world: every step is a public command, run as a user would run it."""
+
+import argparse
+import json
+import math
+import os
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+CONFIGS = Path(__file__).parent / "configs" / "quickstart"
+TABLE = (  # model, metric, what it is, records it is measured on
+    ("reward", "test/true_accuracy", "reward ranking, against the truth", 1000),
+    ("reward", "test/accuracy", "reward ranking, against noisy labels", 1000),
+    ("reward", "test/label_ceiling", "  noisy labels against the truth (their ceiling)", 1000),
+    ("reward", "test/shuffled_accuracy", "  the same with shuffled pictures", 1000),
+    ("reward", "test/blank_accuracy", "  the same with blank pictures", 1000),
+    ("reward", "compositional/true_accuracy", "reward ranking, unseen combinations", 600),
+    ("reward", "counterfactual_helpfulness/true_accuracy", "reward, counterfactual pictures (blind: 0.50)", 600),
+    ("cost", "test/true_accuracy", "cost ranking, against the truth", 1000),
+    ("cost", "test/accuracy", "cost ranking, against noisy labels", 1000),
+    ("cost", "test/label_ceiling", "  noisy labels against the truth (their ceiling)", 1000),
+    ("cost", "test/shuffled_accuracy", "  the same with shuffled pictures", 1000),
+    ("cost", "test/blank_accuracy", "  the same with blank pictures", 1000),
+    ("cost", "test/true_balanced_sign_accuracy", "cost sign: harmful or not, balanced", 2000),
+    ("cost", "test/true_auroc", "cost, AUROC of harmful", 2000),
+    ("cost", "compositional/true_accuracy", "cost ranking, unseen combinations", 600),
+    ("cost", "counterfactual_safety/true_accuracy", "cost, counterfactual pictures (blind: 0.50)", 600),
+    ("cost", "counterfactual_verdict/true_sign_accuracy", "cost, counterfactual verdicts (blind: 0.50)", 600),
+)
+
+
+@dataclass
+class Run:
+    """Where one pipeline reads and writes.
+
+    Attributes:
+        data: Shard folder of the world, with its tokenizer.
+        root: Folder of logs and checkpoints.
+        seed: Seed of weights and training order.
+    """
+
+    data: Path
+    root: Path
+    seed: int = 0
+
+    def fit(self, stage: str, *extra: str, name: str = "") -> list[str]:
+        """Command that trains a stage of ``configs/quickstart``; ``name`` is its folder below ``root``."""
+        before = {"supervised": "vision", "reward": "supervised", "cost": "supervised"}.get(stage)
+        options = [
+            f"--config={CONFIGS / stage}.yaml",
+            f"--seed_everything={self.seed}",
+            f"--data.init_args.path={self.data}",
+            f"--data.init_args.seed={self.seed}",
+            f"--model.init_args.backbone.init_args.tokenizer={self.data / 'tokenizer'}",
+            f"--trainer.logger.init_args.save_dir={self.root}",
+            f"--trainer.logger.init_args.name={name or stage}",
+        ]
+        if before:
+            options.append(f"--model.init_args.init_from={self.root / before}")
+        return ["fit", *options, *extra]
+
+    def test(self, name: str) -> list[str]:
+        """Command that measures a stage's newest checkpoint and writes ``metrics.json``."""
+        return [
+            "test",
+            f"--ckpt_path={self.root / name}",
+            "--trainer.callbacks+=safe_rlhf_v.callbacks.MetricsFile",
+            f"--trainer.callbacks.path={self.root / name / 'metrics.json'}",
+        ]
+
+    def metrics(self, name: str) -> dict[str, float]:
+        """What :meth:`test` measured."""
+        found: dict[str, float] = json.loads((self.root / name / "metrics.json").read_text())
+        return found
+
+
+def execute(*commands: Sequence[str], quiet: Path | None = None) -> None:
+    """Run ``python -m safe_rlhf_v`` commands side by side, sharing the cores.
+
+    Args:
+        commands: Command lines without the program.
+        quiet: Folder for the output of each command; ``None`` shows it.
+
+    Raises:
+        SystemExit: If one of them fails, after showing the end of its output.
+    """
+    threads = max(1, (os.cpu_count() or 1) // len(commands))
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"}
+    running = []
+    for i, command in enumerate(commands):
+        line = [sys.executable, "-m", "safe_rlhf_v", *command]
+        if quiet is None:
+            running.append((subprocess.Popen(line, env=environment), None))
+            continue
+        quiet.mkdir(parents=True, exist_ok=True)
+        log = quiet / f"{command[0]}-{i}-{time.time_ns()}.log"
+        with log.open("w") as file:
+            running.append((subprocess.Popen(line, env=environment, stdout=file, stderr=subprocess.STDOUT), log))
+    for process, log in running:
+        if process.wait() != 0:
+            tail = "\n".join(log.read_text().splitlines()[-20:]) if log else "see above"
+            raise SystemExit(f"a step failed (exit status {process.returncode}):\n{tail}")
+
+
+def cpu_seconds() -> float:
+    """CPU seconds of all finished child processes."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+def make_world(data: Path, seed: int = 0, size: str = "default") -> None:
+    """Write world and tokenizer unless they are there."""
+    if not (data / "manifest.json").exists():
+        execute(["shards", "world", f"--out={data}", f"--seed={seed}", f"--size={size}"])
+    if not (data / "tokenizer" / "tokenizer.json").exists():
+        execute(["tokenizer", f"--shards={data}", f"--out={data / 'tokenizer'}"])
+
+
+def table(run: Run) -> str:
+    """Held-out results with 95 % intervals (normal approximation, of a share measured on n items)."""
+    lines = [f"{'held out':<52}{'value':>8}  95 % interval"]
+    for model, metric, about, n in TABLE:
+        value = run.metrics(model).get(metric, math.nan)
+        half = 1.96 * math.sqrt(max(value * (1 - value), 0.0) / n)
+        lines.append(f"{about:<52}{value:>8.3f}  {value - half:.3f} .. {min(1.0, value + half):.3f}")
+    return "\n".join(lines)
+
+
+def main(argv: list[str]) -> int:
+    """``python -m safe_rlhf_v quickstart``."""
+    parser = argparse.ArgumentParser(
+        prog="python -m safe_rlhf_v quickstart",
+        description="Write the embedded world (synthetic), train vision -> supervised -> reward and cost by the public "
+        "commands, and print held-out results. About 5 minutes on two cores.",
+    )
+    parser.add_argument("--data", type=Path, default=Path("data/world"), help="shard folder (default: %(default)s)")
+    parser.add_argument("--root", type=Path, default=Path("runs/quickstart"), help="logs and checkpoints (%(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of weights and training order")
+    options = parser.parse_args(argv)
+    run = Run(options.data, options.root, options.seed)
+    start = time.time()
+    steps: list[tuple[str, list[list[str]]]] = [
+        ("vision: teach the tower what pictures show", [run.fit("vision")]),
+        ("supervised: imitate the demonstrator", [run.fit("supervised")]),
+        ("reward and cost models, side by side", [run.fit("reward"), run.fit("cost")]),
+        ("held-out tests", [run.test("reward"), run.test("cost")]),
+    ]
+    print("== world: write the synthetic shards and their tokenizer")
+    make_world(run.data)
+    for i, (about, commands) in enumerate(steps, start=1):
+        print(f"== {i}/{len(steps)} {about}", flush=True)
+        for command in commands:
+            print(f"   python -m safe_rlhf_v {command[0]} {' '.join(c for c in command[1:] if 'config=' in c or 'ckpt' in c)}")
+        execute(*commands, quiet=run.root / "output" if about == "held-out tests" else None)
+    print(f"\n{table(run)}\n")
+    print(f"{time.time() - start:.0f} s on the clock, {cpu_seconds():.0f} CPU seconds, imports included")
+    print(f"checkpoints and TensorBoard files: {run.root}    watch: tensorboard --logdir {run.root}")
+    return 0

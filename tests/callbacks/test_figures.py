@@ -1,0 +1,54 @@
+"""Figures say what they are given: text is checked on the axes, pixels for being drawn."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from safe_rlhf_v.callbacks import figures
+from safe_rlhf_v.functional.calibration import reliability_bins
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The matplotlib figures that were turned into pixels."""
+    kept: list[Any] = []
+    pixels = figures._pixels
+
+    def spy(figure: Any) -> np.ndarray:
+        kept.append(figure)
+        return pixels(figure)
+
+    monkeypatch.setattr(figures, "_pixels", spy)
+    return kept
+
+
+def test_accuracy_figure_sorts_and_counts(drawn: list[Any]) -> None:
+    pixels = figures.accuracy_figure("title", {"low": (1, 4), "high": (9, 10), "mid": (500, 1000)})
+    axes = drawn[0].axes[0]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["low", "mid", "high"]  # best on top
+    assert [text.get_text() for text in axes.texts] == ["0.25  (n = 4)", "0.50  (n = 1,000)", "0.90  (n = 10)"]
+    assert pixels.dtype == np.uint8 and pixels.shape[2] == 3 and pixels.std() > 5
+
+
+def test_reliability_figure_plots_the_table(drawn: list[Any]) -> None:
+    probabilities, outcomes = torch.tensor([0.1, 0.2, 0.9]), torch.tensor([False, True, True])
+    table = reliability_bins(probabilities, outcomes, torch.ones(3, dtype=torch.bool), bins=2)
+    figures.reliability_figure("test", table)
+    above, below = drawn[0].axes
+    points = above.lines[1]
+    np.testing.assert_allclose(points.get_xdata(), [0.15, 0.9], rtol=1e-6)
+    np.testing.assert_allclose(points.get_ydata(), [0.5, 1.0])
+    assert [bar.get_height() for bar in below.patches] == [2, 1]
+    # ECE: (2 * |0.15 - 0.5| + |0.9 - 1|) / 3 = 0.267
+    assert above.get_title() == "test: calibration of P(harmful)\nECE 0.267, n = 3"
+
+
+@pytest.mark.parametrize("values", [np.array([1.0]), np.array([0.0, 0.0]), np.array([-1.0, 5.0, 2.0])])
+def test_histogram_figure_takes_any_group(values: np.ndarray, drawn: list[Any]) -> None:
+    figures.histogram_figure("title", "cost", {"unsafe": values, "safe": np.array([])})
+    labels = [text.get_text() for text in drawn[0].legends[0].texts]
+    assert labels == [f"unsafe  (n = {len(values)}, median {np.median(values):.2f})", "safe  (n = 0)"]
+    heights = [bar.get_height() for bar in drawn[0].axes[0].containers[0]]
+    assert sum(heights) == pytest.approx(1.0)

@@ -1,0 +1,97 @@
+"""All callbacks in real Lightning runs, read back from the event file."""
+
+import io
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.loggers import CSVLogger
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from safe_rlhf_v.callbacks import CategoryAccuracy, ReliabilityDiagram, RuleAccuracy, SampleGallery, ScoreHistograms
+
+Build = Callable[..., Trainer]
+Read = Callable[[], EventAccumulator]
+FIGURES = ("scores", "reliability", "accuracy_by_category", "accuracy_by_rule", "samples")
+
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
+
+
+def everything(kind: Any = "cost") -> list[Callback]:
+    return [
+        ScoreHistograms(kind),
+        ReliabilityDiagram(),
+        CategoryAccuracy(kind),
+        RuleAccuracy(kind),
+        SampleGallery(kind, samples=3),
+    ]
+
+
+def test_fit_writes_each_figure_per_split_at_the_step_of_self_log(trainer: Build, board: Read, toy: Any) -> None:
+    splits = {"validation": [toy.batch(5), toy.batch(3, first=5)], "verdict": [toy.batch(4, responses=1)]}
+    # Sanity checking is on: it must not leave figures at step 0. One optimizer step takes both batches of an epoch.
+    run = trainer(everything(), num_sanity_val_steps=2, accumulate_grad_batches=2)
+    run.fit(toy.module(), datamodule=toy.data(splits))
+    events = board()
+    assert sorted(events.Tags()["images"]) == sorted(f"{split}/{name}" for split in splits for name in FIGURES)
+    curve = [event.step for event in events.Scalars("validation/curve")]
+    assert len(curve) == 2
+    for tag in events.Tags()["images"]:
+        assert [event.step for event in events.Images(tag)] == curve, tag
+        pixels = np.asarray(Image.open(io.BytesIO(events.Images(tag)[0].encoded_image_string)))
+        assert pixels.ndim == 3 and pixels.std() > 5, f"{tag} is empty"
+
+
+def test_histograms_hold_the_scores_of_valid_rows(trainer: Build, board: Read, toy: Any) -> None:
+    batch = toy.batch(6)
+    trainer([ScoreHistograms("cost")]).validate(toy.module(), datamodule=toy.data({"validation": [batch]}))
+    events = board()
+    for name, label in (("unsafe", 0), ("safe", 1)):
+        wanted = (-batch.true_safety / 2)[(batch.is_safe == label) & batch.valid[:, None]]
+        histogram = events.Histograms(f"validation/scores/{name}")[0].histogram_value
+        assert histogram.num == len(wanted) and histogram.sum == pytest.approx(wanted.sum().item())
+
+
+def test_reward_histograms_are_of_pairs(trainer: Build, board: Read, toy: Any) -> None:
+    batch = toy.batch(6)
+    trainer([ScoreHistograms("reward")]).test(toy.module(), datamodule=toy.data({"test": [batch]}))
+    scores = (-batch.true_safety / 2)[batch.valid]
+    better = scores.gather(1, batch.more_helpful[batch.valid][:, None])
+    histogram = board().Histograms("test/scores/more_helpful")[0].histogram_value
+    assert histogram.num == 5 and histogram.sum == pytest.approx(better.sum().item())
+    assert board().Histograms("test/scores/less_helpful")[0].histogram_value.num == 5
+
+
+def test_silent_without_tensorboard(trainer: Build, board: Read, toy: Any, tmp_path: Any) -> None:
+    for logger in (False, CSVLogger(tmp_path)):
+        run = trainer(everything(), logger=logger)
+        run.validate(toy.module(), datamodule=toy.data({"validation": [toy.batch(4)]}))
+    assert not (tmp_path / "board").exists()
+
+
+@pytest.mark.parametrize("kind", ["reward", "cost"])
+def test_nothing_labelled_and_nothing_there_never_fails(trainer: Build, board: Read, toy: Any, kind: str) -> None:
+    splits = {"empty": [], "unlabelled": [toy.unlabelled(toy.batch(4))], "one": [toy.batch(1)]}
+    trainer(everything(kind)).validate(toy.module(), datamodule=toy.data(splits))
+    tags = board().Tags()["images"]
+    assert [tag for tag in tags if not tag.startswith("one/")] == ["unlabelled/samples"]
+
+
+def test_fast_dev_run_passes(trainer: Build, toy: Any) -> None:
+    trainer(everything(), fast_dev_run=True).fit(toy.module(), datamodule=toy.data({"validation": [toy.batch(4)]}))
+
+
+def test_errors_name_the_mend(trainer: Build, toy: Any) -> None:
+    class Mute(toy.module):  # type: ignore[misc]
+        def validation_step(self, *args: Any) -> None:
+            return None
+
+    data = toy.data({"validation": [toy.batch(4)]})
+    with pytest.raises(ValueError, match=r"ReliabilityDiagram needs validation_step to return \{'scores': \(B, K\)\}"):
+        trainer([ReliabilityDiagram()]).validate(Mute(), datamodule=data)
+    data.trainer = trainer([])
+    with pytest.raises(ValueError, match="pass the trainer a datamodule, not loaders"):
+        trainer([ReliabilityDiagram()]).validate(toy.module(), dataloaders=data.val_dataloader())
