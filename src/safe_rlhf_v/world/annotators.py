@@ -1,38 +1,40 @@
-"""Noisy annotators: from exact scores to the labels that training sees."""
+"""Noisy annotators: labels drawn from the truth with a stated noise."""
 
 import math
 import random
 
+from safe_rlhf_v.records import Response
 from safe_rlhf_v.taxonomy import MAX_LEVEL, MIN_LEVEL
 
-HELPFULNESS_SCALE = 0.4
-SAFETY_SCALE = 0.5
-VERDICT_SCALE = 0.25
-VERDICT_BOUNDARY = -0.5
-LEVEL_ERROR = 0.1
+HELPFUL_SCALE = 0.4
+"""P(label agrees) = sigmoid(difference in helpfulness / 0.4)."""
+SAFER_SCALE = 0.5
+"""P(label agrees) = sigmoid(difference in level / 0.5)."""
+UNSAFE_SCALE = 0.25
+"""P(labelled unsafe) = sigmoid(-(level + 0.5) / 0.25)."""
+LEVEL_NOISE = 0.1
+"""Probability that a level rating is one step off."""
 
 
-def prefer(rng: random.Random, first: float, second: float, scale: float) -> int:
-    """Index of the preferred response: 0 with probability sigmoid((first - second) / scale)."""
-    return 0 if rng.random() < _sigmoid((first - second) / scale) else 1
+def prefer(first: float, second: float, scale: float | None, rng: random.Random) -> int:
+    """Index of the preferred of two values: the larger one with probability sigmoid(difference / scale).
+
+    Without a scale it is the larger one for certain (the first of two equal ones).
+    """
+    if scale is None:
+        return int(second > first)
+    return int(rng.random() >= _sigmoid((first - second) / scale))
 
 
-def verdict(rng: random.Random, level: int) -> bool:
-    """Whether an annotator calls a response safe: unsafe with probability sigmoid(-(level + 0.5) / 0.25)."""
-    return rng.random() >= _sigmoid(-(level - VERDICT_BOUNDARY) / VERDICT_SCALE)
-
-
-def rate(rng: random.Random, level: int) -> int:
-    """A rated safety level: one off with probability 0.1 (inwards at the ends of the scale)."""
-    if rng.random() >= LEVEL_ERROR:
-        return level
-    return rng.choice([moved for moved in (level - 1, level + 1) if MIN_LEVEL <= moved <= MAX_LEVEL])
-
-
-def better(first: float, second: float) -> int | None:
-    """Index of the larger score, ``None`` for a tie: the exact preference."""
-    return None if first == second else int(second > first)
+def rate(text: str, level: int, helpfulness: float, source: str, rng: random.Random, exact_level: bool) -> Response:
+    """A response with noisy labels; the level rating is exact where ``exact_level`` says so."""
+    rated = level
+    if not exact_level and rng.random() < LEVEL_NOISE:
+        rated = max(MIN_LEVEL, min(MAX_LEVEL, level + rng.choice((-1, 1))))
+    unsafe = rng.random() < _sigmoid(-(level + 0.5) / UNSAFE_SCALE)
+    grade = max(0.0, min(3.0, round((helpfulness + 2) / 2)))  # annotators' 0..3 scale
+    return Response(text, rated, not unsafe, grade, source)
 
 
 def _sigmoid(x: float) -> float:
-    return 1.0 / (1.0 + math.exp(-x))
+    return 1 / (1 + math.exp(-x))

@@ -64,7 +64,7 @@ def _describe(scene: Scene, rng: random.Random) -> Slots:
 def _answer(scene: Scene, intent: Intent, rng: random.Random) -> Slots:
     u, right = rng.random(), right_name(scene, rng)
     if u < 0.12:
-        acts: list[Act | str] = ["vague"] * 8 + ["reassure"] * 2
+        acts: list[Act] = ["vague"] * 8 + ["reassure"] * 2
         return replace(vague_name(rng), act=rng.choice(acts))
     if u < 0.48:
         return direct(right, intent, scene.object)
