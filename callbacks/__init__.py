@@ -1,4 +1,4 @@
-"""What people watch during evaluation: figures and pictures for TensorBoard, silent without it."""
+"""What people watch and keep: figures and pictures for TensorBoard (silent without it), results as files."""
 
 if __name__ != "safe_rlhf_v.callbacks":
     raise ImportError(f"import safe_rlhf_v.callbacks, not {__name__}: classes of both names would be unequal")

@@ -26,9 +26,39 @@ class EvaluationCallback(Callback, ABC):
 
     gathers: ClassVar[bool] = True
 
-    def __init__(self) -> None:
-        """Start without notes."""
+    def __init__(self, scores: ScoreKind | None = None) -> None:
+        """Start without notes.
+
+        Args:
+            scores: What the module's scores are; known for this project's reward and cost modules.
+
+        Raises:
+            ValueError: If it is neither ``reward`` nor ``cost``.
+        """
+        if scores not in (None, "reward", "cost"):
+            raise ValueError(f"{type(self).__name__}: scores is {scores!r}, expected 'reward' or 'cost'")
+        self._kind = scores
         self._notes: dict[str, list[Any]] = {}
+
+    @property
+    def kind(self) -> ScoreKind:
+        """What the scores are."""
+        assert self._kind is not None, "set at construction or in setup"
+        return self._kind
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Find out what the module's scores are, unless it was said.
+
+        Raises:
+            ValueError: If the module is neither a reward nor a cost module of this project.
+        """
+        if self._kind is None:
+            from safe_rlhf_v.modules import CostModule, RewardModule
+
+            if not isinstance(pl_module, (CostModule, RewardModule)):
+                module, name = type(pl_module).__name__, type(self).__name__
+                raise ValueError(f"{name}: set scores to 'reward' or 'cost', {module} does not say which it gives")
+            self._kind = "cost" if isinstance(pl_module, CostModule) else "reward"
 
     @abstractmethod
     def observe(self, scores: Tensor, batch: PreferenceBatch, taken: int) -> list[Any]:

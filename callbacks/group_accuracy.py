@@ -7,7 +7,7 @@ from lightning.pytorch import Trainer
 from torch import Tensor
 
 from safe_rlhf_v.batches import PreferenceBatch
-from safe_rlhf_v.callbacks.evaluation import EvaluationCallback, ScoreKind
+from safe_rlhf_v.callbacks.evaluation import EvaluationCallback
 from safe_rlhf_v.callbacks.figures import accuracy_figure
 from safe_rlhf_v.callbacks.judgement import judge
 from safe_rlhf_v.callbacks.tensorboard import Board
@@ -20,18 +20,9 @@ class CategoryAccuracy(EvaluationCallback):
 
     YAML::
 
-        class_path: safe_rlhf_v.callbacks.CategoryAccuracy
-        init_args: {scores: reward}
+        callbacks:
+          - class_path: safe_rlhf_v.callbacks.CategoryAccuracy
     """
-
-    def __init__(self, scores: ScoreKind) -> None:
-        """Choose the label to compare with.
-
-        Args:
-            scores: What the module's scores are.
-        """
-        super().__init__()
-        self.kind = scores
 
     def observe(self, scores: Tensor, batch: PreferenceBatch, taken: int) -> list[tuple[int, bool]]:
         """(category index, right) of every row that can be judged."""
@@ -55,18 +46,9 @@ class RuleAccuracy(EvaluationCallback):
 
     YAML::
 
-        class_path: safe_rlhf_v.callbacks.RuleAccuracy
-        init_args: {scores: cost}
+        callbacks:
+          - class_path: safe_rlhf_v.callbacks.RuleAccuracy
     """
-
-    def __init__(self, scores: ScoreKind) -> None:
-        """Choose the truth to compare with.
-
-        Args:
-            scores: What the module's scores are.
-        """
-        super().__init__()
-        self.kind = scores
 
     def observe(self, scores: Tensor, batch: PreferenceBatch, taken: int) -> list[tuple[str, bool]]:
         """(rule, right) of every row that can be judged and each of its rules."""

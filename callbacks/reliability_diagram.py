@@ -19,8 +19,9 @@ class ReliabilityDiagram(EvaluationCallback):
 
     YAML::
 
-        class_path: safe_rlhf_v.callbacks.ReliabilityDiagram
-        init_args: {bins: 10}
+        callbacks:
+          - class_path: safe_rlhf_v.callbacks.ReliabilityDiagram
+            init_args: {bins: 10}
     """
 
     def __init__(self, bins: int = 10) -> None:
@@ -29,7 +30,7 @@ class ReliabilityDiagram(EvaluationCallback):
         Args:
             bins: Number of equal-width bins.
         """
-        super().__init__()
+        super().__init__("cost")
         self.bins = bins
 
     def observe(self, scores: Tensor, batch: PreferenceBatch, taken: int) -> list[tuple[float, bool]]:

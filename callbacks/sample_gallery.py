@@ -20,21 +20,22 @@ class SampleGallery(EvaluationCallback):
 
     YAML::
 
-        class_path: safe_rlhf_v.callbacks.SampleGallery
-        init_args: {scores: cost, samples: 8}
+        callbacks:
+          - class_path: safe_rlhf_v.callbacks.SampleGallery
+            init_args: {samples: 8}
     """
 
     gathers: ClassVar[bool] = False
 
-    def __init__(self, scores: ScoreKind, samples: int = 8) -> None:
+    def __init__(self, scores: ScoreKind | None = None, samples: int = 8) -> None:
         """Choose how much is shown.
 
         Args:
-            scores: What the module's scores are.
+            scores: See :class:`EvaluationCallback`.
             samples: Rows per split.
         """
-        super().__init__()
-        self.kind, self.samples = scores, samples
+        super().__init__(scores)
+        self.samples = samples
 
     def observe(self, scores: Tensor, batch: PreferenceBatch, taken: int) -> list[Tile]:
         """Tiles of the first rows."""

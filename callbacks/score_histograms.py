@@ -5,7 +5,7 @@ from lightning.pytorch import Trainer
 from torch import Tensor
 
 from safe_rlhf_v.batches import PreferenceBatch
-from safe_rlhf_v.callbacks.evaluation import EvaluationCallback, ScoreKind
+from safe_rlhf_v.callbacks.evaluation import EvaluationCallback
 from safe_rlhf_v.callbacks.figures import histogram_figure
 from safe_rlhf_v.callbacks.tensorboard import Board
 
@@ -18,19 +18,9 @@ class ScoreHistograms(EvaluationCallback):
 
     YAML::
 
-        class_path: safe_rlhf_v.callbacks.ScoreHistograms
-        init_args: {scores: cost}
+        callbacks:
+          - class_path: safe_rlhf_v.callbacks.ScoreHistograms
     """
-
-    def __init__(self, scores: ScoreKind) -> None:
-        """Choose the groups.
-
-        Args:
-            scores: What the module's scores are.
-        """
-        super().__init__()
-        self.kind = scores
-        self.groups = ("more helpful", "less helpful") if scores == "reward" else ("unsafe", "safe")
 
     def observe(self, scores: Tensor, batch: PreferenceBatch, taken: int) -> list[tuple[int, float]]:
         """(group, score) of every labelled response."""
@@ -40,11 +30,12 @@ class ScoreHistograms(EvaluationCallback):
 
     def report(self, board: Board, split: str, notes: list[tuple[int, float]], trainer: Trainer) -> None:
         """Histograms and figure."""
+        groups = ("more helpful", "less helpful") if self.kind == "reward" else ("unsafe", "safe")
         values = [np.array([score for group, score in notes if group == i]) for i in (0, 1)]
-        for name, scores in zip(self.groups, values, strict=True):
+        for name, scores in zip(groups, values, strict=True):
             board.histogram(f"{split}/scores/{name.replace(' ', '_')}", scores)
-        series = dict(zip(self.groups, values, strict=True))
-        title = f"{split}: {self.kind} of {' and '.join(self.groups)} responses"
+        series = dict(zip(groups, values, strict=True))
+        title = f"{split}: {self.kind} of {' and '.join(groups)} responses"
         board.image(f"{split}/scores", histogram_figure(title, self.kind, series))
 
 

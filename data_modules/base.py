@@ -9,7 +9,7 @@ from lightning.pytorch import LightningDataModule
 from safe_rlhf_v.data_modules.loader import PlannedLoader
 from safe_rlhf_v.data_modules.plan import Plan, Position, nested_subset
 from safe_rlhf_v.data_modules.source import ImageOptions, OnBadSample, Sample, Source
-from safe_rlhf_v.shards import ShardedSplit
+from safe_rlhf_v.shards import Manifest, ShardedSplit
 from safe_rlhf_v.taxonomy import Taxonomy
 
 STATE_VERSION = 1
@@ -53,8 +53,13 @@ class ShardDataModule(LightningDataModule):
         on_bad_sample: ``error`` or ``skip-and-count`` (a masked row, named in the log).
         images: Decoding limits and size.
         verify: Compare shards with the manifest by ``size`` or by every byte (``sha256``).
+
+        Raises:
+            ValueError: If ``max_samples`` is not positive.
         """
         super().__init__()
+        if max_samples is not None and max_samples < 1:
+            raise ValueError(f"max_samples is {max_samples}; it must be positive, or null for all samples")
         self.path, self.train_split = path, train_split
         self.splits = {"validate": tuple(validation_splits), "test": tuple(test_splits)}
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size or batch_size
@@ -80,18 +85,24 @@ class ShardDataModule(LightningDataModule):
     @property
     def taxonomy(self) -> Taxonomy:
         """Harm categories of the data set."""
-        return self.split(self.train_split).manifest.taxonomy
+        return Manifest.load(self.path).taxonomy  # not from a split: a folder may hold test splits only
 
     def evaluation_splits(self, stage: str) -> tuple[str, ...]:
         """Names of the loaders of a stage (``validate`` or ``test``), in order."""
         return self.splits[stage]
 
+    def setup(self, stage: str) -> None:
+        """A fresh run starts at the beginning; a trainer that fits once more goes on where it stopped."""
+        if stage == "fit" and self.trainer is not None and self.trainer.global_step == 0:
+            self._loader, self._position = None, Position(0, 0)
+
     def train_dataloader(self) -> PlannedLoader:
-        """The training loader, at the position of the checkpoint if one was loaded."""
+        """The training loader, where the loader before it stood or the checkpoint says."""
         split = self.split(self.train_split)
         rows = nested_subset(self._chosen(split), self.max_samples, self.seed)
+        position = self._loader.position if self._loader else self._position
         self._loader = self._make(split, rows, self.batch_size, self.seed)
-        self._loader.position = self._position
+        self._loader.position = position
         return self._loader
 
     def val_dataloader(self) -> list[PlannedLoader]:
@@ -154,6 +165,10 @@ class ShardDataModule(LightningDataModule):
         Raises:
             ValueError: Naming what differs, if the position would mean another sample now.
         """
+        if self.trainer is not None and self.trainer.state.fn != "fit":
+            return  # evaluating a checkpoint on other data is no continuation
+        if state_dict["version"] != STATE_VERSION:
+            raise ValueError(f"the checkpoint's data position has version {state_dict['version']}, not {STATE_VERSION}")
         now = self._stream()
         for name, value in state_dict["stream"].items():
             if now[name] != value:
@@ -166,3 +181,5 @@ class ShardDataModule(LightningDataModule):
                     "resume with the same data, or start anew with init_from"
                 )
         self._position = Position(state_dict["epoch"], state_dict["batch"])
+        if self._loader is not None:  # some strategies restore after the loader was made
+            self._loader.position = self._position

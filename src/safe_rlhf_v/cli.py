@@ -30,6 +30,16 @@ from safe_rlhf_v.checkpoints import find_checkpoint
 _NOISE = ("Does not validate", "Expected a <class 'NoneType'>", "Given value", "Errors", "Problem with", 'Parser key "model"')
 
 
+# Warnings about what is intended here.
+_EXPECTED = (
+    "LightningCLI's args parameter",  # args may carry a stored configuration
+    ".*does not have many workers",  # the right choice on small machines
+    ".*in eval mode at the start of training",  # a frozen tower
+    ".*overridden `transfer_batch_to_device`",  # images stay on the CPU
+    ".*isinstance.treespec, LeafSpec",
+)
+
+
 class ShortErrorParser(LightningArgumentParser):
     """Prints what is wrong, not how the program is used."""
 
@@ -72,7 +82,7 @@ class CLI(LightningCLI):
         Raises:
             ValueError: If there is no readable checkpoint.
         """
-        config = self.config[self.subcommand]
+        config = self.config[self.config.subcommand]
         if not config.get("ckpt_path"):
             return
         config.ckpt_path = str(find_checkpoint(config.ckpt_path))
@@ -80,8 +90,8 @@ class CLI(LightningCLI):
         if model.get("init_from"):
             model["init_from"] = None  # the checkpoint has the weights
         stored = torch.load(config.ckpt_path, weights_only=True, map_location="cpu", mmap=True).get("config_yaml")
-        if stored and self.subcommand == "fit":
-            now = yaml.safe_load(self.parser.dump(self.config, skip_none=False))[self.subcommand]
+        if stored and self.config.subcommand == "fit":
+            now = yaml.safe_load(self.parser.dump(self.config, skip_none=False))[self.config.subcommand]
             for key, old, new in differences(yaml.safe_load(stored), now):
                 print(f"resuming with another setting: {key} was {old!r}, is now {new!r}")
 
@@ -91,11 +101,11 @@ class CLI(LightningCLI):
         Raises:
             ValueError: With the mend.
         """
-        trainer = self.config[self.subcommand].trainer
+        trainer = self.config[self.config.subcommand].trainer
         on_cpu = trainer.accelerator == "cpu" or (trainer.accelerator == "auto" and not torch.cuda.is_available())
         if on_cpu and trainer.precision in ("16-mixed", "16", 16, "16-true"):
             raise ValueError(f"trainer.precision {trainer.precision} needs a GPU; on a CPU use 32-true or bf16-mixed")
-        data = self.config[self.subcommand].get("data")
+        data = self.config[self.config.subcommand].get("data")
         path = data.get("init_args", data).get("path") if data else None
         if path and not (Path(path) / "manifest.json").is_file():
             raise ValueError(f"data.path {path}: no shard folder there; write one with 'python -m safe_rlhf_v shards --help'")
@@ -141,8 +151,8 @@ def main(args: list[str] | None = None) -> CLI:
         args: Command line without the program's name; ``None`` reads ``sys.argv``.
     """
     args = list(sys.argv[1:] if args is None else args)
-    warnings.filterwarnings("ignore", message="LightningCLI's args parameter")  # args may carry a stored configuration
-    warnings.filterwarnings("ignore", message=".*does not have many workers")  # the right choice on small machines
+    for message in _EXPECTED:
+        warnings.filterwarnings("ignore", message=message)
     try:
         return CLI(
             LightningModule,

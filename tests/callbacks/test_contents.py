@@ -18,6 +18,7 @@ from safe_rlhf_v import callbacks
 from safe_rlhf_v.callbacks import CategoryAccuracy, EvaluationCallback, RuleAccuracy, SampleGallery, ScoreHistograms
 from safe_rlhf_v.callbacks.judgement import judge
 from safe_rlhf_v.callbacks.tiles import Line, Tile, draw_grid
+from safe_rlhf_v.modules import CostModule, RewardModule
 
 COMPONENTS = [getattr(callbacks, name) for name in callbacks.__all__ if name != "EvaluationCallback"]
 
@@ -35,6 +36,13 @@ def test_judgement_of_pairs_and_single_responses(toy: Any) -> None:
     right, decided = judge(torch.full((4, 1), 0.5), single, "cost", truth=False)
     assert right.tolist() == [True, True, True, False] and decided.tolist() == [True] * 4
     assert not judge(torch.full((4, 1), 0.5), single, "reward", truth=False)[1].any()
+
+
+def test_our_own_modules_say_what_their_scores_are() -> None:
+    for module, kind in ((CostModule, "cost"), (RewardModule, "reward")):
+        callback = CategoryAccuracy()
+        callback.setup(Trainer(logger=False, enable_checkpointing=False), object.__new__(module), "validate")
+        assert callback.kind == kind
 
 
 def test_notes_by_category_and_by_rule(toy: Any) -> None:
@@ -80,7 +88,7 @@ class Recorder(EvaluationCallback):
     """Keeps what is reported."""
 
     def __init__(self, path: Path) -> None:
-        super().__init__()
+        super().__init__("cost")
         self.path = path
 
     def observe(self, scores: torch.Tensor, batch: Any, taken: int) -> list[Any]:
@@ -104,13 +112,32 @@ def test_two_ranks_report_all_rows_once(trainer: Any, toy: Any, tmp_path: Path) 
     assert kept.read_text().splitlines() == ["0 a k0 k1 k2 k3 k4 k5 k6", "0 b k0"]
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("stage", ["validate", "test"])
+def test_an_interrupted_epoch_leaves_no_notes(trainer: Any, toy: Any, tmp_path: Path, stage: str) -> None:
+    class Breaks(toy.module):  # type: ignore[misc]
+        def validation_step(self, batch: Any, batch_idx: int) -> Any:
+            if batch_idx == 1:
+                raise RuntimeError("stop")
+            return super().validation_step(batch, batch_idx)
+
+        test_step = validation_step
+
+    data = toy.data({"a": [toy.batch(2), toy.batch(2, first=2)]})
+    run = trainer([Recorder(tmp_path / "reports")])
+    with pytest.raises(RuntimeError, match="stop"):
+        getattr(run, stage)(Breaks(), datamodule=data)
+    getattr(run, stage)(toy.module(), datamodule=data)
+    assert (tmp_path / "reports").read_text().splitlines() == ["0 a k0 k1 k2 k3"]
+
+
 @pytest.mark.parametrize("component", COMPONENTS, ids=lambda c: c.__name__)
 def test_docstring_yaml_builds_the_class(component: type[Callback]) -> None:
     text = (inspect.getdoc(component) or "").split("YAML::")
     assert len(text) == 2, f"{component.__name__} has no YAML at the end of its docstring"
     parser = ArgumentParser(exit_on_error=False)
-    parser.add_argument("--callback", type=Callback)
-    built = parser.instantiate(parser.parse_object({"callback": yaml.safe_load(textwrap.dedent(text[1]))})).callback
+    parser.add_argument("--callbacks", type=list[Callback])
+    (built,) = parser.instantiate(parser.parse_object(yaml.safe_load(textwrap.dedent(text[1])))).callbacks
     assert type(built) is component
 
 

@@ -90,6 +90,10 @@ def test_errors_name_the_mend(trainer: Build, toy: Any) -> None:
             return None
 
     data = toy.data({"validation": [toy.batch(4)]})
+    with pytest.raises(ValueError, match="RuleAccuracy: set scores to 'reward' or 'cost', ToyModule does not say"):
+        trainer([RuleAccuracy()]).validate(toy.module(), datamodule=data)
+    with pytest.raises(ValueError, match="SampleGallery: scores is 'harm', expected 'reward' or 'cost'"):
+        SampleGallery("harm")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"ReliabilityDiagram needs validation_step to return \{'scores': \(B, K\)\}"):
         trainer([ReliabilityDiagram()]).validate(Mute(), datamodule=data)
     data.trainer = trainer([])

@@ -38,6 +38,8 @@ class Backbone(nn.Module, ABC):
         image_shape: (P, D_image) of ``ResponseStates.images``; P = 1 (mean-pooled) where the number of tokens varies.
         banned_ids: Token ids that must never be sampled (image placeholders, padding, ...).
         max_length: Most tokens of prompt + response; ``None`` for no limit.
+        base: The pretrained model (hub name and revision, or folder) that gives back every frozen tensor when built again;
+            ``None`` if there is none. Checkpoints leave those tensors out.
     """
 
     tokenizer: Any
@@ -45,6 +47,7 @@ class Backbone(nn.Module, ABC):
     image_shape: tuple[int, int]
     banned_ids: tuple[int, ...]
     max_length: int | None = None
+    base: str | None = None
 
     def __init__(self, feature_cache: int = 0) -> None:
         """Args:

@@ -106,6 +106,15 @@ class ClipDecoder(Backbone):
             apply_lora(self.decoder, lora)
         self.train()
 
+    def train_only_tower(self) -> None:
+        """Train tower and resampler and nothing else (their pretraining); features are no longer cached."""
+        self.freeze_tower, self._cache_size = False, 0
+        self.requires_grad_(False)
+        for module in (self.tower, self.resampler):
+            if module is not None:
+                module.requires_grad_(True)
+        self.train()
+
     def train(self, mode: bool = True) -> Self:
         """Set training mode; a frozen tower stays in evaluation mode (its batch norms must not move)."""
         super().train(mode)

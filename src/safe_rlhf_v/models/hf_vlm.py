@@ -86,6 +86,7 @@ class HFVLM(Backbone):
             raise ValueError("feature_cache needs freeze_tower and freeze_projector: true (else its features go stale)")
         hub = {"revision": revision, "local_files_only": local_files_only}
         self.model = _build(model, config, getattr(torch, dtype), hub)
+        self.base = f"{model}@{revision}" if model and revision else model
         families.check_supported(self.model)
         source = processor or model or config
         if not isinstance(source, str):

@@ -1,35 +1,39 @@
 """What every training module shares: networks built late, one optimizer with parameter groups, exact resume."""
 
-import random
+import logging
 from abc import abstractmethod
 from typing import Any, TypeVar
 
-import numpy as np
 import torch
 from lightning.pytorch import LightningModule
-from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable, ReduceLROnPlateau
+from torch import Tensor
 from torch.optim import AdamW
 
-from safe_rlhf_v.checkpoints import fingerprint, load_stage, read_stage
+from safe_rlhf_v.checkpoints import (
+    CheckpointError,
+    compare_fingerprints,
+    compare_names,
+    fingerprint,
+    load_stage,
+    read_stage,
+)
+from safe_rlhf_v.models.backbone import Backbone
+from safe_rlhf_v.modules.resume import UserOptions, gather_random_states, restore_random_states
+from safe_rlhf_v.optim import group_names, parameter_groups
 
+log = logging.getLogger(__name__)
 Moved = TypeVar("Moved")
-
-
-def plain(value: Any) -> bool:
-    """Whether a hyper-parameter is plain data (anything else would have to be unpickled from a checkpoint)."""
-    if isinstance(value, dict):
-        return all(isinstance(key, str) and plain(item) for key, item in value.items())
-    if isinstance(value, (list, tuple)):
-        return all(map(plain, value))
-    return value is None or isinstance(value, (str, int, float, bool))
 
 
 class BaseModule(LightningModule):
     """A short base: subclasses write :meth:`build` and the steps.
 
-    Networks appear in ``configure_model``, so that constructors stay cheap and strategies can shard while building. The
-    checkpoint holds the random states of every rank, so that a resumed run equals the uninterrupted one.
+    Networks appear in ``configure_model``, so that constructors stay cheap. A resumed run equals the uninterrupted one;
+    rates, weight decay and other optimizer options follow the configuration, moments and counters the checkpoint.
     """
+
+    backbone: Backbone
 
     def __init__(
         self,
@@ -49,53 +53,50 @@ class BaseModule(LightningModule):
         # What is not plain data would be pickled into the checkpoint; run configs travel as text instead.
         for name in [name for name, value in self.hparams.items() if not plain(value)]:
             del self.hparams[name]
+        self.strict_loading = False  # checkpoints leave out what the base gives back; on_load_checkpoint is strict
         self.optimizer_factory, self.scheduler_factory = optimizer, scheduler
         self.init_from, self.lr_scale = init_from, lr_scale or {}
-        self._built = False
-        self._random_state: dict[str, Any] | None = None
+        self._fingerprint: dict[str, str] = {}
+        self._rebuilt: set[str] = set()
+        self._options: UserOptions | None = None
+        self._random_states: dict[str, Tensor] | None = None
 
     @abstractmethod
     def build(self) -> None:
-        """Create the networks as attributes (``self.backbone`` first)."""
+        """Create the networks as attributes; ``self.backbone`` is the one that stages hand on."""
 
     def configure_model(self) -> None:
         """Build once; start from ``init_from`` if given.
 
         Raises:
-            ValueError: If ``init_from`` does not fit.
+            CheckpointError: If ``init_from`` does not fit.
         """
-        if self._built:
+        if self._fingerprint:
             return
         stage = read_stage(self.init_from) if self.init_from else None  # refuse a bad path before anything is built
         self.build()
-        self._built = True
+        self._fingerprint = fingerprint(self.backbone)
+        if self._fingerprint["base"]:
+            parameters = self.backbone.named_parameters(remove_duplicate=False)
+            self._rebuilt = {f"backbone.{name}" for name, value in parameters if not value.requires_grad}
         if stage is not None:
-            load_stage(stage, self)
+            load_stage(stage, self.backbone, self._fingerprint)
+            self._rebuilt -= set(stage["state_dict"])
+            log.info("started from the backbone in %s", stage["file"])
 
     def configure_optimizers(self) -> dict[str, Any]:
-        """One optimizer over the trainable parameters; the schedule moves once per optimizer step.
-
-        Raises:
-            ValueError: If a prefix of ``lr_scale`` matches nothing.
-        """
-        groups: dict[float, list[torch.nn.Parameter]] = {}
-        unused = set(self.lr_scale)
-        for name, parameter in self.named_parameters():
-            matches = [prefix for prefix in self.lr_scale if name.startswith(prefix)]
-            unused -= set(matches)
-            if parameter.requires_grad:
-                groups.setdefault(self.lr_scale[max(matches, key=len)] if matches else 1.0, []).append(parameter)
-        if unused:
-            raise ValueError(f"lr_scale: no parameter's name starts with {sorted(unused)}")
-        optimizer = self.optimizer_factory([{"params": group} for group in groups.values()])
-        for group, scale in zip(optimizer.param_groups, groups, strict=True):
-            group["lr"] *= scale
-        if self.scheduler_factory is None:
+        """One optimizer over the trainable parameters; the schedule moves once per optimizer step."""
+        groups = parameter_groups(self, self.lr_scale)
+        optimizer = self.optimizer_factory([{"params": [p for _, p in group]} for group in groups.values()])
+        for group, prefix in zip(optimizer.param_groups, groups, strict=True):
+            group["lr"] *= self.lr_scale.get(prefix, 1.0)
+        scheduler = self.scheduler_factory(optimizer) if self.scheduler_factory is not None else None
+        self._options = UserOptions(optimizer, scheduler)
+        if scheduler is None:
             return {"optimizer": optimizer}
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": self.scheduler_factory(optimizer), "interval": "step"},
-        }
+        if isinstance(scheduler, ReduceLROnPlateau):  # the metric exists once per validation only
+            return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "monitor": scheduler.monitor}}
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         """Move labels only: prompts stay on the CPU, where the backbone prepares them."""
@@ -106,62 +107,67 @@ class BaseModule(LightningModule):
 
     def move(self, prepared: Moved) -> Moved:
         """A nested tuple of tensors on the module's device."""
-        if isinstance(prepared, torch.Tensor):
-            return prepared.to(self.device, non_blocking=True)
-        if isinstance(prepared, dict):
-            return {name: self.move(value) for name, value in prepared.items()}  # type: ignore[return-value]
-        if isinstance(prepared, tuple):
-            parts = [self.move(part) for part in prepared]
-            return type(prepared)(*parts) if hasattr(prepared, "_fields") else tuple(parts)  # type: ignore[return-value]
-        return prepared
+        return to_device(prepared, self.device)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add every rank's random states and what the backbone's weights mean."""
-        checkpoint["fingerprint"] = fingerprint(self)
-        checkpoint["random"] = _gather_random_state(self)
+        """Add what resume and later stages need; leave out what the pretrained base gives back."""
+        checkpoint["fingerprint"] = self._fingerprint
+        checkpoint["rebuilt"] = sorted(self._rebuilt)
+        checkpoint["random_states"] = gather_random_states(self)
+        checkpoint["parameter_groups"] = group_names(self, self.lr_scale)
+        for name in self._rebuilt:
+            checkpoint["state_dict"].pop(name, None)
+        if "init_from" in checkpoint.get("hyper_parameters", {}):
+            checkpoint["hyper_parameters"]["init_from"] = None  # from here on the weights are in this file
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse a checkpoint that lacks a trainable tensor, and keep the random state for the start of training.
+        """Refuse a checkpoint of another model; keep the random states for the start of training.
 
         Raises:
-            ValueError: Naming the first missing tensors.
+            CheckpointError: Naming what differs.
         """
-        wanted = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
-        if missing := sorted(wanted - set(checkpoint["state_dict"])):
-            raise ValueError(f"the checkpoint lacks {missing[:3]} (+{len(missing[3:])}): made with another model or head?")
-        self._random_state = checkpoint.get("random")
+        file = str(self._trainer.ckpt_path) if self._trainer is not None else "checkpoint"
+        if "fingerprint" not in checkpoint:
+            raise CheckpointError(f"{file}: carries no fingerprint, so it is no checkpoint of this library")
+        rebuilt = set(checkpoint["rebuilt"])
+        compare_fingerprints(file, checkpoint["fingerprint"], self._fingerprint, base=bool(rebuilt))
+        if "state_dict" in checkpoint:  # a sharded one was read, and checked, by its strategy
+            compare_names(file, set(self.state_dict()), set(checkpoint["state_dict"]), rebuilt)
+            self._rebuilt -= set(checkpoint["state_dict"])
+        self._random_states = checkpoint["random_states"]
+        fitting = self._trainer is not None and self._trainer.state.fn == "fit"
+        if fitting and group_names(self, self.lr_scale) != checkpoint["parameter_groups"]:
+            raise CheckpointError(
+                f"{file}: trained other parameters, or lr_scale had other prefixes (only factors may change)"
+            )
 
     def on_train_start(self) -> None:
-        """Restore the random state: any earlier is too early, the loader's start still draws from it."""
-        if self._random_state is not None:
-            _restore_random_state(self._random_state, self.global_rank)
-            self._random_state = None
+        """Finish a resume: any earlier is too early, the loader's start still draws random numbers."""
+        if self._random_states is None:
+            return
+        if self._options is not None:
+            schedulers = [config.scheduler for config in self.trainer.lr_scheduler_configs]
+            self._options.apply(self.trainer.optimizers[0], schedulers[0] if schedulers else None)
+        restore_random_states(self, self._random_states)
+        self._random_states = None
 
 
-def _gather_random_state(module: LightningModule) -> dict[str, Any]:
-    """Torch, NumPy and Python states of all ranks as tensors (readable with weights-only loading)."""
-    python = torch.tensor(random.getstate()[1], dtype=torch.int64)
-    name, keys, position, has_gauss, gauss = np.random.get_state()
-    numpy = torch.tensor([*map(int, keys), int(position)], dtype=torch.int64)
-    states = {"torch": torch.get_rng_state(), "python": python, "numpy": numpy}
-    if torch.cuda.is_available():
-        states["cuda"] = torch.cuda.get_rng_state()
-    if module.trainer.world_size > 1:
-        return {k: module.all_gather(v.to(module.device)).reshape(module.trainer.world_size, -1).cpu() for k, v in states.items()}
-    return {k: v.reshape(1, -1).clone() for k, v in states.items()}
+def plain(value: Any) -> bool:
+    """Whether a hyper-parameter is plain data."""
+    if isinstance(value, dict):
+        return all(isinstance(key, str) and plain(item) for key, item in value.items())
+    if isinstance(value, (list, tuple)):
+        return all(map(plain, value))
+    return value is None or isinstance(value, (str, int, float, bool))
 
 
-def _restore_random_state(states: dict[str, Any], rank: int) -> None:
-    """Set this rank's states. A row view would crash ``set_rng_state``, so rows are cloned.
-
-    Raises:
-        ValueError: If the checkpoint was written by fewer ranks.
-    """
-    if rank >= len(states["torch"]):
-        raise ValueError(f"the checkpoint holds random states of {len(states['torch'])} ranks, this is rank {rank}")
-    torch.set_rng_state(states["torch"][rank].clone().to(torch.uint8))
-    if "cuda" in states and torch.cuda.is_available():
-        torch.cuda.set_rng_state(states["cuda"][rank].clone().to(torch.uint8))
-    random.setstate((3, tuple(states["python"][rank].tolist()), None))
-    numpy = states["numpy"][rank].tolist()
-    np.random.set_state(("MT19937", np.array(numpy[:-1], dtype=np.uint32), int(numpy[-1]), 0, 0.0))
+def to_device(value: Moved, device: torch.device) -> Moved:
+    """Move every tensor in nested tuples and dicts; strings and numbers stay."""
+    if isinstance(value, Tensor):
+        return value.to(device, non_blocking=True)
+    if isinstance(value, dict):
+        return {name: to_device(part, device) for name, part in value.items()}  # type: ignore[return-value]
+    if isinstance(value, tuple):
+        parts = [to_device(part, device) for part in value]
+        return type(value)(*parts) if hasattr(value, "_fields") else tuple(parts)  # type: ignore[return-value]
+    return value

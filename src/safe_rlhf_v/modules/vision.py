@@ -10,7 +10,7 @@ from torch.optim import AdamW
 from torchmetrics import MeanMetric
 
 from safe_rlhf_v.batches import SupervisedBatch
-from safe_rlhf_v.models.backbone import Backbone
+from safe_rlhf_v.models import ClipDecoder
 from safe_rlhf_v.modules.base import BaseModule
 
 
@@ -31,7 +31,7 @@ class VisionModule(BaseModule):
 
     def __init__(
         self,
-        backbone: Callable[[], Backbone],
+        backbone: Callable[[], ClipDecoder],
         attributes: dict[str, int],
         optimizer: OptimizerCallable = AdamW,
         scheduler: LRSchedulerCallable | None = None,
@@ -39,7 +39,7 @@ class VisionModule(BaseModule):
         lr_scale: dict[str, float] | None = None,
     ) -> None:
         """Args:
-        backbone: Makes a backbone whose tower is *not* frozen.
+        backbone: Makes the backbone; its tower is trained whatever ``freeze_tower`` says.
         attributes: Attribute name (as in ``Truth.attributes``) to its number of classes; as many as image tokens - 1.
         optimizer: See :class:`BaseModule`.
         scheduler: See :class:`BaseModule`.
@@ -61,9 +61,7 @@ class VisionModule(BaseModule):
         if len(self.attributes) != tokens - 1:
             raise ValueError(f"{len(self.attributes)} attributes need {len(self.attributes) + 1} image tokens, not {tokens}")
         self.classifiers = nn.ModuleDict({name: nn.Linear(width, n) for name, n in self.attributes.items()})
-        seen = {id(p) for name in ("tower", "resampler") for p in getattr(self.backbone, name).parameters()}
-        for parameter in self.backbone.parameters():
-            parameter.requires_grad_(parameter.requires_grad and id(parameter) in seen)
+        self.backbone.train_only_tower()
 
     def logits(self, batch: SupervisedBatch) -> dict[str, Tensor]:
         """Attribute name to (B, classes) logits."""

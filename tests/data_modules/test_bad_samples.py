@@ -1,0 +1,80 @@
+"""Broken samples: an error by default, else masked, counted and named, up to a limit."""
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from safe_rlhf_v.data_modules import PreferenceDataModule, SupervisedDataModule
+from safe_rlhf_v.data_modules.collate import collate_supervised
+from safe_rlhf_v.data_modules.loader import PlannedLoader, TooManyBadSamples
+from safe_rlhf_v.data_modules.plan import Plan
+from safe_rlhf_v.data_modules.source import Source
+from safe_rlhf_v.shards import ShardedSplit, ShardError
+
+Folder = Callable[..., Path]
+Damage = Callable[[Path, str, int], None]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_the_default_is_an_error_that_names_shard_and_key(folder: Folder, damage: Damage, workers: int) -> None:
+    root = folder(train=8)
+    damage(root, "train", 5)
+    data = PreferenceDataModule(str(root), validation_splits=("train",), batch_size=2, num_workers=workers)
+    with pytest.raises(ShardError, match=r"train-000001\.tar.*train-0005"):
+        list(data.val_dataloader()[0])
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_skipping_masks_counts_and_names(
+    folder: Folder, damage: Damage, workers: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    root = folder(train=8)
+    for number in (1, 5):
+        damage(root, "train", number)
+    data = PreferenceDataModule(
+        str(root), validation_splits=("train",), batch_size=3, num_workers=workers, on_bad_sample="skip-and-count"
+    )
+    loader = data.val_dataloader()[0]
+    with caplog.at_level(logging.WARNING):
+        batches = list(loader)
+    assert [batch.valid.tolist() for batch in batches] == [[True, False, True], [True, True, False], [True, True, False]]
+    assert batches[0].keys == ("train-0000", "", "train-0002")
+    assert batches[0].prompts.images[1] == ()
+    assert batches[0].more_helpful.tolist() == [0, -1, 0]
+    assert loader.bad_samples == 2  # the padding row of the last batch is not a bad sample
+    assert [name for name in ("train-0001", "train-0005") if name in caplog.text] == ["train-0001", "train-0005"]
+
+
+def test_training_goes_on_at_the_same_places(folder: Folder, damage: Damage) -> None:
+    root = folder(train=8)
+    whole = [batch.keys for batch in SupervisedDataModule(str(root), batch_size=2).train_dataloader()]
+    damage(root, "train", 3)
+    data = SupervisedDataModule(str(root), batch_size=2, on_bad_sample="skip-and-count")
+    assert [batch.keys for batch in data.train_dataloader()] == [
+        tuple("" if key == "train-0003" else key for key in row) for row in whole
+    ]
+
+
+def limited(root: Path, samples: int, batch: int, limit: int) -> PlannedLoader:
+    source = Source(ShardedSplit(root, "train"), range(samples), collate_supervised, on_bad_sample="skip-and-count")
+    return PlannedLoader(source, Plan(samples, batch), max_bad_in_a_row=limit)
+
+
+def test_too_many_in_a_row_stop(folder: Folder, damage: Damage) -> None:
+    root = folder(train=8)
+    for number in (2, 3, 4):
+        damage(root, "train", number)
+    with pytest.raises(TooManyBadSamples, match=r"3 broken samples in a row, the last: .*train-0004"):
+        list(limited(root, 8, 2, 3))
+    assert len(list(limited(root, 8, 2, 4))) == 4
+
+
+def test_good_samples_of_the_same_batch_break_the_row(folder: Folder, damage: Damage) -> None:
+    root = folder(train=8)
+    for number in (1, 3, 5, 7):  # one broken sample in every batch: half of the data is good
+        damage(root, "train", number)
+    loader = limited(root, 8, 2, 2)
+    assert len(list(loader)) == 4
+    assert loader.bad_samples == 4
