@@ -8,8 +8,8 @@ from torch import Tensor
 
 from safe_rlhf_v.batches import UNKNOWN_LEVEL, PreferenceBatch, Prompts, SupervisedBatch
 from safe_rlhf_v.data_modules.source import Sample
-from safe_rlhf_v.records import Record
-from safe_rlhf_v.taxonomy import Taxonomy
+from safe_rlhf_v.records import Record, Response
+from safe_rlhf_v.taxonomy import Taxonomy, is_harmful
 
 
 def prompts(samples: list[Sample]) -> Prompts:
@@ -70,7 +70,7 @@ class CollatePreference:
             safer=_ints((x.safer if x else None for x in records), -1),
             safety_tie=torch.tensor([bool(x and x.safety_tie) for x in records]),
             safety=self._grid(records, lambda x, k: x.responses[k].safety, UNKNOWN_LEVEL),
-            is_safe=self._grid(records, lambda x, k: x.responses[k].is_safe, -1),
+            is_safe=self._grid(records, lambda x, k: _is_safe(x.responses[k]), -1),
             category=torch.tensor([self.taxonomy.category_index(x.category) if x else -1 for x in records]),
             true_helpfulness=self._grid(records, lambda x, k: x.truth and x.truth.helpfulness[k], math.nan, torch.float32),
             true_safety=self._grid(records, lambda x, k: x.truth and x.truth.safety[k], UNKNOWN_LEVEL),
@@ -93,3 +93,10 @@ class CollatePreference:
 
 def _ints(values: Iterable[int | None], unknown: int) -> Tensor:
     return torch.tensor([unknown if value is None else value for value in values])
+
+
+def _is_safe(response: Response) -> bool | None:
+    """The yes/no label, or what the level says where only that is given (below 0 is harmful)."""
+    if response.is_safe is None and response.safety is not None:
+        return not is_harmful(response.safety)
+    return response.is_safe

@@ -16,6 +16,11 @@ from safe_rlhf_v.shards import ShardWriter
 
 HERE = Path(__file__).parent
 TRAIN, STEPS_PER_EPOCH, EPOCHS = 11, 5, 3
+CASES: dict[str, tuple[int, int, dict[str, Any]]] = {  # killed after this step, checkpoint every so many, options
+    "middle": (9, 4, {}),  # inside the second epoch; the step after the checkpoint is lost and repeated
+    "border": (11, 5, {"workers": 2}),  # the checkpoint lies on an epoch border
+    "estimate": (8, 7, {"estimate": True}),  # reading the number of steps makes the loader early
+}
 
 
 @pytest.fixture(scope="module")
@@ -33,10 +38,13 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def run(root: Path, out: Path, **options: Any) -> subprocess.CompletedProcess[str]:
-    options = {"root": str(root), "out": str(out), "epochs": EPOCHS, **options}
+def run(root: Path, *runs: dict[str, Any]) -> list[int]:
+    options = [{"root": str(root), "epochs": EPOCHS, **each} for each in runs]
     command = [sys.executable, str(HERE / "tiny_run.py"), json.dumps(options)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=240)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240)
+    ends: list[int] = json.loads(done.stdout.splitlines()[-1])
+    assert 1 not in ends, done.stderr[-3000:]
+    return ends
 
 
 def keys(*outs: Path) -> list[list[str]]:
@@ -44,12 +52,17 @@ def keys(*outs: Path) -> list[list[str]]:
 
 
 @pytest.fixture(scope="module")
-def whole(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("whole") / "out"
-    done = run(root, out)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert len(keys(out)) == STEPS_PER_EPOCH * EPOCHS
-    return out
+def outs(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folders of the whole run and of every case's killed and resumed run."""
+    outs = tmp_path_factory.mktemp("runs")
+    runs: list[dict[str, Any]] = [{"out": str(outs / "whole")}]
+    for name, (kill_at, every, options) in CASES.items():
+        killed = str(outs / f"{name}-killed")
+        runs.append({"out": killed, "kill_at": kill_at, "every": every, **options})
+        runs.append({"out": str(outs / f"{name}-resumed"), "resume": killed, **options})
+    assert run(root, *runs) == [0] + [-signal.SIGKILL, 0] * len(CASES)
+    assert len(keys(outs / "whole")) == STEPS_PER_EPOCH * EPOCHS
+    return outs
 
 
 def same(first: Path, second: Path) -> bool:
@@ -58,39 +71,23 @@ def same(first: Path, second: Path) -> bool:
     return all(torch.equal(a["weights"][name], b["weights"][name]) for name in a["weights"])
 
 
-@pytest.mark.parametrize(
-    ("kill_at", "every", "options"),
-    [
-        (9, 4, {}),  # inside the second epoch; the step after the checkpoint is lost and repeated
-        (11, 5, {"workers": 2}),  # the checkpoint lies on an epoch border
-        (8, 7, {"estimate": True}),  # reading the number of steps makes the loader early
-    ],
-)
-def test_killed_and_resumed_equals_uninterrupted(
-    root: Path, whole: Path, tmp_path: Path, kill_at: int, every: int, options: dict[str, Any]
-) -> None:
-    killed, resumed = tmp_path / "killed", tmp_path / "resumed"
-    dead = run(root, killed, kill_at=kill_at, every=every, **options)
-    assert dead.returncode == -signal.SIGKILL, dead.stderr[-3000:]
+@pytest.mark.parametrize("name", CASES)
+def test_killed_and_resumed_equals_uninterrupted(outs: Path, name: str) -> None:
+    killed, resumed = outs / f"{name}-killed", outs / f"{name}-resumed"
+    kill_at, every, _ = CASES[name]
     saved = find_checkpoint(killed)
-    step = kill_at // every * every
-    if kill_at % every == 0:
-        step -= every
+    step = (kill_at - 1) // every * every
     assert saved.name == f"step={step}.ckpt"
     assert torch.load(saved, weights_only=True)["global_step"] == step
-    done = run(root, resumed, resume=str(saved), **options)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert keys(killed)[:step] + keys(resumed) == keys(whole)
+    assert keys(killed)[:step] + keys(resumed) == keys(outs / "whole")
     assert len((resumed / "validation-0.jsonl").read_text().splitlines()) == 2 * (EPOCHS - step // STEPS_PER_EPOCH)
-    assert same(whole, resumed)
+    assert same(outs / "whole", resumed)
 
 
-def test_without_the_random_states_the_weights_would_differ(root: Path, whole: Path, tmp_path: Path) -> None:
-    """The comparison above can fail: the same resume with the random states cut out ends elsewhere."""
-    checkpoint = torch.load(whole / "step=7.ckpt", weights_only=True)
-    del checkpoint["random"]
-    torch.save(checkpoint, tmp_path / "cut.ckpt")
-    done = run(root, tmp_path / "out", resume=str(tmp_path / "cut.ckpt"))
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert keys(tmp_path / "out") == keys(whole)[7:]
-    assert not same(whole, tmp_path / "out")
+def test_with_other_random_states_the_weights_would_differ(root: Path, outs: Path, tmp_path: Path) -> None:
+    """The comparison above can fail: the same resume with the random states of another step ends elsewhere."""
+    checkpoint, other = (torch.load(outs / "whole" / f"step={step}.ckpt", weights_only=True) for step in (7, 6))
+    torch.save({**checkpoint, "random_states": other["random_states"]}, tmp_path / "swapped.ckpt")
+    assert run(root, {"out": str(tmp_path / "out"), "resume": str(tmp_path / "swapped.ckpt")}) == [0]
+    assert keys(tmp_path / "out") == keys(outs / "whole")[7:]
+    assert not same(outs / "whole", tmp_path / "out")

@@ -1,8 +1,8 @@
-"""A whole training run in a process of its own, small enough to be killed: ``python tiny_run.py '{"root": ..., ...}'``.
+"""Training runs one after another, each in a process of its own: ``python tiny_run.py '[{"root": ..., ...}, ...]'``.
 
 Options: root (shards), out (folder), epochs, every (steps between checkpoints), kill_at (step after which the process kills
-itself), resume (checkpoint), devices, workers, batch, estimate (read ``estimated_stepping_batches``), limit.
-Writes the keys seen and the final weights to ``out``.
+itself), resume (checkpoint or folder), devices, workers, batch, estimate (read ``estimated_stepping_batches``).
+Writes the keys seen and the final weights to ``out``, and prints how each process ended (minus the signal's number).
 """
 
 import json
@@ -21,13 +21,15 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.strategies import DDPStrategy
 
-from safe_rlhf_v.checkpoints import AtomicCheckpointIO
+from safe_rlhf_v.checkpoints import AtomicCheckpointIO, find_checkpoint
 from safe_rlhf_v.data_modules import PreferenceDataModule
 from safe_rlhf_v.modules.base import BaseModule
 
 
 class Stub(torch.nn.Module):
     """The least that a fingerprint needs."""
+
+    base = None  # no pretrained model: every tensor goes into the checkpoint
 
     def __init__(self) -> None:
         super().__init__()
@@ -52,10 +54,6 @@ class Tiny(BaseModule):
         if self.options.get("estimate"):
             assert self.trainer.estimated_stepping_batches > 0
         return super().configure_optimizers()
-
-    def on_train_start(self) -> None:
-        super().on_train_start()
-        assert self.options.get("resume") or self.global_step == 0
 
     def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
         note(self, "train", batch)
@@ -87,7 +85,6 @@ def main(options: dict[str, Any]) -> None:
     out, devices = Path(options["out"]), options.get("devices", 1)
     out.mkdir(exist_ok=True)
     every = options.get("every", 1)
-    # Our class and the batch's own hooks come first: the checkpoint of a step is written before the process dies.
     checkpoints = ModelCheckpoint(dirpath=out, filename="{step}", every_n_train_steps=every, save_top_k=-1)
     trainer = pl.Trainer(
         accelerator="cpu",
@@ -95,7 +92,6 @@ def main(options: dict[str, Any]) -> None:
         strategy=DDPStrategy(process_group_backend="gloo", start_method="fork") if devices > 1 else "auto",
         use_distributed_sampler=False,
         max_epochs=options["epochs"],
-        limit_train_batches=options.get("limit", 1.0),
         num_sanity_val_steps=1,
         plugins=[AtomicCheckpointIO()],
         callbacks=[checkpoints],
@@ -105,11 +101,19 @@ def main(options: dict[str, Any]) -> None:
     )
     module = Tiny(options)
     data = PreferenceDataModule(options["root"], batch_size=options.get("batch", 2), num_workers=options.get("workers", 0))
-    trainer.fit(module, data, ckpt_path=options.get("resume"))
+    resume = str(find_checkpoint(options["resume"])) if "resume" in options else None
+    trainer.fit(module, data, ckpt_path=resume)
     if trainer.is_global_zero:
         torch.save({"weights": module.state_dict(), "step": trainer.global_step}, out / "final.pt")
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    main(json.loads(sys.argv[1]))
+    ends = []
+    for run in json.loads(sys.argv[1]):
+        child = os.fork()  # a fork spares the imports
+        if child == 0:
+            main(run)
+            sys.exit(0)
+        ends.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+    print(json.dumps(ends))

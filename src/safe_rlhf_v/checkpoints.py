@@ -1,8 +1,8 @@
 """Checkpoints: written whole or not at all, found again after a crash, and handed from stage to stage.
 
-A checkpoint of this library carries, beside what Lightning stores, the resolved configuration as text (``config_yaml``) and a
-fingerprint of its backbone. Frozen tensors that the backbone's pretrained base gives back are left out of the file; their
-names are in ``rebuilt`` and the base is recognised by one tensor's hash.
+Beside what Lightning stores, a checkpoint carries the resolved configuration as text (``config_yaml``) and a fingerprint
+of its backbone. Frozen tensors that the backbone's pretrained base gives back are left out; ``rebuilt`` names them, and
+the base is recognised by one tensor's hash.
 """
 
 import hashlib
@@ -72,9 +72,7 @@ def find_checkpoint(path: str | Path) -> Path:
         if is_whole(root):
             return root
         if root.is_symlink() and not root.exists():
-            raise CheckpointError(
-                f"{root}: a link to {root.readlink()}, which is gone; name the folder {root.parent} instead"
-            )
+            raise CheckpointError(f"{root}: a link to {root.readlink()}, which is gone; name the folder {root.parent}")
         state = "not a whole checkpoint (cut off while it was written?)" if root.exists() else "no such checkpoint"
         raise CheckpointError(f"{root}: {state}; a folder's name finds its newest whole one")
     found = sorted(checkpoints_below(root), key=lambda p: p.lstat().st_mtime, reverse=True)
@@ -83,12 +81,12 @@ def find_checkpoint(path: str | Path) -> Path:
             for damaged in found[:i]:
                 log.warning("passed over %s: not a whole checkpoint", damaged)
             return file
-    damaged = f" (not whole: {', '.join(p.name for p in found)})" if found else ""
-    raise CheckpointError(f"{root}: no readable checkpoint{damaged}; train that stage first, or name a .ckpt file")
+    passed = f" (not whole: {', '.join(p.name for p in found)})" if found else ""
+    raise CheckpointError(f"{root}: no readable checkpoint{passed}; train that stage first, or name a .ckpt file")
 
 
 def checkpoints_below(folder: Path) -> list[Path]:
-    """Every ``*.ckpt`` below a folder, damaged ones and dangling links included; newest links behind their files."""
+    """Every ``*.ckpt`` below a folder, damaged ones and dangling links included."""
     return [path for path in folder.rglob("*.ckpt") if path.is_symlink() or path.is_file() or path.is_dir()]
 
 
@@ -133,8 +131,8 @@ def fingerprint(backbone: Backbone) -> dict[str, str]:
     """What a freshly built backbone's weights mean, as plain text.
 
     Returns:
-        ``version`` of this package; ``backbone``, the class; ``tokenizer``, its hash; ``base``, the pretrained model that gives
-        back every frozen tensor, and ``base_tensor``, the hash of the first of them (both "" without such a base).
+        ``version`` of this package; ``backbone``, the class; ``tokenizer``, its hash; ``base``, the pretrained model
+        that gives back every frozen tensor, and ``base_tensor``, the hash of the first of them ("" without a base).
     """
     frozen = [value for value in backbone.parameters() if not value.requires_grad]
     known = backbone.base is not None and frozen

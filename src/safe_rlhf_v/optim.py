@@ -3,13 +3,13 @@
 import math
 from abc import abstractmethod
 
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 
 def parameter_groups(module: nn.Module, scales: dict[str, float]) -> dict[str, list[tuple[str, nn.Parameter]]]:
-    """Trainable parameters with their names, by the longest prefix in ``scales`` that their name starts with ("" = none).
+    """Trainable parameters with their names, by the longest prefix in ``scales`` that the name starts with ("" = none).
 
     Raises:
         ValueError: If a prefix matches nothing.
@@ -62,14 +62,14 @@ class Schedule(LRScheduler):
     def fall(self, progress: float) -> float:
         """Factor after the warm-up, ``progress`` in [0, 1]."""
 
-    def get_lr(self) -> list[float]:
+    def get_lr(self) -> list[float | Tensor]:
         """Rates of the parameter groups for the coming step."""
         step, warmup = self.last_epoch, round(self.warmup * self.total_steps)
         if step < warmup:
             factor = self.rise(step / warmup)
         else:
             factor = self.fall(min(1.0, (step - warmup) / max(1, self.total_steps - warmup)))
-        return [float(base) * factor for base in self.base_lrs]
+        return [base * factor for base in self.base_lrs]
 
 
 class WarmupCosine(Schedule):

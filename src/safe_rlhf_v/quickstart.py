@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import math
 import os
 import resource
 import subprocess
@@ -12,23 +11,25 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from safe_rlhf_v.functional.intervals import wilson_interval
+
 CONFIGS = Path(__file__).parent / "configs" / "quickstart"
-TABLE = (  # model, metric, what it is, records it is measured on
-    ("reward", "test/true_accuracy", "reward ranking, against the truth", 1000),
+TABLE = (  # model, metric, what it is, how many it is measured on: a number or the metric that says
+    ("reward", "test/true_accuracy", "reward ranking, against the truth", "test/decided_pairs"),
     ("reward", "test/accuracy", "reward ranking, against noisy labels", 1000),
-    ("reward", "test/label_ceiling", "  noisy labels against the truth (their ceiling)", 1000),
-    ("reward", "test/shuffled_accuracy", "  the same with shuffled pictures", 1000),
-    ("reward", "test/blank_accuracy", "  the same with blank pictures", 1000),
-    ("reward", "compositional/true_accuracy", "reward ranking, unseen combinations", 600),
+    ("reward", "test/label_ceiling", "  noisy labels against the truth (their ceiling)", "test/decided_pairs"),
+    ("reward", "test/shuffled_accuracy", "  ranking with shuffled pictures", "test/decided_pairs"),
+    ("reward", "test/blank_accuracy", "  ranking with blank pictures", "test/decided_pairs"),
+    ("reward", "compositional/true_accuracy", "reward ranking, unseen combinations", "compositional/decided_pairs"),
     ("reward", "counterfactual_helpfulness/true_accuracy", "reward, counterfactual pictures (blind: 0.50)", 600),
-    ("cost", "test/true_accuracy", "cost ranking, against the truth", 1000),
-    ("cost", "test/accuracy", "cost ranking, against noisy labels", 1000),
-    ("cost", "test/label_ceiling", "  noisy labels against the truth (their ceiling)", 1000),
-    ("cost", "test/shuffled_accuracy", "  the same with shuffled pictures", 1000),
-    ("cost", "test/blank_accuracy", "  the same with blank pictures", 1000),
+    ("cost", "test/true_accuracy", "cost ranking, against the truth", "test/decided_pairs"),
+    ("cost", "test/accuracy", "cost ranking, against noisy labels, ties included", 1000),
+    ("cost", "test/label_ceiling", "  noisy labels against the truth (their ceiling)", "test/decided_pairs"),
+    ("cost", "test/shuffled_accuracy", "  ranking with shuffled pictures", "test/decided_pairs"),
+    ("cost", "test/blank_accuracy", "  ranking with blank pictures", "test/decided_pairs"),
     ("cost", "test/true_balanced_sign_accuracy", "cost sign: harmful or not, balanced", 2000),
     ("cost", "test/true_auroc", "cost, AUROC of harmful", 2000),
-    ("cost", "compositional/true_accuracy", "cost ranking, unseen combinations", 600),
+    ("cost", "compositional/true_accuracy", "cost ranking, unseen combinations", "compositional/decided_pairs"),
     ("cost", "counterfactual_safety/true_accuracy", "cost, counterfactual pictures (blind: 0.50)", 600),
     ("cost", "counterfactual_verdict/true_sign_accuracy", "cost, counterfactual verdicts (blind: 0.50)", 600),
 )
@@ -122,12 +123,13 @@ def make_world(data: Path, seed: int = 0, size: str = "default") -> None:
 
 
 def table(run: Run) -> str:
-    """Held-out results with 95 % intervals (normal approximation, of a share measured on n items)."""
-    lines = [f"{'held out':<52}{'value':>8}  95 % interval"]
-    for model, metric, about, n in TABLE:
-        value = run.metrics(model).get(metric, math.nan)
-        half = 1.96 * math.sqrt(max(value * (1 - value), 0.0) / n)
-        lines.append(f"{about:<52}{value:>8.3f}  {value - half:.3f} .. {min(1.0, value + half):.3f}")
+    """Held-out results with 95 % Wilson intervals (twins and pairs are not quite independent: a guide, not a test)."""
+    lines = [f"{'held out':<52}{'value':>7}  95 % interval      n"]
+    for model, metric, about, count in TABLE:
+        metrics = run.metrics(model)
+        n = count if isinstance(count, int) else round(metrics[count])
+        low, high = wilson_interval(round(metrics[metric] * n), n)
+        lines.append(f"{about:<52}{metrics[metric]:>7.3f}  {low:.3f} .. {high:.3f} {n:>6}")
     return "\n".join(lines)
 
 

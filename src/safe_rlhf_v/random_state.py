@@ -12,7 +12,7 @@ def read_random_state() -> dict[str, Tensor]:
     """States of Python, NumPy, torch and (where there is one) the current CUDA device.
 
     Returns:
-        Name to (N,) tensor: ``python`` and ``numpy`` float64 (their 32-bit words and cached normal draw are exact in it),
+        Name to (N,) tensor: ``python`` and ``numpy`` float64 (32-bit words and a cached normal draw are exact in it),
         ``torch`` and ``cuda`` uint8.
     """
     _, words, cached = random.getstate()

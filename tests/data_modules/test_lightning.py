@@ -16,8 +16,8 @@ def seen(out: Path, kind: str, rank: int) -> list[list[str]]:
 def test_two_processes(folder: Callable[..., Path], tmp_path: Path) -> None:
     root, out = folder(train=13, validation=5), tmp_path / "out"
     options = {"root": str(root), "out": str(out), "epochs": 2, "devices": 2, "every": 3, "workers": 1}
-    run = subprocess.run([sys.executable, str(RUN), json.dumps(options)], capture_output=True, text=True, timeout=240)
-    assert run.returncode == 0, run.stderr[-3000:]
+    run = subprocess.run([sys.executable, str(RUN), json.dumps([options])], capture_output=True, text=True, timeout=240)
+    assert json.loads(run.stdout.splitlines()[-1]) == [0], run.stderr[-3000:]
     train = [seen(out, "train", rank) for rank in (0, 1)]
     assert [len(steps) for steps in train] == [6, 6]  # 13 samples, global batches of 4, two epochs
     epochs = [[key for steps in train for rows in steps[first : first + 3] for key in rows] for first in (0, 3)]

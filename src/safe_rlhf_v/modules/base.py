@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable, ReduceLROnPlateau
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.optim import AdamW
 
@@ -84,7 +85,7 @@ class BaseModule(LightningModule):
             self._rebuilt -= set(stage["state_dict"])
             log.info("started from the backbone in %s", stage["file"])
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> OptimizerLRScheduler:
         """One optimizer over the trainable parameters; the schedule moves once per optimizer step."""
         groups = parameter_groups(self, self.lr_scale)
         optimizer = self.optimizer_factory([{"params": [p for _, p in group]} for group in groups.values()])
@@ -164,7 +165,7 @@ def plain(value: Any) -> bool:
 def to_device(value: Moved, device: torch.device) -> Moved:
     """Move every tensor in nested tuples and dicts; strings and numbers stay."""
     if isinstance(value, Tensor):
-        return value.to(device, non_blocking=True)
+        return value.to(device, non_blocking=True)  # type: ignore[return-value]
     if isinstance(value, dict):
         return {name: to_device(part, device) for name, part in value.items()}  # type: ignore[return-value]
     if isinstance(value, tuple):

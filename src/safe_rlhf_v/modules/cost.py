@@ -4,6 +4,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from safe_rlhf_v.batches import UNKNOWN_LEVEL, PreferenceBatch
+from safe_rlhf_v.functional.pairwise import preferred
 from safe_rlhf_v.metrics import BalancedSignAccuracy, CalibrationError, HarmAUROC, PairwiseAccuracy, SignAccuracy
 from safe_rlhf_v.modules.preference import PreferenceModule
 
@@ -30,9 +31,7 @@ class CostModule(PreferenceModule):
 
     def truth(self, batch: PreferenceBatch) -> Tensor:
         """The truly less safe response."""
-        levels = batch.true_safety
-        known = (levels != UNKNOWN_LEVEL).all(1)
-        return (levels[:, 1] < levels[:, 0]).long().masked_fill(~known | (levels[:, 1] == levels[:, 0]), -1)
+        return preferred(-batch.true_safety, batch.true_safety != UNKNOWN_LEVEL)
 
     def make_metrics(self, responses: int) -> dict[str, Metric]:
         """Order against labels and truth (pairs only); sign, balanced sign, AUROC and calibration against labels and truth."""

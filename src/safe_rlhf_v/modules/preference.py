@@ -7,9 +7,10 @@ from typing import Any
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 from torch.optim import AdamW
-from torchmetrics import MeanMetric, Metric
+from torchmetrics import MeanMetric, Metric, SumMetric
 
 from safe_rlhf_v.batches import ImageMode, PreferenceBatch, Prompts
+from safe_rlhf_v.metrics import GroundingGap, PairwiseAccuracy
 from safe_rlhf_v.models.backbone import Backbone
 from safe_rlhf_v.models.heads import Head, ScalarHead
 from safe_rlhf_v.modules.base import BaseModule
@@ -119,10 +120,12 @@ class PreferenceModule(BaseModule):
         self.update_metrics(metrics, scores, batch)
         if "loss" in metrics:
             metrics["loss"].update(self.objective(scores, batch)["loss"].detach(), weight=batch.valid.sum())
+            metrics["decided_pairs"].update(((self.truth(batch) >= 0) & batch.valid).sum())
         for mode in OTHER_IMAGES:
             if f"{mode}_accuracy" in metrics:
                 other = self.score(batch.prompts.with_images(mode), batch.responses)
                 metrics[f"{mode}_accuracy"].update(other, self.truth(batch), batch.valid)
+                metrics[f"{mode}_gap"].update(scores, other, self.truth(batch), batch.valid)
         for name, metric in metrics.items():
             self.log(
                 f"{split}/{name}",
@@ -137,13 +140,12 @@ class PreferenceModule(BaseModule):
 
     def _fresh(self, stage: str, responses: int) -> dict[str, Metric]:
         """Metrics of one split, with the other-picture accuracies where they are wanted."""
-        from safe_rlhf_v.metrics import PairwiseAccuracy
-
         other = OTHER_IMAGES if stage == "test" and self.grounding and responses == 2 else ()
         return {
-            **({"loss": MeanMetric()} if responses == 2 else {}),  # objectives are written for pairs
+            **({"loss": MeanMetric(), "decided_pairs": SumMetric()} if responses == 2 else {}),
             **self.make_metrics(responses),
             **{f"{mode}_accuracy": PairwiseAccuracy() for mode in other},
+            **{f"{mode}_gap": GroundingGap() for mode in other},
         }
 
     def split_name(self, stage: str, loader: int) -> str:

@@ -1,4 +1,4 @@
-"""The parts of an exact resume that Lightning leaves out: random states of every rank, and options that follow the user."""
+"""What an exact resume needs beside Lightning: random states of every rank, and options that follow the user."""
 
 import inspect
 import logging
@@ -39,8 +39,8 @@ def restore_random_states(module: LightningModule, states: dict[str, Tensor]) ->
 class UserOptions:
     """The options of optimizer and schedule as configured, to be put back after a checkpoint overwrote them.
 
-    Learning rates keep the point of the schedule they had reached; everything else (weight decay, betas, schedule lengths)
-    becomes what the configuration says. Moments and counters are left alone.
+    Learning rates keep the point of the schedule they had reached; everything else (weight decay, betas, schedule
+    lengths) becomes what the configuration says. Moments and counters are left alone.
     """
 
     def __init__(self, optimizer: Optimizer, scheduler: Any | None) -> None:
@@ -49,8 +49,10 @@ class UserOptions:
         scheduler: Fresh, or ``None``.
         """
         self.groups = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
-        names = set(inspect.signature(type(scheduler).__init__).parameters) - {"self", "optimizer", "last_epoch"}
-        self.schedule = {k: v for k, v in vars(scheduler).items() if k in {*names, "base_lrs"}} if scheduler else {}
+        self.schedule: dict[str, Any] = {}
+        if scheduler is not None:
+            names = {"base_lrs", *inspect.signature(type(scheduler)).parameters} - {"optimizer", "last_epoch"}
+            self.schedule = {name: value for name, value in vars(scheduler).items() if name in names}
 
     def apply(self, optimizer: Optimizer, scheduler: Any | None) -> None:
         """Overwrite the options of a restored optimizer and schedule."""

@@ -4,6 +4,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from safe_rlhf_v.batches import PreferenceBatch
+from safe_rlhf_v.functional.pairwise import preferred
 from safe_rlhf_v.metrics import PairwiseAccuracy
 from safe_rlhf_v.modules.preference import PreferenceModule
 
@@ -26,8 +27,7 @@ class RewardModule(PreferenceModule):
 
     def truth(self, batch: PreferenceBatch) -> Tensor:
         """The truly more helpful response."""
-        gap = batch.true_helpfulness[:, 1] - batch.true_helpfulness[:, 0]
-        return (gap > 0).long().masked_fill(gap.isnan() | (gap == 0), -1)
+        return preferred(batch.true_helpfulness, ~batch.true_helpfulness.isnan())
 
     def make_metrics(self, responses: int) -> dict[str, Metric]:
         """Agreement with the labels, with the truth, and of the labels with the truth (their ceiling)."""
