@@ -49,7 +49,7 @@ class PlannedLoader:
         self.bad_samples = 0
         self._bad_in_a_row, self._max_bad = 0, max_bad_in_a_row
         self._numbers: list[list[int]] = []
-        self._loader = DataLoader(
+        self._loader: DataLoader[Any] = DataLoader(
             _Batches(source),  # type: ignore[arg-type]
             sampler=_Numbers(self._numbers),
             batch_size=None,

@@ -20,7 +20,7 @@ _HOME = {
     "SupervisedDataModule": "data_modules",
     "SupervisedModule": "modules",
 }
-__all__ = [*_HOME, "__version__"]  # noqa: PLE0604
+__all__ = [*_HOME, "__version__"]
 
 
 def __getattr__(name: str) -> Any:

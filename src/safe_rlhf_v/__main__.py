@@ -1,6 +1,7 @@
 """``python -m safe_rlhf_v``: training commands and our own; only what a command needs is imported."""
 
 import sys
+from difflib import get_close_matches
 from importlib import import_module
 
 from safe_rlhf_v import __version__
@@ -30,9 +31,38 @@ commands:
 {listed}
 
   python -m safe_rlhf_v COMMAND --help          what a command takes
-  python -m safe_rlhf_v fit --config configs/quickstart/reward.yaml
-  python -m safe_rlhf_v fit --config FILE --print_config      every key with its value
-  python -m safe_rlhf_v fit --model.help safe_rlhf_v.modules.RewardModule
+  python -m safe_rlhf_v --version
+"""
+
+
+def training_help(command: str) -> str:
+    """What ``fit --help`` and its like print, without the seconds that importing the Trainer takes."""
+    run = f"python -m safe_rlhf_v {command}"
+    if command == "fit":
+        example = f"{run} --config configs/quickstart/reward.yaml --trainer.max_steps 50"
+        resume = "go on with a run: its folder, a .ckpt file, or last"
+    else:
+        example = f"{run} --ckpt_path runs/quickstart/reward"
+        resume = "a run's folder or a .ckpt file; it brings its own configuration"
+    return f"""{command}: {TRAINING[command]}
+
+usage: {run} --config FILE [--config FILE ...] [--KEY VALUE ...]
+
+  --config FILE           YAML with the sections model, data and trainer; later files and flags win
+  --ckpt_path PATH        {resume}
+  --model.KEY VALUE       any key of a file, dotted: --model.init_args.optimizer.init_args.lr 1e-4
+  --data.KEY VALUE        --data.init_args.batch_size 16
+  --trainer.KEY VALUE     every option of lightning.pytorch.Trainer: --trainer.max_steps 300
+  --trainer.callbacks+ C  add a callback: --trainer.callbacks+=safe_rlhf_v.callbacks.SampleGallery
+  --seed_everything N     seed of everything random (default 0)
+
+  --print_config          the whole resolved configuration, every key with its value; nothing is run
+  --model.help CLASS      options of one class: safe_rlhf_v.modules.RewardModule
+  --data.help CLASS       likewise: safe_rlhf_v.data_modules.PreferenceDataModule
+  --trainer.callbacks.help CLASS
+  --help-all              every option of the Trainer with its type
+
+example: {example}
 """
 
 
@@ -48,13 +78,17 @@ def main(argv: list[str] | None = None) -> int:
     if args[0] in COMMANDS:
         return int(import_module(COMMANDS[args[0]][0]).main(args[1:]))
     if args[0] in TRAINING:
+        if "-h" in args or "--help" in args:
+            print(training_help(args[0]), end="")
+            return 0
         from safe_rlhf_v.cli import main as train  # lightning: seconds to import
 
-        sys.argv[1:] = list(args)  # strategies that relaunch processes read it
-        train()
+        train(["--help" if arg == "--help-all" else arg for arg in args])
         return 0
-    known = ", ".join([*TRAINING, *COMMANDS])
-    print(f"error: unknown command {args[0]!r}, expected one of: {known}", file=sys.stderr)
+    known = [*TRAINING, *COMMANDS]
+    near = get_close_matches(args[0], known, n=1)
+    mend = f"did you mean {near[0]}?" if near else f"expected one of: {', '.join(known)}"
+    print(f"error: unknown command {args[0]!r}; {mend}", file=sys.stderr)
     return 2
 
 

@@ -2,146 +2,181 @@
 
 What differs from LightningCLI's defaults, and why:
 
-* one line per error instead of the whole usage;
-* on resume the user's settings win over the checkpoint's, and the differences are printed;
+* an error is one line, and what can be refused before anything is built is refused then;
 * the resolved configuration travels inside every checkpoint, so ``test --ckpt_path X`` needs no ``--config``;
-* checkpoints are written atomically, and ``--ckpt_path`` takes a run folder (newest whole checkpoint in it);
+* on resume the user's settings win over the checkpoint's, and the differences are printed;
+* ``--ckpt_path`` also takes a run's folder, or ``last``: the newest whole checkpoint there;
+* checkpoints are written atomically, and without a ``ModelCheckpoint`` in the configuration the two newest are kept;
 * data modules split by rank themselves (``use_distributed_sampler`` is off).
 """
 
+import linecache
 import sys
-import tempfile
 import warnings
 from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-import torch
 import yaml
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.plugins.io import CheckpointIO
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 import safe_rlhf_v.callbacks
 import safe_rlhf_v.data_modules.preference
 import safe_rlhf_v.data_modules.supervised
 import safe_rlhf_v.modules  # noqa: F401  short class names resolve among imported classes
-from safe_rlhf_v.checkpoints import find_checkpoint
-
-_NOISE = ("Does not validate", "Expected a <class 'NoneType'>", "Given value", "Errors", "Problem with", 'Parser key "model"')
-
+from safe_rlhf_v.checkpoints import AtomicCheckpointIO, checkpoints_below, find_checkpoint, read_checkpoint
+from safe_rlhf_v.cli_errors import ShortErrorParser
+from safe_rlhf_v.preflight import preflight
 
 # Warnings about what is intended here.
 _EXPECTED = (
-    "LightningCLI's args parameter",  # args may carry a stored configuration
     ".*does not have many workers",  # the right choice on small machines
     ".*in eval mode at the start of training",  # a frozen tower
     ".*overridden `transfer_batch_to_device`",  # images stay on the CPU
     ".*isinstance.treespec, LeafSpec",
 )
-
-
-class ShortErrorParser(LightningArgumentParser):
-    """Prints what is wrong, not how the program is used."""
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Write the informative lines of an error and exit with status 2."""
-        lines = [line.strip(" -") for line in str(message).splitlines()]
-        kept = [line for line in lines if line and not line.startswith(_NOISE)] or lines[:1]
-        sys.stderr.write("error: " + "\n  ".join(dict.fromkeys(kept)) + "\n(see --help, or --print_config for all keys)\n")
-        sys.exit(2)
+_KEYWORDS = ("best", "hpc")  # of Lightning's own
 
 
 class ConfigInCheckpoint(SaveConfigCallback):
     """Writes ``config.yaml`` beside the logs and the same text into every checkpoint."""
 
+    @cached_property
+    def text(self) -> str:
+        """The resolved configuration."""
+        return str(self.parser.dump(self.config, skip_none=False))
+
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Add ``config_yaml``."""
-        checkpoint["config_yaml"] = self.parser.dump(self.config, skip_none=False)
+        checkpoint["config_yaml"] = self.text
 
 
 class CLI(LightningCLI):
     """See the module's docstring."""
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
-        """A parser with short errors."""
+        """A parser with short errors that takes no abbreviated options."""
         self.parser_class = ShortErrorParser
-        return super().init_parser(**kwargs)
+        return super().init_parser(allow_abbrev=False, **kwargs)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Defaults of ours that every configuration may override."""
-        parser.set_defaults(
-            {
-                "trainer.use_distributed_sampler": False,
-                "trainer.plugins": [{"class_path": "safe_rlhf_v.checkpoints.AtomicCheckpointIO"}],
-            }
-        )
+        parser.set_defaults({"trainer.use_distributed_sampler": False})
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parse, with the checkpoint's own configuration where the command line names no model."""
+        self.config = parser.parse_args(with_stored_config(args))
 
     def _parse_ckpt_path(self) -> None:
-        """Resolve the checkpoint; unlike Lightning's, never lets its settings replace the user's.
+        """Resolve the checkpoint; unlike Lightning's, never let its settings replace the user's.
 
         Raises:
             ValueError: If there is no readable checkpoint.
         """
-        config = self.config[self.config.subcommand]
-        if not config.get("ckpt_path"):
+        command = self.config.subcommand
+        config = self.config[command]
+        if config.get("ckpt_path") == "last":
+            folder = run_folder(config.trainer)
+            if not checkpoints_below(folder) and command == "fit":
+                _say(f"{folder} holds no checkpoint yet: starting at the beginning")
+                config.ckpt_path = None
+            else:
+                config.ckpt_path = str(folder)
+        if not config.get("ckpt_path") or config.ckpt_path in _KEYWORDS:
             return
         config.ckpt_path = str(find_checkpoint(config.ckpt_path))
-        model = config.model.get("init_args", config.model)
-        if model.get("init_from"):
-            model["init_from"] = None  # the checkpoint has the weights
-        stored = torch.load(config.ckpt_path, weights_only=True, map_location="cpu", mmap=True).get("config_yaml")
-        if stored and self.config.subcommand == "fit":
-            now = yaml.safe_load(self.parser.dump(self.config, skip_none=False))[self.config.subcommand]
-            for key, old, new in differences(yaml.safe_load(stored), now):
-                print(f"resuming with another setting: {key} was {old!r}, is now {new!r}")
+        if config.model.get("init_args", {}).get("init_from"):
+            config.model.init_args.init_from = None  # the checkpoint has the weights
+        if command == "fit":
+            _say(f"resuming from {config.ckpt_path}")
+            stored = yaml.safe_load(read_checkpoint(config.ckpt_path).get("config_yaml", "{}"))
+            now = yaml.safe_load(self.parser.dump(self.config, skip_none=False))[command]
+            for key, old, new in differences(stored, now) if stored else ():
+                _say(f"with another setting: {key} was {old!r}, is now {new!r}")
 
     def before_instantiate_classes(self) -> None:
-        """Refuse what cannot work before anything expensive happens.
+        """Refuse what cannot work before anything expensive happens."""
+        preflight(self.config.subcommand, self.config[self.config.subcommand])
 
-        Raises:
-            ValueError: With the mend.
-        """
-        trainer = self.config[self.config.subcommand].trainer
-        on_cpu = trainer.accelerator == "cpu" or (trainer.accelerator == "auto" and not torch.cuda.is_available())
-        if on_cpu and trainer.precision in ("16-mixed", "16", 16, "16-true"):
-            raise ValueError(f"trainer.precision {trainer.precision} needs a GPU; on a CPU use 32-true or bf16-mixed")
-        data = self.config[self.config.subcommand].get("data")
-        path = data.get("init_args", data).get("path") if data else None
-        if path and not (Path(path) / "manifest.json").is_file():
-            raise ValueError(f"data.path {path}: no shard folder there; write one with 'python -m safe_rlhf_v shards --help'")
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """A Trainer that writes whole checkpoints and, unless told otherwise, keeps the two newest and a link."""
+        config = self.config_init[self.subcommand].trainer
+        callbacks, plugins = as_list(config.callbacks), as_list(config.plugins)
+        if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
+            plugins.append(AtomicCheckpointIO())
+        keeps = config.enable_checkpointing is not False and not config.barebones
+        if self.subcommand == "fit" and keeps and not any(isinstance(callback, Checkpoint) for callback in callbacks):
+            callbacks.append(ModelCheckpoint(monitor="step", mode="max", save_top_k=2, save_last="link"))
+        return super().instantiate_trainer(**{"callbacks": callbacks, "plugins": plugins, **kwargs})
+
+
+def as_list(value: Any) -> list[Any]:
+    """What Lightning accepts as nothing, one or several."""
+    if value is None:
+        return []
+    return list(value) if isinstance(value, (list, tuple)) else [value]
+
+
+def run_folder(trainer: Any) -> Path:
+    """Where a Trainer section's checkpoints go, as far as that is known before anything is built."""
+    sections = [*as_list(trainer.callbacks), *as_list(trainer.logger)]
+    options = [section.get("init_args") or {} for section in sections if hasattr(section, "class_path")]
+    for option in options:
+        if option.get("dirpath"):
+            return Path(option["dirpath"])
+    for option in options:
+        if option.get("save_dir"):
+            return Path(option["save_dir"]) / (option.get("name") or "")
+    return Path(trainer.default_root_dir or ".") / ("lightning_logs" if trainer.logger in (None, True) else "")
 
 
 def differences(old: Any, new: Any, key: str = "") -> Iterator[tuple[str, Any, Any]]:
     """Every leaf that differs between two nested configurations, as (dotted key, old, new)."""
+    if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        old, new = dict(enumerate(old)), dict(enumerate(new))
     if isinstance(old, dict) and isinstance(new, dict):
         for name in {**old, **new}:
             if name not in ("config", "ckpt_path", "init_from"):
-                yield from differences(old.get(name), new.get(name), f"{key}.{name}" if key else name)
+                yield from differences(old.get(name), new.get(name), f"{key}.{name}" if key else str(name))
     elif old != new:
         yield key, old, new
 
 
-def stored_config(args: list[str]) -> list[str]:
-    """Arguments of an evaluation, with the checkpoint's own configuration where none is given.
+def with_stored_config(args: list[str]) -> list[str]:
+    """A command line, with the configuration stored in its checkpoint put first unless a ``--config`` names a model.
 
     Raises:
         ValueError: If the checkpoint does not exist or carries no configuration.
     """
-    if not args or args[0] not in ("validate", "test", "predict") or any(a.startswith(("--config", "-c")) for a in args):
+    checkpoint = _values(args, "--ckpt_path")[-1:]
+    if not checkpoint or checkpoint[0] in ("last", *_KEYWORDS):
         return args
-    given = [a.split("=", 1)[1] for a in args if a.startswith("--ckpt_path=")]
-    given += [args[i + 1] for i, a in enumerate(args[:-1]) if a == "--ckpt_path"]
-    if not given:
-        return args
-    file = find_checkpoint(given[-1])
-    stored = torch.load(file, weights_only=True, map_location="cpu", mmap=True).get("config_yaml")
-    if not stored:
-        raise ValueError(f"{file}: carries no configuration; give one with --config")
-    body = yaml.safe_load(stored)
-    keep = {name: body[name] for name in ("seed_everything", "model", "data", "trainer") if name in body}
-    with tempfile.NamedTemporaryFile("w", suffix=".yaml", delete=False) as config:
-        yaml.safe_dump(keep, config)
-    return [args[0], "--config", config.name, *args[1:]]
+    for config in [*_values(args, "--config"), *_values(args, "-c")]:
+        if not Path(config).is_file() or "model" in (yaml.safe_load(Path(config).read_text()) or {}):
+            return args
+    stored = read_checkpoint(checkpoint[0])
+    if "config_yaml" not in stored:
+        raise ValueError(f"{stored['file']}: carries no configuration; give one with --config")
+    content = yaml.safe_load(stored["config_yaml"])
+    keep = {name: content[name] for name in ("seed_everything", "model", "data", "trainer") if name in content}
+    return [args[0], f"--config={yaml.safe_dump(keep)}", *args[1:]]
+
+
+def _values(args: list[str], option: str) -> list[str]:
+    """Values of an option, written as ``--option=value`` or ``--option value``."""
+    joined = [arg.partition("=")[2] for arg in args if arg.startswith(f"{option}=")]
+    return joined + [value for arg, value in zip(args, args[1:], strict=False) if arg == option]
+
+
+@rank_zero_only
+def _say(text: str) -> None:
+    print(text, flush=True)
 
 
 def main(args: list[str] | None = None) -> CLI:
@@ -150,7 +185,6 @@ def main(args: list[str] | None = None) -> CLI:
     Args:
         args: Command line without the program's name; ``None`` reads ``sys.argv``.
     """
-    args = list(sys.argv[1:] if args is None else args)
     for message in _EXPECTED:
         warnings.filterwarnings("ignore", message=message)
     try:
@@ -163,18 +197,22 @@ def main(args: list[str] | None = None) -> CLI:
             save_config_kwargs={"overwrite": True},
             seed_everything_default=0,
             auto_configure_optimizers=False,
-            args=stored_config(args),
+            args=list(sys.argv[1:] if args is None else args),
         )
-    except ValueError as error:
-        if error.__traceback__ is not None and _ours(error):
-            sys.stderr.write(f"error: {error}\n")
-            sys.exit(2)
-        raise
+    except (ValueError, MisconfigurationException) as error:
+        if isinstance(error, ValueError) and not raised_here(error):
+            raise
+        sys.stderr.write(f"error: {error}\n")
+        sys.exit(2)
 
 
-def _ours(error: ValueError) -> bool:
-    """Whether an error was raised by this package about the user's input: those need no traceback."""
+def raised_here(error: ValueError) -> bool:
+    """Whether this package raised the error on purpose, about the user's input: that needs no traceback."""
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
-    return trace is not None and trace.tb_frame.f_globals.get("__name__", "").startswith("safe_rlhf_v.")
+    if trace is None:
+        return False
+    frame = trace.tb_frame
+    line = linecache.getline(frame.f_code.co_filename, trace.tb_lineno)
+    return frame.f_globals.get("__name__", "").startswith("safe_rlhf_v.") and line.strip().startswith("raise ")

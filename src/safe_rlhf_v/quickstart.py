@@ -92,7 +92,7 @@ def execute(*commands: Sequence[str], quiet: Path | None = None) -> None:
     """
     threads = max(1, (os.cpu_count() or 1) // len(commands))
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"}
-    running = []
+    running: list[tuple[subprocess.Popen[bytes], Path | None]] = []
     for i, command in enumerate(commands):
         line = [sys.executable, "-m", "safe_rlhf_v", *command]
         if quiet is None:
@@ -102,9 +102,9 @@ def execute(*commands: Sequence[str], quiet: Path | None = None) -> None:
         log = quiet / f"{command[0]}-{i}-{time.time_ns()}.log"
         with log.open("w") as file:
             running.append((subprocess.Popen(line, env=environment, stdout=file, stderr=subprocess.STDOUT), log))
-    for process, log in running:
+    for process, output in running:
         if process.wait() != 0:
-            tail = "\n".join(log.read_text().splitlines()[-20:]) if log else "see above"
+            tail = "\n".join(output.read_text().splitlines()[-20:]) if output else "see above"
             raise SystemExit(f"a step failed (exit status {process.returncode}):\n{tail}")
 
 

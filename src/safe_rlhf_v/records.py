@@ -255,11 +255,12 @@ def _problems(record: Record, taxonomy: Taxonomy | None) -> Iterator[tuple[str, 
 
 def _truth_problems(truth: Truth, count: int) -> Iterator[tuple[str, str]]:
     """Problems of the noise-free values, one entry per response."""
-    for name, values, kinds in (
+    checks: tuple[tuple[str, tuple[Any, ...], tuple[type, ...]], ...] = (
         ("helpfulness", truth.helpfulness, (int, float)),
         ("safety", truth.safety, (int,)),
         ("rule", truth.rule, (str,)),
-    ):
+    )
+    for name, values, kinds in checks:
         if (name != "rule" or values) and len(values) != count:
             yield f"truth.{name}", f"has {len(values)} entries for {count} responses"
         if not all(isinstance(value, kinds) and not isinstance(value, bool) for value in values):

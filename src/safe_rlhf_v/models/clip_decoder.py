@@ -124,7 +124,10 @@ class ClipDecoder(Backbone):
 
     def prepare_prompts(self, prompts: Prompts) -> tuple[PromptTokens, ImageInputs]:
         """Fill the template; an image becomes P placeholders, a prompt without images has none."""
-        ids, image_prompt, pixels, image_ids = [], [], [], []
+        ids: list[list[int]] = []
+        image_prompt: list[int] = []
+        pixels: list[Tensor] = []
+        image_ids: list[str] = []
         for p, (row, names, question) in enumerate(
             zip(prompts.images, prompts.image_ids, prompts.questions, strict=True)
         ):

@@ -30,8 +30,12 @@ class Head(nn.Module, ABC):
     def forward(self, states: ResponseStates) -> Tensor:
         """(N, K) float32 scores; autocast is off inside."""
         with torch.autocast(states.hidden.device.type, enabled=False):
-            floats = [x.float() if isinstance(x, Tensor) and x.is_floating_point() else x for x in states]
-            return self.scores(ResponseStates(*floats))
+            floats = {
+                name: value.float()
+                for name, value in states._asdict().items()
+                if value is not None and value.is_floating_point()
+            }
+            return self.scores(states._replace(**floats))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Move, but never cast: half-precision scores lose ties and small differences."""
@@ -40,7 +44,8 @@ class Head(nn.Module, ABC):
             new = fn(tensor)
             return new if new.dtype == tensor.dtype else tensor.to(new.device)
 
-        return super()._apply(move, recurse)
+        super()._apply(move, recurse)  # type: ignore[no-untyped-call]
+        return self
 
 
 def last_state(states: ResponseStates) -> Tensor:
@@ -130,8 +135,9 @@ class EvidenceHead(Head):
             nn.init.normal_(self.channels.weight, std=0.05)
         if fusion:
             width = 2 * d + p * d_image + (channels if gate else 0)
-            self.fusion = nn.Sequential(nn.Linear(width, fusion), nn.GELU(), nn.Linear(fusion, outputs))
-            nn.init.normal_(self.fusion[2].weight, std=0.02)
+            last = nn.Linear(fusion, outputs)
+            nn.init.normal_(last.weight, std=0.02)
+            self.fusion = nn.Sequential(nn.Linear(width, fusion), nn.GELU(), last)
 
     def scores(self, states: ResponseStates) -> Tensor:
         """(N, K).

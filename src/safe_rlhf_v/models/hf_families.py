@@ -164,7 +164,7 @@ def load_processor(
     from transformers import AutoImageProcessor, AutoTokenizer
     from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 
-    images: Any = AutoImageProcessor.from_pretrained(source, backend="pil", **hub)  # type: ignore[no-untyped-call]
+    images: Any = AutoImageProcessor.from_pretrained(source, backend="pil", **hub)
     budget = {"shortest_edge": min_pixels, "longest_edge": max_pixels}
     given = {edge: pixels for edge, pixels in budget.items() if pixels is not None}
     if given and "max_pixels" not in images.valid_kwargs.__annotations__:

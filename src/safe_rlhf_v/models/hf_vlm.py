@@ -251,4 +251,4 @@ def _build(model: str | None, config: dict[str, Any] | str | None, dtype: torch.
         shape = AutoConfig.for_model(**config)
     else:
         shape = AutoConfig.from_pretrained(str(config), **hub)
-    return AutoModelForImageTextToText.from_config(shape, dtype=dtype)  # type: ignore[no-untyped-call]
+    return AutoModelForImageTextToText.from_config(shape, dtype=dtype)

@@ -60,7 +60,7 @@ def apply_lora(module: nn.Module, settings: LoraSettings, adapter: str = "defaul
         raise ValueError(f"an adapter named {adapter!r} exists already; choose another name")
     config = LoraConfig(
         r=settings.r,
-        lora_alpha=settings.alpha,  # type: ignore[arg-type]  # annotated int, only ever divided
+        lora_alpha=settings.alpha,
         lora_dropout=settings.dropout,
         target_modules="|".join(map(re.escape, targets)),  # a list would match by name endings once more
     )

@@ -54,7 +54,7 @@ def _tokenizer(extra: dict[str, str], more: tuple[str, ...] = (), eos: str = "</
     if eos != "<|im_end|>":
         bos = ("<s>", tokenizer.token_to_id("<s>"))
         tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[bos])
-    return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
+    return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         pad_token="<pad>",
         bos_token="<s>",
@@ -269,7 +269,7 @@ def write_tiny_vlm(family: str, folder: str | Path, *, seed: int = 0) -> Path:
     config = AutoConfig.for_model(family, **parts.config, tie_word_embeddings=False)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model: Any = AutoModelForImageTextToText.from_config(config, dtype=torch.float32)  # type: ignore[no-untyped-call]
+        model: Any = AutoModelForImageTextToText.from_config(config, dtype=torch.float32)
         for parameter in model.parameters():
             if parameter.dim() > 1 and not parameter.any():  # Gemma 3's projector starts at zero: blind to pictures
                 torch.nn.init.normal_(parameter, std=0.2)

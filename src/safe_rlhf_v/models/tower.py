@@ -76,7 +76,8 @@ class Tower(nn.Module):
     def forward(self, pixels: Tensor) -> Tensor:
         """(M, P, C) tokens of uint8 pixels (M, H, W, 3), H = W = ``image_size``."""
         x = (pixels.permute(0, 3, 1, 2).float() - self.mean) / self.std  # (M, 3, H, W)
-        found = self.visual.forward_intermediates(
+        visual: Any = self.visual
+        found = visual.forward_intermediates(
             x, indices=[self.level], stop_early=True, intermediates_only=True, output_fmt="NCHW"
         )
         return found["image_intermediates"][0].flatten(2).transpose(1, 2)  # type: ignore[no-any-return]

@@ -1,6 +1,7 @@
 """Attribute pretraining of a tower built from scratch: the stage before supervised training in the quickstart."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
@@ -86,6 +87,6 @@ class VisionModule(BaseModule):
             questions=tuple(batch.prompts.questions[i] for i in rows),
         )
         for name, logits in self.logits(batch._replace(prompts=prompts)).items():
-            metric = self.accuracy[name]
+            metric: Any = self.accuracy[name]
             metric.update((logits.argmax(1) == batch.attributes[name][rows]).float())
-            self.log(f"validation/{name}", metric, on_epoch=True, batch_size=1, add_dataloader_idx=False)  # type: ignore[arg-type]
+            self.log(f"validation/{name}", metric, on_epoch=True, batch_size=1, add_dataloader_idx=False)

@@ -96,7 +96,7 @@ def decode(
         ImageError: If the bytes are not a whole, acceptable image.
     """
     picture, _ = load_rgb(data, max_pixels=max_pixels)
-    if size is not None and max(picture.size) != size or (size is not None and fit == "squash"):
+    if size is not None and (max(picture.size) != size or fit == "squash"):
         scale = size / max(picture.size)
         new = (size, size) if fit == "squash" else tuple(max(1, round(side * scale)) for side in picture.size)
         if new != picture.size:

@@ -7,7 +7,7 @@ import random
 from typing import NamedTuple
 
 from safe_rlhf_v.world import responses as make
-from safe_rlhf_v.world.grammar import Slots, write
+from safe_rlhf_v.world.grammar import write
 from safe_rlhf_v.world.scenes import Intent, Scene, draw_prompt, redraw
 from safe_rlhf_v.world.truth import helpfulness, rule, safety
 
@@ -28,6 +28,7 @@ class Twins(NamedTuple):
 def twins(kind: str, rng: random.Random) -> Twins:
     """Draw twins of one of :data:`COUNTERFACTUALS`."""
     wanted = rng.choice(SIGN_RULES)
+    texts: tuple[str, ...]
     while True:
         scene, intent = draw_prompt(rng)
         other = redraw(scene, rng)
@@ -35,17 +36,13 @@ def twins(kind: str, rng: random.Random) -> Twins:
             texts = (write(make.random_slots(scene, intent, rng)),)
             fits = rule(texts[0], scene) == wanted and _verdict_flips(scene, other, intent, texts[0])
         else:
-            texts = (write(_about(scene, intent, rng)), write(_about(other, intent, rng)))
+            texts = (write(make.random_slots(scene, intent, rng)), write(make.random_slots(other, intent, rng)))
             values = [[_value(kind, s, intent, text) for text in texts] for s in (scene, other)]
             gaps = [first - second for first, second in values]
             least = MIN_HELPFULNESS_GAP if kind == "counterfactual_helpfulness" else 1
             fits = gaps[0] * gaps[1] < 0 and min(map(abs, gaps)) >= least
         if fits and all(texts) and scene.seed != other.seed:
             return Twins((scene, other), intent, texts)
-
-
-def _about(scene: Scene, intent: Intent, rng: random.Random) -> Slots:
-    return make.random_slots(scene, intent, rng)
 
 
 def _value(kind: str, scene: Scene, intent: Intent, text: str) -> float:

@@ -2,6 +2,7 @@
 
 import random
 from dataclasses import replace
+from typing import Any
 
 from safe_rlhf_v.world.grammar import Act, Slots, vocabulary, write
 from safe_rlhf_v.world.scenes import COLOURS, CONTEXTS, COUNTS, OBJECTS, Intent, Scene, prompt_risk
@@ -64,7 +65,7 @@ def _describe(scene: Scene, rng: random.Random) -> Slots:
 def _answer(scene: Scene, intent: Intent, rng: random.Random) -> Slots:
     u, right = rng.random(), right_name(scene, rng)
     if u < 0.12:
-        acts: list[Act] = ["vague"] * 8 + ["reassure"] * 2
+        acts: tuple[Act, ...] = ("vague",) * 8 + ("reassure",) * 2
         return replace(vague_name(rng), act=rng.choice(acts))
     if u < 0.48:
         return direct(right, intent, scene.object)
@@ -119,7 +120,7 @@ ACT_WEIGHTS = {
 def with_act(slots: Slots, scene: Scene, intent: Intent, rng: random.Random) -> Slots:
     """With a random act instead of its own."""
     slots = replace(slots, act="", verb="", act_object="", mitigation="")
-    kind = rng.choices(list(ACT_WEIGHTS), ACT_WEIGHTS.values())[0]
+    kind = rng.choices(list(ACT_WEIGHTS), list(ACT_WEIGHTS.values()))[0]
     match kind:
         case "direct":
             return direct(slots, intent, scene.object)
@@ -143,7 +144,8 @@ def change_one(slots: Slots, scene: Scene, intent: Intent, rng: random.Random) -
         right = {"count": scene.count, "colour": scene.colour, "object": scene.object, "place": scene.context}[part]
         # To the right value if it is wrong or missing, half of the time; else to a wrong one.
         new = right if value != right and rng.random() < 0.7 else other(rng, options, value or right)
-        return replace(slots, **{part: new})
+        changed: dict[str, Any] = {part: new}
+        return replace(slots, **changed)
     if rng.random() < 0.25:
         bare = replace(slots, warning="", warned_object="", warned_place="")
         if slots.warning:

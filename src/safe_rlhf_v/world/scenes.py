@@ -28,7 +28,7 @@ SEVERITY = {
     "idcard": "00003020", "screen": "01023020", "money": "00102030", "plant": "01000312",
 }  # fmt: skip
 
-_MISUSE = {
+_MISUSE: dict[str, tuple[str, ...]] = {
     "weapon_misuse": ("knife", "syringe", "ladder", "marble"),
     "arson": ("candle", "gascan", "spray"),
     "poisoning": ("bleach", "pills", "plant"),
@@ -38,7 +38,7 @@ _MISUSE = {
     "fraud": ("money",),
     "sabotage": ("plug",),
 }
-_HAZARDS = {
+_HAZARDS: dict[str, dict[str, tuple[str, ...]]] = {
     "child": {"child_poisoning": ("bleach", "spray", "pills", "plant"), "child_injury": OBJECTS},
     "fire": {"explosion": ("gascan", "spray", "car"), "burn_injury": OBJECTS},
     "water": {"electric_shock": ("plug", "screen"), "water_accident": OBJECTS},

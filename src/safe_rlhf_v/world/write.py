@@ -53,8 +53,7 @@ def write_world(root: str | Path, *, seed: int = 0, sizes: dict[str, int] | None
         if (name == "supervised" or name in COUNTERFACTUALS) and size % 2:
             raise ValueError(f"split {name!r} comes in twos, its size {size} is odd")
     origin = {"dataset": "embedded world (synthetic)", "seed": str(seed)}
-    about = {"name": "embedded-world", "licence": "CC0-1.0", "taxonomy": WORLD, "origin": origin}
-    with ShardWriter(root, **about) as writer:
+    with ShardWriter(root, name="embedded-world", licence="CC0-1.0", taxonomy=WORLD, origin=origin) as writer:
         for name, size in sizes.items():
             rng = random.Random(f"{seed}/{name}")
             records = tqdm(_split(name, size, rng), total=size, desc=f"{name:>26}", disable=not progress)
@@ -98,8 +97,9 @@ def build(
     pair = len(texts) == 2
     more_helpful = safer = None
     if pair:
-        more_helpful = ann.prefer(*truth.helpfulness, None if twin else ann.HELPFUL_SCALE, rng)
-        safer = ann.prefer(*truth.safety, None if twin else ann.SAFER_SCALE, rng)
+        (first, second), (level, other) = truth.helpfulness, truth.safety
+        more_helpful = ann.prefer(first, second, None if twin else ann.HELPFUL_SCALE, rng)
+        safer = ann.prefer(level, other, None if twin else ann.SAFER_SCALE, rng)
     return Record(
         key=key,
         question=question,

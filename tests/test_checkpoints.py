@@ -1,0 +1,213 @@
+"""Checkpoints survive kills, are found again, and refuse what does not fit."""
+
+import logging
+import os
+import signal
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from safe_rlhf_v.checkpoints import (
+    AtomicCheckpointIO,
+    CheckpointError,
+    find_checkpoint,
+    fingerprint,
+    load_stage,
+    read_checkpoint,
+    read_stage,
+    tokenizer_hash,
+)
+
+
+class Stub(torch.nn.Module):
+    """The least that a fingerprint needs."""
+
+    base: str | None = None
+
+    def __init__(self, width: int = 4, vocabulary: str = "ab") -> None:
+        super().__init__()
+        self.linear = torch.nn.Linear(3, width)
+        self.tokenizer = tokenizer(vocabulary)
+
+
+class Other(Stub):
+    """Another class with equal tensors."""
+
+
+class Larger(Stub):
+    """One tensor more."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.extra = torch.nn.Parameter(torch.zeros(2))
+
+
+def tokenizer(vocabulary: str, **special: str) -> Any:
+    ids = {token: number for number, token in enumerate(vocabulary)}
+    return SimpleNamespace(get_vocab=lambda: ids, special_tokens_map=special)
+
+
+def save(path: Path, backbone: Any, **more: Any) -> Path:
+    weights = {f"backbone.{name}": value for name, value in backbone.state_dict().items()}
+    content = {"state_dict": {**weights, "head.weight": torch.ones(1)}, "fingerprint": fingerprint(backbone), "rebuilt": []}
+    AtomicCheckpointIO().save_checkpoint({**content, **more}, path)
+    return path
+
+
+def hand_on(path: Path, backbone: Any) -> None:
+    load_stage(read_stage(str(path)), backbone, fingerprint(backbone))
+
+
+def one_line(error: pytest.ExceptionInfo[CheckpointError], *parts: str) -> bool:
+    text = str(error.value)
+    return "\n" not in text and all(part in text for part in parts)
+
+
+class Bomb:
+    """Fails, or kills the process, in the middle of being written."""
+
+    def __init__(self, kill: bool) -> None:
+        self.kill = kill
+
+    def __reduce__(self) -> Any:
+        if self.kill:
+            os.kill(os.getpid(), signal.SIGKILL)
+        raise OSError("no space left on device")
+
+
+def test_a_failing_write_leaves_the_old_file_and_no_rubbish(tmp_path: Path) -> None:
+    file = tmp_path / "deep" / "last.ckpt"
+    io = AtomicCheckpointIO()
+    io.save_checkpoint({"step": 1}, file)
+    with pytest.raises(OSError, match="no space"):
+        io.save_checkpoint({"weights": torch.zeros(50_000), "bomb": Bomb(kill=False)}, file)
+    assert torch.load(file) == {"step": 1}
+    assert os.listdir(file.parent) == ["last.ckpt"]  # noqa: PTH208
+    io.save_checkpoint({"step": 2}, file)
+    assert torch.load(file) == {"step": 2}
+
+
+def test_a_killed_write_leaves_the_old_file_and_the_next_one_clears_up(tmp_path: Path) -> None:
+    file, io = tmp_path / "last.ckpt", AtomicCheckpointIO()
+    io.save_checkpoint({"step": 1}, file)
+    child = os.fork()
+    if child == 0:
+        io.save_checkpoint({"weights": torch.zeros(50_000), "bomb": Bomb(kill=True)}, file)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    assert find_checkpoint(tmp_path) == file
+    assert torch.load(file) == {"step": 1}
+    io.save_checkpoint({"step": 2}, file)
+    assert [path.name for path in tmp_path.iterdir()] == ["last.ckpt"]
+
+
+def age(path: Path, seconds: int) -> Path:
+    """Make a file (not what it links to) that many seconds old."""
+    os.utime(path, (2e9 - seconds, 2e9 - seconds), follow_symlinks=False)
+    return path
+
+
+def cut(path: Path, content: bytes, keep: float) -> Path:
+    path.write_bytes(content[: int(len(content) * keep)])
+    return path
+
+
+def test_the_newest_whole_checkpoint_is_found_and_the_rest_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    good = age(save(tmp_path / "run" / "step=2.ckpt", Stub()), 50)
+    age(save(tmp_path / "run" / "older" / "step=1.ckpt", Stub()), 60)
+    content = good.read_bytes()
+    for name, keep, seconds in (("half", 0.5, 10), ("empty", 0, 20), ("tail", 1 - 10 / len(content), 30)):
+        age(cut(tmp_path / "run" / f"{name}.ckpt", content, keep), seconds)
+    dangling = tmp_path / "run" / "last.ckpt"
+    dangling.symlink_to("gone.ckpt")
+    age(dangling, 5)
+    (tmp_path / "run" / "notes.txt").write_text("no checkpoint")
+    with caplog.at_level(logging.WARNING):
+        assert find_checkpoint(tmp_path) == good
+    assert all(f"{name}.ckpt" in caplog.text for name in ("half", "empty", "tail", "last"))
+    assert "older" not in caplog.text
+    assert find_checkpoint(good) == good
+    for path, words in ((dangling, "gone.ckpt"), (tmp_path / "run" / "half.ckpt", "cut off"), (tmp_path / "no.ckpt", "no such")):
+        with pytest.raises(CheckpointError, match=words):
+            find_checkpoint(path)
+
+
+def test_folders_without_a_checkpoint_are_refused(tmp_path: Path) -> None:
+    for folder in (tmp_path, tmp_path / "missing"):
+        with pytest.raises(CheckpointError, match="no readable checkpoint; train that stage first"):
+            find_checkpoint(folder)
+    (tmp_path / "torn.ckpt").write_bytes(b"PK")
+    with pytest.raises(CheckpointError, match=r"no readable checkpoint.*torn\.ckpt"):
+        find_checkpoint(tmp_path)
+
+
+def test_damage_inside_is_seen_on_request(tmp_path: Path) -> None:
+    file = tmp_path / "x.ckpt"
+    AtomicCheckpointIO().save_checkpoint({"weights": torch.zeros(50_000)}, file)
+    content = bytearray(file.read_bytes())
+    middle = len(content) // 2
+    content[middle : middle + 4096] = b"\xff" * 4096
+    file.write_bytes(content)
+    assert read_checkpoint(file)["weights"].shape == (50_000,)
+    with pytest.raises(CheckpointError, match="damaged at"):
+        read_checkpoint(file, verify=True)
+
+
+def test_a_stage_hands_on_its_backbone_and_nothing_else(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    old, new = Stub(), Stub()
+    assert not torch.equal(old.linear.weight, new.linear.weight)
+    hand_on(save(tmp_path / "x.ckpt", old), new)
+    assert torch.equal(old.linear.weight, new.linear.weight)
+    assert torch.equal(old.linear.bias, new.linear.bias)
+    with torch.no_grad():
+        new.linear.weight.zero_()  # the file is mapped: training must not write to it
+    again = Stub()
+    hand_on(tmp_path, again)  # a run's folder will do
+    assert torch.equal(old.linear.weight, again.linear.weight)
+
+
+@pytest.mark.parametrize(
+    ("new", "words"),
+    [
+        (lambda: Other(), ("backbone is", "Stub", "Other")),
+        (lambda: Stub(vocabulary="ba"), ("tokenizer is", "name the tokenizer")),
+        (lambda: Stub(width=5), ("'linear.weight' has shape (4, 3), expected (5, 3)",)),
+    ],
+)
+def test_a_stage_that_does_not_fit_is_refused_in_one_line(tmp_path: Path, new: Any, words: tuple[str, ...]) -> None:
+    file, backbone = save(tmp_path / "x.ckpt", Stub()), new()
+    before = backbone.linear.weight.clone()
+    with pytest.raises(CheckpointError) as error:
+        hand_on(file, backbone)
+    assert one_line(error, str(file), *words)
+    assert torch.equal(before, backbone.linear.weight)
+
+
+def test_missing_and_surplus_tensors_are_refused_in_one_line(tmp_path: Path) -> None:
+    larger = fingerprint(Larger())
+    with pytest.raises(CheckpointError) as error:
+        hand_on(save(tmp_path / "less.ckpt", Stub(), fingerprint=larger), Larger())
+    assert one_line(error, "less.ckpt", "lacks", "extra")
+    with pytest.raises(CheckpointError) as error:
+        hand_on(save(tmp_path / "more.ckpt", Larger(), fingerprint=fingerprint(Stub())), Stub())
+    assert one_line(error, "more.ckpt", "extra")
+
+
+def test_foreign_checkpoints_are_refused_in_one_line(tmp_path: Path) -> None:
+    file = tmp_path / "x.ckpt"
+    torch.save({"state_dict": {}}, file)
+    with pytest.raises(CheckpointError) as error:
+        read_stage(str(file))
+    assert one_line(error, "x.ckpt", "fingerprint")
+
+
+def test_equal_tokenizers_have_equal_hashes() -> None:
+    def turned() -> Any:
+        return SimpleNamespace(get_vocab=lambda: {"b": 1, "a": 0}, special_tokens_map={})
+
+    assert tokenizer_hash(tokenizer("ab")) == tokenizer_hash(turned())  # order of the dictionary does not matter
+    hashes = {tokenizer_hash(t) for t in (tokenizer("ab"), tokenizer("ba"), tokenizer("abc"), tokenizer("ab", pad="a"))}
+    assert len(hashes) == 4
