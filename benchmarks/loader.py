@@ -29,7 +29,9 @@ from safe_rlhf_v.taxonomy import Taxonomy
 def photo(number: int, side: int) -> bytes:
     """A JPEG with smooth areas and texture, so that it decodes at a photograph's cost."""
     random = np.random.default_rng(number)
-    coarse = Image.fromarray(random.integers(0, 256, (12, 12, 3), dtype=np.uint8)).resize((side, side), Image.Resampling.BICUBIC)
+    coarse = Image.fromarray(random.integers(0, 256, (12, 12, 3), dtype=np.uint8)).resize(
+        (side, side), Image.Resampling.BICUBIC
+    )
     pixels = np.asarray(coarse, dtype=np.int16) + random.integers(-12, 13, (side, side, 3), dtype=np.int16)
     buffer = io.BytesIO()
     Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(buffer, "JPEG", quality=90)

@@ -30,7 +30,9 @@ def demonstration(record: Record) -> str:
     if len(record.responses) == 1:
         return record.responses[0].text
     if record.more_helpful is None:
-        raise ValueError(f"record {record.key!r}: {len(record.responses)} responses and no 'more_helpful': nothing to imitate")
+        raise ValueError(
+            f"record {record.key!r}: {len(record.responses)} responses and no 'more_helpful': nothing to imitate"
+        )
     return record.responses[record.more_helpful].text
 
 
@@ -62,7 +64,9 @@ class CollatePreference:
         records = [sample.record for sample in samples]
         for record in records:
             if record is not None and len(record.responses) != self.k:
-                raise ValueError(f"record {record.key!r} has {len(record.responses)} responses, the others have {self.k}")
+                raise ValueError(
+                    f"record {record.key!r} has {len(record.responses)} responses, the others have {self.k}"
+                )
         return PreferenceBatch(
             prompts=prompts(samples),
             responses=tuple(tuple(r.text for r in x.responses) if x else ("",) * self.k for x in records),
@@ -72,7 +76,9 @@ class CollatePreference:
             safety=self._grid(records, lambda x, k: x.responses[k].safety, UNKNOWN_LEVEL),
             is_safe=self._grid(records, lambda x, k: _is_safe(x.responses[k]), -1),
             category=torch.tensor([self.taxonomy.category_index(x.category) if x else -1 for x in records]),
-            true_helpfulness=self._grid(records, lambda x, k: x.truth.helpfulness[k] if x.truth else None, math.nan, torch.float32),
+            true_helpfulness=self._grid(
+                records, lambda x, k: x.truth.helpfulness[k] if x.truth else None, math.nan, torch.float32
+            ),
             true_safety=self._grid(records, lambda x, k: x.truth.safety[k] if x.truth else None, UNKNOWN_LEVEL),
             rules=tuple(x.truth.rule if x and x.truth and x.truth.rule else ("",) * self.k for x in records),
             valid=torch.tensor([x is not None for x in records]),

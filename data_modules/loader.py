@@ -88,7 +88,6 @@ class PlannedLoader:
                 self.position = Position(epoch, number + 1) if number < len(self) else Position(epoch + 1, 1)
             yield batch
 
-
     def _count(self, problem: str) -> None:
         """Take note of one sample ("" = a good one)."""
         if not problem:

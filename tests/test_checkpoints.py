@@ -52,7 +52,11 @@ def tokenizer(vocabulary: str, **special: str) -> Any:
 
 def save(path: Path, backbone: Any, **more: Any) -> Path:
     weights = {f"backbone.{name}": value for name, value in backbone.state_dict().items()}
-    content = {"state_dict": {**weights, "head.weight": torch.ones(1)}, "fingerprint": fingerprint(backbone), "rebuilt": []}
+    content = {
+        "state_dict": {**weights, "head.weight": torch.ones(1)},
+        "fingerprint": fingerprint(backbone),
+        "rebuilt": [],
+    }
     AtomicCheckpointIO().save_checkpoint({**content, **more}, path)
     return path
 
@@ -114,7 +118,9 @@ def cut(path: Path, content: bytes, keep: float) -> Path:
     return path
 
 
-def test_the_newest_whole_checkpoint_is_found_and_the_rest_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_newest_whole_checkpoint_is_found_and_the_rest_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     good = age(save(tmp_path / "run" / "step=2.ckpt", Stub()), 50)
     age(save(tmp_path / "run" / "older" / "step=1.ckpt", Stub()), 60)
     content = good.read_bytes()
@@ -129,7 +135,11 @@ def test_the_newest_whole_checkpoint_is_found_and_the_rest_named(tmp_path: Path,
     assert all(f"{name}.ckpt" in caplog.text for name in ("half", "empty", "tail", "last"))
     assert "older" not in caplog.text
     assert find_checkpoint(good) == good
-    for path, words in ((dangling, "gone.ckpt"), (tmp_path / "run" / "half.ckpt", "cut off"), (tmp_path / "no.ckpt", "no such")):
+    for path, words in (
+        (dangling, "gone.ckpt"),
+        (tmp_path / "run" / "half.ckpt", "cut off"),
+        (tmp_path / "no.ckpt", "no such"),
+    ):
         with pytest.raises(CheckpointError, match=words):
             find_checkpoint(path)
 

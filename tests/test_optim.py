@@ -33,11 +33,15 @@ def test_warmup_cosine_by_hand() -> None:
 def test_final_is_the_floor_and_every_group_keeps_its_peak() -> None:
     found = rates(WarmupCosine, 8, 1.0, 0.25, total_steps=4, warmup=0.0, final=0.2)
     assert [slow / fast for fast, slow in found] == pytest.approx([0.25] * 8)
-    assert [fast for fast, _ in found] == pytest.approx([1, 0.2 + 0.4 * (1 + math.sqrt(0.5)), 0.6, 0.2 + 0.4 * (1 - math.sqrt(0.5)), *[0.2] * 4])
+    assert [fast for fast, _ in found] == pytest.approx(
+        [1, 0.2 + 0.4 * (1 + math.sqrt(0.5)), 0.6, 0.2 + 0.4 * (1 - math.sqrt(0.5)), *[0.2] * 4]
+    )
 
 
 def test_final_one_is_constant_after_the_warmup() -> None:
-    assert [r for (r,) in rates(WarmupCosine, 5, 3.0, total_steps=4, warmup=0.5, final=1.0)] == pytest.approx([1.5, 3, 3, 3, 3])
+    assert [r for (r,) in rates(WarmupCosine, 5, 3.0, total_steps=4, warmup=0.5, final=1.0)] == pytest.approx(
+        [1.5, 3, 3, 3, 3]
+    )
 
 
 def test_one_cycle_by_hand() -> None:
@@ -71,7 +75,9 @@ def test_a_restored_schedule_goes_on() -> None:
     assert second.get_lr() == pytest.approx(whole[4])
 
 
-@pytest.mark.parametrize("options", [{"total_steps": 0}, {"total_steps": 5, "warmup": 1.0}, {"total_steps": 5, "warmup": -0.1}])
+@pytest.mark.parametrize(
+    "options", [{"total_steps": 0}, {"total_steps": 5, "warmup": 1.0}, {"total_steps": 5, "warmup": -0.1}]
+)
 def test_options_out_of_range_are_refused(options: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match="total_steps must be|warmup is a share"):
+    with pytest.raises(ValueError, match=r"total_steps must be|warmup is a share"):
         rates(WarmupCosine, 1, 1.0, **options)

@@ -58,6 +58,7 @@ class Tiny(BaseModule):
     def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
         note(self, "train", batch)
         pixels = torch.stack([row[0].float().mean((0, 1)) / 255 for row in batch.prompts.images])
+        torch.rand(self.global_rank)  # random states differ from rank to rank
         noise = float(np.random.normal()) + random.gauss(0, 1)
         return (self.head(self.backbone(pixels)).squeeze(-1) - batch.more_helpful - 0.1 * noise).square().mean()
 
@@ -100,7 +101,9 @@ def main(options: dict[str, Any]) -> None:
         enable_model_summary=False,
     )
     module = Tiny(options)
-    data = PreferenceDataModule(options["root"], batch_size=options.get("batch", 2), num_workers=options.get("workers", 0))
+    data = PreferenceDataModule(
+        options["root"], batch_size=options.get("batch", 2), num_workers=options.get("workers", 0)
+    )
     resume = str(find_checkpoint(options["resume"])) if "resume" in options else None
     trainer.fit(module, data, ckpt_path=resume)
     if trainer.is_global_zero:

@@ -10,6 +10,7 @@ What differs from LightningCLI's defaults, and why:
 * data modules split by rank themselves (``use_distributed_sampler`` is off).
 """
 
+import itertools
 import linecache
 import sys
 import warnings
@@ -19,12 +20,12 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.plugins.io import CheckpointIO
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from lightning.pytorch.utilities import rank_zero_only
 
 import safe_rlhf_v.callbacks
 import safe_rlhf_v.data_modules.preference
@@ -101,8 +102,11 @@ class CLI(LightningCLI):
                 _say(f"with another setting: {key} was {old!r}, is now {new!r}")
 
     def before_instantiate_classes(self) -> None:
-        """Refuse what cannot work before anything expensive happens."""
-        preflight(self.config.subcommand, self.config[self.config.subcommand])
+        """Refuse what cannot work before anything expensive happens; run nothing that is stored in a checkpoint."""
+        config = self.config[self.config.subcommand]
+        preflight(self.config.subcommand, config)
+        if config.get("weights_only") is None:
+            config.weights_only = True
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """A Trainer that writes whole checkpoints and, unless told otherwise, keeps the two newest and a link."""
@@ -171,7 +175,7 @@ def with_stored_config(args: list[str]) -> list[str]:
 def _values(args: list[str], option: str) -> list[str]:
     """Values of an option, written as ``--option=value`` or ``--option value``."""
     joined = [arg.partition("=")[2] for arg in args if arg.startswith(f"{option}=")]
-    return joined + [value for arg, value in zip(args, args[1:], strict=False) if arg == option]
+    return joined + [value for arg, value in itertools.pairwise(args) if arg == option]
 
 
 @rank_zero_only

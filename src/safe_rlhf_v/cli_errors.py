@@ -62,7 +62,7 @@ def shorten(message: str, options: Iterable[str] = ()) -> str:
         names = [name.rpartition(".")[2] for name in found[1].split(", ")]
         return f"missing: {', '.join(names)}; give a configuration with --config FILE"
     kept = [re.sub(r'^Parser key "(.+?)":', r"\1:", line) for line in lines if line and not line.startswith(_NOISE)]
-    return " ".join(dict.fromkeys(kept)).replace("typing.Literal", "one of ") or lines[0]
+    return " ".join(dict.fromkeys(kept)).replace("Expected a typing.Literal", "Expected one of ") or lines[0]
 
 
 def known_names() -> set[str]:
@@ -81,7 +81,7 @@ def known_names() -> set[str]:
 
 
 def _subclasses(cls: type) -> list[type]:
-    direct = cls.__subclasses__()
+    direct: list[type] = cls.__subclasses__()
     return direct + [deeper for child in direct for deeper in _subclasses(child)]
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from safe_rlhf_v.checkpoints import read_stage
+from safe_rlhf_v.checkpoints import CheckpointError, read_stage
 from safe_rlhf_v.data_modules.base import ShardDataModule
 from safe_rlhf_v.shards import Manifest
 
@@ -31,7 +31,10 @@ def preflight(command: str, config: Any) -> None:
     check_precision(config.trainer)
     model = config.model.get("init_args", {})
     if model.get("init_from"):
-        read_stage(model["init_from"])
+        try:
+            read_stage(model["init_from"])
+        except CheckpointError as error:
+            raise CheckpointError(f"init_from {error}") from None
     if config.get("data") is not None:
         check_data(command, config.data)
 

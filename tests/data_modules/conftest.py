@@ -46,7 +46,9 @@ def folder(tmp_path: Path) -> Folder:
 
     def write(*, per_shard: int = 4, responses: int = 2, name: str = "data", **splits: int) -> Path:
         root = tmp_path / name
-        with ShardWriter(root, name="tiny", licence="CC0-1.0", taxonomy=TAXONOMY, samples_per_shard=per_shard) as writer:
+        with ShardWriter(
+            root, name="tiny", licence="CC0-1.0", taxonomy=TAXONOMY, samples_per_shard=per_shard
+        ) as writer:
             for split, size in splits.items():
                 for number in range(size):
                     writer.write(split, record(split, number, responses))

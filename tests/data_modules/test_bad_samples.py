@@ -39,7 +39,11 @@ def test_skipping_masks_counts_and_names(
     loader = data.val_dataloader()[0]
     with caplog.at_level(logging.WARNING):
         batches = list(loader)
-    assert [batch.valid.tolist() for batch in batches] == [[True, False, True], [True, True, False], [True, True, False]]
+    assert [batch.valid.tolist() for batch in batches] == [
+        [True, False, True],
+        [True, True, False],
+        [True, True, False],
+    ]
     assert batches[0].keys == ("train-0000", "", "train-0002")
     assert batches[0].prompts.images[1] == ()
     assert batches[0].more_helpful.tolist() == [0, -1, 0]

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 SCRIPT = """
+import multiprocessing
 import sys
 from safe_rlhf_v.data_modules.collate import collate_supervised
 from safe_rlhf_v.data_modules.loader import PlannedLoader
@@ -15,7 +16,7 @@ from safe_rlhf_v.shards import ShardedSplit
 
 def spy(samples):
     heavy = ("open_clip", "transformers", "lightning", "torchmetrics", "webdataset", "peft", "jsonargparse", "safe_rlhf_v.models")
-    return collate_supervised(samples)._replace(keys=tuple(name for name in heavy if name in sys.modules))
+    return collate_supervised(samples)._replace(keys=(multiprocessing.get_start_method(), *(name for name in heavy if name in sys.modules)))
 
 if __name__ == "__main__":
     source = Source(ShardedSplit(sys.argv[1], "train"), range(4), spy)
@@ -31,4 +32,4 @@ def test_a_spawned_worker_is_light(folder: Callable[..., Path], tmp_path: Path) 
     root = folder(train=4)
     run = subprocess.run([sys.executable, str(script), str(root)], capture_output=True, text=True, timeout=120)
     assert run.returncode == 0, run.stderr
-    assert run.stdout.splitlines() == ["in the worker: ()", "in the worker: ()", "here: []"]
+    assert run.stdout.splitlines() == ["in the worker: ('spawn',)", "in the worker: ('spawn',)", "here: []"]

@@ -23,7 +23,9 @@ def make(folder: Folder) -> Make:
     """``make(samples=11, batch=4, ...)``: a loader over three to four uneven shards."""
     roots: dict[int, Path] = {}
 
-    def build(samples: int = 11, batch: int = 4, world: int = 1, rank: int = 0, seed: int | None = 0, **options: Any) -> Any:
+    def build(
+        samples: int = 11, batch: int = 4, world: int = 1, rank: int = 0, seed: int | None = 0, **options: Any
+    ) -> Any:
         if samples not in roots:
             roots[samples] = folder(train=samples, per_shard=4, name=f"data-{samples}")
         split = ShardedSplit(roots[samples], "train")
@@ -65,7 +67,9 @@ def test_start_methods_change_nothing(make: Make, method: str) -> None:
 def test_passes_see_new_epochs_even_with_persistent_workers(make: Make, workers: int) -> None:
     loader = make(workers=workers, persistent=True)
     passes = [keys(loader) for _ in range(3)]
-    assert passes == [[tuple(f"train-{i:04d}" for i in rows) for rows in loader.plan.batches(epoch)] for epoch in range(3)]
+    assert passes == [
+        [tuple(f"train-{i:04d}" for i in rows) for rows in loader.plan.batches(epoch)] for epoch in range(3)
+    ]
     assert passes[0] != passes[1] != passes[2]
 
 

@@ -28,7 +28,9 @@ def on_ranks(data: Any, world: int, rank: int = 0, step: int = 1, fn: str = "fit
 
 def test_preference_batch_has_every_label_and_its_type(folder: Folder) -> None:
     root = folder(train=4, validation=3)
-    batch = next(iter(PreferenceDataModule(str(root), batch_size=4, validation_splits=("validation",)).val_dataloader()[0]))
+    batch = next(
+        iter(PreferenceDataModule(str(root), batch_size=4, validation_splits=("validation",)).val_dataloader()[0])
+    )
     assert batch.keys == ("validation-0000", "validation-0001", "validation-0002", "")
     assert batch.valid.tolist() == [True, True, True, False]
     assert batch.responses[1] == ("answer 1.0", "answer 1.1")
@@ -63,11 +65,19 @@ def test_supervised_takes_the_only_or_the_more_helpful_response(folder: Folder) 
 
 def test_loaders_stand_in_the_order_of_the_names(folder: Folder) -> None:
     data = PreferenceDataModule(
-        str(folder(train=4, a=2, b=3)), validation_splits=("b", "a"), test_splits=("a",), batch_size=4, eval_batch_size=1
+        str(folder(train=4, a=2, b=3)),
+        validation_splits=("b", "a"),
+        test_splits=("a",),
+        batch_size=4,
+        eval_batch_size=1,
     )
     assert data.evaluation_splits("validate") == ("b", "a")
     assert [len(loader) for loader in data.val_dataloader()] == [3, 2]
-    assert [len(loader) for loader in data.test_dataloader()] == [2] == [len(loader) for loader in data.predict_dataloader()]
+    assert (
+        [len(loader) for loader in data.test_dataloader()]
+        == [2]
+        == [len(loader) for loader in data.predict_dataloader()]
+    )
     assert data.taxonomy.categories == ("fire", "fraud")
     assert len(data.train_dataloader()) == 1
 
@@ -91,7 +101,9 @@ def test_categories_filter_training_only(folder: Folder) -> None:
 
 def test_smaller_training_sets_are_part_of_larger_ones(folder: Folder) -> None:
     root = str(folder(train=30, per_shard=8))
-    sets = [set(keys(PreferenceDataModule(root, batch_size=1, max_samples=n).train_dataloader())) for n in (5, 15, None)]
+    sets = [
+        set(keys(PreferenceDataModule(root, batch_size=1, max_samples=n).train_dataloader())) for n in (5, 15, None)
+    ]
     assert [len(found) for found in sets] == [5, 15, 30]
     assert sets[0] < sets[1] < sets[2]
     with pytest.raises(ValueError, match="max_samples is 0"):
@@ -113,7 +125,9 @@ def test_ranks_share_an_epoch(folder: Folder) -> None:
     seen = [keys(data.train_dataloader()) for data in ranks]
     assert not set(seen[0]) & set(seen[1])
     assert len(seen[0] + seen[1]) == 12
-    assert sorted(sum((keys(data.val_dataloader()[0]) for data in ranks), [])) == [f"validation-{i:04d}" for i in range(5)]
+    assert sorted(sum((keys(data.val_dataloader()[0]) for data in ranks), [])) == [
+        f"validation-{i:04d}" for i in range(5)
+    ]
 
 
 def test_state_goes_on_in_another_object(folder: Folder) -> None:
@@ -157,7 +171,9 @@ def test_a_fresh_run_starts_at_the_beginning_and_a_continued_one_goes_on(folder:
         ({"train_split": "validation"}, "train_split = 'train', now it is 'validation'"),
     ],
 )
-def test_a_position_that_would_mean_another_sample_is_refused(folder: Folder, change: dict[str, Any], message: str) -> None:
+def test_a_position_that_would_mean_another_sample_is_refused(
+    folder: Folder, change: dict[str, Any], message: str
+) -> None:
     root = str(folder(train=8, validation=8))
     state = PreferenceDataModule(root, batch_size=4).state_dict()
     with pytest.raises(ValueError, match=message):
@@ -176,4 +192,6 @@ def test_refusals_that_need_more_than_an_option(folder: Folder) -> None:
         PreferenceDataModule(str(folder(train=9, name="other")), batch_size=4).load_state_dict(state)
     with pytest.raises(ValueError, match="version 0"):
         PreferenceDataModule(root, batch_size=4).load_state_dict({**state, "version": 0})
-    on_ranks(PreferenceDataModule(root, batch_size=1), 1, fn="test").load_state_dict(state)  # evaluation continues nothing
+    on_ranks(PreferenceDataModule(root, batch_size=1), 1, fn="test").load_state_dict(
+        state
+    )  # evaluation continues nothing

@@ -17,7 +17,11 @@ def plans(samples: int, batch: int, world: int, seed: int | None) -> list[Plan]:
 def test_training_repeats_nothing_and_drops_less_than_a_global_batch(world: int, batch: int, samples: int) -> None:
     for epoch in (0, 1):
         ranks = [plan.batches(epoch) for plan in plans(samples, batch, world, seed=3)]
-        assert {len(batches) for batches in ranks} == {samples // (batch * world)} == {len(Plan(samples, batch, world, 0, 3))}
+        assert (
+            {len(batches) for batches in ranks}
+            == {samples // (batch * world)}
+            == {len(Plan(samples, batch, world, 0, 3))}
+        )
         seen = [row for batches in ranks for rows in batches for row in rows]
         assert len(seen) == len(set(seen)) > samples - batch * world
         assert set(seen) <= set(range(samples))

@@ -49,7 +49,12 @@ def rows(steps: int = 2) -> Any:
 
 def trainer(folder: Path, **options: Any) -> pl.Trainer:
     options = {"max_epochs": 1, **options}
-    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
+    quiet = {
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+    }
     return pl.Trainer(accelerator="cpu", default_root_dir=folder, **quiet, **options)
 
 

@@ -138,9 +138,7 @@ class BaseModule(LightningModule):
         self._random_states = checkpoint["random_states"]
         fitting = self._trainer is not None and self._trainer.state.fn == "fit"
         if fitting and group_names(self, self.lr_scale) != checkpoint["parameter_groups"]:
-            raise CheckpointError(
-                f"{file}: trained other parameters, or lr_scale had other prefixes (only factors may change)"
-            )
+            raise CheckpointError(f"{file}: trained other parameters or lr_scale prefixes; only factors may change")
 
     def on_train_start(self) -> None:
         """Finish a resume: any earlier is too early, the loader's start still draws random numbers."""

@@ -1,0 +1,147 @@
+"""On resume, options follow the user and moments the checkpoint; every rank gets its own random states back."""
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from lightning.pytorch.cli import ReduceLROnPlateau
+from lightning.pytorch.strategies import DDPStrategy
+from torch.optim.lr_scheduler import StepLR
+
+from safe_rlhf_v.checkpoints import CheckpointError
+from safe_rlhf_v.modules.base import BaseModule
+from safe_rlhf_v.optim import WarmupCosine
+
+
+class Stub(torch.nn.Module):
+    """The least that a fingerprint needs."""
+
+    base = None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = torch.nn.Linear(3, 4)
+        self.tokenizer = SimpleNamespace(get_vocab=lambda: {"a": 0}, special_tokens_map={})
+
+
+class Tiny(BaseModule):
+    """Learns noise; notes the learning rates of every step."""
+
+    def __init__(self, weight_decay: float = 0.1, lr: float = 0.5, **options: Any) -> None:
+        super().__init__(lambda groups: torch.optim.AdamW(groups, lr=lr, weight_decay=weight_decay), **options)
+        self.rates: list[list[float]] = []
+
+    def build(self) -> None:
+        self.backbone, self.head = Stub(), torch.nn.Linear(4, 1)
+
+    def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+        self.rates.append([group["lr"] for group in self.trainer.optimizers[0].param_groups])
+        self.log("loss", loss := (self.head(self.backbone.linear(batch)) - torch.rand(())).square().mean())
+        return loss
+
+
+def run(folder: Path, module: Tiny, steps: int, resume: Path | None = None, **options: Any) -> pl.Trainer:
+    """Train to ``steps`` and save ``folder/STEPS.ckpt``."""
+    quiet: dict[str, Any] = {
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+    }
+    options.setdefault("callbacks", []).append(Save(folder / f"{steps}.ckpt", steps))
+    trainer = pl.Trainer(accelerator="cpu", max_steps=steps, max_epochs=-1, **quiet, **options)
+    trainer.fit(module, torch.utils.data.DataLoader(torch.ones(8, 3)), ckpt_path=resume)
+    return trainer
+
+
+class Save(pl.Callback):
+    """Saves one checkpoint from inside the run: ranks may be processes that end with it."""
+
+    def __init__(self, file: Path, step: int) -> None:
+        self.file, self.step = file, step
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        if trainer.global_step == self.step:
+            trainer.save_checkpoint(self.file)
+
+
+def cosine(total: int) -> Any:
+    return lambda optimizer: WarmupCosine(optimizer, total_steps=total, warmup=0.0)
+
+
+def test_rates_and_weight_decay_follow_the_user_and_moments_the_checkpoint(tmp_path: Path) -> None:
+    first = run(tmp_path, Tiny(scheduler=cosine(4), lr_scale={"head": 2.0}), 2)
+    module = Tiny(weight_decay=0.3, lr=0.1, scheduler=cosine(8), lr_scale={"head": 3.0})
+    seen: dict[str, Any] = {}
+
+    class Look(pl.Callback):
+        def on_train_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
+            optimizer = trainer.optimizers[0]
+            seen.setdefault("decay", [group["weight_decay"] for group in optimizer.param_groups])
+            seen.setdefault("moment", optimizer.state_dict()["state"][0]["exp_avg_sq"].clone())
+
+    run(tmp_path, module, 4, tmp_path / "2.ckpt", callbacks=[Look()])
+    # The new schedule of eight steps at its third step: 0.1 * (1 + cos(pi 2 / 8)) / 2 = 0.0853553
+    assert module.rates[0] == pytest.approx([0.0853553, 3 * 0.0853553])
+    assert module.rates[1] == pytest.approx([0.0691342, 3 * 0.0691342])
+    assert seen["decay"] == [0.3, 0.3]
+    assert torch.equal(seen["moment"], first.optimizers[0].state_dict()["state"][0]["exp_avg_sq"])
+
+
+def test_without_a_schedule_the_rate_is_the_users(tmp_path: Path) -> None:
+    run(tmp_path, Tiny(lr=0.5), 2)
+    module = Tiny(lr=0.25)
+    run(tmp_path, module, 3, tmp_path / "2.ckpt")
+    assert module.rates == [[0.25]]
+
+
+def test_a_foreign_schedule_keeps_its_point_and_takes_the_new_scale(tmp_path: Path) -> None:
+    """StepLR is recursive: the rate it reached (0.5 / 10) is scaled by 0.25 / 0.5."""
+    run(tmp_path, Tiny(lr=0.5, scheduler=lambda o: StepLR(o, 2)), 3)
+    module = Tiny(lr=0.25, scheduler=lambda o: StepLR(o, 2))
+    run(tmp_path, module, 5, tmp_path / "3.ckpt")
+    assert module.rates == [pytest.approx([0.025]), pytest.approx([0.0025])]
+
+
+def test_a_plateau_schedule_watches_its_metric(tmp_path: Path) -> None:
+    module = Tiny(scheduler=lambda o: ReduceLROnPlateau(o, monitor="loss", factor=0.5, patience=0, threshold=1e9))
+    run(tmp_path, module, 24)  # three epochs of eight steps, none of them ever good enough
+    assert module.rates == [[0.5]] * 8 + [[0.25]] * 8 + [[0.125]] * 8
+
+
+def test_other_groups_are_refused_in_one_line(tmp_path: Path) -> None:
+    run(tmp_path, Tiny(lr_scale={"head": 2.0}), 2)
+    with pytest.raises(CheckpointError, match=r"2\.ckpt: trained other parameters or lr_scale prefixes"):
+        run(tmp_path, Tiny(), 4, tmp_path / "2.ckpt")
+
+
+class Drawing(Tiny):
+    """Writes down what each rank draws."""
+
+    def __init__(self, out: str) -> None:
+        super().__init__()
+        self.out = out
+
+    def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+        with Path(f"{self.out}-{self.global_rank}").open("a") as file:
+            print(float(torch.rand(())), file=file)
+        return super().training_step(batch, batch_idx)
+
+    def on_fit_start(self) -> None:
+        torch.manual_seed(100 + self.global_rank)  # ranks differ; a resume must win over it
+
+
+def test_each_of_two_ranks_goes_on_with_its_own_numbers(tmp_path: Path) -> None:
+    def go(name: str, steps: int, resume: Path | None = None) -> list[list[str]]:
+        strategy = DDPStrategy(process_group_backend="gloo", start_method="fork")
+        out = tmp_path / name
+        run(tmp_path, Drawing(str(out)), steps, resume, devices=2, strategy=strategy, use_distributed_sampler=False)
+        return [Path(f"{out}-{rank}").read_text().split() for rank in (0, 1)]
+
+    first, whole = go("first", 2), go("whole", 4)
+    resumed = go("resumed", 4, tmp_path / "2.ckpt")
+    assert whole[0] != whole[1]
+    assert [first[rank] + resumed[rank] for rank in (0, 1)] == whole
