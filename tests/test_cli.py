@@ -6,6 +6,7 @@ import sys
 from contextlib import redirect_stdout
 from importlib import import_module
 from pathlib import Path
+from types import FunctionType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -153,13 +154,13 @@ def test_a_missing_configuration_and_a_typo_in_yaml(
 
 def test_our_refusals_are_short_but_bugs_keep_their_traceback() -> None:
     from safe_rlhf_v.preflight import check_precision
-    from safe_rlhf_v.shards import Manifest
 
     with pytest.raises(ValueError, match="precision") as refusal:
-        check_precision(type("Section", (), {"accelerator": "cpu", "precision": "16-mixed"}))
+        check_precision(SimpleNamespace(accelerator="cpu", precision="16-mixed"))
     assert cli.raised_here(refusal.value)
-    with pytest.raises(ValueError, match="embedded null") as bug:  # raised inside the library's code, not by it
-        Manifest.load("\0")
+    stumbles = FunctionType((lambda: int("x")).__code__, {"__name__": "safe_rlhf_v.somewhere", "int": int})
+    with pytest.raises(ValueError, match="invalid literal") as bug:  # in the library's code, but not on purpose
+        stumbles()
     assert not cli.raised_here(bug.value)
     assert not cli.raised_here(ValueError("never raised"))
 
@@ -206,7 +207,9 @@ def test_a_resumed_run_takes_the_users_settings_and_says_so(
 
 
 def test_a_checkpoint_alone_is_enough_to_go_on_or_to_measure(finished: Path, tmp_path: Path) -> None:
-    done = cli.main(["fit", f"--ckpt_path={finished}", "--trainer.max_steps=4", f"--trainer.default_root_dir={tmp_path}"])
+    done = cli.main(
+        ["fit", f"--ckpt_path={finished}", "--trainer.max_steps=4", f"--trainer.default_root_dir={tmp_path}"]
+    )
     assert done.trainer.global_step == 4
     small = tmp_path / "small.yaml"
     small.write_text("trainer: {limit_val_batches: 2, logger: false}\n")
@@ -254,7 +257,9 @@ def test_two_ranks_train_save_and_go_on_as_one(world: Path, tmp_path: Path, caps
     content = torch.load(next(tmp_path.rglob("last.ckpt")), weights_only=True)
     assert content["global_step"] == 2
     assert len(content["random_states"]["torch"]) == 2
-    alone = cli.main([*base(world, tmp_path / "alone", steps=3), f"--ckpt_path={tmp_path}", "--data.init_args.batch_size=8"])
+    alone = cli.main(
+        [*base(world, tmp_path / "alone", steps=3), f"--ckpt_path={tmp_path}", "--data.init_args.batch_size=8"]
+    )
     assert alone.trainer.global_step == 3
 
 

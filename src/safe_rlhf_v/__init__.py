@@ -1,7 +1,14 @@
 """safe_rlhf_v: PyTorch Lightning components for multimodal safe RLHF, after Safe RLHF-V (arXiv 2503.17682)."""
 
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # what type checkers and editors see; at run time names are loaded when asked for
+    from safe_rlhf_v.data_modules import PreferenceDataModule, SupervisedDataModule
+    from safe_rlhf_v.models import HFVLM, ClipDecoder, EvidenceHead, ScalarHead
+    from safe_rlhf_v.modules import CostModule, RewardModule, SupervisedModule
+    from safe_rlhf_v.records import Record, Response
+    from safe_rlhf_v.shards import ShardedSplit, ShardWriter
 
 __version__ = "0.1.0"
 
@@ -20,7 +27,22 @@ _HOME = {
     "SupervisedDataModule": "data_modules",
     "SupervisedModule": "modules",
 }
-__all__ = [*_HOME, "__version__"]
+__all__ = [
+    "HFVLM",
+    "ClipDecoder",
+    "CostModule",
+    "EvidenceHead",
+    "PreferenceDataModule",
+    "Record",
+    "Response",
+    "RewardModule",
+    "ScalarHead",
+    "ShardWriter",
+    "ShardedSplit",
+    "SupervisedDataModule",
+    "SupervisedModule",
+    "__version__",
+]
 
 
 def __getattr__(name: str) -> Any:
@@ -28,3 +50,8 @@ def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    """The public names."""
+    return sorted([*globals(), *_HOME])

@@ -11,6 +11,7 @@ EXAMPLES = """examples:
   python -m safe_rlhf_v shards world --out data/tiny --size small --seed 1 --sizes train=200,test=40
   python -m safe_rlhf_v shards inspect data/world                  # counts and label histograms
   python -m safe_rlhf_v shards check data/world                    # recompute everything, list every problem
+  python -m safe_rlhf_v shards import --table mine.csv --images pictures --name mine --licence CC0-1.0 --out data/mine
 """
 
 
@@ -31,12 +32,70 @@ def main(argv: list[str]) -> int:
     world.add_argument("--seed", type=int, default=0, help="same seed, same bytes (default: %(default)s)")
     world.add_argument("--size", choices=("default", "small"), default="default", help="small is a tenth")
     world.add_argument("--sizes", default="", metavar="SPLIT=N,...", help="records of single splits")
+    _add_imports(commands)
     options = parser.parse_args(argv)
+    run = {"inspect": _inspect, "check": _check, "world": _world, "import": _import, "import-ordinal": _import_ordinal}
     try:
-        return {"inspect": _inspect, "check": _check, "world": _world}[options.command](options)
+        return run[options.command](options)
     except (ShardError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+
+
+def _add_imports(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """The two commands that turn other people's files into shards."""
+    from safe_rlhf_v.ingest import folder
+
+    for name, about, text in (
+        ("import", "a folder of images and a table of questions, responses and labels", folder.__doc__),
+        ("import-ordinal", "pictures with one ordered label each, as preference pairs", None),
+    ):
+        command = commands.add_parser(
+            name, help=about, description=text or about, formatter_class=argparse.RawDescriptionHelpFormatter
+        )
+        command.add_argument("--table", type=Path, required=True, help="CSV or JSONL file")
+        command.add_argument("--images", type=Path, required=True, help="folder of the images")
+        command.add_argument("--out", type=Path, required=True, help="folder to create")
+        command.add_argument("--name", required=True, help="name of the data set")
+        command.add_argument("--licence", required=True, help="licence of the data (kept in the manifest)")
+        if name == "import":
+            command.add_argument("--categories", nargs="*", default=[], help="harm categories that may occur")
+        else:
+            command.add_argument("--template", type=Path, required=True, help="JSON with questions and claims per level")
+            command.add_argument("--id-column", default="id", help="column that names the picture (%(default)s)")
+            command.add_argument("--label-column", default="label", help="column with the level (%(default)s)")
+            command.add_argument("--pattern", default="{}.jpg", help="file name, {} is the id (%(default)s)")
+            command.add_argument("--pairs", type=int, default=4, help="pairs per picture of the commonest level")
+            command.add_argument("--seed", type=int, default=0)
+
+
+def _import(options: argparse.Namespace) -> int:
+    from safe_rlhf_v.ingest.folder import import_folder
+
+    about = {"name": options.name, "licence": options.licence}
+    count = import_folder(options.table, options.images, options.out, categories=options.categories, **about)
+    print(f"{count} records written to {options.out}")
+    return 0
+
+
+def _import_ordinal(options: argparse.Namespace) -> int:
+    from safe_rlhf_v.ingest.ordinal import Template, import_ordinal
+
+    counts = import_ordinal(
+        options.table,
+        options.images,
+        options.out,
+        Template.load(options.template),
+        name=options.name,
+        licence=options.licence,
+        id_column=options.id_column,
+        label_column=options.label_column,
+        pattern=options.pattern,
+        pairs_per_image=options.pairs,
+        seed=options.seed,
+    )
+    print(f"written to {options.out}: " + ", ".join(f"{count} {split}" for split, count in counts.items()))
+    return 0
 
 
 def _inspect(options: argparse.Namespace) -> int:
