@@ -87,15 +87,20 @@ def main() -> None:
         print(f"== seed {seed}", flush=True)
         found.append(one_seed(options.root, seed, ablate=seed == options.seeds[0]))
     runs = {
-        name: {
-            metric: summary([seed[name][metric] for seed in found if name in seed]) for metric in found[0][name]
-        }
+        name: {metric: summary([seed[name][metric] for seed in found if name in seed]) for metric in found[0][name]}
         for name in found[0]
     }
     about = {
         "what": "held-out results on the embedded world (synthetic data); seeds vary world, weights and training order",
         "seeds": options.seeds,
-        "pairs": {"reward": 5000, "cost": 5000, "reward_500": 500, "reward_1500": 1500, "cost_500": 500, "cost_1500": 1500},
+        "pairs": {
+            "reward": 5000,
+            "cost": 5000,
+            "reward_500": 500,
+            "reward_1500": 1500,
+            "cost_500": 500,
+            "cost_1500": 1500,
+        },
     }
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps({"about": about, "runs": runs}, indent=1) + "\n")

@@ -105,7 +105,9 @@ def test_real_model_configs_train_two_steps_on_a_tiny_model(folder, family, stag
     assert cli.trainer.global_step == 2
 
 
-@pytest.mark.parametrize("config", sorted((ROOT / "configs").glob("*/*.yaml")), ids=lambda p: f"{p.parent.name}/{p.stem}")
+@pytest.mark.parametrize(
+    "config", sorted((ROOT / "configs").glob("*/*.yaml")), ids=lambda p: f"{p.parent.name}/{p.stem}"
+)
 def test_every_config_is_yaml_with_comments(config):
     import yaml
 

@@ -157,7 +157,9 @@ def main(argv: list[str]) -> int:
     for i, (about, commands) in enumerate(steps, start=1):
         print(f"== {i}/{len(steps)} {about}", flush=True)
         for command in commands:
-            print(f"   python -m safe_rlhf_v {command[0]} {' '.join(c for c in command[1:] if 'config=' in c or 'ckpt' in c)}")
+            print(
+                f"   python -m safe_rlhf_v {command[0]} {' '.join(c for c in command[1:] if 'config=' in c or 'ckpt' in c)}"
+            )
         execute(*commands, quiet=run.root / "output" if about == "held-out tests" else None)
     print(f"\n{table(run)}\n")
     print(f"{time.time() - start:.0f} s on the clock, {cpu_seconds():.0f} CPU seconds, imports included")

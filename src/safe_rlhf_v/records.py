@@ -137,7 +137,11 @@ class Record:
         for image in body["images"]:
             del image["data"]
         return json.dumps(
-            {"schema": SCHEMA_VERSION, **body}, ensure_ascii=False, sort_keys=True, separators=(",", ":"), allow_nan=False
+            {"schema": SCHEMA_VERSION, **body},
+            ensure_ascii=False,
+            sort_keys=True,
+            separators=(",", ":"),
+            allow_nan=False,
         ).encode()
 
     @classmethod
@@ -229,7 +233,10 @@ def _truth(fields: Fields) -> Truth | None:
 def _problems(record: Record, taxonomy: Taxonomy | None) -> Iterator[tuple[str, str]]:
     """Every (field, problem) of a record, cheapest first."""
     if not _KEY.fullmatch(record.key):
-        yield "key", f"{record.key!r} must be 1-128 letters, digits, '_' or '-' (a dot would split a shard member's name)"
+        yield (
+            "key",
+            f"{record.key!r} must be 1-128 letters, digits, '_' or '-' (a dot would split a shard member's name)",
+        )
     for i, image in enumerate(record.images):
         if image.format not in IMAGE_FORMATS:
             yield f"images[{i}].format", f"{image.format!r} is not one of {', '.join(IMAGE_FORMATS)}"

@@ -56,7 +56,9 @@ def test_splits_share_no_picture_and_hold_out_combinations(world):
 def test_levels_rules_and_categories_all_appear(train):
     levels = Counter(level for r in train for level in r.truth.safety)
     rules = Counter(rule for r in train for rule in r.truth.rule)
-    harmful = Counter(rule for r in train for rule, level in zip(r.truth.rule, r.truth.safety, strict=True) if level < 0)
+    harmful = Counter(
+        rule for r in train for rule, level in zip(r.truth.rule, r.truth.safety, strict=True) if level < 0
+    )
     total = sum(levels.values())
     assert set(levels) == set(range(MIN_LEVEL, MAX_LEVEL + 1))
     assert min(levels.values()) / total > 0.01

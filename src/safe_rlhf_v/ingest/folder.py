@@ -91,7 +91,7 @@ def to_record(row: dict[str, Any], table: Path, number: int, images: Path) -> Re
     question, image = cell("question", str), cell("image", str)
     if not question:
         raise TableError(table, number, "question", "is missing")
-    responses = []
+    responses: list[Response] = []
     while (text := cell(f"response_{len(responses)}", str)) is not None:
         n = len(responses)
         response = Response(

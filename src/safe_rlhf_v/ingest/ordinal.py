@@ -114,7 +114,9 @@ def import_ordinal(
     labels = [_label(row, table, number, label_column, len(template.claims)) for number, row in rows]
     commonest = max(labels.count(level) for level in set(labels))
     counts: dict[str, int] = {}
-    with ShardWriter(out, name=name, licence=licence, taxonomy=Taxonomy(name, ()), origin={"table": table.name}) as writer:
+    with ShardWriter(
+        out, name=name, licence=licence, taxonomy=Taxonomy(name, ()), origin={"table": table.name}
+    ) as writer:
         for (number, row), label in tqdm(list(zip(rows, labels, strict=True)), desc="importing", unit="image"):
             identity = str(row.get(id_column) or "")
             image = read_image(images, pattern.format(identity), table, number, id_column)

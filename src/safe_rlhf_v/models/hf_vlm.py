@@ -247,8 +247,6 @@ def _build(model: str | None, config: dict[str, Any] | str | None, dtype: torch.
         raise ValueError("give exactly one of model (weights) and config (random weights)")
     if model is not None:
         return AutoModelForImageTextToText.from_pretrained(model, dtype=dtype, **hub)
-    if isinstance(config, dict):
-        shape = AutoConfig.for_model(**config)
-    else:
-        shape = AutoConfig.from_pretrained(str(config), **hub)
+    named = not isinstance(config, dict)
+    shape = AutoConfig.from_pretrained(str(config), **hub) if named else AutoConfig.for_model(**config)
     return AutoModelForImageTextToText.from_config(shape, dtype=dtype)

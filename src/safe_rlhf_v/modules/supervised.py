@@ -66,7 +66,9 @@ class SupervisedModule(BaseModule):
         """Token-mean negative log-likelihood of the held-out responses."""
         log_probs, mask = self.log_likelihood(batch)
         self.token_loss.update(-log_probs[mask])
-        self.log("validation/loss", self.token_loss, on_epoch=True, prog_bar=True, batch_size=1, add_dataloader_idx=False)
+        self.log(
+            "validation/loss", self.token_loss, on_epoch=True, prog_bar=True, batch_size=1, add_dataloader_idx=False
+        )
 
     def test_step(self, batch: SupervisedBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """As validation, logged as ``test/loss``."""

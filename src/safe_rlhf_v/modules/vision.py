@@ -60,7 +60,9 @@ class VisionModule(BaseModule):
         self.backbone = self.make_backbone()
         tokens, width = self.backbone.image_shape
         if len(self.attributes) != tokens - 1:
-            raise ValueError(f"{len(self.attributes)} attributes need {len(self.attributes) + 1} image tokens, not {tokens}")
+            raise ValueError(
+                f"{len(self.attributes)} attributes need {len(self.attributes) + 1} image tokens, not {tokens}"
+            )
         self.classifiers = nn.ModuleDict({name: nn.Linear(width, n) for name, n in self.attributes.items()})
         self.backbone.train_only_tower()
 

@@ -47,7 +47,9 @@ def check(root: str | Path, *, progress: bool = False) -> list[str]:
                         problems.append(f"{shard.file}: key {key!r} stands in {keys[key]!r} too")
                     keys[key] = name
                     if record and groups.setdefault(record.group, name) != name:
-                        problems.append(f"{shard.file}: record {key!r}: its image stands in split {groups[record.group]!r} too")
+                        problems.append(
+                            f"{shard.file}: record {key!r}: its image stands in split {groups[record.group]!r} too"
+                        )
                 if count != shard.samples:
                     problems.append(f"{shard.file}: {count} whole samples, the manifest states {shard.samples}")
     return problems
@@ -57,7 +59,9 @@ def _strangers(root: Path, manifest: Manifest) -> list[str]:
     """Tar and index files that the manifest does not know."""
     known = {shard.file for split in manifest.splits.values() for shard in split.shards}
     known |= {split.index["file"] for split in manifest.splits.values()} | {FILE_NAME, "sizes.json"}
-    return sorted(path.name for path in root.iterdir() if path.suffix in (".tar", ".npy", ".part") and path.name not in known)
+    return sorted(
+        path.name for path in root.iterdir() if path.suffix in (".tar", ".npy", ".part") and path.name not in known
+    )
 
 
 def _files(root: Path, split: SplitInfo) -> Iterator[str]:

@@ -27,7 +27,9 @@ def main(argv: list[str]) -> int:
     for name, about in (("inspect", "print counts and label histograms"), ("check", "list every problem")):
         command = commands.add_parser(name, help=about, description=about)
         command.add_argument("path", type=Path, help="shard folder")
-    world = commands.add_parser("world", help="write the embedded world", description="Write the embedded world (synthetic).")
+    world = commands.add_parser(
+        "world", help="write the embedded world", description="Write the embedded world (synthetic)."
+    )
     world.add_argument("--out", type=Path, required=True, help="folder to create")
     world.add_argument("--seed", type=int, default=0, help="same seed, same bytes (default: %(default)s)")
     world.add_argument("--size", choices=("default", "small"), default="default", help="small is a tenth")
@@ -61,7 +63,9 @@ def _add_imports(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
         if name == "import":
             command.add_argument("--categories", nargs="*", default=[], help="harm categories that may occur")
         else:
-            command.add_argument("--template", type=Path, required=True, help="JSON with questions and claims per level")
+            command.add_argument(
+                "--template", type=Path, required=True, help="JSON with questions and claims per level"
+            )
             command.add_argument("--id-column", default="id", help="column that names the picture (%(default)s)")
             command.add_argument("--label-column", default="label", help="column with the level (%(default)s)")
             command.add_argument("--pattern", default="{}.jpg", help="file name, {} is the id (%(default)s)")
@@ -100,7 +104,9 @@ def _import_ordinal(options: argparse.Namespace) -> int:
 
 def _inspect(options: argparse.Namespace) -> int:
     manifest = Manifest.load(options.path)
-    print(f"{manifest.name}   licence {manifest.licence}   {manifest.taxonomy.name}: {len(manifest.taxonomy.categories)} categories")
+    print(
+        f"{manifest.name}   licence {manifest.licence}   {manifest.taxonomy.name}: {len(manifest.taxonomy.categories)} categories"
+    )
     for name, value in manifest.origin.items():
         print(f"  {name}: {value}")
     print(f"\n{'split':<28}{'records':>9}{'images':>9}{'shards':>8}{'MB':>9}")

@@ -41,7 +41,9 @@ class Member:
         """Raises: ShardError: If the member is not a plain file with an allowed name and size."""
         found = MEMBER.fullmatch(info.name)
         if not info.isreg() or found is None:
-            raise ShardError(f"{shard}: member {info.name!r} is not a plain KEY.json, KEY.jpg, KEY.png or KEY.webp file")
+            raise ShardError(
+                f"{shard}: member {info.name!r} is not a plain KEY.json, KEY.jpg, KEY.png or KEY.webp file"
+            )
         if info.size > MAX_MEMBER_BYTES:
             raise ShardError(f"{shard}: member {info.name!r} claims {info.size} bytes, the limit is {MAX_MEMBER_BYTES}")
         self.key, self.suffix = found["key"], found["suffix"]

@@ -84,7 +84,9 @@ class Manifest:
         try:
             body = json.loads(raw)
             if body["format"] != FORMAT or body["version"] != VERSION:
-                raise ShardError(f"{path}: format {body['format']!r} version {body['version']}; this reads {FORMAT!r} {VERSION}")
+                raise ShardError(
+                    f"{path}: format {body['format']!r} version {body['version']}; this reads {FORMAT!r} {VERSION}"
+                )
             splits = {name: _split(value) for name, value in body["splits"].items()}
             taxonomy = Taxonomy(body["taxonomy"]["name"], tuple(body["taxonomy"]["categories"]))
             manifest = cls(
@@ -118,6 +120,8 @@ def _split(body: dict[str, Any]) -> SplitInfo:
     return SplitInfo(body["samples"], body["groups"], shards, dict(body["index"]), body["histograms"])
 
 
-def new_manifest(name: str, licence: str, taxonomy: Taxonomy, origin: dict[str, str], splits: dict[str, SplitInfo]) -> Manifest:
+def new_manifest(
+    name: str, licence: str, taxonomy: Taxonomy, origin: dict[str, str], splits: dict[str, SplitInfo]
+) -> Manifest:
     """A manifest with the seven-level scale."""
     return Manifest(name, licence, taxonomy, dict(LEVEL_NAMES), dict(origin), splits)

@@ -124,7 +124,9 @@ def parse_sample(data: bytes, members: int, shard: str) -> Record:
         raise ShardError(f"{shard}: {error}") from None
     for member, image in zip(found, record.images, strict=False):
         if member.suffix != image.format:
-            raise ShardError(f"{shard}: record {key!r}: the image is stored as {member.suffix}, its JSON says {image.format}")
+            raise ShardError(
+                f"{shard}: record {key!r}: the image is stored as {member.suffix}, its JSON says {image.format}"
+            )
         if hashlib.sha256(image.data).hexdigest() != image.sha256:
             raise ShardError(f"{shard}: record {key!r}, field 'images': the bytes do not match their SHA-256")
     return record

@@ -86,7 +86,9 @@ class ShardWriter:
         """The writer itself."""
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         """Finish the folder unless an exception is under way."""
         if kind is not None:
             return
@@ -129,7 +131,8 @@ class _SplitWriter:
         with webdataset.TarWriter(buffer, mtime=0, user="", group="", encoder=False) as tar:
             for record in self.pending:
                 members = {
-                    image.format if i == 0 else f"{i}.{image.format}": image.data for i, image in enumerate(record.images)
+                    image.format if i == 0 else f"{i}.{image.format}": image.data
+                    for i, image in enumerate(record.images)
                 }
                 tar.write({"__key__": record.key, **members, "json": record.to_json()})
         data = buffer.getvalue()

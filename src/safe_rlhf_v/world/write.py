@@ -68,7 +68,13 @@ def _split(name: str, size: int, rng: random.Random) -> Iterator[Record]:
 
 
 def build(
-    key: str, scene: Scene, intent: Intent, question: str, texts: list[tuple[str, str]], rng: random.Random, twin: str = ""
+    key: str,
+    scene: Scene,
+    intent: Intent,
+    question: str,
+    texts: list[tuple[str, str]],
+    rng: random.Random,
+    twin: str = "",
 ) -> Record:
     """A labelled record.
 

@@ -1,0 +1,92 @@
+"""What is shipped is what is here: packages, configs, metadata; and the two top-level folders import under one name only."""
+
+import re
+import subprocess
+import sys
+import tarfile
+import tomllib
+import zipfile
+from pathlib import Path
+
+import pytest
+import yaml
+
+import safe_rlhf_v
+
+ROOT = Path(__file__).parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+
+
+def packages():
+    found = {"safe_rlhf_v.configs"}
+    for path in (ROOT / "src" / "safe_rlhf_v").iterdir():
+        if (path / "__init__.py").exists():
+            found.add(f"safe_rlhf_v.{path.name}")
+    return found | {"safe_rlhf_v"}
+
+
+def test_every_package_is_listed():
+    assert set(PROJECT["tool"]["setuptools"]["packages"]) == packages()
+
+
+def test_the_top_level_folders_are_symlinked():
+    for name in ("data_modules", "callbacks", "configs"):
+        link = ROOT / "src" / "safe_rlhf_v" / name
+        assert link.is_symlink() and link.resolve() == ROOT / name
+
+
+@pytest.mark.parametrize("name", ["data_modules", "callbacks"])
+def test_the_bare_name_is_refused(name):
+    done = subprocess.run([sys.executable, "-c", f"import {name}"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode != 0 and f"safe_rlhf_v.{name}" in done.stderr
+
+
+def test_wheel_and_sdist_hold_everything(tmp_path):
+    command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(tmp_path), str(ROOT)]
+    subprocess.run(command, check=True, capture_output=True)
+    wheel = set(zipfile.ZipFile(next(tmp_path.glob("*.whl"))).namelist())
+    with tarfile.open(next(tmp_path.glob("*.tar.gz"))) as archive:
+        sdist = {name.split("/", 1)[1] for name in archive.getnames() if "/" in name}
+    for path in [
+        *(ROOT / "data_modules").glob("*.py"),
+        *(ROOT / "callbacks").glob("*.py"),
+        *(ROOT / "configs").glob("*/*.yaml"),
+    ]:
+        assert f"safe_rlhf_v/{path.relative_to(ROOT)}" in wheel, path
+    assert "safe_rlhf_v/py.typed" in wheel
+    assert not any(name.split("/")[0] in ("data_modules", "callbacks", "configs", "tests") for name in wheel)
+    assert any(name.endswith("data_modules/plan.py") for name in sdist)
+
+
+def test_versions_and_citation_agree():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert citation["version"] == safe_rlhf_v.__version__
+    assert f"## [{safe_rlhf_v.__version__}]" in (ROOT / "CHANGELOG.md").read_text()
+    assert "2503.17682" in str(citation["preferred-citation"])
+
+
+def test_public_names_load():
+    for name in safe_rlhf_v.__all__:
+        assert getattr(safe_rlhf_v, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'Nothing'"):
+        _ = safe_rlhf_v.Nothing
+
+
+def test_help_imports_nothing_heavy():
+    code = (
+        "import sys; from safe_rlhf_v.__main__ import main; main(['--help']); main(['--version']);"
+        "assert not {'torch', 'lightning', 'transformers', 'numpy'} & set(sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert "quickstart" in done.stdout
+
+
+def test_the_readme_names_commands_that_exist():
+    readme = (ROOT / "README.md").read_text()
+    for config in re.findall(r"configs/[\w/]+\.yaml", readme):
+        assert (ROOT / config).exists(), config
+    for link in re.findall(r"\]\(((?!http)[^)]+)\)", readme):
+        assert (ROOT / link).exists(), link
+    makefile = (ROOT / "Makefile").read_text()
+    for target in re.findall(r"^make (\w+)", readme, re.MULTILINE):
+        assert f"\n{target}:" in makefile
