@@ -247,6 +247,7 @@ def _build(model: str | None, config: dict[str, Any] | str | None, dtype: torch.
         raise ValueError("give exactly one of model (weights) and config (random weights)")
     if model is not None:
         return AutoModelForImageTextToText.from_pretrained(model, dtype=dtype, **hub)
-    named = not isinstance(config, dict)
-    shape = AutoConfig.from_pretrained(str(config), **hub) if named else AutoConfig.for_model(**config)
+    shape = (
+        AutoConfig.for_model(**config) if isinstance(config, dict) else AutoConfig.from_pretrained(str(config), **hub)
+    )
     return AutoModelForImageTextToText.from_config(shape, dtype=dtype)
