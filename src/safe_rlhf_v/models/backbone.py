@@ -159,8 +159,14 @@ class Backbone(nn.Module, ABC):
         Raises:
             ValueError: If ``max_length`` leaves no room for a single response token.
         """
-        found = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
-        return [*found, self.eos_id][: self.room(prompt_length)]
+        return [*self.text_ids(text), self.eos_id][: self.room(prompt_length)]
+
+    def text_ids(self, text: str) -> list[int]:
+        """Token ids of text that is only text: a special token spelled out in it never becomes one."""
+        ids = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        # Word-level vocabularies hold the special tokens as words, too.
+        special = {*self.tokenizer.all_special_ids, *self.banned_ids} - {self.tokenizer.unk_token_id}
+        return [int(i) for i in ids if i not in special]
 
     def room(self, prompt_length: int) -> int | None:
         """Most response tokens behind a prompt of that length, ``None`` for no limit.

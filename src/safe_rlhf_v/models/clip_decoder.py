@@ -134,7 +134,7 @@ class ClipDecoder(Backbone):
             slot = " ".join([IMAGE_TOKEN] * (len(row) * self.image_shape[0]))
             # The question goes in last and its special tokens are text: user input cannot smuggle in a placeholder.
             head, tail = self.template.replace(IMAGE_TOKEN, slot).split("{question}")
-            ids.append([*self._encode(head), *self._encode(question, special=False), *self._encode(tail)])
+            ids.append([*self._encode(head), *self.text_ids(question), *self._encode(tail)])
             image_prompt += [p] * len(row)
             pixels += [fit_square(image, self.tower.image_size) for image in row]
             image_ids += names
@@ -142,9 +142,8 @@ class ClipDecoder(Backbone):
         stacked = torch.stack(pixels) if pixels else torch.empty(0, size, size, 3, dtype=torch.uint8)
         return PromptTokens(ids, image_prompt), ImageInputs({"pixels": stacked}, tuple(image_ids))
 
-    def _encode(self, text: str, special: bool = True) -> list[int]:
-        found = self.tokenizer(text, add_special_tokens=False, split_special_tokens=not special)["input_ids"]
-        return [int(i) for i in found]
+    def _encode(self, text: str) -> list[int]:
+        return [int(i) for i in self.tokenizer(text, add_special_tokens=False)["input_ids"]]
 
     def encode(self, images: ImageInputs) -> ImageFeatures:
         """Tower and resampler, before the projector."""

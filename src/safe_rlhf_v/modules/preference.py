@@ -1,6 +1,7 @@
 """What reward and cost models share: score every response, learn from preferences, measure on held-out splits."""
 
 from abc import abstractmethod
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -60,6 +61,13 @@ class PreferenceModule(BaseModule):
         self.backbone = self.make_backbone()
         self.head = self.make_head(self.backbone)
         self.objective = self.make_objective()
+        if not self.head.needs_log_probs:
+            # The LM head is never run: without a gradient it must not be trainable, or plain DDP waits for it. Weights it
+            # shares with the input embeddings stay trainable.
+            uses = Counter(id(p) for _, p in self.backbone.named_parameters(remove_duplicate=False))
+            for parameter in self.backbone.lm_head.parameters():
+                if uses[id(parameter)] == 1:
+                    parameter.requires_grad_(False)
 
     def score(self, prompts: Prompts, responses: Sequence[Sequence[str]]) -> Tensor:
         """(B, K) float32 score of every response.

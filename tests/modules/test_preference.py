@@ -1,0 +1,115 @@
+"""Reward and cost modules: every trainable tensor learns, masked rows never count, packing changes nothing."""
+
+from functools import partial
+
+import pytest
+import torch
+
+from safe_rlhf_v.data_modules import PreferenceDataModule
+from safe_rlhf_v.models import ClipDecoder, EvidenceHead, ScalarHead
+from safe_rlhf_v.models.tower import SlotSettings, TowerSettings
+from safe_rlhf_v.modules import CostModule, RewardModule
+from safe_rlhf_v.objectives import BradleyTerry, CostObjective, OrdinalTerm, SignTerm
+
+
+@pytest.fixture
+def backbone(world):
+    def make(**options):
+        torch.manual_seed(0)
+        decoder = {
+            "model_type": "llama", "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
+            "num_attention_heads": 2, "num_key_value_heads": 2, "tie_word_embeddings": False, "pad_token_id": 0,
+            "bos_token_id": 1, "eos_token_id": 2,
+        }  # fmt: skip
+        tower = TowerSettings(vision_cfg={"layers": [1, 1, 1, 1], "width": 8, "image_size": 64})
+        return ClipDecoder(str(world / "tokenizer"), tower, decoder, SlotSettings(3, 16), **options)
+
+    return make
+
+
+@pytest.fixture
+def batch(world):
+    return next(iter(PreferenceDataModule(str(world), batch_size=5).train_dataloader()))
+
+
+def cost_objective():
+    return CostObjective([SignTerm(), OrdinalTerm()])
+
+
+CASES = [
+    (RewardModule, BradleyTerry, ScalarHead),
+    (RewardModule, BradleyTerry, EvidenceHead),
+    (CostModule, cost_objective, partial(EvidenceHead, fusion=8)),
+]
+
+
+@pytest.mark.parametrize(("kind", "objective", "head"), CASES)
+def test_every_trainable_tensor_gets_a_gradient(kind, objective, head, backbone, batch):
+    module = kind(backbone, objective, head=head)
+    module.configure_model()
+    module.objective(module.score(batch.prompts, batch.responses), batch)["loss"].backward()
+    silent = [n for n, p in module.named_parameters() if p.requires_grad and p.grad is None]
+    assert silent == []
+    assert not any(p.grad is not None for p in module.backbone.tower.parameters())
+
+
+@pytest.mark.parametrize(("kind", "objective", "head"), CASES)
+def test_packed_rows_score_as_separate_ones_and_as_rows_alone(kind, objective, head, backbone, batch):
+    module = kind(backbone, objective, head=head)
+    module.configure_model()
+    with torch.no_grad():
+        packed = module.score(batch.prompts, batch.responses)
+        module.packed = False
+        separate = module.score(batch.prompts, batch.responses)
+        alone = torch.cat([
+            module.score(type(batch.prompts)(*(part[i : i + 1] for part in batch.prompts)), batch.responses[i : i + 1])
+            for i in range(5)
+        ])  # fmt: skip
+    torch.testing.assert_close(packed, separate, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(separate, alone, rtol=1e-5, atol=1e-5)
+
+
+def test_cached_features_change_nothing(backbone, batch):
+    scores = []
+    for cache in (0, 100):
+        module = RewardModule(partial(backbone, feature_cache=cache), BradleyTerry, head=EvidenceHead)
+        module.configure_model()
+        torch.manual_seed(1)
+        for parameter in module.head.parameters():
+            torch.nn.init.normal_(parameter)
+        with torch.no_grad():
+            scores.append([module.score(batch.prompts, batch.responses) for _ in range(2)])
+    assert torch.equal(scores[1][0], scores[1][1])
+    torch.testing.assert_close(scores[0][0], scores[1][0])
+    with pytest.raises(ValueError, match="freeze_tower"):
+        backbone(feature_cache=10, freeze_tower=False)
+
+
+def test_masked_rows_change_neither_loss_nor_gradient(backbone, batch):
+    grads = []
+    for n in (5, 3):
+        module = CostModule(backbone, cost_objective, head=partial(EvidenceHead, fusion=8))
+        module.configure_model()
+        torch.manual_seed(1)
+        for parameter in module.head.parameters():
+            torch.nn.init.normal_(parameter, std=0.1)
+        valid = torch.tensor([True] * 3 + [False] * 2)
+        cut = batch._replace(valid=valid)
+        if n == 3:
+            prompts = type(batch.prompts)(*(part[:3] for part in batch.prompts))
+            cut = type(batch)(prompts, *(part[:3] for part in batch[1:]))
+        loss = module.objective(module.score(cut.prompts, cut.responses), cut)["loss"]
+        loss.backward()
+        grads.append((loss, module.head.end.weight.grad))
+    torch.testing.assert_close(grads[0][0], grads[1][0])
+    torch.testing.assert_close(grads[0][1], grads[1][1], rtol=1e-4, atol=1e-6)
+
+
+def test_other_pictures_change_the_scores(backbone, batch):
+    module = RewardModule(backbone, BradleyTerry, head=partial(EvidenceHead, fusion=8))
+    module.configure_model()
+    with torch.no_grad():
+        real, shuffled, blank = (
+            module.score(batch.prompts.with_images(mode), batch.responses) for mode in ("real", "shuffled", "blank")
+        )
+    assert not torch.allclose(real, shuffled) and not torch.allclose(real, blank)
