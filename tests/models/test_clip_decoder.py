@@ -6,6 +6,7 @@ import torch
 from safe_rlhf_v.batches import Prompts
 from safe_rlhf_v.models import ClipDecoder, EvidenceHead, ScalarHead
 from safe_rlhf_v.models.images import fit_square
+from safe_rlhf_v.models.lora import LoraSettings
 from safe_rlhf_v.models.tower import SlotSettings, Tower, TowerSettings
 from safe_rlhf_v.models.types import ResponseStates
 
@@ -92,6 +93,33 @@ def test_saving_writes_files_that_others_read(backbone, tmp_path):
     assert all(torch.equal(v, decoder.state_dict()[k]) for k, v in backbone.decoder.state_dict().items())
     assert len(AutoTokenizer.from_pretrained(tmp_path / "tokenizer")) == len(backbone.tokenizer)
     assert "projector.0.weight" in load_file(tmp_path / "vision.safetensors")
+    again = ClipDecoder.from_pretrained(tmp_path).eval()
+    assert all(torch.equal(value, again.state_dict()[name]) for name, value in backbone.state_dict().items())
+    prepared = backbone.prepare(PROMPTS, [("yes you can .",)] * 3)
+    with torch.no_grad():
+        assert torch.equal(backbone.response_states(prepared).hidden, again.response_states(prepared).hidden)
+    with pytest.raises(ValueError, match="no clip_decoder"):
+        ClipDecoder.from_pretrained(tmp_path / "decoder")
+
+
+def test_lora_trains_every_adapter_and_saves_merged(world, tmp_path):
+    torch.manual_seed(0)
+    model = ClipDecoder(
+        str(world / "tokenizer"), TOWER, DECODER, SlotSettings(3, 16), freeze_decoder=True, freeze_projector=True,
+        lora=LoraSettings(r=2),
+    ).eval()  # fmt: skip
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter)
+    prepared = model.prepare(PROMPTS, [("yes you can .",)] * 3)
+    states = model.response_states(prepared)
+    states.hidden.square().sum().backward()
+    trained = {name for name, p in model.named_parameters() if p.requires_grad}
+    assert trained and all("lora_" in name for name in trained)
+    assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
+    model.save_pretrained(tmp_path)
+    merged = ClipDecoder.from_pretrained(tmp_path).eval().response_states(prepared).hidden
+    torch.testing.assert_close(merged, states.hidden, rtol=1e-3, atol=1e-4)
 
 
 def test_a_frozen_tower_stays_in_evaluation_mode(backbone):

@@ -6,6 +6,7 @@ Shapes: B rows, S columns, M images, P image tokens, D hidden.
 """
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Self
 
@@ -17,9 +18,11 @@ from safe_rlhf_v.models.backbone import Backbone
 from safe_rlhf_v.models.corpus_tokenizer import IMAGE_TOKEN
 from safe_rlhf_v.models.images import fit_square
 from safe_rlhf_v.models.layout import PromptTokens
-from safe_rlhf_v.models.lora import LoraSettings, apply_lora
+from safe_rlhf_v.models.lora import LoraSettings, apply_lora, merged_state
 from safe_rlhf_v.models.tower import SlotResampler, SlotSettings, Tower, TowerSettings
 from safe_rlhf_v.models.types import ImageFeatures, ImageInputs
+
+SETTINGS_FILE = "clip_decoder.json"
 
 
 class ClipDecoder(Backbone):
@@ -85,6 +88,13 @@ class ClipDecoder(Backbone):
             self.tokenizer.add_special_tokens({"additional_special_tokens": [IMAGE_TOKEN]})
             self.image_id = int(self.tokenizer.convert_tokens_to_ids(IMAGE_TOKEN))
         self.template, self.max_length = template, max_length
+        self._settings = {
+            "tower": asdict(tower),
+            "slots": asdict(slots) if slots else None,
+            "template": template,
+            "projector_layers": projector_layers,
+            "max_length": max_length,
+        }
         self.tower = Tower(tower)
         self.resampler = SlotResampler(slots, self.tower.shape) if slots else None
         self.image_shape = self.resampler.shape if self.resampler else self.tower.shape
@@ -103,7 +113,8 @@ class ClipDecoder(Backbone):
             if frozen and module is not None:
                 module.requires_grad_(False)
         if lora is not None:
-            apply_lora(self.decoder, lora)
+            self.decoder.requires_grad_(False)
+            apply_lora(self.decoder.base_model, lora)  # not the LM head: scorers never run it
         self.train()
 
     def train_only_tower(self) -> None:
@@ -182,15 +193,48 @@ class ClipDecoder(Backbone):
         return self.decoder.get_output_embeddings()  # type: ignore[no-any-return]
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write ``decoder/`` and ``tokenizer/`` as Hugging Face folders, tower and projector as safetensors."""
+        """Write ``decoder/`` and ``tokenizer/`` as Hugging Face folders, the rest as safetensors; LoRA weights are merged."""
         from safetensors.torch import save_file
 
         folder = Path(folder)
-        self.decoder.save_pretrained(folder / "decoder")
+        self.decoder.save_pretrained(folder / "decoder", state_dict=merged_state(self.decoder))
         self.tokenizer.save_pretrained(folder / "tokenizer")
         rest = {k: v.contiguous() for k, v in self.state_dict().items() if not k.startswith("decoder.")}
         save_file(rest, folder / "vision.safetensors")
-        (folder / "clip_decoder.json").write_text(json.dumps({"template": self.template}, indent=2))
+        (folder / SETTINGS_FILE).write_text(json.dumps(self._settings, indent=1) + "\n")
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path, **options: Any) -> Self:
+        """Rebuild what :meth:`save_pretrained` wrote.
+
+        Args:
+            folder: That folder.
+            options: Constructor arguments that do not change the weights' shapes (``freeze_tower``, ``lora``, ...).
+
+        Raises:
+            ValueError: If the folder is not one of those.
+        """
+        from safetensors.torch import load_file
+
+        folder = Path(folder)
+        if not (folder / SETTINGS_FILE).is_file():
+            raise ValueError(f"{folder}: no {SETTINGS_FILE}; from_pretrained reads what save_pretrained wrote")
+        settings = json.loads((folder / SETTINGS_FILE).read_text())
+        tower = TowerSettings(**{**settings.pop("tower"), "pretrained": None})  # the weights are in the folder
+        slots = settings.pop("slots")
+        model = cls(
+            str(folder / "tokenizer"),
+            tower,
+            str(folder / "decoder"),
+            SlotSettings(**slots) if slots else None,
+            **{**settings, **options},
+        )
+        weights = load_file(folder / "vision.safetensors")
+        missing = {k for k in model.state_dict() if not k.startswith("decoder.")} ^ set(weights)
+        if missing:
+            raise ValueError(f"{folder}: vision.safetensors and its settings differ in {sorted(missing)[:3]}")
+        model.load_state_dict(weights, strict=False)
+        return model
 
 
 def _projector(d_in: int, d_out: int, layers: int) -> nn.Sequential:
