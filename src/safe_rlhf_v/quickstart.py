@@ -81,7 +81,9 @@ class Run:
 
 
 def execute(*commands: Sequence[str], quiet: Path | None = None) -> None:
-    """Run ``python -m safe_rlhf_v`` commands side by side, sharing the cores.
+    """Run ``python -m safe_rlhf_v`` commands side by side, one thread each.
+
+    More threads bring a model this small little, and on a busy machine they wait for one another.
 
     Args:
         commands: Command lines without the program.
@@ -90,8 +92,7 @@ def execute(*commands: Sequence[str], quiet: Path | None = None) -> None:
     Raises:
         SystemExit: If one of them fails, after showing the end of its output.
     """
-    threads = max(1, (os.cpu_count() or 1) // len(commands))
-    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
     running: list[tuple[subprocess.Popen[bytes], Path | None]] = []
     for i, command in enumerate(commands):
         line = [sys.executable, "-m", "safe_rlhf_v", *command]
