@@ -182,8 +182,8 @@ class ClipDecoder(Backbone):
             inputs_embeds=embeddings,
             attention_mask=attention_mask if attention_mask.dim() == 4 else attention_mask.long(),
             position_ids=positions,
-            past_key_values=cache,
             use_cache=cache is not None,
+            **({} if cache is None else {"past_key_values": cache}),
         )
         return out.last_hidden_state  # type: ignore[no-any-return]
 

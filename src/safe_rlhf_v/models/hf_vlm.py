@@ -204,8 +204,8 @@ class HFVLM(Backbone):
             attention_mask=attention_masks(self.model, input_ids, attention_mask, cache),
             position_ids=positions,
             mm_encoder_outputs=families.encoder_outputs(features) if features is not None and given else None,
-            past_key_values=cache,
             use_cache=cache is not None,
+            **({} if cache is None else {"past_key_values": cache}),
         )
         return out.last_hidden_state  # type: ignore[no-any-return]
 
