@@ -35,25 +35,42 @@ def stages(world, tmp_path_factory):
 
 
 @pytest.mark.parametrize("stage", ["reward", "cost"])
-def test_the_quickstart_trains_tests_and_reloads(stage, stages, world, capsys):
+def test_the_quickstart_trains_tests_and_reloads(stage, stages, world):
     import torch
 
     from safe_rlhf_v.cli import main
+    from safe_rlhf_v.quickstart import TABLE, Run
 
     init = f"--model.init_args.init_from={stages / 'supervised'}"
-    cli = fit(QUICKSTART / f"{stage}.yaml", world, stages, init, "--trainer.max_steps=2", "--trainer.val_check_interval=2",
-              "--trainer.callbacks.init_args.every_n_train_steps=2" if False else "--trainer.log_every_n_steps=1")  # fmt: skip
+    steps = ["--trainer.max_steps=2", "--trainer.val_check_interval=2", "--trainer.log_every_n_steps=1"]
+    cli = fit(QUICKSTART / f"{stage}.yaml", world, stages, init, *steps)
     assert cli.trainer.global_step == 2
     assert 0 <= cli.trainer.callback_metrics["validation/true_accuracy"] <= 1
-    file = stages / f"{stage}.ckpt"
-    cli.trainer.save_checkpoint(file)
-    kept = torch.load(file, weights_only=True)
+    cli.trainer.save_checkpoint(stages / stage / "version_9" / "end.ckpt")
+    kept = torch.load(stages / stage / "version_9" / "end.ckpt", weights_only=True)
     assert "config_yaml" in kept and "fingerprint" in kept
 
-    tested = main(["test", f"--ckpt_path={file}"])  # no --config: the checkpoint carries it
-    assert "compositional/true_accuracy" in tested.trainer.callback_metrics
+    run = Run(world, stages)
+    tested = main(run.test(stage))  # no --config: the newest checkpoint of the run folder carries it
     again = dict(tested.model.state_dict())
     assert all(torch.equal(value, again[name]) for name, value in kept["state_dict"].items())
+    wanted = {metric for model, metric, _, _ in TABLE if model == stage}
+    assert wanted <= set(run.metrics(stage))
+
+
+def test_the_quickstart_table_reads_what_was_measured(tmp_path):
+    import json
+
+    from safe_rlhf_v.quickstart import TABLE, Run, table
+
+    for model in ("reward", "cost"):
+        metrics = {metric: 0.5 for name, metric, _, _ in TABLE if name == model}
+        metrics |= {count: 100 for name, _, _, count in TABLE if name == model and isinstance(count, str)}
+        (tmp_path / model).mkdir()
+        (tmp_path / model / "metrics.json").write_text(json.dumps(metrics))
+    text = table(Run(tmp_path, tmp_path))
+    assert len(text.splitlines()) == len(TABLE) + 1
+    assert "0.500  0.404 .. 0.596    100" in text  # Wilson interval of 50 in 100
 
 
 def test_an_outside_subclass_trains_by_its_class_path(stages, world, monkeypatch):

@@ -14,7 +14,7 @@ from pathlib import Path
 from safe_rlhf_v.functional.intervals import wilson_interval
 
 CONFIGS = Path(__file__).parent / "configs" / "quickstart"
-TABLE = (  # model, metric, what it is, how many it is measured on: a number or the metric that says
+TABLE = (  # model, metric, what it is, how many it is a share of: a number, the metric that says, or 0 for no share
     ("reward", "test/true_accuracy", "reward ranking, against the truth", "test/decided_pairs"),
     ("reward", "test/accuracy", "reward ranking, against noisy labels", 1000),
     ("reward", "test/label_ceiling", "  noisy labels against the truth (their ceiling)", "test/decided_pairs"),
@@ -28,7 +28,7 @@ TABLE = (  # model, metric, what it is, how many it is measured on: a number or 
     ("cost", "test/shuffled_accuracy", "  ranking with shuffled pictures", "test/decided_pairs"),
     ("cost", "test/blank_accuracy", "  ranking with blank pictures", "test/decided_pairs"),
     ("cost", "test/true_balanced_sign_accuracy", "cost sign: harmful or not, balanced", 2000),
-    ("cost", "test/true_auroc", "cost, AUROC of harmful", 2000),
+    ("cost", "test/true_auroc", "cost, AUROC of harmful", 0),
     ("cost", "compositional/true_accuracy", "cost ranking, unseen combinations", "compositional/decided_pairs"),
     ("cost", "counterfactual_safety/true_accuracy", "cost, counterfactual pictures (blind: 0.50)", 600),
     ("cost", "counterfactual_verdict/true_sign_accuracy", "cost, counterfactual verdicts (blind: 0.50)", 600),
@@ -130,7 +130,8 @@ def table(run: Run) -> str:
         metrics = run.metrics(model)
         n = count if isinstance(count, int) else round(metrics[count])
         low, high = wilson_interval(round(metrics[metric] * n), n)
-        lines.append(f"{about:<52}{metrics[metric]:>7.3f}  {low:.3f} .. {high:.3f} {n:>6}")
+        interval = f"  {low:.3f} .. {high:.3f} {n:>6}" if n else ""
+        lines.append(f"{about:<52}{metrics[metric]:>7.3f}{interval}")
     return "\n".join(lines)
 
 
