@@ -80,13 +80,7 @@ class ClipDecoder(Backbone):
             raise ValueError(f"template must contain {IMAGE_TOKEN} once and {{question}}, not {template!r}")
         if feature_cache and not freeze_tower:
             raise ValueError("feature_cache needs freeze_tower: true (features of a tower in training go stale)")
-        from transformers import AutoTokenizer
-
-        self.tokenizer = AutoTokenizer.from_pretrained(tokenizer)
-        self.image_id = int(self.tokenizer.convert_tokens_to_ids(IMAGE_TOKEN))
-        if self.image_id == self.tokenizer.unk_token_id or self.image_id is None:
-            self.tokenizer.add_special_tokens({"additional_special_tokens": [IMAGE_TOKEN]})
-            self.image_id = int(self.tokenizer.convert_tokens_to_ids(IMAGE_TOKEN))
+        self.tokenizer, self.image_id = _load_tokenizer(tokenizer)
         self.template, self.max_length = template, max_length
         self._settings = {
             "tower": asdict(tower),
@@ -104,18 +98,21 @@ class ClipDecoder(Backbone):
         specials = set(self.tokenizer.all_special_ids) - {self.eos_id}
         self.banned_ids = tuple(sorted(specials | {self.image_id}))
         self.freeze_tower = freeze_tower
-        for module, frozen in (
-            (self.tower, freeze_tower),
-            (self.resampler, freeze_tower),
-            (self.projector, freeze_projector),
-            (self.decoder, freeze_decoder),
-        ):
-            if frozen and module is not None:
-                module.requires_grad_(False)
+        self._freeze(freeze_projector, freeze_decoder)
         if lora is not None:
             self.decoder.requires_grad_(False)
             apply_lora(self.decoder.base_model, lora)  # not the LM head: scorers never run it
         self.train()
+
+    def _freeze(self, projector: bool, decoder: bool) -> None:
+        for module, frozen in (
+            (self.tower, self.freeze_tower),
+            (self.resampler, self.freeze_tower),
+            (self.projector, projector),
+            (self.decoder, decoder),
+        ):
+            if frozen and module is not None:
+                module.requires_grad_(False)
 
     def train_only_tower(self) -> None:
         """Train tower and resampler and nothing else (their pretraining); features are no longer cached."""
@@ -235,6 +232,16 @@ class ClipDecoder(Backbone):
             raise ValueError(f"{folder}: vision.safetensors and its settings differ in {sorted(missing)[:3]}")
         model.load_state_dict(weights, strict=False)
         return model
+
+
+def _load_tokenizer(source: str) -> tuple[Any, int]:
+    """The tokenizer and the id of its image placeholder, which is added where it is missing."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(source)
+    if IMAGE_TOKEN not in tokenizer.get_vocab():
+        tokenizer.add_special_tokens({"additional_special_tokens": [IMAGE_TOKEN]})
+    return tokenizer, int(tokenizer.convert_tokens_to_ids(IMAGE_TOKEN))
 
 
 def _projector(d_in: int, d_out: int, layers: int) -> nn.Sequential:
