@@ -6,6 +6,7 @@ if __name__ != "safe_rlhf_v.callbacks":
 from safe_rlhf_v.callbacks.evaluation import EvaluationCallback
 from safe_rlhf_v.callbacks.group_accuracy import CategoryAccuracy, RuleAccuracy
 from safe_rlhf_v.callbacks.metrics_file import MetricsFile
+from safe_rlhf_v.callbacks.predictions_file import PredictionsFile
 from safe_rlhf_v.callbacks.reliability_diagram import ReliabilityDiagram
 from safe_rlhf_v.callbacks.sample_gallery import SampleGallery
 from safe_rlhf_v.callbacks.score_histograms import ScoreHistograms
@@ -14,6 +15,7 @@ __all__ = [
     "CategoryAccuracy",
     "EvaluationCallback",
     "MetricsFile",
+    "PredictionsFile",
     "ReliabilityDiagram",
     "RuleAccuracy",
     "SampleGallery",

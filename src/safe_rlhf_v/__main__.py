@@ -10,7 +10,7 @@ TRAINING = {
     "fit": "train from a configuration",
     "validate": "measure a checkpoint on the validation splits",
     "test": "measure a checkpoint on the test splits",
-    "predict": "score every test record",
+    "predict": "score every test record, into predictions.jsonl in the run's folder",
 }
 COMMANDS = {
     "shards": ("safe_rlhf_v.shards.command", "write, import, inspect and check image-text shards"),

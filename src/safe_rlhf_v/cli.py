@@ -6,6 +6,7 @@ What differs from LightningCLI's defaults, and why:
 * the resolved configuration travels inside every checkpoint, so ``test --ckpt_path X`` needs no ``--config``;
 * on resume the user's settings win over the checkpoint's, and the differences are printed;
 * ``--ckpt_path`` also takes a run's folder, or ``last``: the newest whole checkpoint there;
+* ``predict`` writes ``predictions.jsonl`` into the run's folder and keeps no predictions in memory;
 * checkpoints are written atomically, and without a ``ModelCheckpoint`` in the configuration the two newest are kept;
 * data modules split by rank themselves (``use_distributed_sampler`` is off).
 """
@@ -27,10 +28,10 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 from lightning.pytorch.plugins.io import CheckpointIO
 from lightning.pytorch.utilities import rank_zero_only
 
-import safe_rlhf_v.callbacks
 import safe_rlhf_v.data_modules.preference
 import safe_rlhf_v.data_modules.supervised
 import safe_rlhf_v.modules  # noqa: F401  short class names resolve among imported classes
+from safe_rlhf_v.callbacks import PredictionsFile
 from safe_rlhf_v.checkpoints import AtomicCheckpointIO, checkpoints_below, find_checkpoint, read_checkpoint
 from safe_rlhf_v.cli_errors import ShortErrorParser
 from safe_rlhf_v.preflight import preflight
@@ -107,6 +108,8 @@ class CLI(LightningCLI):
         preflight(self.config.subcommand, config)
         if config.get("weights_only") is None:
             config.weights_only = True
+        if self.config.subcommand == "predict" and config.get("return_predictions") is None:
+            config.return_predictions = False
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """A Trainer that writes whole checkpoints and, unless told otherwise, keeps the two newest and a link."""
@@ -117,6 +120,8 @@ class CLI(LightningCLI):
         keeps = config.enable_checkpointing is not False and not config.barebones
         if self.subcommand == "fit" and keeps and not any(isinstance(callback, Checkpoint) for callback in callbacks):
             callbacks.append(ModelCheckpoint(monitor="step", mode="max", save_top_k=2, save_last="link"))
+        if self.subcommand == "predict" and not any(isinstance(callback, PredictionsFile) for callback in callbacks):
+            callbacks.append(PredictionsFile(str(run_folder(config) / "predictions.jsonl")))
         return super().instantiate_trainer(**{"callbacks": callbacks, "plugins": plugins, **kwargs})
 
 
