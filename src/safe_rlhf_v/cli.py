@@ -121,7 +121,8 @@ class CLI(LightningCLI):
         if self.subcommand == "fit" and keeps and not any(isinstance(callback, Checkpoint) for callback in callbacks):
             callbacks.append(ModelCheckpoint(monitor="step", mode="max", save_top_k=2, save_last="link"))
         if self.subcommand == "predict" and not any(isinstance(callback, PredictionsFile) for callback in callbacks):
-            callbacks.append(PredictionsFile(str(run_folder(config) / "predictions.jsonl")))
+            folder = run_folder(self.config[self.subcommand].trainer)
+            callbacks.append(PredictionsFile(str(folder / "predictions.jsonl")))
         return super().instantiate_trainer(**{"callbacks": callbacks, "plugins": plugins, **kwargs})
 
 
