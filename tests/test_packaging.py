@@ -1,5 +1,6 @@
 """What is shipped is what is here: packages, configs, metadata; and the two top-level folders import under one name only."""
 
+import os
 import re
 import subprocess
 import sys
@@ -56,6 +57,23 @@ def test_wheel_and_sdist_hold_everything(tmp_path):
     assert "safe_rlhf_v/py.typed" in wheel
     assert not any(name.split("/")[0] in ("data_modules", "callbacks", "configs", "tests") for name in wheel)
     assert any(name.endswith("data_modules/plan.py") for name in sdist)
+    # The sdist alone builds the same wheel, and what is unpacked from it imports under the package's name only.
+    with tarfile.open(next(tmp_path.glob("*.tar.gz"))) as archive:
+        archive.extractall(tmp_path / "sdist", filter="data")
+    (unpacked,) = (tmp_path / "sdist").iterdir()
+    again = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path / "again")]
+    subprocess.run([*again, str(unpacked)], check=True, capture_output=True)
+    zipped = zipfile.ZipFile(next((tmp_path / "again").glob("*.whl")))
+    assert set(zipped.namelist()) == wheel
+    zipped.extractall(tmp_path / "site")
+    code = (
+        "import safe_rlhf_v.data_modules, safe_rlhf_v.callbacks, importlib.util, importlib.resources as r;"
+        "assert safe_rlhf_v.data_modules.__file__.startswith('SITE'), safe_rlhf_v.data_modules.__file__;"
+        "assert importlib.util.find_spec('data_modules') is None and importlib.util.find_spec('callbacks') is None;"
+        "assert (r.files('safe_rlhf_v.configs') / 'quickstart' / 'reward.yaml').is_file()"
+    ).replace("SITE", str(tmp_path / "site"))
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path / "site")}
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path, env=environment)
 
 
 def test_versions_and_citation_agree():
