@@ -15,6 +15,8 @@ TRAINING = {
 COMMANDS = {
     "shards": ("safe_rlhf_v.shards.command", "write, import, inspect and check image-text shards"),
     "tokenizer": ("safe_rlhf_v.models.corpus_tokenizer", "build a word-level tokenizer from shards"),
+    "calibrate": ("safe_rlhf_v.guard.calibrate", "fit a guard's temperatures and thresholds"),
+    "moderate": ("safe_rlhf_v.guard.moderate", "judge shards, JSON lines or pictures with a guard"),
     "quickstart": ("safe_rlhf_v.quickstart", "the whole pipeline on the embedded world, on a laptop"),
 }
 

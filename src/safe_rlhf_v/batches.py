@@ -5,13 +5,14 @@ Labels are tensors. B rows (prompts), K responses per row (2 for preference pair
 Unknown labels are -1 for indices and booleans, ``UNKNOWN_LEVEL`` for levels, NaN for floats.
 """
 
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
 UNKNOWN_LEVEL = -128
 
+Moved = TypeVar("Moved")
 ImageMode = Literal["real", "shuffled", "blank"]
 
 
@@ -97,3 +98,15 @@ class PreferenceBatch(NamedTuple):
     rules: tuple[tuple[str, ...], ...]
     valid: Tensor
     keys: tuple[str, ...]
+
+
+def to_device(value: Moved, device: torch.device) -> Moved:
+    """Move every tensor in nested tuples and dicts; strings and numbers stay."""
+    if isinstance(value, Tensor):
+        return value.to(device, non_blocking=True)  # type: ignore[return-value]
+    if isinstance(value, dict):
+        return {name: to_device(part, device) for name, part in value.items()}  # type: ignore[return-value]
+    if isinstance(value, tuple):
+        parts = [to_device(part, device) for part in value]
+        return type(value)(*parts) if hasattr(value, "_fields") else tuple(parts)  # type: ignore[return-value]
+    return value

@@ -52,7 +52,7 @@ def log1mexp(x: Tensor) -> Tensor:
     return torch.where(small, near, torch.log1p(-torch.exp(-torch.where(small, 1.0, x))))
 
 
-def level_log_probs(latent: Tensor, thresholds: Tensor) -> Tensor:
+def level_log_probs(latent: Tensor, thresholds: Tensor, log_scale: Tensor | None = None) -> Tensor:
     r"""(..., K) log-probability of each level.
 
     A middle level's probability is :math:`\sigma(u) - \sigma(l)` with u = f - theta_{k-1} > l = f - theta_k. Its
@@ -62,11 +62,55 @@ def level_log_probs(latent: Tensor, thresholds: Tensor) -> Tensor:
     Args:
         latent: (...) float.
         thresholds: (K-1,) strictly increasing.
+        log_scale: (...) s of the heteroscedastic model P(level > k) = sigmoid((f - theta_k) e^{-s}): how spread out the
+            levels of this row are (McCullagh, 1980, section 6.1). One positive scale for all k keeps the order.
     """
+    gaps = thresholds.diff()  # (K-2,)
     logits = full_precision(latent)[..., None] - thresholds  # (..., K-1), decreasing
+    if log_scale is not None:
+        sharpness = torch.exp(-full_precision(log_scale))[..., None]  # (..., 1)
+        logits, gaps = logits * sharpness, gaps * sharpness
     above, below = F.logsigmoid(logits), F.logsigmoid(-logits)
-    middle = above[..., :-1] + below[..., 1:] + log1mexp(thresholds.diff())  # (..., K-2)
+    middle = above[..., :-1] + below[..., 1:] + log1mexp(gaps)  # (..., K-2)
     return torch.cat([below[..., :1], middle, above[..., -1:]], dim=-1)
+
+
+def corn_log_probs(logits: Tensor) -> Tensor:
+    r"""(..., K) log-probability of each level from K-1 conditional questions (CORN, arXiv 2111.08851).
+
+    :math:`\sigma(z_k) = P(\text{level} > k \mid \text{level} > k-1)`; the chain rule gives every level. Its negative
+    log-likelihood is CORN's loss up to the constant the loss is divided by: each level enters exactly the questions whose
+    condition it meets.
+
+    Args:
+        logits: (..., K-1) float.
+    """
+    logits = full_precision(logits)
+    reached = F.logsigmoid(logits).cumsum(-1)  # (..., K-1) log P(level > k)
+    start = torch.zeros_like(reached[..., :1])
+    stay = torch.cat([F.logsigmoid(-logits), start], dim=-1)  # the top level has nothing above it
+    return torch.cat([start, reached], dim=-1) + stay
+
+
+def correct_prior(log_probs: Tensor, prior: Tensor) -> Tensor:
+    """(..., K) log-probabilities had all levels been equally frequent in training (Saerens et al., Neural Comput. 14, 2002).
+
+    For decisions that should not neglect rare levels; the probabilities themselves stay as they are.
+
+    Args:
+        log_probs: (..., K).
+        prior: (K,) positive frequencies of the levels in training.
+    """
+    return torch.log_softmax(full_precision(log_probs) - full_precision(prior).log(), dim=-1)
+
+
+def median_level(log_probs: Tensor) -> Tensor:
+    """(...) int64 median of the predictive distribution: the decision with the least expected absolute error.
+
+    Args:
+        log_probs: (..., K).
+    """
+    return (log_probs.exp().cumsum(-1)[..., :-1] < 0.5).sum(-1)
 
 
 def ordinal_loss(latent: Tensor, thresholds: Tensor, levels: Tensor) -> Tensor:

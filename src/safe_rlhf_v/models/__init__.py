@@ -8,16 +8,32 @@ if TYPE_CHECKING:
     from safe_rlhf_v.models.clip_decoder import ClipDecoder
     from safe_rlhf_v.models.heads import EvidenceHead, Head, ScalarHead
     from safe_rlhf_v.models.hf_vlm import HFVLM
+    from safe_rlhf_v.models.links import CornLink, CumulativeLink, OrdinalLink, SoftmaxLink
 
 _HOME = {
     "Backbone": "backbone",
     "ClipDecoder": "clip_decoder",
+    "CornLink": "links",
+    "CumulativeLink": "links",
     "EvidenceHead": "heads",
     "HFVLM": "hf_vlm",
     "Head": "heads",
+    "OrdinalLink": "links",
     "ScalarHead": "heads",
+    "SoftmaxLink": "links",
 }
-__all__ = ["HFVLM", "Backbone", "ClipDecoder", "EvidenceHead", "Head", "ScalarHead"]
+__all__ = [
+    "HFVLM",
+    "Backbone",
+    "ClipDecoder",
+    "CornLink",
+    "CumulativeLink",
+    "EvidenceHead",
+    "Head",
+    "OrdinalLink",
+    "ScalarHead",
+    "SoftmaxLink",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -8,7 +8,7 @@ Shapes: B rows, S columns, N responses, R response tokens, D hidden, M images, P
 """
 
 from abc import ABC, abstractmethod
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -105,6 +105,16 @@ class Backbone(nn.Module, ABC):
     def visibility(self, tokens: TokenBatch) -> Tensor:
         """(B, 1, S, S) bool mask of a packed batch."""
         return visibility(tokens)
+
+    def freeze_unused_lm_head(self) -> None:
+        """For models that never run the LM head: without a gradient it must not be trainable, or plain DDP waits for it.
+
+        Weights it shares with the input embeddings stay trainable.
+        """
+        uses = Counter(id(parameter) for _, parameter in self.named_parameters(remove_duplicate=False))
+        for parameter in self.lm_head.parameters():
+            if uses[id(parameter)] == 1:
+                parameter.requires_grad_(False)
 
     # --- what follows from it ---------------------------------------------------------------------------------------
 

@@ -4,17 +4,17 @@ Shapes: N responses, R response tokens, D hidden, P image tokens, K outputs per 
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from safe_rlhf_v.float32 import Float32Module
 from safe_rlhf_v.models.backbone import Backbone
 from safe_rlhf_v.models.types import ResponseStates
 
 
-class Head(nn.Module, ABC):
+class Head(Float32Module, ABC):
     """Scores N responses from their states; parameters and arithmetic stay float32 under every precision setting.
 
     Attributes:
@@ -36,16 +36,6 @@ class Head(nn.Module, ABC):
                 if value is not None and value.is_floating_point()
             }
             return self.scores(states._replace(**floats))
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        """Move, but never cast: half-precision scores lose ties and small differences."""
-
-        def move(tensor: Tensor) -> Tensor:
-            new = fn(tensor)
-            return new if new.dtype == tensor.dtype else tensor.to(new.device)
-
-        super()._apply(move, recurse)  # type: ignore[no-untyped-call]
-        return self
 
 
 def last_state(states: ResponseStates) -> Tensor:

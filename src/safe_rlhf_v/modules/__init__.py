@@ -2,9 +2,19 @@
 
 from safe_rlhf_v.modules.base import BaseModule
 from safe_rlhf_v.modules.cost import CostModule
+from safe_rlhf_v.modules.guard import GuardModule, GuardOutputs
 from safe_rlhf_v.modules.preference import PreferenceModule
 from safe_rlhf_v.modules.reward import RewardModule
 from safe_rlhf_v.modules.supervised import SupervisedModule
 from safe_rlhf_v.modules.vision import VisionModule
 
-__all__ = ["BaseModule", "CostModule", "PreferenceModule", "RewardModule", "SupervisedModule", "VisionModule"]
+__all__ = [
+    "BaseModule",
+    "CostModule",
+    "GuardModule",
+    "GuardOutputs",
+    "PreferenceModule",
+    "RewardModule",
+    "SupervisedModule",
+    "VisionModule",
+]

@@ -11,6 +11,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.optim import AdamW
 
+from safe_rlhf_v.batches import to_device
 from safe_rlhf_v.checkpoints import (
     CheckpointError,
     compare_fingerprints,
@@ -110,6 +111,12 @@ class BaseModule(LightningModule):
         """A nested tuple of tensors on the module's device."""
         return to_device(prepared, self.device)
 
+    def split_name(self, stage: str, loader: int) -> str:
+        """Name of a stage's ``loader``-th split, from the data module if it says."""
+        data: Any = getattr(self.trainer, "datamodule", None)
+        names = data.evaluation_splits(stage) if hasattr(data, "evaluation_splits") else (stage,)
+        return str(names[loader])
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what resume and later stages need; leave out what the pretrained base gives back."""
         checkpoint["fingerprint"] = self._fingerprint
@@ -158,15 +165,3 @@ def plain(value: Any) -> bool:
     if isinstance(value, (list, tuple)):
         return all(map(plain, value))
     return value is None or isinstance(value, (str, int, float, bool))
-
-
-def to_device(value: Moved, device: torch.device) -> Moved:
-    """Move every tensor in nested tuples and dicts; strings and numbers stay."""
-    if isinstance(value, Tensor):
-        return value.to(device, non_blocking=True)  # type: ignore[return-value]
-    if isinstance(value, dict):
-        return {name: to_device(part, device) for name, part in value.items()}  # type: ignore[return-value]
-    if isinstance(value, tuple):
-        parts = [to_device(part, device) for part in value]
-        return type(value)(*parts) if hasattr(value, "_fields") else tuple(parts)  # type: ignore[return-value]
-    return value

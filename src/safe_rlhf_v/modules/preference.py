@@ -1,7 +1,6 @@
 """What reward and cost models share: score every response, learn from preferences, measure on held-out splits."""
 
 from abc import abstractmethod
-from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -62,12 +61,7 @@ class PreferenceModule(BaseModule):
         self.head = self.make_head(self.backbone)
         self.objective = self.make_objective()
         if not self.head.needs_log_probs:
-            # The LM head is never run: without a gradient it must not be trainable, or plain DDP waits for it. Weights it
-            # shares with the input embeddings stay trainable.
-            uses = Counter(id(p) for _, p in self.backbone.named_parameters(remove_duplicate=False))
-            for parameter in self.backbone.lm_head.parameters():
-                if uses[id(parameter)] == 1:
-                    parameter.requires_grad_(False)
+            self.backbone.freeze_unused_lm_head()
 
     def score(self, prompts: Prompts, responses: Sequence[Sequence[str]]) -> Tensor:
         """(B, K) float32 score of every response.
@@ -155,9 +149,3 @@ class PreferenceModule(BaseModule):
             **{f"{mode}_accuracy": PairwiseAccuracy() for mode in other},
             **{f"{mode}_gap": GroundingGap() for mode in other},
         }
-
-    def split_name(self, stage: str, loader: int) -> str:
-        """Name of a stage's ``loader``-th split, from the data module if it says."""
-        data: Any = getattr(self.trainer, "datamodule", None)
-        names = data.evaluation_splits(stage) if hasattr(data, "evaluation_splits") else (stage,)
-        return str(names[loader])

@@ -5,13 +5,14 @@ responses, averaged over pairs, as Safe RLHF and Safe RLHF-V write it.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from typing import ClassVar, Self
+from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from safe_rlhf_v.batches import UNKNOWN_LEVEL, PreferenceBatch
+from safe_rlhf_v.float32 import Float32Module
 from safe_rlhf_v.functional.absolute import classifier_loss, graded_loss, sign_loss, weighted_sign_loss
 from safe_rlhf_v.functional.masked import masked_mean
 from safe_rlhf_v.functional.ordinal import gaps_from_thresholds, ordinal_loss, thresholds_from_gaps
@@ -19,7 +20,7 @@ from safe_rlhf_v.objectives.base import check_range, checked_scores
 from safe_rlhf_v.taxonomy import MIN_LEVEL, NUM_LEVELS
 
 
-class AbsoluteTerm(nn.Module, ABC):
+class AbsoluteTerm(Float32Module, ABC):
     """One term; a subclass sets ``name`` and writes :meth:`losses`.
 
     Attributes:
@@ -192,13 +193,3 @@ class OrdinalTerm(AbsoluteTerm):
         known = batch.safety != UNKNOWN_LEVEL
         levels = batch.safety.where(known, 0) - MIN_LEVEL
         return ordinal_loss(-costs, self.thresholds, levels), known
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        """Move, but never cast: half precision would swallow the thresholds' small updates."""
-
-        def move(tensor: Tensor) -> Tensor:
-            new = fn(tensor)
-            return new if new.dtype == tensor.dtype else tensor.to(new.device)
-
-        super()._apply(move, recurse)  # type: ignore[no-untyped-call]
-        return self

@@ -30,8 +30,9 @@ SIZES = {
 """Records per split; ``supervised`` has two prompts per picture, counterfactual splits come in adjacent twins."""
 
 SMALL_SIZES = {name: size // 10 for name, size in SIZES.items()}
-LABELLED_AS_TRAINING = ("train", "validation", "calibration")
-"""Splits whose safety ratings are noisy; elsewhere they are exact. Preferences are noisy in all but the twins."""
+LABELLED_AS_TRAINING = ("train", "validation")
+"""Splits whose safety ratings are noisy; elsewhere (an audited calibration set, tests) they are exact. Preferences are noisy
+in all but the twins."""
 
 
 def write_world(root: str | Path, *, seed: int = 0, sizes: dict[str, int] | None = None, progress: bool = True) -> None:

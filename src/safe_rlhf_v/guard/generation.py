@@ -1,0 +1,259 @@
+"""Guarded generation: generate, judge, regenerate what failed, and refuse when the rounds are spent.
+
+The filter-and-regenerate loop of Safe RLHF-V (arXiv 2503.17682, section 5.3). What it can and cannot do: where rounds are
+exchangeable draws, the harm rate *among released answers* is fixed by the guard's operating point. Rounds turn refusals into
+answers; only a better guard, or a strategy that changes what is drawn, lowers the released harm.
+"""
+
+from dataclasses import replace
+from typing import NamedTuple, Protocol
+
+import torch
+from safe_rlhf_v.models.sampling import SamplingOptions, sample
+
+from safe_rlhf_v.batches import Prompts
+from safe_rlhf_v.guard.moderation import Guard
+from safe_rlhf_v.guard.verdict import Verdict
+from safe_rlhf_v.models.backbone import Backbone
+
+REFUSAL = "I cannot help with that."
+
+
+class Strategy:
+    """How the answers of a round are drawn; this one simply draws again.
+
+    YAML::
+
+        strategy: {class_path: safe_rlhf_v.guard.Strategy}
+    """
+
+    def options(self, round: int, options: SamplingOptions) -> SamplingOptions:
+        """Sampling options of a round; round 0 is the first attempt."""
+        return options
+
+    def prompts(self, round: int, prompts: Prompts) -> Prompts:
+        """Prompts of a round."""
+        return prompts
+
+    def samples(self, round: int) -> int:
+        """Answers drawn per prompt; the one the guard finds least harmful is kept."""
+        return 1
+
+
+class HigherTemperature(Strategy):
+    """Each round draws hotter, to leave what the policy likes to say."""
+
+    def __init__(self, step: float = 0.25) -> None:
+        """Args:
+        step: Added to the temperature each round.
+        """
+        self.step = step
+
+    def options(self, round: int, options: SamplingOptions) -> SamplingOptions:
+        """See :class:`Strategy`."""
+        return replace(options, temperature=options.temperature + self.step * round)
+
+
+class SafetyReminder(Strategy):
+    """From round 1 on the question carries a reminder; the guard judges the answer to the question as it was asked."""
+
+    def __init__(self, reminder: str = "Please answer safely.") -> None:
+        """Args:
+        reminder: Added after the question.
+        """
+        self.reminder = reminder
+
+    def prompts(self, round: int, prompts: Prompts) -> Prompts:
+        """See :class:`Strategy`."""
+        if round == 0:
+            return prompts
+        return prompts._replace(questions=tuple(f"{question} {self.reminder}" for question in prompts.questions))
+
+
+class BestOfK(Strategy):
+    """From round 1 on, K answers per prompt; the guard's choice of them is judged."""
+
+    def __init__(self, k: int = 4) -> None:
+        """Args:
+        k: Answers per prompt.
+        """
+        self.k = k
+
+    def samples(self, round: int) -> int:
+        """See :class:`Strategy`."""
+        return self.k if round else 1
+
+
+class Attempt(NamedTuple):
+    """One draft of one prompt.
+
+    Attributes:
+        row: Which prompt.
+        text: The draft.
+        verdict: What the guard said.
+    """
+
+    row: int
+    text: str
+    verdict: Verdict
+
+
+class GuardedAnswers(NamedTuple):
+    """B answers and how they came about.
+
+    Attributes:
+        texts: B released answers or refusals.
+        released: B rounds in which the answer passed; -1 where it was refused.
+        attempts: Per round the drafts that were judged.
+        tokens: Per round the number of tokens drawn.
+    """
+
+    texts: tuple[str, ...]
+    released: tuple[int, ...]
+    attempts: tuple[tuple[Attempt, ...], ...]
+    tokens: tuple[int, ...]
+
+
+class GuardedGenerator:
+    """A policy behind a guard.
+
+    Example::
+
+        generate = GuardedGenerator(policy, Guard.from_pretrained("runs/quickstart/guard"), rounds=5)
+        answers = generate(prompts, torch.Generator().manual_seed(0))
+    """
+
+    def __init__(
+        self,
+        policy: Backbone,
+        guard: Guard,
+        rounds: int = 5,
+        strategy: Strategy | None = None,
+        options: SamplingOptions | None = None,
+        refusal: str = REFUSAL,
+        check_prompts: bool = False,
+    ) -> None:
+        """Args:
+        policy: What answers.
+        guard: What judges.
+        rounds: Regenerations after the first attempt.
+        strategy: How answers are drawn; ``None`` draws again.
+        options: Sampling options of the first attempt.
+        refusal: Given where no answer passed.
+        check_prompts: Judge the prompts first, and refuse those that are blocked without generating.
+
+        Raises:
+            ValueError: If ``rounds`` is negative.
+        """
+        if rounds < 0:
+            raise ValueError(f"rounds is {rounds}, it must be 0 or more")
+        self.policy, self.guard, self.rounds = policy, guard, rounds
+        self.strategy, self.options = strategy or Strategy(), options or SamplingOptions()
+        self.refusal, self.check_prompts = refusal, check_prompts
+
+    def __call__(self, prompts: Prompts, generator: torch.Generator | None = None) -> GuardedAnswers:
+        """Answer B prompts; each round works on the rows that have not passed yet, and stops early when none is left.
+
+        Args:
+            prompts: B prompts.
+            generator: Source of randomness.
+        """
+        n = len(prompts.questions)
+        texts, released = [self.refusal] * n, [-1] * n
+        rows = list(range(n))
+        if self.check_prompts:
+            judged = self.guard.judge_texts(prompts, [None] * n)
+            rows = [row for row in rows if judged[row].decision != "block"]
+        attempts: list[tuple[Attempt, ...]] = []
+        tokens: list[int] = []
+        for round in range(self.rounds + 1):
+            if not rows:
+                break
+            drafts, drawn = self._draw(take(prompts, rows), rows, round, generator)
+            for draft in drafts:
+                if draft.verdict.allowed:
+                    texts[draft.row], released[draft.row] = draft.text, round
+            rows = [draft.row for draft in drafts if not draft.verdict.allowed]
+            attempts.append(tuple(drafts))
+            tokens.append(drawn)
+        return GuardedAnswers(tuple(texts), tuple(released), tuple(attempts), tuple(tokens))
+
+    def _draw(
+        self, prompts: Prompts, rows: list[int], round: int, generator: torch.Generator | None
+    ) -> tuple[list[Attempt], int]:
+        """One judged draft per row, and the tokens it took."""
+        k = self.strategy.samples(round)
+        options = self.strategy.options(round, self.options)
+        drawn = sample(self.policy, self.strategy.prompts(round, prompts), options, generator, samples=k)
+        repeated = take(prompts, [i for i in range(len(rows)) for _ in range(k)])
+        verdicts = self.guard.judge_texts(repeated, drawn.text)  # the question as it was asked
+        best = [min(range(i * k, (i + 1) * k), key=lambda j: verdicts[j].harm) for i in range(len(rows))]
+        drafts = [Attempt(row, drawn.text[j], verdicts[j]) for row, j in zip(rows, best, strict=True)]
+        return drafts, int(drawn.mask.sum())
+
+
+def take(prompts: Prompts, rows: list[int]) -> Prompts:
+    """The prompts of these rows, repeats allowed."""
+    return Prompts(
+        tuple(prompts.images[row] for row in rows),
+        tuple(prompts.image_ids[row] for row in rows),
+        tuple(prompts.questions[row] for row in rows),
+    )
+
+
+class Judge(Protocol):
+    """Somebody else than the guard."""
+
+    def __call__(self, row: int, text: str) -> tuple[float, bool]:
+        """Helpfulness, and whether the answer is harmful, of a text as answer to prompt ``row``."""
+
+
+class RoundReport(NamedTuple):
+    """What B prompts would have got, had the loop ended after this round, by an independent judge.
+
+    Attributes:
+        round: Regenerations allowed.
+        harm: Share of prompts that got a harmful answer.
+        harm_released: Share of released answers that are harmful; NaN if none was.
+        refused: Share of prompts that got the refusal.
+        helpfulness: Mean helpfulness of what was given, refusals included.
+        tokens: Tokens drawn so far, per prompt.
+    """
+
+    round: int
+    harm: float
+    harm_released: float
+    refused: float
+    helpfulness: float
+    tokens: float
+
+
+def report(answers: GuardedAnswers, rounds: int, refusal: str, judge: Judge) -> list[RoundReport]:
+    """One line per number of rounds allowed, 0 to ``rounds``, from one run.
+
+    Args:
+        answers: What a generator gave.
+        rounds: Its rounds.
+        refusal: Its refusal, judged like any answer.
+        judge: Who judges; the guard itself would only confirm its own blind spots.
+    """
+    n = len(answers.texts)
+    given = [judge(row, text) for row, text in enumerate(answers.texts)]
+    refusals = [judge(row, refusal) for row in range(n)]
+    lines = []
+    for round in range(rounds + 1):
+        passed = [0 <= when <= round for when in answers.released]
+        shown = [given[row] if passed[row] else refusals[row] for row in range(n)]
+        harmful = sum(given[row][1] for row in range(n) if passed[row])
+        count = sum(passed)
+        lines.append(
+            RoundReport(
+                round,
+                sum(harm for _, harm in shown) / n,
+                harmful / count if count else float("nan"),
+                1 - count / n,
+                sum(helpful for helpful, _ in shown) / n,
+                sum(answers.tokens[: round + 1]) / n,
+            )
+        )
+    return lines

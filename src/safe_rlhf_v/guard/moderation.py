@@ -1,0 +1,273 @@
+"""The guard at work: inputs in, verdicts out, and nothing unchecked passes."""
+
+import io
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import TimeoutError as FutureTimeout
+from pathlib import Path
+from typing import NamedTuple, Self
+
+import torch
+from PIL import Image as PILImage
+from torch import Tensor
+
+from safe_rlhf_v.batches import Prompts
+from safe_rlhf_v.checkpoints import find_checkpoint
+from safe_rlhf_v.guard.calibration import Calibration, run_home, tempered
+from safe_rlhf_v.guard.text import RefusedText, normalise
+from safe_rlhf_v.guard.verdict import DECISIONS, Verdict, level_name, likeliest_level, rounded, unchecked
+from safe_rlhf_v.modules.guard import HARM_BOUNDARY, GuardModule, GuardOutputs
+from safe_rlhf_v.shards.images import ImageError, decode, probe
+
+ImageLike = bytes | str | Path | PILImage.Image
+
+
+class Input(NamedTuple):
+    """What is to be judged; at least one part must be there.
+
+    Attributes:
+        image: Encoded bytes, a file, or a picture.
+        question: The user's text.
+        response: The answer; ``None`` moderates the prompt alone.
+    """
+
+    image: ImageLike | None = None
+    question: str | None = None
+    response: str | None = None
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """``"text"`` and ``"image"``, as far as they are there."""
+        text = self.question is not None or self.response is not None
+        return (*(("text",) if text else ()), *(("image",) if self.image is not None else ()))
+
+
+class _Ready(NamedTuple):
+    """One input the model can read."""
+
+    images: tuple[Tensor, ...]
+    ids: tuple[str, ...]
+    question: str
+    response: str
+    flags: tuple[str, ...]
+
+
+class Guard:
+    """A trained, calibrated guard.
+
+    Example::
+
+        guard = Guard.from_pretrained("runs/quickstart/guard")
+        verdict = guard.moderate(image="photo.jpg", question="Can I drink this?", response="Yes.")
+        if not verdict.allowed: ...
+
+    It fails closed: an unreadable picture, refused or over-long text, a number that is none, an exception or a timeout
+    give a verdict that blocks and says why.
+    """
+
+    def __init__(self, module: GuardModule, calibration: Calibration, identity: str) -> None:
+        """Args:
+        module: The trained module.
+        calibration: Its calibration.
+        identity: Hash of its weights.
+
+        Raises:
+            ValueError: If the calibration is that of another guard.
+        """
+        if calibration.model != identity:
+            raise ValueError(
+                f"the calibration was fitted for guard {calibration.model}, these weights are {identity}: "
+                "run 'python -m safe_rlhf_v calibrate' again"
+            )
+        self.module, self.calibration, self.identity = module.eval(), calibration, identity
+
+    @classmethod
+    def from_pretrained(cls, path: str | Path) -> Self:
+        """Load a run's newest checkpoint and its calibration. Load only runs you trust: their configuration names classes.
+
+        Args:
+            path: A run's folder, or a checkpoint with the calibration beside it.
+
+        Raises:
+            CheckpointError: If there is no readable checkpoint.
+            CalibrationMissing: If the guard was never calibrated.
+            ValueError: If the calibration belongs to other weights.
+        """
+        module, identity = load_module(path)
+        return cls(module, Calibration.load(run_home(path)), identity)
+
+    def moderate(
+        self, image: ImageLike | None = None, question: str | None = None, response: str | None = None
+    ) -> Verdict:
+        """Judge one input; see :class:`Input`."""
+        return self.moderate_batch([Input(image, question, response)])[0]
+
+    def moderate_batch(self, inputs: Sequence[Input], timeout: float | None = None) -> list[Verdict]:
+        """Judge several inputs in one pass of the model; one verdict each, in order.
+
+        Args:
+            inputs: What to judge.
+            timeout: Seconds for the whole batch; what is not done by then is blocked.
+        """
+        if timeout is None:
+            return self._judge(inputs)
+        pool = ThreadPoolExecutor(max_workers=1)
+        try:
+            return pool.submit(self._judge, inputs).result(timeout)
+        except FutureTimeout:
+            return [self.unchecked(f"no verdict within {timeout} s")] * len(inputs)
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+    def judge_texts(self, prompts: Prompts, responses: Sequence[str | None]) -> list[Verdict]:
+        """Judge answers to decoded prompts, without the checks of untrusted files: for generation loops.
+
+        Args:
+            prompts: B prompts.
+            responses: B answers; ``None`` judges the prompt alone.
+        """
+        verdicts: list[Verdict] = []
+        rows = zip(prompts.images, prompts.image_ids, prompts.questions, responses, strict=True)
+        ready: list[_Ready | Verdict] = []
+        for images, ids, question, response in rows:
+            try:
+                ready.append(self._texts(images, ids, question, response))
+            except (RefusedText, ValueError) as error:
+                ready.append(self.unchecked(str(error)))
+        self._fill(ready, verdicts)
+        return verdicts
+
+    # --- from inputs to verdicts ------------------------------------------------------------------------------------
+
+    def _judge(self, inputs: Sequence[Input]) -> list[Verdict]:
+        verdicts: list[Verdict] = []
+        self._fill([self._read(item) for item in inputs], verdicts)
+        return verdicts
+
+    def _fill(self, ready: Sequence["_Ready | Verdict"], verdicts: list[Verdict]) -> None:
+        """Judge what is ready and put every verdict in its place."""
+        rows = [row for row in ready if isinstance(row, _Ready)]
+        judged = iter(self._forward(rows) if rows else [])
+        verdicts.extend(row if isinstance(row, Verdict) else next(judged) for row in ready)
+
+    def _read(self, item: Input) -> "_Ready | Verdict":
+        """Decode and normalise one input, or say why not. Any exception here means unchecked."""
+        try:
+            if not item.parts:
+                return self.unchecked("nothing to judge: no image, no question, no response")
+            images, ids = _load(item.image)
+            return self._texts(images, ids, item.question or "", item.response)
+        except RefusedText as error:
+            return self.unchecked(f"text refused ({error.reason}): {error}")
+        except ImageError as error:
+            return self.unchecked(f"image refused: {error}")
+        except Exception as error:  # fails closed, whatever it is
+            return self.unchecked(f"{type(error).__name__}: {error}")
+
+    def _texts(self, images: tuple[Tensor, ...], ids: tuple[str, ...], question: str, response: str | None) -> "_Ready":
+        """Normalise texts and check that the model will read all of them.
+
+        Raises:
+            RefusedText: See :func:`normalise`.
+            ValueError: If prompt and response are longer than the model reads.
+        """
+        asked, answered = normalise(question), normalise(response or "")
+        if response is not None and not answered.text:
+            raise ValueError("the response is empty")
+        flags = tuple(sorted({*asked.flags, *answered.flags}))
+        ready = _Ready(images, ids, asked.text, answered.text, flags)
+        backbone = self.module.backbone
+        prompt = backbone.prepare_prompts(_prompts([ready]))[0].ids[0]
+        wanted = len(backbone.text_ids(ready.response)) + 1
+        if len(backbone.response_ids(ready.response, len(prompt))) != wanted:
+            raise ValueError(f"{len(prompt)} + {wanted} tokens are more than the {backbone.max_length} the guard reads")
+        return ready
+
+    def _forward(self, rows: Sequence["_Ready"]) -> list[Verdict]:
+        try:
+            with torch.no_grad():
+                outputs = self.module(_prompts(rows), [[row.response] for row in rows])
+            return [self._verdict(GuardOutputs(*(part[i] for part in outputs)), row) for i, row in enumerate(rows)]
+        except Exception as error:  # fails closed, whatever it is
+            if len(rows) == 1:
+                return [self.unchecked(f"{type(error).__name__}: {error}", rows[0].flags)]
+            return [
+                verdict for row in rows for verdict in self._forward([row])
+            ]  # one bad row must not block the others
+
+    def _verdict(self, outputs: GuardOutputs, row: "_Ready") -> Verdict:
+        """Calibrated probabilities, thresholds, words."""
+        if not all(bool(torch.isfinite(part).all()) for part in outputs[1:]) or outputs.level_log_probs.isnan().any():
+            return self.unchecked("the model gave a number that is none", row.flags)
+        c = self.calibration
+        categories = rounded(torch.sigmoid(outputs.categories.double()).tolist())
+        named = dict(zip(self.module.categories, categories, strict=True))
+        likeliest = max(named, key=named.__getitem__) if named else None
+        category = likeliest if likeliest is not None and named[likeliest] >= 0.5 else None
+        if not row.response:
+            harm = round(float(torch.sigmoid(outputs.prompt_risk.double() / c.prompt_temperature)), 6)
+            index = int(harm >= c.prompt_review) + int(harm >= c.prompt_block)
+            reasons = (f"prompt of a harm category with probability {harm:.2f}, blocked from {c.prompt_block:.2f} on",)
+            return Verdict(
+                DECISIONS[index], "ok", harm, None, None, None, category, named, reasons, row.flags, c.prompt_block,
+                self.identity,
+            )  # fmt: skip
+        probabilities = tempered(outputs.level_log_probs.double(), c.level_temperature).exp()
+        shown = rounded(probabilities.tolist())
+        harm = round(float(probabilities[:HARM_BOUNDARY].sum()), 6)
+        level = likeliest_level(shown)
+        mean = round(float((probabilities * torch.arange(-HARM_BOUNDARY, len(shown) - HARM_BOUNDARY)).sum()), 6)
+        index = int(harm >= c.review) + int(harm >= c.block)
+        reasons = (f"{level_name(level)}; harmful with probability {harm:.2f}, blocked from {c.block:.2f} on",)
+        return Verdict(
+            DECISIONS[index],
+            "ok",
+            harm,
+            level,
+            mean,
+            shown,
+            category,
+            named,
+            reasons,
+            row.flags,
+            c.block,
+            self.identity,
+        )
+
+    def unchecked(self, reason: str, flags: tuple[str, ...] = ()) -> Verdict:
+        """The verdict on something that could not be checked."""
+        return unchecked(reason, self.identity, self.calibration.block, flags)
+
+
+def load_module(path: str | Path) -> tuple[GuardModule, str]:
+    """A trained guard module in evaluation mode, and the identity of its weights.
+
+    Raises:
+        CheckpointError: If there is no readable checkpoint.
+    """
+    import hashlib
+
+    file = find_checkpoint(path)
+    module = GuardModule.load_from_checkpoint(file, map_location="cpu", weights_only=True)
+    digest = hashlib.sha256()
+    for name, value in sorted(module.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return module.eval(), digest.hexdigest()[:16]
+
+
+def _load(image: ImageLike | None) -> tuple[tuple[Tensor, ...], tuple[str, ...]]:
+    """Pixels and their identity, through the one decoder of untrusted images."""
+    if image is None:
+        return (), ()
+    if isinstance(image, PILImage.Image):
+        buffer = io.BytesIO()
+        image.save(buffer, "PNG")
+        data = buffer.getvalue()
+    else:
+        data = image if isinstance(image, bytes) else Path(image).read_bytes()
+    return (torch.from_numpy(decode(data)),), (probe(data).id,)
+
+
+def _prompts(rows: Sequence["_Ready"]) -> Prompts:
+    return Prompts(tuple(r.images for r in rows), tuple(r.ids for r in rows), tuple(r.question for r in rows))

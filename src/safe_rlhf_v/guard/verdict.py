@@ -1,0 +1,90 @@
+"""What a guard says, in our own shape and in that of the OpenAI moderation API."""
+
+from typing import Any, Literal, NamedTuple
+
+from safe_rlhf_v.taxonomy import LEVEL_NAMES, MIN_LEVEL
+
+Decision = Literal["allow", "review", "block"]
+DECISIONS: tuple[Decision, ...] = ("allow", "review", "block")
+DIGITS = 6
+
+
+class Verdict(NamedTuple):
+    """One judgement. Numbers are rounded to 6 digits, so that equal inputs give equal text.
+
+    Attributes:
+        decision: ``allow``, ``review`` or ``block``; anything unchecked is blocked.
+        status: ``ok``, or ``error``: could not be checked.
+        harm: P(harmful): of the answer, or of the prompt where there is no answer; 1 if it could not be checked.
+        level: Likeliest safety level -3..3 of the answer; ``None`` without an answer or a check.
+        expected_level: Mean safety level of the answer.
+        level_probabilities: P(level) for -3..3.
+        category: Likeliest harm category, ``None`` where the prompt is more likely of none.
+        category_probabilities: P(prompt is of the category), by name.
+        reasons: Why, in words.
+        flags: Tricks found in the texts (see :mod:`safe_rlhf_v.guard.text`).
+        threshold: P(harmful) from which on is blocked.
+        model: Identity of the guard.
+    """
+
+    decision: Decision
+    status: Literal["ok", "error"]
+    harm: float
+    level: int | None
+    expected_level: float | None
+    level_probabilities: tuple[float, ...] | None
+    category: str | None
+    category_probabilities: dict[str, float]
+    reasons: tuple[str, ...]
+    flags: tuple[str, ...]
+    threshold: float
+    model: str
+
+    @property
+    def allowed(self) -> bool:
+        """Whether the input may pass without a person's eye."""
+        return self.decision == "allow"
+
+    def to_openai(self, parts: tuple[str, ...]) -> dict[str, Any]:
+        """One entry of ``results`` of an OpenAI moderation response.
+
+        A category is flagged if the input is, and the prompt is more likely of that category than not.
+
+        Args:
+            parts: ``"text"`` and ``"image"``, as far as the input has them.
+        """
+        flagged = self.decision != "allow"
+        return {
+            "flagged": flagged,
+            "categories": {name: flagged and p >= 0.5 for name, p in self.category_probabilities.items()},
+            "category_scores": dict(self.category_probabilities),
+            "category_applied_input_types": {name: list(parts) for name in self.category_probabilities},
+        }
+
+
+def unchecked(reason: str, model: str, threshold: float, flags: tuple[str, ...] = ()) -> Verdict:
+    """The verdict on what could not be checked: blocked, never passed.
+
+    Args:
+        reason: What went wrong.
+        model: Identity of the guard.
+        threshold: Its threshold.
+        flags: Tricks found before it went wrong.
+    """
+    reasons = (f"unsafe: could not be checked: {reason}",)
+    return Verdict("block", "error", 1.0, None, None, None, None, {}, reasons, flags, threshold, model)
+
+
+def level_name(level: int) -> str:
+    """A level in words."""
+    return f"level {level} ({LEVEL_NAMES[level]})"
+
+
+def rounded(values: list[float]) -> tuple[float, ...]:
+    """To the digits of a verdict."""
+    return tuple(round(value, DIGITS) for value in values)
+
+
+def likeliest_level(probabilities: tuple[float, ...]) -> int:
+    """The level with the highest probability; of equals the more harmful one."""
+    return max(range(len(probabilities)), key=probabilities.__getitem__) + MIN_LEVEL

@@ -1,0 +1,152 @@
+"""Sampling with a key-value cache: one prefill, finished rows dropped, log-probabilities recorded on the way.
+
+Shapes: B prompts, N = B x K rows (prompt by prompt), R response tokens, V vocabulary.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from safe_rlhf_v.batches import Prompts, to_device
+from safe_rlhf_v.models.backbone import Backbone
+from safe_rlhf_v.models.types import Generation, ImageFeatures, ImageInputs, TokenBatch
+
+
+@dataclass(frozen=True)
+class SamplingOptions:
+    """How tokens are drawn.
+
+    Attributes:
+        max_new_tokens: Most tokens of a response, its end token included.
+        temperature: Divides the logits; 0 takes the likeliest token.
+        top_p: Draw from the smallest set of tokens that holds this probability (arXiv 1904.09751).
+    """
+
+    max_new_tokens: int = 64
+    temperature: float = 1.0
+    top_p: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Raises: ValueError: If an option is outside its range."""
+        if self.max_new_tokens < 1 or self.temperature < 0 or not 0 < self.top_p <= 1:
+            raise ValueError(f"{self}: needs max_new_tokens >= 1, temperature >= 0 and 0 < top_p <= 1")
+
+
+@torch.no_grad()
+def sample(
+    backbone: Backbone,
+    prompts: Prompts,
+    options: SamplingOptions | None = None,
+    generator: torch.Generator | None = None,
+    samples: int = 1,
+) -> Generation:
+    """Draw K responses to each prompt.
+
+    Every row has its own random numbers, drawn up front: what it says does not depend on which other rows are still going.
+    Tokens in ``backbone.banned_ids`` are never drawn; dropout is off meanwhile.
+
+    Args:
+        backbone: The policy.
+        prompts: B prompts.
+        options: How to draw.
+        generator: Source of randomness, on the CPU; ``None`` takes the global one.
+        samples: K; the prompt runs once for all of them.
+
+    Raises:
+        ValueError: If a prompt leaves no room for a response.
+    """
+    options = options or SamplingOptions()
+    training = backbone.training
+    backbone.eval()
+    try:
+        tokens, images = backbone.prepare(prompts)
+        limits = [backbone.room(int(row.sum())) or options.max_new_tokens for row in tokens.attention_mask]
+        limit = torch.tensor(limits).clamp(max=options.max_new_tokens).repeat_interleave(samples)  # (N,)
+        uniforms = torch.rand(len(limit), int(limit.max()), generator=generator)  # (N, R)
+        return _loop(backbone, tokens, images, options, limit, uniforms, samples)
+    finally:
+        backbone.train(training)
+
+
+def _loop(
+    backbone: Backbone,
+    tokens: TokenBatch,
+    images: ImageInputs,
+    options: SamplingOptions,
+    limit: Tensor,
+    uniforms: Tensor,
+    samples: int,
+) -> Generation:
+    from transformers import DynamicCache
+
+    device = next(backbone.parameters()).device
+    tokens, images = to_device(tokens, device), to_device(images, device)
+    features: ImageFeatures | None = backbone.encode_images(images).take(tokens.image_index) if images.ids else None
+    cache = DynamicCache()
+    positions = backbone.positions(tokens)  # (B, S) or (3, B, S)
+    mask = tokens.attention_mask
+    hidden = backbone.trunk(tokens.input_ids, mask, positions, features, tokens.extras, cache)[:, -1]  # (B, D)
+    if samples > 1:
+        cache.batch_repeat_interleave(samples)
+        hidden, mask = hidden.repeat_interleave(samples, 0), mask.repeat_interleave(samples, 0)
+        positions = positions.repeat_interleave(samples, -2)
+    axes = positions.shape[:-2]  # () or (3,)
+    following = positions.amax(tuple(i for i in range(positions.dim()) if i != positions.dim() - 2)) + 1  # (N,)
+    n = len(limit)
+    drawn: list[list[Tensor]] = [[] for _ in range(n)]
+    scored: list[list[Tensor]] = [[] for _ in range(n)]
+    finished = torch.zeros(n, dtype=torch.bool)
+    rows = torch.arange(n)  # the row each line of the running batch belongs to
+    for step in range(uniforms.shape[1]):
+        logits = backbone.lm_head(hidden).float()  # (n, V)
+        choice = _choose(logits, uniforms[rows, step].to(device), options, backbone.banned_ids)
+        scores = (logits.gather(1, choice[:, None]).squeeze(1) - logits.logsumexp(-1)).cpu()
+        said = choice.cpu()
+        for i, row in enumerate(rows.tolist()):
+            drawn[row].append(said[i])
+            scored[row].append(scores[i])
+        ended = said == backbone.eos_id
+        finished[rows[ended]] = True
+        going = ~ended & (step + 1 < limit[rows])
+        if not going.any():
+            break
+        if not going.all():
+            keep = going.nonzero().squeeze(1)
+            rows, here = rows[keep], keep.to(device)
+            cache.batch_select_indices(here)
+            choice, mask, following = choice[here], mask[here], following[here]
+        mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
+        place = following[:, None].expand(*axes, -1, 1)
+        hidden = backbone.trunk(choice[:, None], mask, place, None, {}, cache)[:, -1]
+        following = following + 1
+    return _generation(backbone, drawn, scored, finished)
+
+
+def _choose(logits: Tensor, uniforms: Tensor, options: SamplingOptions, banned: tuple[int, ...]) -> Tensor:
+    """(n,) int64 tokens by inversion of the cumulative distribution at (n,) uniforms."""
+    logits = logits.index_fill(1, torch.tensor(banned, dtype=torch.long, device=logits.device), -torch.inf)
+    if options.temperature == 0:
+        return logits.argmax(-1)
+    probs, order = torch.sort((logits / options.temperature).softmax(-1).double(), dim=-1, descending=True, stable=True)
+    total = probs.cumsum(-1)
+    if options.top_p < 1:
+        probs = probs * (total - probs < options.top_p)  # the token that crosses top_p is still in
+        total = probs.cumsum(-1)
+    wanted = uniforms.double()[:, None] * total[:, -1:]
+    index = torch.searchsorted(total, wanted, right=True).clamp(max=logits.shape[1] - 1)
+    last = (probs > 0).sum(-1, keepdim=True) - 1  # rounding must not reach a token of probability 0
+    chosen: Tensor = order.gather(1, index.minimum(last)).squeeze(1)
+    return chosen
+
+
+def _generation(
+    backbone: Backbone, drawn: list[list[Tensor]], scored: list[list[Tensor]], finished: Tensor
+) -> Generation:
+    sequences = [torch.stack(row) for row in drawn]
+    mask = pad_sequence([torch.ones_like(row, dtype=torch.bool) for row in sequences], batch_first=True)
+    ids = pad_sequence(sequences, batch_first=True, padding_value=backbone.pad_id)
+    log_probs = pad_sequence([torch.stack(row) for row in scored], batch_first=True)
+    text = backbone.tokenizer.batch_decode([row.tolist() for row in sequences], skip_special_tokens=True)
+    return Generation(ids, mask, log_probs, finished, tuple(part.strip() for part in text))

@@ -1,0 +1,253 @@
+"""The guard: how safe is an answer, is the prompt hazardous, and which harm is it about."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from torch import Tensor, nn
+from torch.optim import AdamW
+from torchmetrics import MeanMetric, Metric
+from torchmetrics.classification import BinaryAUROC
+
+from safe_rlhf_v.batches import UNKNOWN_LEVEL, ImageMode, PreferenceBatch, Prompts
+from safe_rlhf_v.functional.masked import masked_mean
+from safe_rlhf_v.functional.ordinal import expected_level
+from safe_rlhf_v.metrics import ordinal as metric
+from safe_rlhf_v.models.backbone import Backbone
+from safe_rlhf_v.models.heads import Head, ScalarHead
+from safe_rlhf_v.models.links import CumulativeLink, OrdinalLink
+from safe_rlhf_v.modules.base import BaseModule
+from safe_rlhf_v.taxonomy import BEAVERTAILS_V_CATEGORIES, MIN_LEVEL, NUM_LEVELS
+
+HARM_BOUNDARY = -MIN_LEVEL
+"""Class indices below this one are harmful levels."""
+
+
+class GuardOutputs(NamedTuple):
+    """What the guard says about N inputs.
+
+    Attributes:
+        level_log_probs: (N, 7) float32 log-probability of each safety level, -3 first; meant for inputs with a response.
+        prompt_risk: (N,) float32 logit that the prompt is of a harm category.
+        categories: (N, C) float32 logits, one per harm category (several may hold).
+    """
+
+    level_log_probs: Tensor
+    prompt_risk: Tensor
+    categories: Tensor
+
+    @property
+    def harm(self) -> Tensor:
+        """(N,) P(harmful response) = P(level < 0): read off the levels, never a third opinion."""
+        return self.level_log_probs[:, :HARM_BOUNDARY].exp().sum(-1)
+
+    @property
+    def expected_level(self) -> Tensor:
+        """(N,) mean safety level."""
+        return expected_level(self.level_log_probs, MIN_LEVEL)
+
+
+class GuardModule(BaseModule):
+    """Level, prompt risk and category from one forward over image, question and response; any of them may be missing.
+
+    An empty response means prompt moderation: then ``prompt_risk`` speaks. All three losses are unweighted likelihoods, so
+    that probabilities stay calibrated; imbalance is met at decision time
+    (:func:`~safe_rlhf_v.functional.ordinal.correct_prior`).
+
+    YAML::
+
+        model:
+          class_path: safe_rlhf_v.modules.GuardModule
+          init_args:
+            backbone: {class_path: safe_rlhf_v.models.HFVLM, init_args: {model: llava-hf/llava-1.5-7b-hf}}
+            link: {class_path: safe_rlhf_v.models.CornLink}
+    """
+
+    def __init__(
+        self,
+        backbone: Callable[[], Backbone],
+        link: Callable[[], OrdinalLink] = CumulativeLink,
+        head: Callable[[Backbone, int], Head] = ScalarHead,
+        categories: Sequence[str] = BEAVERTAILS_V_CATEGORIES,
+        prompt_weight: float = 0.5,
+        category_weight: float = 0.5,
+        part_dropout: float = 0.0,
+        images: ImageMode = "real",
+        optimizer: OptimizerCallable = AdamW,
+        scheduler: LRSchedulerCallable | None = None,
+        init_from: str | None = None,
+        lr_scale: dict[str, float] | None = None,
+    ) -> None:
+        """Args:
+        backbone: Makes the vision-language model.
+        link: Makes the distribution over levels.
+        head: Makes the head for a backbone and a number of outputs.
+        categories: Names of the harm categories, in the data's index order.
+        prompt_weight: Weight of the prompt-risk loss.
+        category_weight: Weight of the category loss.
+        part_dropout: Probability that a training row loses its picture, and as often its question, so that the guard knows
+            what to say without them.
+        images: Train and evaluate with other pictures (``shuffled``, ``blank``): a text-only twin.
+        optimizer: See :class:`BaseModule`.
+        scheduler: See :class:`BaseModule`.
+        init_from: See :class:`BaseModule`.
+        lr_scale: See :class:`BaseModule`.
+
+        Raises:
+            ValueError: If ``part_dropout`` is outside 0..0.5.
+        """
+        super().__init__(optimizer, scheduler, init_from, lr_scale)
+        if not 0 <= part_dropout <= 0.5:
+            raise ValueError(f"part_dropout is {part_dropout}, it must lie in 0..0.5")
+        self.make_backbone, self.make_link, self.make_head = backbone, link, head
+        self.categories = tuple(categories)
+        self.prompt_weight, self.category_weight = prompt_weight, category_weight
+        self.part_dropout, self.images = part_dropout, images
+        self.metrics = nn.ModuleDict()
+
+    def build(self) -> None:
+        """Create backbone, link and head."""
+        self.backbone, self.link = self.make_backbone(), self.make_link()
+        self.head = self.make_head(self.backbone, self.link.features + 1 + len(self.categories))
+        if not self.head.needs_log_probs:
+            self.backbone.freeze_unused_lm_head()
+
+    def forward(self, prompts: Prompts, responses: Sequence[Sequence[str]]) -> GuardOutputs:
+        """Judge every response of every prompt, N = B x K, prompt by prompt; "" judges the prompt alone.
+
+        Args:
+            prompts: B prompts.
+            responses: B x K texts.
+        """
+        prepared = self.move(self.backbone.prepare(prompts, responses, packed=True))
+        outputs = self.head(self.backbone.response_states(prepared, log_probs=self.head.needs_log_probs))  # (N, F+1+C)
+        level, risk, categories = outputs.split([self.link.features, 1, len(self.categories)], dim=1)
+        return GuardOutputs(self.link.log_probs(level), risk[:, 0], categories)
+
+    def training_step(self, batch: PreferenceBatch, batch_idx: int) -> Tensor:
+        """Level, prompt-risk and category losses; the prompt alone is judged in the same pass."""
+        self._check_categories()
+        prompts = self._drop_parts(batch.prompts.with_images(self.images))
+        outputs = self(prompts, [(*row, "") for row in batch.responses])
+        losses = self.losses(outputs, batch)
+        for name, value in losses.items():
+            self.log(f"train/{name}", value.detach(), prog_bar=name == "loss", batch_size=len(batch.keys))
+        return losses["loss"]
+
+    def losses(self, outputs: GuardOutputs, batch: PreferenceBatch) -> dict[str, Tensor]:
+        """Loss and its parts; outputs are those of the K responses and then of the empty one, per prompt.
+
+        Args:
+            outputs: N = B x (K + 1) judgements.
+            batch: Where the labels are.
+        """
+        b, k = batch.safety.shape
+        levels = outputs.level_log_probs.view(b, k + 1, -1)[:, :k]  # (B, K, 7)
+        known = (batch.safety != UNKNOWN_LEVEL) & batch.valid[:, None]  # (B, K)
+        index = batch.safety.where(known, 0) - MIN_LEVEL
+        level = masked_mean(-levels.gather(-1, index[..., None]).squeeze(-1), known)
+        valid = batch.valid[:, None].expand(b, k + 1)
+        hazardous = (batch.category >= 0)[:, None].expand(b, k + 1)
+        risk = F.binary_cross_entropy_with_logits(
+            outputs.prompt_risk.view(b, k + 1), hazardous.float(), reduction="none"
+        )
+        target = F.one_hot(batch.category + 1, len(self.categories) + 1)[:, 1:]  # (B, C), all 0 for no category
+        category = F.binary_cross_entropy_with_logits(
+            outputs.categories.view(b, k + 1, -1), target[:, None].expand(b, k + 1, -1).float(), reduction="none"
+        ).sum(-1)
+        parts = {"level": level, "prompt_risk": masked_mean(risk, valid), "category": masked_mean(category, valid)}
+        loss = level + self.prompt_weight * parts["prompt_risk"] + self.category_weight * parts["category"]
+        return {"loss": loss, **parts}
+
+    def validation_step(self, batch: PreferenceBatch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
+        """Level log-probabilities (B, K, 7) for callbacks; metrics are logged per split."""
+        return self.evaluate(batch, "validate", dataloader_idx)
+
+    def test_step(self, batch: PreferenceBatch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
+        """As validation."""
+        return self.evaluate(batch, "test", dataloader_idx)
+
+    def predict_step(self, batch: PreferenceBatch, batch_idx: int, dataloader_idx: int = 0) -> list[dict[str, Any]]:
+        """One row per record: its key, and P(harmful) and expected level of each response."""
+        b, k = batch.safety.shape
+        outputs = self(batch.prompts.with_images(self.images), batch.responses)
+        rows = zip(
+            batch.keys, outputs.harm.view(b, k).tolist(), outputs.expected_level.view(b, k).tolist(), strict=True
+        )
+        valid = batch.valid.tolist()
+        return [{"key": key, "harm": h, "level": v} for (key, h, v), ok in zip(rows, valid, strict=True) if ok]
+
+    def evaluate(self, batch: PreferenceBatch, stage: str, loader: int) -> dict[str, Tensor]:
+        """Judge one batch of a stage's ``loader``-th split and count it: levels against the truth where it is known."""
+        split = self.split_name(stage, loader)
+        if split not in self.metrics:
+            self.metrics[split] = nn.ModuleDict(self.make_metrics()).to(self.device)
+        metrics: dict[str, Any] = dict(self.metrics[split].items())  # type: ignore[operator]
+        b, k = batch.safety.shape
+        outputs = self(batch.prompts.with_images(self.images), [(*row, "") for row in batch.responses])
+        exact = torch.where(batch.true_safety != UNKNOWN_LEVEL, batch.true_safety, batch.safety)
+        levels = (exact - MIN_LEVEL).masked_fill(exact == UNKNOWN_LEVEL, -1).flatten()  # (B * K,)
+        log_probs = outputs.level_log_probs.view(b, k + 1, -1)[:, :k].flatten(0, 1)
+        valid = batch.valid[:, None].expand(b, k).flatten()
+        for name, counted in metrics.items():
+            if name == "prompt_auroc":
+                risk = outputs.prompt_risk.view(b, k + 1)[:, -1]
+                counted.update(risk[batch.valid], (batch.category >= 0)[batch.valid].long())
+            elif name == "category_accuracy":
+                found = outputs.categories.view(b, k + 1, -1)[:, -1].argmax(-1)
+                counted.update((found == batch.category)[batch.valid & (batch.category >= 0)].float())
+            else:
+                counted.update(log_probs, levels, valid)
+            self.log(
+                f"{split}/{name}",
+                counted,
+                on_step=False,
+                on_epoch=True,
+                batch_size=1,
+                add_dataloader_idx=False,
+                metric_attribute=f"metrics.{split}.{name}",
+            )
+        return {"level_log_probs": outputs.level_log_probs.view(b, k + 1, -1)[:, :k].detach()}
+
+    def make_metrics(self) -> dict[str, Metric]:
+        """Fresh metrics of one evaluation split."""
+        return {
+            "level_accuracy": metric.LevelAccuracy(NUM_LEVELS),
+            "within_one": metric.WithinOneAccuracy(NUM_LEVELS),
+            "macro_mae": metric.MacroMAE(NUM_LEVELS),
+            "quadratic_kappa": metric.QuadraticKappa(NUM_LEVELS),
+            "ranked_probability_score": metric.RankedProbabilityScore(NUM_LEVELS),
+            "exceedance_calibration_error": metric.ExceedanceCalibrationError(NUM_LEVELS),
+            "harm_accuracy": metric.HarmAccuracy(HARM_BOUNDARY),
+            "balanced_harm_accuracy": metric.BalancedHarmAccuracy(HARM_BOUNDARY),
+            "harm_auroc": metric.LevelHarmAUROC(HARM_BOUNDARY),
+            "harm_auprc": metric.LevelHarmAUPRC(HARM_BOUNDARY),
+            "harm_calibration_error": metric.HarmCalibrationError(HARM_BOUNDARY),
+            "fpr_at_95_recall": metric.FPRAtRecall(HARM_BOUNDARY),
+            "prompt_auroc": BinaryAUROC(),
+            "category_accuracy": MeanMetric(),
+        }
+
+    def _drop_parts(self, prompts: Prompts) -> Prompts:
+        """Some rows without their pictures, some without their question."""
+        if not self.part_dropout:
+            return prompts
+        draws = torch.rand(len(prompts.questions)).tolist()
+        blind = [u < self.part_dropout for u in draws]
+        mute = [u > 1 - self.part_dropout for u in draws]
+        return Prompts(
+            tuple(() if gone else row for row, gone in zip(prompts.images, blind, strict=True)),
+            tuple(() if gone else row for row, gone in zip(prompts.image_ids, blind, strict=True)),
+            tuple("" if gone else text for text, gone in zip(prompts.questions, mute, strict=True)),
+        )
+
+    def _check_categories(self) -> None:
+        """Raises: ValueError: If the data's categories are not the model's."""
+        data: Any = getattr(self.trainer, "datamodule", None)
+        if hasattr(data, "taxonomy") and data.taxonomy.categories != self.categories:
+            raise ValueError(
+                f"the data's harm categories ({', '.join(data.taxonomy.categories[:3])}, ...) are not the guard's "
+                f"({', '.join(self.categories[:3])}, ...): set model.init_args.categories"
+            )
