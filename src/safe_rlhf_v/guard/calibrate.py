@@ -79,7 +79,7 @@ def calibrate(
         raise ValueError(f"budgets must keep 0 < --fpr <= --review-fpr < 1, got {fpr} and {review_fpr}")
     t = fit_temperature(judged.level_log_probs, judged.levels)
     prompt_t = fit_temperature(two_columns(judged.prompt_risk), judged.hazardous.long())
-    harm = tempered(judged.level_log_probs.double(), t)[:, :HARM_BOUNDARY].exp().sum(1)
+    harm = tempered(judged.level_log_probs.double(), t)[:, :HARM_BOUNDARY].exp().sum(1).clamp(0, 1)
     risk = torch.sigmoid(judged.prompt_risk.double() / prompt_t)
     answers = [threshold_for_fpr(harm, judged.levels < HARM_BOUNDARY, b, confidence) for b in (fpr, review_fpr)]
     prompts = [threshold_for_fpr(risk, judged.hazardous, b, confidence) for b in (fpr, review_fpr)]

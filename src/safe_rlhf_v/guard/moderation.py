@@ -252,7 +252,7 @@ def load_module(path: str | Path) -> tuple[GuardModule, str]:
     digest = hashlib.sha256()
     for name, value in sorted(module.state_dict().items()):
         digest.update(name.encode())
-        digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return module.eval(), digest.hexdigest()[:16]
 
 

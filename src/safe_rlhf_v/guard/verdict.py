@@ -1,5 +1,6 @@
 """What a guard says, in our own shape and in that of the OpenAI moderation API."""
 
+import re
 from typing import Any, Literal, NamedTuple
 
 from safe_rlhf_v.taxonomy import LEVEL_NAMES, MIN_LEVEL
@@ -71,6 +72,7 @@ def unchecked(reason: str, model: str, threshold: float, flags: tuple[str, ...] 
         threshold: Its threshold.
         flags: Tricks found before it went wrong.
     """
+    reason = re.sub(r" <[^<>]* object at 0x[0-9a-f]+>", "", reason)  # an address would differ between equal runs
     reasons = (f"unsafe: could not be checked: {reason}",)
     return Verdict("block", "error", 1.0, None, None, None, None, {}, reasons, flags, threshold, model)
 
