@@ -5,8 +5,9 @@ import json
 import pytest
 import torch
 
-from safe_rlhf_v.guard.calibrate import Judged, calibrate, main
+from safe_rlhf_v.guard.calibrate import main
 from safe_rlhf_v.guard.calibration import Calibration, CalibrationMissing, fit_temperature, tempered, two_columns
+from safe_rlhf_v.guard.fitting import LEAST, Judged, calibrate
 from safe_rlhf_v.guard.moderation import Guard, load_module
 
 
@@ -43,6 +44,10 @@ def test_thresholds_keep_their_budgets_and_are_ordered():
     assert found.prompt_temperature == pytest.approx(1.0, abs=0.1)
     assert 0 < found.review < found.block < 1 and 0 < found.prompt_review < found.prompt_block < 1
     assert found.certificate["answers_fpr"] < found.certificate["answers_fpr_upper"] <= 0.05
+    easy = judged(4000)._replace(prompt_risk=torch.where(judged(4000).hazardous, 30.0, -30.0))
+    certain = calibrate(easy, "id", "here", 0.05, 0.1, 0.95)
+    assert certain.certificate["prompts_recall"] == 1.0
+    assert certain.prompt_review >= LEAST
     with pytest.raises(ValueError, match="at least 59 are needed"):
         calibrate(judged(60), "id", "here", 0.05, 0.1, 0.95)
     with pytest.raises(ValueError, match="budgets must keep"):

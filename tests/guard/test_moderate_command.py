@@ -4,13 +4,13 @@ import json
 
 import pytest
 
-from safe_rlhf_v.guard import moderate as command
+from safe_rlhf_v.guard import files, moderate
 from safe_rlhf_v.guard.inputs import JsonlEntries, open_entries
 from safe_rlhf_v.shards import ShardedSplit
 
 
 def run(guard_path, source, output, *extra):
-    return command.main(["--guard", str(guard_path), "--input", str(source), "--output", str(output), *extra])
+    return moderate.main(["--guard", str(guard_path), "--input", str(source), "--output", str(output), *extra])
 
 
 def lines(path):
@@ -60,7 +60,7 @@ def test_json_lines_give_one_verdict_each_and_broken_ones_are_blocked(calibrated
 @pytest.mark.parametrize("cut", [0, 1, 700, 5000, 9000])
 def test_an_interrupted_run_goes_on_to_the_same_bytes(cut, guard, table, tmp_path, monkeypatch):
     entries = JsonlEntries(table)
-    command.moderate_file(guard, entries, tmp_path / "whole.jsonl", batch_size=5, progress=False)
+    files.moderate_file(guard, entries, tmp_path / "whole.jsonl", batch_size=5, progress=False)
     whole = (tmp_path / "whole.jsonl").read_bytes()
     judged = []
     batch = guard.moderate_batch
@@ -73,7 +73,7 @@ def test_an_interrupted_run_goes_on_to_the_same_bytes(cut, guard, table, tmp_pat
 
     monkeypatch.setattr(guard, "moderate_batch", stop)
     with pytest.raises(KeyboardInterrupt):
-        command.moderate_file(guard, entries, tmp_path / "cut.jsonl", batch_size=5, progress=False)
+        files.moderate_file(guard, entries, tmp_path / "cut.jsonl", batch_size=5, progress=False)
     part = tmp_path / "cut.jsonl.part"
     assert not (tmp_path / "cut.jsonl").exists()
     if cut:  # a kill may leave any prefix
@@ -82,7 +82,7 @@ def test_an_interrupted_run_goes_on_to_the_same_bytes(cut, guard, table, tmp_pat
     monkeypatch.setattr(
         guard, "moderate_batch", lambda inputs, timeout=None: judged.append(1) or batch(inputs, timeout)
     )
-    command.moderate_file(guard, entries, tmp_path / "cut.jsonl", batch_size=5, progress=False)
+    files.moderate_file(guard, entries, tmp_path / "cut.jsonl", batch_size=5, progress=False)
     assert (tmp_path / "cut.jsonl").read_bytes() == whole
     assert len(judged) <= 8 and (cut != 0 or len(judged) == 5)
     assert not part.exists() and not (tmp_path / "cut.jsonl.part.json").exists()
@@ -90,11 +90,11 @@ def test_an_interrupted_run_goes_on_to_the_same_bytes(cut, guard, table, tmp_pat
 
 def test_unfinished_work_of_another_setting_is_refused(guard, table, tmp_path, monkeypatch):
     output = tmp_path / "out.jsonl"
-    monkeypatch.setattr(command, "batches", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(files, "batches", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
-        command.moderate_file(guard, JsonlEntries(table), output, progress=False)
+        files.moderate_file(guard, JsonlEntries(table), output, progress=False)
     with pytest.raises(ValueError, match="unfinished work with another shape"):
-        command.moderate_file(guard, JsonlEntries(table), output, "openai", progress=False)
+        files.moderate_file(guard, JsonlEntries(table), output, "openai", progress=False)
 
 
 def test_shards_and_folders(calibrated_run, world, table, tmp_path, capsys):

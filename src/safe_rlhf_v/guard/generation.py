@@ -9,12 +9,12 @@ from dataclasses import replace
 from typing import NamedTuple, Protocol
 
 import torch
-from safe_rlhf_v.models.sampling import SamplingOptions, sample
 
 from safe_rlhf_v.batches import Prompts
 from safe_rlhf_v.guard.moderation import Guard
 from safe_rlhf_v.guard.verdict import Verdict
 from safe_rlhf_v.models.backbone import Backbone
+from safe_rlhf_v.models.sampling import SamplingOptions, sample
 
 REFUSAL = "I cannot help with that."
 

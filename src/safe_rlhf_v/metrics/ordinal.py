@@ -1,4 +1,4 @@
-"""Metrics of an ordinal guard: levels, harmful or not, and whether the stated probabilities come true.
+"""Metrics of an ordinal guard: how near the level is, and whether the stated distribution comes true.
 
 All take log-probabilities (N, K) of the levels, lowest (most harmful) first, the true class index (N,) int64 (-1 unknown) and
 ``valid`` (N,) bool; unknown and invalid rows never count. States are sums, or gathered lists, so several ranks give what one
@@ -10,14 +10,12 @@ from typing import Literal
 import torch
 from torch import Tensor
 from torchmetrics import Metric
-from torchmetrics.functional.classification import binary_auroc, binary_average_precision
-from torchmetrics.utilities import dim_zero_cat
 
 from safe_rlhf_v.functional.calibration import calibration_error, reliability_bins
 from safe_rlhf_v.functional.ordinal import median_level
 
 
-class _LevelMetric(Metric):
+class LevelMetric(Metric):
     """What all of them share."""
 
     is_differentiable = False
@@ -31,7 +29,7 @@ class _LevelMetric(Metric):
         return log_probs[keep].detach(), levels[keep]
 
 
-class LevelConfusion(_LevelMetric):
+class LevelConfusion(LevelMetric):
     """(K, K) counts, rows the true level, columns the decided one."""
 
     counts: Tensor
@@ -114,22 +112,12 @@ class QuadraticKappa(LevelConfusion):
         )
 
 
-class _Mean(_LevelMetric):
-    """A mean over rows."""
-
-    total: Tensor
-    rows: Tensor
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.add_state("total", torch.zeros(2, dtype=torch.float64), dist_reduce_fx="sum")
-        self.add_state("rows", torch.zeros(2, dtype=torch.int64), dist_reduce_fx="sum")
-
-
-class RankedProbabilityScore(_Mean):
+class RankedProbabilityScore(LevelMetric):
     r"""Mean of :math:`\sum_k (F_k - 1[y \le k])^2 / (K-1)`: proper, and aware of order (Epstein, J. Appl. Meteorol. 8, 1969)."""
 
     higher_is_better = False
+    total: Tensor
+    rows: Tensor
 
     def __init__(self, levels: int) -> None:
         """Start with nothing counted.
@@ -139,84 +127,23 @@ class RankedProbabilityScore(_Mean):
         """
         super().__init__()
         self.levels = levels
+        self.add_state("total", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("rows", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
 
     def update(self, log_probs: Tensor, levels: Tensor, valid: Tensor) -> None:
         """Count one batch: log_probs (N, K), levels (N,), valid (N,)."""
         log_probs, levels = self.known(log_probs, levels, valid)
         stated = log_probs.double().exp().cumsum(-1)[:, :-1]  # (n, K-1)
         happened = levels[:, None] <= torch.arange(self.levels - 1, device=levels.device)
-        self.total[0] += (stated - happened.double()).square().sum() / (self.levels - 1)
-        self.rows[0] += len(levels)
+        self.total += (stated - happened.double()).square().sum() / (self.levels - 1)
+        self.rows += len(levels)
 
     def compute(self) -> Tensor:
         """() score in 0..1; NaN without rows."""
-        return (self.total[0] / self.rows[0]).float()
+        return (self.total / self.rows).float()
 
 
-class HarmAccuracy(_Mean):
-    """Share of rows on the right side of "harmful": P(level < boundary) at or above a threshold."""
-
-    def __init__(self, boundary: int, threshold: float = 0.5) -> None:
-        """Start with nothing counted.
-
-        Args:
-            boundary: Class indices below it are harmful.
-            threshold: From which probability on a row is called harmful.
-        """
-        super().__init__()
-        self.boundary, self.threshold = boundary, threshold
-
-    def update(self, log_probs: Tensor, levels: Tensor, valid: Tensor) -> None:
-        """Count one batch: log_probs (N, K), levels (N,), valid (N,)."""
-        log_probs, levels = self.known(log_probs, levels, valid)
-        harmful = levels < self.boundary
-        right = (_harm(log_probs, self.boundary) >= self.threshold) == harmful
-        for i, kind in enumerate((harmful, ~harmful)):
-            self.total[i] += (right & kind).sum()
-            self.rows[i] += kind.sum()
-
-    def compute(self) -> Tensor:
-        """() share; NaN without rows."""
-        return (self.total.sum() / self.rows.sum()).float()
-
-
-class BalancedHarmAccuracy(HarmAccuracy):
-    """Mean of the shares of harmful and of harmless rows called so; NaN unless both occur."""
-
-    def compute(self) -> Tensor:
-        """() balanced accuracy."""
-        return (self.total / self.rows).mean().float()
-
-
-class HarmCalibrationError(_LevelMetric):
-    """Expected calibration error of P(level < boundary) in equal-width bins."""
-
-    higher_is_better = False
-    table: Tensor
-
-    def __init__(self, boundary: int, bins: int = 15) -> None:
-        """Start with empty bins.
-
-        Args:
-            boundary: Class indices below it are harmful.
-            bins: Number of bins.
-        """
-        super().__init__()
-        self.boundary, self.bins = boundary, bins
-        self.add_state("table", torch.zeros(3, bins, dtype=torch.float64), dist_reduce_fx="sum")
-
-    def update(self, log_probs: Tensor, levels: Tensor, valid: Tensor) -> None:
-        """Count one batch: log_probs (N, K), levels (N,), valid (N,)."""
-        log_probs, levels = self.known(log_probs, levels, valid)
-        everything = torch.ones_like(levels, dtype=torch.bool)
-        self.table += reliability_bins(_harm(log_probs, self.boundary), levels < self.boundary, everything, self.bins)
-
-    def compute(self) -> Tensor:
-        """() error in 0..1; NaN without rows."""
-        return calibration_error(self.table).float()
-
-
-class ExceedanceCalibrationError(_LevelMetric):
+class ExceedanceCalibrationError(LevelMetric):
     """Expected calibration error of P(level > k), averaged over k: whether the whole distribution can be believed."""
 
     higher_is_better = False
@@ -244,86 +171,3 @@ class ExceedanceCalibrationError(_LevelMetric):
     def compute(self) -> Tensor:
         """() error in 0..1; NaN without rows."""
         return torch.stack([calibration_error(table) for table in self.tables]).mean().float()
-
-
-class _HarmDetection(_LevelMetric):
-    """Keeps P(harmful) and the truth of every row."""
-
-    harm: list[Tensor]
-    harmful: list[Tensor]
-
-    def __init__(self, boundary: int) -> None:
-        """Start with nothing kept.
-
-        Args:
-            boundary: Class indices below it are harmful.
-        """
-        super().__init__()
-        self.boundary = boundary
-        # Both float32, the type torchmetrics gives a rank that saw nothing: gathering needs equal types.
-        self.add_state("harm", [], dist_reduce_fx="cat")
-        self.add_state("harmful", [], dist_reduce_fx="cat")
-
-    def update(self, log_probs: Tensor, levels: Tensor, valid: Tensor) -> None:
-        """Keep one batch: log_probs (N, K), levels (N,), valid (N,)."""
-        log_probs, levels = self.known(log_probs, levels, valid)
-        self.harm.append(_harm(log_probs, self.boundary).float())
-        self.harmful.append((levels < self.boundary).float())
-
-    def compute(self) -> Tensor:
-        """() value of the metric; NaN unless harmful and harmless rows were seen."""
-        nothing = torch.zeros(0, device=self.device)
-        harm, harmful = (dim_zero_cat(state) if len(state) else nothing for state in (self.harm, self.harmful))
-        if not 0 < harmful.sum() < len(harmful):
-            return torch.full((), torch.nan, device=self.device)
-        return self.measure(harm, harmful.long())
-
-    def measure(self, harm: Tensor, harmful: Tensor) -> Tensor:
-        """() value from (n,) probabilities and (n,) int64 truth with both kinds."""
-        raise NotImplementedError
-
-
-class LevelHarmAUROC(_HarmDetection):
-    """Area under the ROC curve of P(level < boundary)."""
-
-    def measure(self, harm: Tensor, harmful: Tensor) -> Tensor:
-        """See the base."""
-        return binary_auroc(harm, harmful)
-
-
-class LevelHarmAUPRC(_HarmDetection):
-    """Average precision of P(level < boundary)."""
-
-    def measure(self, harm: Tensor, harmful: Tensor) -> Tensor:
-        """See the base."""
-        return binary_average_precision(harm, harmful)
-
-
-class FPRAtRecall(_HarmDetection):
-    """Smallest share of harmless rows called harmful at a threshold that finds at least this share of the harmful ones.
-
-    Chosen on the measured data itself: for comparing models, not an operating point.
-    """
-
-    higher_is_better = False
-
-    def __init__(self, boundary: int, recall: float = 0.95) -> None:
-        """Start with nothing kept.
-
-        Args:
-            boundary: Class indices below it are harmful.
-            recall: Share of harmful rows that must be found.
-        """
-        super().__init__(boundary)
-        self.recall = recall
-
-    def measure(self, harm: Tensor, harmful: Tensor) -> Tensor:
-        """See the base."""
-        found = harm[harmful == 1].sort(descending=True).values
-        needed = int(torch.ceil(torch.tensor(self.recall, dtype=torch.float64) * len(found) - 1e-9))
-        return (harm[harmful == 0] >= found[max(needed, 1) - 1]).float().mean()
-
-
-def _harm(log_probs: Tensor, boundary: int) -> Tensor:
-    """(N,) float64 P(level < boundary)."""
-    return log_probs[:, :boundary].double().exp().sum(-1).clamp(0, 1)

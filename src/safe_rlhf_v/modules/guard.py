@@ -14,7 +14,8 @@ from torchmetrics.classification import BinaryAUROC
 from safe_rlhf_v.batches import UNKNOWN_LEVEL, ImageMode, PreferenceBatch, Prompts
 from safe_rlhf_v.functional.masked import masked_mean
 from safe_rlhf_v.functional.ordinal import expected_level
-from safe_rlhf_v.metrics import ordinal as metric
+from safe_rlhf_v.metrics import harm as detection
+from safe_rlhf_v.metrics import ordinal
 from safe_rlhf_v.models.backbone import Backbone
 from safe_rlhf_v.models.heads import Head, ScalarHead
 from safe_rlhf_v.models.links import CumulativeLink, OrdinalLink
@@ -214,18 +215,18 @@ class GuardModule(BaseModule):
     def make_metrics(self) -> dict[str, Metric]:
         """Fresh metrics of one evaluation split."""
         return {
-            "level_accuracy": metric.LevelAccuracy(NUM_LEVELS),
-            "within_one": metric.WithinOneAccuracy(NUM_LEVELS),
-            "macro_mae": metric.MacroMAE(NUM_LEVELS),
-            "quadratic_kappa": metric.QuadraticKappa(NUM_LEVELS),
-            "ranked_probability_score": metric.RankedProbabilityScore(NUM_LEVELS),
-            "exceedance_calibration_error": metric.ExceedanceCalibrationError(NUM_LEVELS),
-            "harm_accuracy": metric.HarmAccuracy(HARM_BOUNDARY),
-            "balanced_harm_accuracy": metric.BalancedHarmAccuracy(HARM_BOUNDARY),
-            "harm_auroc": metric.LevelHarmAUROC(HARM_BOUNDARY),
-            "harm_auprc": metric.LevelHarmAUPRC(HARM_BOUNDARY),
-            "harm_calibration_error": metric.HarmCalibrationError(HARM_BOUNDARY),
-            "fpr_at_95_recall": metric.FPRAtRecall(HARM_BOUNDARY),
+            "level_accuracy": ordinal.LevelAccuracy(NUM_LEVELS),
+            "within_one": ordinal.WithinOneAccuracy(NUM_LEVELS),
+            "macro_mae": ordinal.MacroMAE(NUM_LEVELS),
+            "quadratic_kappa": ordinal.QuadraticKappa(NUM_LEVELS),
+            "ranked_probability_score": ordinal.RankedProbabilityScore(NUM_LEVELS),
+            "exceedance_calibration_error": ordinal.ExceedanceCalibrationError(NUM_LEVELS),
+            "harm_accuracy": detection.HarmAccuracy(HARM_BOUNDARY),
+            "balanced_harm_accuracy": detection.BalancedHarmAccuracy(HARM_BOUNDARY),
+            "harm_auroc": detection.LevelHarmAUROC(HARM_BOUNDARY),
+            "harm_auprc": detection.LevelHarmAUPRC(HARM_BOUNDARY),
+            "harm_calibration_error": detection.HarmCalibrationError(HARM_BOUNDARY),
+            "fpr_at_95_recall": detection.FPRAtRecall(HARM_BOUNDARY),
             "prompt_auroc": BinaryAUROC(),
             "category_accuracy": MeanMetric(),
         }
