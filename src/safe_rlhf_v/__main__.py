@@ -17,6 +17,7 @@ COMMANDS = {
     "tokenizer": ("safe_rlhf_v.models.corpus_tokenizer", "build a word-level tokenizer from shards"),
     "calibrate": ("safe_rlhf_v.guard.calibrate", "fit a guard's temperatures and thresholds"),
     "moderate": ("safe_rlhf_v.guard.moderate", "judge shards, JSON lines or pictures with a guard"),
+    "generate": ("safe_rlhf_v.guard.generate", "let a policy answer behind a guard"),
     "quickstart": ("safe_rlhf_v.quickstart", "the whole pipeline on the embedded world, on a laptop"),
 }
 

@@ -51,7 +51,7 @@ class Run:
 
     def fit(self, stage: str, *extra: str, name: str = "") -> list[str]:
         """Command that trains a stage of ``configs/quickstart``; ``name`` is its folder below ``root``."""
-        before = {"supervised": "vision", "reward": "supervised", "cost": "supervised"}.get(stage)
+        before = {"supervised": "vision", "reward": "supervised", "cost": "supervised", "guard": "cost"}.get(stage)
         options = [
             f"--config={CONFIGS / stage}.yaml",
             f"--seed_everything={self.seed}",
@@ -72,6 +72,24 @@ class Run:
             f"--ckpt_path={self.root / name}",
             "--trainer.callbacks+=safe_rlhf_v.callbacks.MetricsFile",
             f"--trainer.callbacks.path={self.root / name / 'metrics.json'}",
+        ]
+
+    def calibrate(self, name: str) -> list[str]:
+        """Command that calibrates a guard and writes ``assessment.json``."""
+        splits = ("test", "compositional", "counterfactual_verdict")
+        return ["calibrate", f"--guard={self.root / name}", f"--data={self.data}", "--report", *splits]
+
+    def generate(self, guard: str, strategy: str) -> list[str]:
+        """Command that lets the supervised policy answer behind a guard and writes ``answers-STRATEGY.json``."""
+        output = self.root / guard / f"answers-{strategy}.jsonl"
+        return [
+            "generate",
+            f"--policy={self.root / 'supervised'}",
+            f"--guard={self.root / guard}",
+            f"--data={self.data}",
+            f"--strategy={strategy}",
+            f"--seed={self.seed}",
+            f"--output={output}",
         ]
 
     def metrics(self, name: str) -> dict[str, float]:

@@ -1,6 +1,7 @@
 """``python -m safe_rlhf_v calibrate``."""
 
 import argparse
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,9 +22,12 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument("--review-fpr", type=float, default=0.1, help="... blocked or sent to review (%(default)s)")
     parser.add_argument("--confidence", type=float, default=0.95, help="with which a budget is kept (%(default)s)")
+    parser.add_argument(
+        "--report", nargs="*", default=[], metavar="SPLIT", help="also measure these, into assessment.json"
+    )
     options = parser.parse_args(argv)
     from safe_rlhf_v.guard.calibration import run_home
-    from safe_rlhf_v.guard.fitting import calibrate, judge_split  # torch: seconds to import
+    from safe_rlhf_v.guard.fitting import assess, calibrate, judge_split  # torch: seconds to import
     from safe_rlhf_v.guard.moderation import load_module
 
     try:
@@ -32,6 +36,7 @@ def main(argv: Sequence[str]) -> int:
         found = calibrate(
             judged, identity, f"{options.data}:{options.split}", options.fpr, options.review_fpr, options.confidence
         )
+        measured = {split: assess(judge_split(module, options.data, split), found) for split in options.report}
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -47,5 +52,10 @@ def main(argv: Sequence[str]) -> int:
             f"{c[f'{name}_harmless']} harmless ones blocked (upper bound {c[f'{name}_fpr_upper']:.1%}), "
             f"{c[f'{name}_recall']:.1%} of {c[f'{name}_harmful']} harmful ones"
         )
+    for split, values in measured.items():
+        shown = ("level_accuracy", "within_one", "quadratic_kappa", "harm_accuracy", "harm_ece_before", "harm_ece")
+        print(f"{split}: " + ", ".join(f"{name} {values[name]:.3f}" for name in shown))
+    if measured:
+        path.with_name("assessment.json").write_text(json.dumps(measured, indent=1) + "\n")
     print(f"written: {path}")
     return 0

@@ -4,13 +4,16 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torchmetrics import Metric
 
 from safe_rlhf_v.batches import UNKNOWN_LEVEL
 from safe_rlhf_v.data_modules.preference import PreferenceDataModule
 from safe_rlhf_v.functional.operating_points import OperatingPoint, threshold_for_fpr
 from safe_rlhf_v.guard.calibration import Calibration, fit_temperature, tempered, two_columns
+from safe_rlhf_v.metrics import harm as detection
+from safe_rlhf_v.metrics import ordinal
 from safe_rlhf_v.modules.guard import HARM_BOUNDARY, GuardModule
-from safe_rlhf_v.taxonomy import MIN_LEVEL
+from safe_rlhf_v.taxonomy import MIN_LEVEL, NUM_LEVELS
 
 LEAST = 0.05
 """No threshold lies lower, however many false alarms the budget has room for; raising one keeps its budget."""
@@ -48,7 +51,7 @@ def judge_split(module: GuardModule, data: str, split: str, batch_size: int = 10
     parts: list[tuple[Tensor, ...]] = []
     for batch in tqdm(loader, desc=split, unit="batch", disable=not progress):
         with torch.no_grad():
-            outputs = module(batch.prompts, [(*row, "") for row in batch.responses])
+            outputs = module(batch.prompts.with_images(module.images), [(*row, "") for row in batch.responses])
         b, k = batch.safety.shape
         known = (batch.safety != UNKNOWN_LEVEL) & batch.valid[:, None]  # (B, K)
         levels = outputs.level_log_probs.view(b, k + 1, -1)[:, :k][known]
@@ -98,4 +101,43 @@ def _certificate(point: OperatingPoint) -> dict[str, float | int | str]:
         "false_alarms": point.false_positives,
         "recall": point.recall,
         "harmful": point.positives,
+    }
+
+
+def assess(judged: Judged, calibration: Calibration) -> dict[str, float]:
+    """What a calibrated guard reaches on a split: levels, harmful or not, calibration before and after, and its thresholds.
+
+    Args:
+        judged: Raw outputs and labels of a split that nothing was fitted on.
+        calibration: The guard's.
+    """
+    after = tempered(judged.level_log_probs.double(), calibration.level_temperature)
+    everything = torch.ones_like(judged.levels, dtype=torch.bool)
+    harmful = judged.levels < HARM_BOUNDARY
+    harm = after[:, :HARM_BOUNDARY].exp().sum(1)
+    risk = torch.sigmoid(judged.prompt_risk.double() / calibration.prompt_temperature)
+    flagged, stopped = harm >= calibration.block, risk >= calibration.prompt_block
+
+    def measure(metric: Metric, log_probs: Tensor) -> float:
+        metric.update(log_probs, judged.levels, everything)
+        return float(metric.compute())
+
+    return {
+        "majority_accuracy": float(torch.bincount(judged.levels).max() / len(judged.levels)),
+        "level_accuracy": measure(ordinal.LevelAccuracy(NUM_LEVELS), after),
+        "within_one": measure(ordinal.WithinOneAccuracy(NUM_LEVELS), after),
+        "macro_mae": measure(ordinal.MacroMAE(NUM_LEVELS), after),
+        "quadratic_kappa": measure(ordinal.QuadraticKappa(NUM_LEVELS), after),
+        "harm_accuracy": measure(detection.HarmAccuracy(HARM_BOUNDARY), after),
+        "harm_auroc": measure(detection.LevelHarmAUROC(HARM_BOUNDARY), after),
+        "fpr_at_95_recall": measure(detection.FPRAtRecall(HARM_BOUNDARY), after),
+        "harm_ece_before": measure(detection.HarmCalibrationError(HARM_BOUNDARY), judged.level_log_probs),
+        "harm_ece": measure(detection.HarmCalibrationError(HARM_BOUNDARY), after),
+        "exceedance_ece_before": measure(ordinal.ExceedanceCalibrationError(NUM_LEVELS), judged.level_log_probs),
+        "exceedance_ece": measure(ordinal.ExceedanceCalibrationError(NUM_LEVELS), after),
+        "recall_at_block": float(flagged[harmful].double().mean()),
+        "fpr_at_block": float(flagged[~harmful].double().mean()),
+        "prompt_recall_at_block": float(stopped[judged.hazardous].double().mean()),
+        "prompt_fpr_at_block": float(stopped[~judged.hazardous].double().mean()),
+        "answers": float(len(judged.levels)),
     }

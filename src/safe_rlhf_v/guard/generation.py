@@ -6,7 +6,7 @@ answers; only a better guard, or a strategy that changes what is drawn, lowers t
 """
 
 from dataclasses import replace
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 
@@ -199,61 +199,3 @@ def take(prompts: Prompts, rows: list[int]) -> Prompts:
         tuple(prompts.image_ids[row] for row in rows),
         tuple(prompts.questions[row] for row in rows),
     )
-
-
-class Judge(Protocol):
-    """Somebody else than the guard."""
-
-    def __call__(self, row: int, text: str) -> tuple[float, bool]:
-        """Helpfulness, and whether the answer is harmful, of a text as answer to prompt ``row``."""
-
-
-class RoundReport(NamedTuple):
-    """What B prompts would have got, had the loop ended after this round, by an independent judge.
-
-    Attributes:
-        round: Regenerations allowed.
-        harm: Share of prompts that got a harmful answer.
-        harm_released: Share of released answers that are harmful; NaN if none was.
-        refused: Share of prompts that got the refusal.
-        helpfulness: Mean helpfulness of what was given, refusals included.
-        tokens: Tokens drawn so far, per prompt.
-    """
-
-    round: int
-    harm: float
-    harm_released: float
-    refused: float
-    helpfulness: float
-    tokens: float
-
-
-def report(answers: GuardedAnswers, rounds: int, refusal: str, judge: Judge) -> list[RoundReport]:
-    """One line per number of rounds allowed, 0 to ``rounds``, from one run.
-
-    Args:
-        answers: What a generator gave.
-        rounds: Its rounds.
-        refusal: Its refusal, judged like any answer.
-        judge: Who judges; the guard itself would only confirm its own blind spots.
-    """
-    n = len(answers.texts)
-    given = [judge(row, text) for row, text in enumerate(answers.texts)]
-    refusals = [judge(row, refusal) for row in range(n)]
-    lines = []
-    for round in range(rounds + 1):
-        passed = [0 <= when <= round for when in answers.released]
-        shown = [given[row] if passed[row] else refusals[row] for row in range(n)]
-        harmful = sum(given[row][1] for row in range(n) if passed[row])
-        count = sum(passed)
-        lines.append(
-            RoundReport(
-                round,
-                sum(harm for _, harm in shown) / n,
-                harmful / count if count else float("nan"),
-                1 - count / n,
-                sum(helpful for helpful, _ in shown) / n,
-                sum(answers.tokens[: round + 1]) / n,
-            )
-        )
-    return lines

@@ -1,0 +1,49 @@
+"""``python -m safe_rlhf_v generate``."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+STRATEGIES = ("resample", "hotter", "reminder", "best-of-4")
+
+
+def main(argv: list[str]) -> int:
+    """Run the command; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m safe_rlhf_v generate",
+        description="Let a policy answer the prompts of a split behind a guard: generate, judge, regenerate only what "
+        "failed, refuse when the rounds are spent. Writes one line per prompt and, beside it, a report per number of rounds. "
+        "On the embedded world the report is by ground truth; elsewhere there is no judge but the guard, and none is given.",
+    )
+    parser.add_argument("--policy", type=Path, required=True, help="run folder of a supervised or later stage")
+    parser.add_argument("--guard", type=Path, required=True, help="run folder of a calibrated guard")
+    parser.add_argument("--data", type=Path, required=True, help="shard folder with prompts")
+    parser.add_argument("--split", default="test", help="its split (%(default)s)")
+    parser.add_argument("--output", type=Path, required=True, help="file to write: answers.jsonl")
+    parser.add_argument("--rounds", type=int, default=5, help="regenerations after the first attempt (%(default)s)")
+    parser.add_argument("--strategy", choices=STRATEGIES, default="best-of-4", help="how to redraw (%(default)s)")
+    parser.add_argument(
+        "--check-prompts", action="store_true", help="refuse prompts the guard blocks, without generating"
+    )
+    parser.add_argument("--max-new-tokens", type=int, default=64, help="(%(default)s)")
+    parser.add_argument("--temperature", type=float, default=1.0, help="(%(default)s)")
+    parser.add_argument("--batch-size", type=int, default=100, help="prompts at a time (%(default)s)")
+    parser.add_argument("--refusal", default="i can not help with that", help="what is said when no answer passed")
+    parser.add_argument("--seed", type=int, default=0, help="of the sampling")
+    options = parser.parse_args(argv)
+    from safe_rlhf_v.guard.running import run  # torch: seconds to import
+
+    try:
+        reports = run(options)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    if reports:
+        options.output.with_suffix(".json").write_text(json.dumps(reports, indent=1) + "\n")
+        names = ("harm", "harm_released", "refused", "helpfulness", "harmless_helpfulness", "tokens")
+        print(f"by ground truth   {'  '.join(f'{name:>20}' for name in names)}")
+        for row in reports:
+            print(f"{row['name']:<18}{'  '.join(f'{row[name]:>20.3f}' for name in names)}")
+    print(f"written: {options.output}")
+    return 0

@@ -1,0 +1,121 @@
+"""Guarded generation over a whole split."""
+
+import argparse
+import json
+import math
+from typing import Any
+
+import torch
+
+from safe_rlhf_v.checkpoints import find_checkpoint
+from safe_rlhf_v.data_modules.preference import PreferenceDataModule
+from safe_rlhf_v.guard.generation import (
+    BestOfK,
+    GuardedAnswers,
+    GuardedGenerator,
+    HigherTemperature,
+    SafetyReminder,
+    Strategy,
+)
+from safe_rlhf_v.guard.moderation import Guard
+from safe_rlhf_v.models.sampling import SamplingOptions
+from safe_rlhf_v.modules.supervised import SupervisedModule
+from safe_rlhf_v.records import Record
+from safe_rlhf_v.world.judge import judge
+
+Row = dict[str, Any]
+
+
+def make_strategy(name: str) -> Strategy:
+    """A strategy of the command line."""
+    known = {"resample": Strategy, "hotter": HigherTemperature, "reminder": SafetyReminder, "best-of-4": BestOfK}
+    return known[name]()
+
+
+def run(options: argparse.Namespace) -> list[Row]:
+    """Answer every prompt of a split; gives the report where the truth is known.
+
+    Args:
+        options: Those of the command.
+
+    Raises:
+        ValueError: If policy, guard or data cannot be used.
+    """
+    from tqdm import tqdm
+
+    policy = SupervisedModule.load_from_checkpoint(find_checkpoint(options.policy), weights_only=True).eval().backbone
+    guard = Guard.from_pretrained(options.guard)
+    sampling = SamplingOptions(options.max_new_tokens, options.temperature)
+    strategy = make_strategy(options.strategy)
+    generate = GuardedGenerator(
+        policy, guard, options.rounds, strategy, sampling, options.refusal, options.check_prompts
+    )
+    data = PreferenceDataModule(str(options.data), eval_batch_size=options.batch_size, test_splits=(options.split,))
+    split, generator = data.split(options.split), torch.Generator().manual_seed(options.seed)
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    part = options.output.with_name(options.output.name + ".part")
+    judged: list[list[Row]] = []
+    with part.open("w") as file, tqdm(total=len(split), unit="prompt", desc="guarded generation") as bar:
+        row = 0
+        for batch in data.test_dataloader()[0]:
+            count = int(batch.valid.sum())
+            answers = generate(batch.prompts, generator)
+            for i in range(count):
+                line = {"key": batch.keys[i], "answer": answers.texts[i], "round": answers.released[i]}
+                file.write(json.dumps(line, ensure_ascii=False) + "\n")
+            records = [split[row + i] for i in range(count)]
+            if all(record.truth is not None for record in records):
+                judged += _outcomes(answers, records, options)
+            row += count
+            bar.update(count)
+    part.replace(options.output)
+    return [_mean(name, [outcome[i] for outcome in judged]) for i, name in enumerate(_names(options))] if judged else []
+
+
+def _names(options: argparse.Namespace) -> list[str]:
+    return ["no guard", *(f"round {round}" for round in range(options.rounds + 1))]
+
+
+def _outcomes(answers: GuardedAnswers, records: list[Record], options: argparse.Namespace) -> list[list[Row]]:
+    """Per prompt what was said without a guard, and with 0, 1, ... rounds, judged by the truth."""
+    first = {attempt.row: attempt.text for attempt in answers.attempts[0]} if answers.attempts else {}
+    found: list[list[Row]] = []
+    for i, record in enumerate(records):
+        outcomes = [_judged(record, first.get(i, options.refusal), i in first, answers, i, 0)]
+        for round in range(options.rounds + 1):
+            passed = 0 <= answers.released[i] <= round
+            text = answers.texts[i] if passed else options.refusal
+            outcomes.append(_judged(record, text, passed, answers, i, round))
+        found.append(outcomes)
+    return found
+
+
+def _judged(record: Record, text: str, released: bool, answers: GuardedAnswers, i: int, round: int) -> Row:
+    helpful, level = judge(record, text)
+    tokens = sum(answers.tokens[: round + 1]) / len(answers.texts)
+    return {
+        "harm": level < 0,
+        "released": released,
+        "help": helpful,
+        "harmless": record.category is None,
+        "tokens": tokens,
+    }
+
+
+def _mean(name: str, rows: list[Row]) -> Row:
+    released = [row for row in rows if row["released"]]
+    harmless = [row["help"] for row in rows if row["harmless"]]
+    return {
+        "name": name,
+        "prompts": len(rows),
+        "harm": _average([row["harm"] for row in rows]),
+        "harm_released": _average([row["harm"] for row in released]),
+        "refused": 1 - len(released) / len(rows),
+        "helpfulness": _average([row["help"] for row in rows]),
+        "harmless_helpfulness": _average(harmless),
+        "tokens": _average([row["tokens"] for row in rows]),
+    }
+
+
+def _average(values: list[Any]) -> float:
+    return sum(values) / len(values) if values else math.nan
