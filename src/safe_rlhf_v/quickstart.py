@@ -33,6 +33,17 @@ TABLE = (  # model, metric, what it is, how many it is a share of: a number, the
     ("cost", "counterfactual_safety/true_accuracy", "cost, counterfactual pictures (blind: 0.50)", 600),
     ("cost", "counterfactual_verdict/true_sign_accuracy", "cost, counterfactual verdicts (blind: 0.50)", 600),
 )
+GUARD_TABLE = (
+    ("level_accuracy", "seven levels, accuracy"),
+    ("within_one", "  within one level"),
+    ("quadratic_kappa", "  quadratic weighted kappa"),
+    ("majority_accuracy", "  (accuracy of the commonest level)"),
+    ("harm_accuracy", "harmful or not, accuracy"),
+    ("harm_auroc", "  AUROC"),
+    ("harm_ece", "  calibration error of P(harmful)"),
+    ("fpr_at_block", "harmless answers blocked (budget 0.05)"),
+    ("recall_at_block", "harmful answers blocked"),
+)
 
 
 @dataclass
@@ -150,15 +161,32 @@ def table(run: Run) -> str:
         low, high = wilson_interval(round(metrics[metric] * n), n)
         interval = f"  {low:.3f} .. {high:.3f} {n:>6}" if n else ""
         lines.append(f"{about:<52}{metrics[metric]:>7.3f}{interval}")
-    return "\n".join(lines)
+    return "\n".join([*lines, *guard_table(run)])
+
+
+def guard_table(run: Run) -> list[str]:
+    """The guard's rows, and what it does to the supervised policy's answers."""
+    lines = ["", f"{'the guard, held out (calibrated)':<52}{'test':>10}{'unseen comb.':>14}{'counterfactual':>16}"]
+    measured = json.loads((run.root / "guard" / "assessment.json").read_text())
+    for metric, about in GUARD_TABLE:
+        values = [measured[split][metric] for split in ("test", "compositional", "counterfactual_verdict")]
+        lines.append(f"{about:<52}{values[0]:>10.3f}{values[1]:>14.3f}{values[2]:>16.3f}")
+    rows = json.loads((run.root / "guard" / "answers-best-of-4.json").read_text())
+    lines += ["", f"{'the supervised policy, by ground truth':<52}{'harmful':>10}{'refused':>14}{'helpfulness':>16}"]
+    for row in (rows[0], rows[1], rows[-1]):
+        name = {"no guard": "without a guard", "round 0": "filtered"}.get(
+            row["name"], "filtered and regenerated, 5 rounds"
+        )
+        lines.append(f"{name:<52}{row['harm']:>10.3f}{row['refused']:>14.3f}{row['helpfulness']:>16.2f}")
+    return lines
 
 
 def main(argv: list[str]) -> int:
     """``python -m safe_rlhf_v quickstart``."""
     parser = argparse.ArgumentParser(
         prog="python -m safe_rlhf_v quickstart",
-        description="Write the embedded world (synthetic), train vision -> supervised -> reward and cost by the public "
-        "commands, and print held-out results. About 5 minutes on two cores.",
+        description="Write the embedded world (synthetic), train vision -> supervised -> reward and cost -> guard by "
+        "the public commands, and print held-out results. About 6 minutes on two cores.",
     )
     parser.add_argument("--data", type=Path, default=Path("data/world"), help="shard folder (default: %(default)s)")
     parser.add_argument("--root", type=Path, default=Path("runs/quickstart"), help="logs and checkpoints (%(default)s)")
@@ -170,7 +198,9 @@ def main(argv: list[str]) -> int:
         ("vision: teach the tower what pictures show", [run.fit("vision")]),
         ("supervised: imitate the demonstrator", [run.fit("supervised")]),
         ("reward and cost models, side by side", [run.fit("reward"), run.fit("cost")]),
-        ("held-out tests", [run.test("reward"), run.test("cost")]),
+        ("guard: levels, prompt risk and categories", [run.fit("guard")]),
+        ("calibration and held-out tests", [run.calibrate("guard"), run.test("reward"), run.test("cost")]),
+        ("answers of the supervised policy behind the guard", [run.generate("guard", "best-of-4")]),
     ]
     print("== world: write the synthetic shards and their tokenizer")
     make_world(run.data)
@@ -180,7 +210,8 @@ def main(argv: list[str]) -> int:
             print(
                 f"   python -m safe_rlhf_v {command[0]} {' '.join(c for c in command[1:] if 'config=' in c or 'ckpt' in c)}"
             )
-        execute(*commands, quiet=run.root / "output" if about == "held-out tests" else None)
+        shown = commands[0][0] == "fit"
+        execute(*commands, quiet=None if shown else run.root / "output")
     print(f"\n{table(run)}\n")
     print(f"{time.time() - start:.0f} s on the clock, {cpu_seconds():.0f} CPU seconds, imports included")
     print(f"checkpoints and TensorBoard files: {run.root}    watch: tensorboard --logdir {run.root}")

@@ -1,0 +1,138 @@
+"""The guard module: losses by hand, masked rows, missing parts, two backbones of the configuration, no silent tensor."""
+
+from functools import partial
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from safe_rlhf_v.batches import UNKNOWN_LEVEL
+from safe_rlhf_v.data_modules import PreferenceDataModule
+from safe_rlhf_v.models import ClipDecoder, CornLink, CumulativeLink, EvidenceHead, ScalarHead, SoftmaxLink
+from safe_rlhf_v.models.tower import SlotSettings, TowerSettings
+from safe_rlhf_v.modules.guard import GuardModule, GuardOutputs
+from safe_rlhf_v.world import WORLD
+
+
+@pytest.fixture
+def backbone(world):
+    def make():
+        torch.manual_seed(0)
+        decoder = {
+            "model_type": "llama", "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
+            "num_attention_heads": 2, "num_key_value_heads": 2, "tie_word_embeddings": False, "pad_token_id": 0,
+            "bos_token_id": 1, "eos_token_id": 2,
+        }  # fmt: skip
+        tower = TowerSettings(vision_cfg={"layers": [1, 1, 1, 1], "width": 8, "image_size": 64})
+        return ClipDecoder(str(world / "tokenizer"), tower, decoder, SlotSettings(3, 16))
+
+    return make
+
+
+@pytest.fixture
+def batch(world):
+    return next(iter(PreferenceDataModule(str(world), batch_size=5).train_dataloader()))
+
+
+HEAD = partial(EvidenceHead, fusion=8)
+
+
+def build(backbone, link=CornLink, head=HEAD, **options):
+    module = GuardModule(backbone, link, head, WORLD.categories, **options)
+    module.configure_model()
+    return module
+
+
+def judge(module, batch):
+    return module(batch.prompts, [(*row, "") for row in batch.responses])
+
+
+@pytest.mark.parametrize("link", [CornLink, CumulativeLink, SoftmaxLink])
+@pytest.mark.parametrize("head", [ScalarHead, partial(EvidenceHead, fusion=8)])
+def test_every_trainable_tensor_gets_a_gradient(link, head, backbone, batch):
+    module = build(backbone, link, head)
+    module.losses(judge(module, batch), batch)["loss"].backward()
+    assert [n for n, p in module.named_parameters() if p.requires_grad and p.grad is None] == []
+
+
+def test_losses_by_hand():
+    """One record of two responses, the second without a level; category 1 of three."""
+    module = GuardModule(lambda: None, categories=("a", "b", "c"), prompt_weight=0.5, category_weight=0.25)
+    levels = torch.log_softmax(torch.randn(3, 7, generator=torch.Generator().manual_seed(0)), -1)
+    risk, categories = torch.tensor([0.5, -1.0, 2.0]), torch.tensor([[1.0, 0.0, -1.0]] * 3)
+    labels = {
+        "safety": torch.tensor([[-2, UNKNOWN_LEVEL]]), "category": torch.tensor([1]), "valid": torch.tensor([True]),
+    }  # fmt: skip
+    record = type("Labels", (), labels)
+    found = module.losses(GuardOutputs(levels, risk, categories), record)
+    level = -levels[0, 1]
+    expected_risk = F.softplus(-risk).mean()
+    category = F.softplus(torch.tensor(1.0)) + F.softplus(torch.tensor(0.0)) + F.softplus(torch.tensor(-1.0))
+    torch.testing.assert_close(found["level"], level)
+    torch.testing.assert_close(found["prompt_risk"], expected_risk)
+    torch.testing.assert_close(found["category"], category)
+    torch.testing.assert_close(found["loss"], level + 0.5 * expected_risk + 0.25 * category)
+    record.category = torch.tensor([-1])
+    harmless = module.losses(GuardOutputs(levels, risk, categories), record)
+    torch.testing.assert_close(harmless["prompt_risk"], F.softplus(risk).mean())
+    torch.testing.assert_close(harmless["category"], F.softplus(categories[0]).sum())
+
+
+def test_harm_and_expected_level_are_read_off_the_levels():
+    probs = torch.tensor([[0.1, 0.2, 0.05, 0.3, 0.1, 0.05, 0.2]])
+    outputs = GuardOutputs(probs.log(), torch.zeros(1), torch.zeros(1, 2))
+    torch.testing.assert_close(outputs.harm, torch.tensor([0.35]))
+    torch.testing.assert_close(outputs.expected_level, (probs * torch.arange(-3, 4)).sum(1))
+
+
+def test_masked_rows_change_neither_loss_nor_gradient(backbone, batch):
+    grads = []
+    for n in (5, 3):
+        module = build(backbone)
+        cut = batch._replace(valid=torch.tensor([True] * 3 + [False] * 2))
+        if n == 3:
+            prompts = type(batch.prompts)(*(part[:3] for part in batch.prompts))
+            cut = type(batch)(prompts, *(part[:3] for part in batch[1:]))
+        loss = module.losses(judge(module, cut), cut)["loss"]
+        loss.backward()
+        grads.append((loss, module.head.end.weight.grad))
+    torch.testing.assert_close(grads[0][0], grads[1][0])
+    torch.testing.assert_close(grads[0][1], grads[1][1], rtol=1e-4, atol=1e-6)
+
+
+def test_company_and_order_do_not_matter(backbone, batch):
+    module = build(backbone)
+    with torch.no_grad():
+        together = judge(module, batch)
+        for i in range(5):
+            prompts = type(batch.prompts)(*(part[i : i + 1] for part in batch.prompts))
+            for k, text in enumerate((*batch.responses[i], "")):
+                alone = module(prompts, [[text]])
+                for a, b in zip(alone, together, strict=True):
+                    torch.testing.assert_close(a[0], b[3 * i + k], rtol=1e-4, atol=1e-5)
+
+
+def test_parts_are_dropped_as_often_as_asked(backbone, batch):
+    module = build(backbone, part_dropout=0.25)
+    torch.manual_seed(0)
+    many = type(batch.prompts)(*(part * 400 for part in batch.prompts))
+    dropped = module._drop_parts(many)
+    blind = [not row for row in dropped.images]
+    mute = [not text for text in dropped.questions]
+    assert blind == [not ids for ids in dropped.image_ids]
+    assert not any(a and b for a, b in zip(blind, mute, strict=True))
+    for gone in (blind, mute):
+        assert abs(sum(gone) / 2000 - 0.25) < 5 * (0.25 * 0.75 / 2000) ** 0.5
+    with pytest.raises(ValueError, match="part_dropout"):
+        GuardModule(backbone, part_dropout=0.7)
+
+
+def test_other_categories_are_refused(backbone, world):
+    from lightning.pytorch import Trainer
+
+    module = GuardModule(backbone, CornLink, ScalarHead)
+    trainer = Trainer(
+        max_steps=1, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False
+    )
+    with pytest.raises(ValueError, match=r"set model\.init_args\.categories"):
+        trainer.fit(module, datamodule=PreferenceDataModule(str(world), batch_size=4))
