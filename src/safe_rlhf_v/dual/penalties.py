@@ -1,0 +1,137 @@
+"""Rules that do not search for a multiplier of the mean cost: a constant, a switch, and a charge per response."""
+
+import math
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from safe_rlhf_v.dual.base import DualController, check, positive
+from safe_rlhf_v.functional.masked import masked_mean
+
+
+class FixedDual(DualController):
+    """A constant lambda: the fixed-penalty baseline. The mean cost is still followed, so that the gap can be logged.
+
+    A weight below the problem's optimal multiplier breaks the budget, one above it buys safety nobody asked for.
+
+    YAML::
+
+        dual: {class_path: safe_rlhf_v.dual.FixedDual, init_args: {budget: -0.5, weight: 1.0}}
+    """
+
+    def __init__(self, budget: float | Sequence[float], weight: float = 1.0, window: int = 128) -> None:
+        """Choose the options.
+
+        Args:
+            budget: d, one number per constraint; only reported against.
+            weight: Every lambda, always; 0 trains on the reward alone.
+            window: How many of the last costs make the mean.
+
+        Raises:
+            ValueError: If an option is outside its range.
+        """
+        check(0 <= weight < math.inf, f"weight is {weight}: lambda is never negative, give 0 or more")
+        super().__init__(budget, initial=weight, minimum=weight, maximum=weight, window=window)
+
+    def step(self, error: Tensor, moves: Tensor) -> Tensor:
+        """See :class:`DualController`."""
+        return self.lam
+
+
+class ExactPenalty(DualController):
+    r"""A switch: :math:`\lambda = w` while :math:`J_C > d`, else 0 (P3O, arXiv 2205.11814).
+
+    That is the gradient of the exact penalty :math:`w \max(0, J_C - d)`, decided once per rollout instead of in every
+    minibatch. Exact means: with w at or above the optimal multiplier the policy is held at the budget, chattering around
+    it; with a smaller w it settles above the budget. A short window switches promptly.
+
+    YAML::
+
+        dual: {class_path: safe_rlhf_v.dual.ExactPenalty, init_args: {budget: -0.5, weight: 5.0, window: 64}}
+    """
+
+    def __init__(
+        self, budget: float | Sequence[float], weight: float = 5.0, window: int = 64, smoothing: float = 0.0
+    ) -> None:
+        """Choose the options.
+
+        Args:
+            budget: d, one number per constraint.
+            weight: lambda while the mean cost is above the budget; 0 until a cost has been seen.
+            window: How many of the last costs make the mean.
+            smoothing: Share in [0, 1) of the old value in a moving average of the mean.
+
+        Raises:
+            ValueError: If an option is outside its range.
+        """
+        check(0 <= weight < math.inf, f"weight is {weight}: lambda is never negative, give 0 or more")
+        super().__init__(budget, initial=0.0, maximum=weight, window=window, smoothing=smoothing)
+
+    def step(self, error: Tensor, moves: Tensor) -> Tensor:
+        """See :class:`DualController`."""
+        return self.maximum * (error > 0)
+
+
+class RectifiedDual(DualController):
+    r"""Charges each response for its own excess over the budget, after RePO (arXiv 2410.19933).
+
+    .. math::
+        \text{charge} &= \max(c - d, 0) \\
+        \lambda &\leftarrow \mathrm{clip}((1 - \delta) \lambda + \alpha\,\overline{\max(c - d, 0)}, 0, \lambda_{max})
+
+    A constraint on the mean cost lets very safe answers pay for harmful ones ("safety compensation"). Rectified, a safe
+    answer earns nothing, and the policy is charged (:meth:`penalty`) only for the responses above the budget. The mean in
+    the update is over the window. What is taken from the paper is the rectified cost in the min-max problem; its split of
+    a batch into safe and unsafe responses is not part of a controller.
+
+    The mean excess is never negative. Without ``decay`` lambda can only grow, and reaches its maximum unless every response
+    stays within the budget; then ``maximum`` is the setting that matters. With ``decay`` it forgets, and a constant mean
+    excess e leads to :math:`\lambda = \alpha e / \delta`.
+
+    YAML::
+
+        dual:
+          class_path: safe_rlhf_v.dual.RectifiedDual
+          init_args: {budget: 0.0, rate: 0.1, decay: 0.01, maximum: 5.0}
+    """
+
+    def __init__(
+        self,
+        budget: float | Sequence[float],
+        rate: float = 0.1,
+        decay: float = 0.0,
+        initial: float = 1.0,
+        maximum: float = 10.0,
+        window: int = 128,
+        delay: int = 0,
+    ) -> None:
+        """Choose the options.
+
+        Args:
+            budget: d, the most that one response may cost, one number per constraint; 0 is where harm begins.
+            rate: Step size alpha.
+            decay: Share delta in [0, 1) of lambda that is forgotten at each update.
+            initial: First value of every lambda.
+            maximum: Upper bound of lambda.
+            window: How many of the last costs make the mean excess.
+            delay: Rollouts that are only watched before lambda first moves.
+
+        Raises:
+            ValueError: If an option is outside its range.
+        """
+        super().__init__(budget, initial=initial, maximum=maximum, window=window, delay=delay)
+        check(0 <= decay < 1, f"decay is {decay}: give the share of lambda to forget, in [0, 1); 0 = never")
+        self.rate, self.decay = positive("rate", rate), decay
+
+    @property
+    def mean_excess(self) -> Tensor:
+        """(C,) mean over the window of what each cost exceeds the budget by; 0 where no cost has come yet."""
+        return masked_mean(self.penalty(self.window_costs), self.window_valid, 0)
+
+    def penalty(self, costs: Tensor) -> Tensor:
+        """(N, C) float32 excess of costs (N, C) over the budget, 0 for those within it."""
+        return (costs.float() - self.budget).clamp(min=0.0)
+
+    def step(self, error: Tensor, moves: Tensor) -> Tensor:
+        """See :class:`DualController`."""
+        return (1 - self.decay) * self.lam + self.rate * self.mean_excess
