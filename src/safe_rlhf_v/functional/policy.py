@@ -1,0 +1,218 @@
+"""From scores to advantages: divergence, token signals, advantage estimates, and their combination under a constraint.
+
+N responses of R tokens. Masks are (N, R) bool, True = real token; the real tokens of a row stand next to each other (left-aligned
+in a rollout). Rows without a real token and rows of one token are allowed, and what stands at a masked position never matters.
+Reward up = more helpful, cost up = more harmful; both go through the same functions. After Safe RLHF (arXiv 2310.12773) and
+Safe RLHF-V (arXiv 2503.17682); the losses are in :mod:`~safe_rlhf_v.functional.policy_losses`.
+"""
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from safe_rlhf_v.functional.masked import full_precision, last_valid_index, masked_mean, masked_sum, masked_var
+
+Estimator = Literal["k1", "k3"]
+
+
+def check_shapes(mask: Tensor, **tensors: Tensor) -> None:
+    """Raise ValueError unless the mask is bool and every named tensor has its shape: broadcasting would hide a mistake."""
+    if mask.dtype != torch.bool:
+        raise ValueError(f"the mask must be bool (True = real), got {mask.dtype}")
+    for name, tensor in tensors.items():
+        if tensor.shape != mask.shape:
+            raise ValueError(
+                f"{name} has shape {tuple(tensor.shape)}, the mask {tuple(mask.shape)}: they must be equal"
+            )
+
+
+def kl_estimate(log_probs: Tensor, reference: Tensor, mask: Tensor, *, estimator: Estimator = "k1") -> Tensor:
+    r"""(N, R) estimate of KL(policy || reference) at each sampled token, 0 where masked; differentiable in ``log_probs``.
+
+    With :math:`d = \log\pi - \log\nu`: k1 is :math:`d`, k3 is :math:`e^{-d} - 1 + d`. Both have the divergence as their mean
+    over tokens sampled from the policy; k3 is never negative and varies less (Schulman, "Approximating KL divergence", 2020).
+
+    Args:
+        log_probs: (N, R) log-probabilities of the response tokens under the policy.
+        reference: (N, R) the same under the reference.
+        mask: (N, R) bool.
+        estimator: ``k1``, as released, for shaping; ``k3`` for logs or as a loss term.
+    """
+    check_shapes(mask, log_probs=log_probs, reference=reference)
+    d = (full_precision(log_probs) - full_precision(reference)).masked_fill(~mask, 0.0)  # (N, R)
+    if estimator == "k1":
+        return d
+    if estimator == "k3":
+        return torch.expm1(-d) + d
+    raise ValueError(f"estimator must be 'k1' or 'k3', got {estimator!r}")
+
+
+def sequence_kl(kl: Tensor, mask: Tensor) -> Tensor:
+    """(N,) divergence of each whole response: the sum of its tokens, 0 for an empty row.
+
+    Args:
+        kl: (N, R) per-token estimates.
+        mask: (N, R) bool.
+    """
+    check_shapes(mask, kl=kl)
+    return masked_sum(kl, mask, 1)
+
+
+def terminal_signal(
+    scores: Tensor, mask: Tensor, *, kl: Tensor | None = None, kl_weight: float = 0.0, clip: float | None = None
+) -> Tensor:
+    r"""(N, R) signal per token: :math:`w k_t + [t = T] s`, T the last real token; 0 where masked.
+
+    The reward takes :math:`w = -\beta`, the cost :math:`w = +\beta`: :func:`combine_advantages` then sees the penalty
+    :math:`\beta` exactly once, for every multiplier (as long as nothing is clipped).
+
+    Args:
+        scores: (N,) reward or cost of each response.
+        mask: (N, R) bool.
+        kl: (N, R) divergence per token.
+        kl_weight: w.
+        clip: Limit of the absolute value, applied last; 50 as released.
+    """
+    check_shapes(mask, **({} if kl is None else {"kl": kl}))
+    if scores.shape != mask.shape[:1]:
+        raise ValueError(f"scores has shape {tuple(scores.shape)}, expected one per response: ({len(mask)},)")
+    if kl is None and kl_weight != 0:
+        raise ValueError(f"kl_weight is {kl_weight}, but no kl was given")
+    if clip is not None and not clip > 0:
+        raise ValueError(f"clip must be above 0 (None for no limit), got {clip}")
+    positions = torch.arange(mask.shape[1], device=mask.device)  # (R,)
+    last = mask & (positions == last_valid_index(mask)[:, None])  # (N, R)
+    signal = torch.where(last, full_precision(scores)[:, None], 0.0)
+    if kl is not None:
+        signal = signal + kl_weight * full_precision(kl).masked_fill(~mask, 0.0)
+    return signal if clip is None else signal.clamp(-clip, clip)
+
+
+def generalised_advantage(
+    signal: Tensor, values: Tensor, mask: Tensor, *, gamma: float = 1.0, lam: float = 0.95
+) -> tuple[Tensor, Tensor]:
+    r"""Advantages and returns, each (N, R), 0 where masked, without a graph (GAE, arXiv 1506.02438).
+
+    .. math:: A_t = \sum_{l \ge 0} (\gamma\lambda)^l \delta_{t+l}, \quad
+              \delta_t = s_t + \gamma V_{t+1} - V_t, \quad V_{T+1} = 0, \quad R_t = A_t + V_t
+
+    The sum ends at each row's own last real token, so a response has the same advantages beside a longer one as alone.
+
+    Args:
+        signal: (N, R) from :func:`terminal_signal`.
+        values: (N, R) the critic's values.
+        mask: (N, R) bool.
+        gamma: Discount in [0, 1].
+        lam: 1 gives Monte Carlo returns minus values, 0 the one-step errors.
+    """
+    check_shapes(mask, signal=signal, values=values)
+    if not (0 <= gamma <= 1 and 0 <= lam <= 1):
+        raise ValueError(f"gamma and lam must lie in [0, 1], got {gamma} and {lam}")
+    values = full_precision(values.detach()).masked_fill(~mask, 0.0)
+    following = torch.cat([values[:, 1:], torch.zeros_like(values[:, :1])], 1)  # V_{t+1}
+    deltas = (full_precision(signal.detach()) + gamma * following - values).masked_fill(~mask, 0.0)  # (N, R)
+    advantages = torch.zeros_like(deltas)
+    running = deltas.new_zeros(len(deltas))  # (N,)
+    for t in reversed(range(mask.shape[1])):
+        running = torch.add(deltas[:, t], running, alpha=gamma * lam)
+        advantages[:, t] = running
+    advantages = advantages.masked_fill(~mask, 0.0)
+    return advantages, advantages + values
+
+
+def group_advantage(scores: Tensor, samples: int, valid: Tensor, *, divide: bool, eps: float = 0.1) -> Tensor:
+    """(N,) score minus the mean of its prompt's group, 0 for invalid rows, without a graph.
+
+    Divided by the group's spread this is GRPO (arXiv 2402.03300). Without it (Dr. GRPO, arXiv 2503.20783) prompts whose
+    responses differ little count little, and costs keep the unit that the multiplier was found in.
+
+    Args:
+        scores: (N,) reward or cost, prompt by prompt: ``samples`` consecutive rows answer the same prompt.
+        samples: Responses per prompt, at least 2.
+        valid: (N,) bool; other rows are left out of the mean and the spread.
+        divide: Divide by the group's population standard deviation + ``eps``.
+        eps: Keeps groups of nearly equal scores from being blown up.
+    """
+    check_shapes(valid, scores=scores)
+    if scores.dim() != 1:
+        raise ValueError(f"scores must be (N,), got shape {tuple(scores.shape)}")
+    if samples < 2:
+        raise ValueError(f"samples must be at least 2 (a single response has no group to compare with), got {samples}")
+    if len(scores) % samples:
+        raise ValueError(f"{len(scores)} scores cannot be cut into groups of {samples} samples")
+    if divide and not eps > 0:
+        raise ValueError(f"eps must be above 0, got {eps}")
+    groups = full_precision(scores.detach()).reshape(len(scores) // samples, samples)  # (prompts, samples)
+    real = valid.reshape(groups.shape)
+    centred = groups - masked_mean(groups, real, 1)[:, None]
+    if divide:
+        centred = centred / (masked_var(groups, real, 1, unbiased=False).sqrt() + eps)[:, None]
+    return centred.masked_fill(~real, 0.0).reshape(scores.shape)
+
+
+def combine_advantages(reward: Tensor, cost: Tensor, lam: Tensor | float) -> Tensor:
+    r"""(N, R) :math:`(A^r - \lambda A^c) / (1 + \lambda)`, float32.
+
+    The division keeps the step size bounded: 0 is pure reward, a large multiplier pure descent of the cost.
+
+    Args:
+        reward: (N, R) advantages of the reward.
+        cost: (N, R) advantages of the cost.
+        lam: The multiplier, not negative: one number, or (N, 1) for one per response.
+    """
+    if reward.shape != cost.shape or reward.dim() != 2:
+        raise ValueError(f"reward and cost must both be (N, R), got {tuple(reward.shape)} and {tuple(cost.shape)}")
+    reward, cost = full_precision(reward), full_precision(cost)
+    lam = torch.as_tensor(lam, dtype=reward.dtype, device=reward.device)
+    if lam.shape not in [(), (1,), (len(reward), 1)]:
+        raise ValueError(f"lam must be one number or ({len(reward)}, 1), got shape {tuple(lam.shape)}")
+    if not bool((lam >= 0).all()):
+        raise ValueError(f"lam must not be negative or NaN, got {lam.flatten().tolist()}")
+    return reward / (1 + lam) - cost * (lam / (1 + lam))
+
+
+def moments(values: Tensor, mask: Tensor) -> Tensor:
+    """(3,) float64 (count, sum, sum of squares) of the real values: those of batches and ranks are added up.
+
+    Args:
+        values: Any shape.
+        mask: Same shape, bool.
+    """
+    check_shapes(mask, values=values)
+    kept = values.detach().double().masked_fill(~mask, 0.0)
+    return torch.stack([mask.sum().double(), kept.sum(), kept.square().sum()])
+
+
+def mean_and_std(moments: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and unbiased standard deviation, float64 scalars; 0 where too few values were counted.
+
+    Args:
+        moments: (3,) a sum of :func:`moments`.
+    """
+    if moments.shape != (3,):
+        raise ValueError(f"moments must be (count, sum, sum of squares), got shape {tuple(moments.shape)}")
+    count, total, squares = moments.double().unbind()
+    mean = total / count.clamp(min=1)
+    variance = (squares - total * mean) / (count - 1).clamp(min=1)
+    return mean, variance.clamp(min=0).sqrt()  # rounding can make it negative
+
+
+def standardise(values: Tensor, mask: Tensor, mean: Tensor, std: Tensor | None = None, eps: float = 1e-8) -> Tensor:
+    """Values minus the mean, divided by the standard deviation if one is given; 0 where masked.
+
+    Centring without dividing keeps the unit of the values, which for costs is the unit of the multiplier.
+
+    Args:
+        values: Any shape.
+        mask: Same shape, bool.
+        mean: Scalar, see :func:`mean_and_std`.
+        std: Scalar.
+        eps: Added to ``std``.
+    """
+    check_shapes(mask, values=values)
+    if mean.dim() or (std is not None and std.dim()):
+        raise ValueError("mean and std must be scalars")
+    values = full_precision(values)
+    centred = values - mean.to(values.dtype)
+    return (centred if std is None else centred / (std.to(values.dtype) + eps)).masked_fill(~mask, 0.0)
