@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from safe_rlhf_v.data_modules.preference import PreferenceDataModule
+    from safe_rlhf_v.data_modules.prompt import PromptDataModule
     from safe_rlhf_v.data_modules.supervised import SupervisedDataModule
 
-__all__ = ["PreferenceDataModule", "SupervisedDataModule"]
+__all__ = ["PreferenceDataModule", "PromptDataModule", "SupervisedDataModule"]
 
 
 def __getattr__(name: str) -> Any:

@@ -135,11 +135,18 @@ class ShardDataModule(LightningDataModule):
             raise ValueError(f"{self.path}: split {split.name!r} has no record of the categories {self.categories}")
         return rows
 
-    def _make(self, split: ShardedSplit, rows: list[int], batch_size: int, seed: int | None) -> PlannedLoader:
+    def _make(
+        self,
+        split: ShardedSplit,
+        rows: list[int],
+        batch_size: int,
+        seed: int | None,
+        collate: Callable[[list[Sample]], Any] | None = None,
+    ) -> PlannedLoader:
         # Rank and world size are passed on explicitly: guessed inside workers they are silently wrong under spawn.
         world = self.trainer.world_size if self.trainer else 1
         rank = self.trainer.global_rank if self.trainer else 0
-        source = Source(split, rows, self.collate(split), self.images, self.on_bad_sample)
+        source = Source(split, rows, collate or self.collate(split), self.images, self.on_bad_sample)
         return PlannedLoader(source, Plan(len(rows), batch_size, world, rank, seed), workers=self.num_workers)
 
     def _stream(self) -> dict[str, Any]:

@@ -1,12 +1,13 @@
 """Samples to typed batches. A masked row (record ``None``) has empty text, no images and unknown labels."""
 
+import dataclasses
 import math
 from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
 
-from safe_rlhf_v.batches import UNKNOWN_LEVEL, PreferenceBatch, Prompts, SupervisedBatch
+from safe_rlhf_v.batches import UNKNOWN_LEVEL, PolicyBatch, PreferenceBatch, Prompts, SupervisedBatch
 from safe_rlhf_v.data_modules.source import Sample
 from safe_rlhf_v.records import Record, Response
 from safe_rlhf_v.taxonomy import Taxonomy, is_harmful
@@ -47,6 +48,27 @@ def collate_supervised(samples: list[Sample]) -> SupervisedBatch:
         valid=torch.tensor([sample.record is not None for sample in samples]),
         keys=tuple(sample.record.key if sample.record else "" for sample in samples),
     )
+
+
+class CollatePrompts:
+    """Prompts alone; what is known about them travels along for judges."""
+
+    def __init__(self, taxonomy: Taxonomy) -> None:
+        """Args:
+        taxonomy: Names of the categories.
+        """
+        self.taxonomy = taxonomy
+
+    def __call__(self, samples: list[Sample]) -> PolicyBatch:
+        """Collate."""
+        records = [sample.record for sample in samples]
+        return PolicyBatch(
+            prompts=prompts(samples),
+            category=torch.tensor([self.taxonomy.category_index(x.category) if x else -1 for x in records]),
+            records=tuple(dataclasses.replace(x, images=()) if x else None for x in records),
+            valid=torch.tensor([x is not None for x in records]),
+            keys=tuple(x.key if x else "" for x in records),
+        )
 
 
 class CollatePreference:

@@ -10,6 +10,8 @@ from typing import Literal, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
+from safe_rlhf_v.records import Record
+
 UNKNOWN_LEVEL = -128
 
 Moved = TypeVar("Moved")
@@ -98,6 +100,26 @@ class PreferenceBatch(NamedTuple):
     rules: tuple[tuple[str, ...], ...]
     valid: Tensor
     keys: tuple[str, ...]
+
+
+class PolicyBatch(NamedTuple):
+    """B prompts to answer, and demonstrations to rehearse meanwhile.
+
+    Attributes:
+        prompts: B prompts.
+        category: (B,) int64 index into the manifest's categories, -1 none.
+        records: B records without their image bytes, for judges that know more than the prompt; ``None`` in padding rows.
+        valid: (B,) bool; False marks a padding row that must not count.
+        keys: B record keys.
+        demonstrations: What the policy should not forget; ``None`` if nothing is rehearsed.
+    """
+
+    prompts: Prompts
+    category: Tensor
+    records: tuple[Record | None, ...]
+    valid: Tensor
+    keys: tuple[str, ...]
+    demonstrations: SupervisedBatch | None = None
 
 
 def to_device(value: Moved, device: torch.device) -> Moved:
