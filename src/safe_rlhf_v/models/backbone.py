@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from safe_rlhf_v.batches import Prompts
 from safe_rlhf_v.functional.language import token_log_probs
 from safe_rlhf_v.models.layout import PaddingSide, PromptTokens, layout, position_ids, visibility
+from safe_rlhf_v.models.lora import LoraSettings
 from safe_rlhf_v.models.types import ImageFeatures, ImageInputs, ResponseStates, TokenBatch
 
 
@@ -40,6 +41,7 @@ class Backbone(nn.Module, ABC):
         max_length: Most tokens of prompt + response; ``None`` for no limit.
         base: The pretrained model (hub name and revision, or folder) that gives back every frozen tensor when built again;
             ``None`` if there is none. Checkpoints leave those tensors out.
+        lora: How its adapters look; ``None`` without adapters.
     """
 
     tokenizer: Any
@@ -48,6 +50,7 @@ class Backbone(nn.Module, ABC):
     banned_ids: tuple[int, ...]
     max_length: int | None = None
     base: str | None = None
+    lora: LoraSettings | None = None
 
     def __init__(self, feature_cache: int = 0) -> None:
         """Args:
@@ -115,6 +118,14 @@ class Backbone(nn.Module, ABC):
         for parameter in self.lm_head.parameters():
             if uses[id(parameter)] == 1:
                 parameter.requires_grad_(False)
+
+    def add_adapter(self, name: str) -> None:
+        """Put one more adapter beside ``default``: trainable, with the same settings, so far without effect, not at work.
+
+        Raises:
+            ValueError: If the backbone has no adapters.
+        """
+        raise ValueError(f"{type(self).__name__} has no adapters: give it lora settings")
 
     # --- what follows from it ---------------------------------------------------------------------------------------
 
@@ -195,18 +206,19 @@ class Backbone(nn.Module, ABC):
         return room
 
     def encode_images(self, images: ImageInputs) -> ImageFeatures:
-        """Features of every image, from the cache where possible (only the missing, distinct images are encoded)."""
+        """Features of every image, from the cache where possible.
+
+        What is missing is encoded one by one: the last bit of a feature depends on the batch it was computed in, and a resumed
+        run meets its images in other batches than the run that filled the cache.
+        """
         if not self._cache_size:
             return self.encode(images)
-        missing = [i for i, key in enumerate(images.ids) if key not in self._cache]
-        first = {images.ids[i]: i for i in reversed(missing)}
-        if first:
-            chosen = sorted(first.values())
-            with torch.no_grad():
-                new = self.encode(self.select_images(images, chosen))
-            fresh = {images.ids[i]: (new.tokens[j], new.levels[j]) for j, i in enumerate(chosen)}
-        else:
-            fresh = {}
+        fresh: dict[str, tuple[Tensor, tuple[Tensor, ...]]] = {}
+        for i, key in enumerate(images.ids):
+            if key not in self._cache and key not in fresh:
+                with torch.no_grad():
+                    new = self.encode(self.select_images(images, [i]))
+                fresh[key] = (new.tokens[0], new.levels[0])
         found = [fresh[key] if key in fresh else self._cache[key] for key in images.ids]
         for key, value in zip(images.ids, found, strict=True):
             self._cache[key] = value
@@ -214,6 +226,10 @@ class Backbone(nn.Module, ABC):
         while len(self._cache) > self._cache_size:
             self._cache.popitem(last=False)
         return ImageFeatures(tuple(tokens for tokens, _ in found), tuple(levels for _, levels in found))
+
+    def forget_images(self) -> None:
+        """Empty the feature cache: what follows then depends on nothing before it, not even in the last bit."""
+        self._cache.clear()
 
     def select_images(self, images: ImageInputs, index: list[int]) -> ImageInputs:
         """The images at ``index``; families whose first pixel dimension is not the image override it."""
@@ -234,15 +250,23 @@ class Backbone(nn.Module, ABC):
             prepared: What :meth:`prepare` gave, moved to the model's device.
             log_probs: Also compute each response token's log-probability (LM head at N x R positions only).
         """
-        features = self.encode_images(prepared.images)
-        tokens = prepared.tokens
+        return self.read(prepared.tokens, self.encode_images(prepared.images), log_probs=log_probs)
+
+    def read(self, tokens: TokenBatch, features: ImageFeatures, *, log_probs: bool = False) -> ResponseStates:
+        """:meth:`response_states` of token rows whose images are encoded already.
+
+        Args:
+            tokens: On the model's device.
+            features: Of the M images they refer to.
+            log_probs: See :meth:`response_states`.
+        """
         hidden = self(tokens, features)  # (B, S, D)
         rows = tokens.response_row
         at = hidden[rows[:, None], tokens.response_index] * tokens.response_mask[..., None]  # (N, R, D)
         prompt = hidden[rows, tokens.prompt_end]  # (N, D)
         logp = None
         if log_probs:
-            before = torch.cat([prompt[:, None], at[:, :-1]], dim=1)  # (N, R, D)
+            before = before_tokens(prompt, at)  # (N, R, D)
             targets = tokens.input_ids[rows[:, None], tokens.response_index]  # (N, R)
             logp = token_log_probs(before, self.lm_head, targets, tokens.response_mask)
         return ResponseStates(at, prompt, tokens.response_mask, logp, self.image_states(tokens, features))
@@ -256,3 +280,8 @@ class Backbone(nn.Module, ABC):
             value = features.tokens[image]
             first.setdefault(row, value if value.shape[0] == p else value.mean(0, keepdim=True))
         return torch.stack([first.get(row, empty).to(empty.dtype) for row in tokens.response_row.tolist()])
+
+
+def before_tokens(prompt: Tensor, hidden: Tensor) -> Tensor:
+    """(N, R, D) the state *before* each response token, from (N, D) the prompt's last and (N, R, D) those at the tokens."""
+    return torch.cat([prompt[:, None], hidden[:, :-1]], dim=1)

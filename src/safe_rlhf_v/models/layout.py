@@ -34,6 +34,19 @@ class PromptTokens(NamedTuple):
     response_fill: dict[str, int] = {}
     extras: dict[str, Tensor] = {}
 
+    def take(self, rows: Sequence[int]) -> "tuple[PromptTokens, list[int]]":
+        """The prompts at ``rows``, and which of the M images they show, in their order."""
+        shown = [[m for m, p in enumerate(self.image_prompt) if p == row] for row in rows]
+        images = [m for found in shown for m in found]
+        taken = PromptTokens(
+            ids=[self.ids[row] for row in rows],
+            image_prompt=[new for new, found in enumerate(shown) for _ in found],
+            token_fields={name: [values[row] for row in rows] for name, values in self.token_fields.items()},
+            response_fill=self.response_fill,
+            extras={name: value[images] for name, value in self.extras.items()},
+        )
+        return taken, images
+
 
 def layout(
     prompts: PromptTokens,

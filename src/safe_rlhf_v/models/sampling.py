@@ -7,11 +7,10 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 from safe_rlhf_v.batches import Prompts, to_device
 from safe_rlhf_v.models.backbone import Backbone
-from safe_rlhf_v.models.types import Generation, ImageFeatures, ImageInputs, TokenBatch
+from safe_rlhf_v.models.types import Generation, ImageFeatures, TokenBatch
 
 
 @dataclass(frozen=True)
@@ -42,10 +41,7 @@ def sample(
     generator: torch.Generator | None = None,
     samples: int = 1,
 ) -> Generation:
-    """Draw K responses to each prompt.
-
-    Every row has its own random numbers, drawn up front: what it says does not depend on which other rows are still going.
-    Tokens in ``backbone.banned_ids`` are never drawn; dropout is off meanwhile.
+    """Draw K responses to each prompt; see :func:`generate`.
 
     Args:
         backbone: The policy.
@@ -57,15 +53,46 @@ def sample(
     Raises:
         ValueError: If a prompt leaves no room for a response.
     """
-    options = options or SamplingOptions()
+    prepared = to_device(backbone.prepare(prompts), next(backbone.parameters()).device)
+    features = backbone.encode_images(prepared.images)
+    return generate(backbone, prepared.tokens, features, options or SamplingOptions(), generator, samples)
+
+
+@torch.no_grad()
+def generate(
+    backbone: Backbone,
+    tokens: TokenBatch,
+    features: ImageFeatures,
+    options: SamplingOptions,
+    generator: torch.Generator | None = None,
+    samples: int = 1,
+) -> Generation:
+    """Draw K responses behind each prepared prompt.
+
+    Every row has its own random numbers, drawn up front: what it says does not depend on which other rows are still going.
+    Tokens in ``backbone.banned_ids`` are never drawn; dropout is off meanwhile.
+
+    Args:
+        backbone: The policy.
+        tokens: B left-padded prompts, on the model's device.
+        features: Their images.
+        options: How to draw.
+        generator: See :func:`sample`.
+        samples: K.
+
+    Returns:
+        N = B x K responses on the model's device, prompt by prompt.
+
+    Raises:
+        ValueError: If a prompt leaves no room for a response.
+    """
+    limits = [backbone.room(length) or options.max_new_tokens for length in tokens.attention_mask.sum(1).tolist()]
+    limit = torch.tensor(limits).clamp(max=options.max_new_tokens).repeat_interleave(samples)  # (N,)
+    uniforms = torch.rand(len(limit), int(limit.max()), generator=generator)  # (N, R)
     training = backbone.training
     backbone.eval()
     try:
-        tokens, images = backbone.prepare(prompts)
-        limits = [backbone.room(int(row.sum())) or options.max_new_tokens for row in tokens.attention_mask]
-        limit = torch.tensor(limits).clamp(max=options.max_new_tokens).repeat_interleave(samples)  # (N,)
-        uniforms = torch.rand(len(limit), int(limit.max()), generator=generator)  # (N, R)
-        return _loop(backbone, tokens, images, options, limit, uniforms, samples)
+        return _loop(backbone, tokens, features, options, limit, uniforms, samples)
     finally:
         backbone.train(training)
 
@@ -73,7 +100,7 @@ def sample(
 def _loop(
     backbone: Backbone,
     tokens: TokenBatch,
-    images: ImageInputs,
+    features: ImageFeatures,
     options: SamplingOptions,
     limit: Tensor,
     uniforms: Tensor,
@@ -81,47 +108,49 @@ def _loop(
 ) -> Generation:
     from transformers import DynamicCache
 
-    device = next(backbone.parameters()).device
-    tokens, images = to_device(tokens, device), to_device(images, device)
-    features: ImageFeatures | None = backbone.encode_images(images).take(tokens.image_index) if images.ids else None
+    device = tokens.input_ids.device
+    limit, uniforms = limit.to(device), uniforms.to(device)
+    placed = features.take(tokens.image_index) if features.tokens else None
     cache = DynamicCache()
     positions = backbone.positions(tokens)  # (B, S) or (3, B, S)
     mask = tokens.attention_mask
-    hidden = backbone.trunk(tokens.input_ids, mask, positions, features, tokens.extras, cache)[:, -1]  # (B, D)
+    hidden = backbone.trunk(tokens.input_ids, mask, positions, placed, tokens.extras, cache)[:, -1]  # (B, D)
     if samples > 1:
         cache.batch_repeat_interleave(samples)
         hidden, mask = hidden.repeat_interleave(samples, 0), mask.repeat_interleave(samples, 0)
         positions = positions.repeat_interleave(samples, -2)
     axes = positions.shape[:-2]  # () or (3,)
     following = positions.amax(tuple(i for i in range(positions.dim()) if i != positions.dim() - 2)) + 1  # (N,)
-    n = len(limit)
-    drawn: list[list[Tensor]] = [[] for _ in range(n)]
-    scored: list[list[Tensor]] = [[] for _ in range(n)]
-    finished = torch.zeros(n, dtype=torch.bool)
-    rows = torch.arange(n)  # the row each line of the running batch belongs to
-    for step in range(uniforms.shape[1]):
+    n, r = uniforms.shape
+    ids = torch.full((n, r), backbone.pad_id, device=device)
+    drawn = torch.zeros(n, r, dtype=torch.bool, device=device)
+    log_probs = torch.zeros(n, r, device=device)
+    finished = torch.zeros(n, dtype=torch.bool, device=device)
+    rows = torch.arange(n, device=device)  # the row each line of the running batch belongs to
+    for step in range(r):
         logits = backbone.lm_head(hidden).float()  # (n, V)
-        choice = _choose(logits, uniforms[rows, step].to(device), options, backbone.banned_ids)
-        scores = (logits.gather(1, choice[:, None]).squeeze(1) - logits.logsumexp(-1)).cpu()
-        said = choice.cpu()
-        for i, row in enumerate(rows.tolist()):
-            drawn[row].append(said[i])
-            scored[row].append(scores[i])
-        ended = said == backbone.eos_id
+        choice = _choose(logits, uniforms[rows, step], options, backbone.banned_ids)
+        ids[rows, step], drawn[rows, step] = choice, True
+        log_probs[rows, step] = logits.gather(1, choice[:, None]).squeeze(1) - logits.logsumexp(-1)
+        ended = choice == backbone.eos_id
         finished[rows[ended]] = True
         going = ~ended & (step + 1 < limit[rows])
         if not going.any():
             break
         if not going.all():
             keep = going.nonzero().squeeze(1)
-            rows, here = rows[keep], keep.to(device)
-            cache.batch_select_indices(here)
-            choice, mask, following = choice[here], mask[here], following[here]
+            cache.batch_select_indices(keep)
+            rows, choice, mask, following = rows[keep], choice[keep], mask[keep], following[keep]
         mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
         place = following[:, None].expand(*axes, -1, 1)
         hidden = backbone.trunk(choice[:, None], mask, place, None, {}, cache)[:, -1]
         following = following + 1
-    return _generation(backbone, drawn, scored, finished)
+    longest = int(drawn.sum(1).max())
+    ids, drawn, log_probs = ids[:, :longest], drawn[:, :longest], log_probs[:, :longest]
+    lengths = drawn.sum(1).tolist()
+    said = [row[:length] for row, length in zip(ids.tolist(), lengths, strict=True)]
+    text = backbone.tokenizer.batch_decode(said, skip_special_tokens=True)
+    return Generation(ids, drawn, log_probs, finished, tuple(part.strip() for part in text))
 
 
 def _choose(logits: Tensor, uniforms: Tensor, options: SamplingOptions, banned: tuple[int, ...]) -> Tensor:
@@ -139,14 +168,3 @@ def _choose(logits: Tensor, uniforms: Tensor, options: SamplingOptions, banned: 
     last = (probs > 0).sum(-1, keepdim=True) - 1  # rounding must not reach a token of probability 0
     chosen: Tensor = order.gather(1, index.minimum(last)).squeeze(1)
     return chosen
-
-
-def _generation(
-    backbone: Backbone, drawn: list[list[Tensor]], scored: list[list[Tensor]], finished: Tensor
-) -> Generation:
-    sequences = [torch.stack(row) for row in drawn]
-    mask = pad_sequence([torch.ones_like(row, dtype=torch.bool) for row in sequences], batch_first=True)
-    ids = pad_sequence(sequences, batch_first=True, padding_value=backbone.pad_id)
-    log_probs = pad_sequence([torch.stack(row) for row in scored], batch_first=True)
-    text = backbone.tokenizer.batch_decode([row.tolist() for row in sequences], skip_special_tokens=True)
-    return Generation(ids, mask, log_probs, finished, tuple(part.strip() for part in text))
