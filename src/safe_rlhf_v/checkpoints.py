@@ -132,8 +132,10 @@ def fingerprint(backbone: Backbone) -> dict[str, str]:
 
     Returns:
         ``version`` of this package; ``backbone``, the class; ``tokenizer``, its hash; ``base``, the pretrained model
-        that gives back every frozen tensor, and ``base_tensor``, the hash of the first of them ("" without a base).
+        that gives back every frozen tensor, and ``base_tensor``, the hash of the first of them ("" without a base);
+        ``lora``, rank and scale of its adapters ("" without).
     """
+    lora = getattr(backbone, "lora", None)
     frozen = [value for value in backbone.parameters() if not value.requires_grad]
     known = backbone.base is not None and frozen
     return {
@@ -142,6 +144,7 @@ def fingerprint(backbone: Backbone) -> dict[str, str]:
         "tokenizer": tokenizer_hash(backbone.tokenizer),
         "base": str(backbone.base) if known else "",
         "base_tensor": tensor_hash(frozen[0]) if known else "",
+        "lora": f"r {lora.r}, alpha {lora.alpha:g}" if lora is not None else "",
     }
 
 
@@ -190,7 +193,8 @@ def load_stage(stage: dict[str, Any], backbone: Backbone, now: dict[str, str]) -
     Raises:
         CheckpointError: If class, tokenizer, base or tensors differ, naming the first difference.
     """
-    file, rebuilt = stage["file"], {name.removeprefix("backbone.") for name in stage["rebuilt"]}
+    file = stage["file"]
+    rebuilt = {name.removeprefix("backbone.") for name in stage["rebuilt"] if name.startswith("backbone.")}
     compare_fingerprints(file, stage["fingerprint"], now, base=bool(rebuilt))
     weights = {k.removeprefix("backbone."): v for k, v in stage["state_dict"].items() if k.startswith("backbone.")}
     own = backbone.state_dict()

@@ -10,6 +10,9 @@ from safe_rlhf_v.checkpoints import CheckpointError, read_stage
 from safe_rlhf_v.data_modules.base import ShardDataModule
 from safe_rlhf_v.shards import Manifest
 
+ROLES = ("start", "reward", "cost")
+"""Options of a policy's roles that name runs."""
+
 _SPLITS = {
     "fit": ("train_split", "validation_splits"),
     "validate": ("validation_splits",),
@@ -30,11 +33,13 @@ def preflight(command: str, config: Any) -> None:
     """
     check_precision(config.trainer)
     model = config.model.get("init_args", {})
-    if model.get("init_from"):
-        try:
-            read_stage(model["init_from"])
-        except CheckpointError as error:
-            raise CheckpointError(f"init_from {error}") from None
+    roles = (model.get("roles") or {}).get("init_args", {})
+    for name, path in {"init_from": model.get("init_from"), **{role: roles.get(role) for role in ROLES}}.items():
+        if isinstance(path, str):
+            try:
+                read_stage(path)
+            except CheckpointError as error:
+                raise CheckpointError(f"{name} {error}") from None
     if config.get("data") is not None:
         check_data(command, config.data)
 

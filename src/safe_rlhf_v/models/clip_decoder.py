@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from safe_rlhf_v.batches import Prompts
+from safe_rlhf_v.models.adapters import DEFAULT
 from safe_rlhf_v.models.backbone import Backbone
 from safe_rlhf_v.models.corpus_tokenizer import IMAGE_TOKEN
 from safe_rlhf_v.models.images import fit_square
@@ -99,10 +100,17 @@ class ClipDecoder(Backbone):
         self.banned_ids = tuple(sorted(specials | {self.image_id}))
         self.freeze_tower = freeze_tower
         self._freeze(freeze_projector, freeze_decoder)
+        self.lora = lora
         if lora is not None:
             self.decoder.requires_grad_(False)
-            apply_lora(self.decoder.base_model, lora)  # not the LM head: scorers never run it
+            self.add_adapter(DEFAULT)
         self.train()
+
+    def add_adapter(self, name: str) -> None:
+        """See :meth:`Backbone.add_adapter`."""
+        if self.lora is None:
+            return super().add_adapter(name)
+        return apply_lora(self.decoder.base_model, self.lora, name)  # not the LM head: scorers never run it
 
     def _freeze(self, projector: bool, decoder: bool) -> None:
         for module, frozen in (
@@ -180,7 +188,7 @@ class ClipDecoder(Backbone):
             attention_mask=attention_mask if attention_mask.dim() == 4 else attention_mask.long(),
             position_ids=positions,
             use_cache=cache is not None,
-            **({} if cache is None else {"past_key_values": cache}),
+            **({} if cache is None else {"cache": cache}),
         )
         return out.last_hidden_state  # type: ignore[no-any-return]
 
@@ -211,27 +219,40 @@ class ClipDecoder(Backbone):
         Raises:
             ValueError: If the folder is not one of those.
         """
+        model = cls(**{**saved_settings(folder), **options})
+        model.load_vision(folder)
+        return model
+
+    def load_vision(self, folder: str | Path) -> None:
+        """Everything but the decoder, from what :meth:`save_pretrained` wrote; the folder becomes the base.
+
+        Raises:
+            ValueError: If the folder holds other tensors.
+        """
         from safetensors.torch import load_file
 
-        folder = Path(folder)
-        if not (folder / SETTINGS_FILE).is_file():
-            raise ValueError(f"{folder}: no {SETTINGS_FILE}; from_pretrained reads what save_pretrained wrote")
-        settings = json.loads((folder / SETTINGS_FILE).read_text())
-        tower = TowerSettings(**{**settings.pop("tower"), "pretrained": None})  # the weights are in the folder
-        slots = settings.pop("slots")
-        model = cls(
-            str(folder / "tokenizer"),
-            tower,
-            str(folder / "decoder"),
-            SlotSettings(**slots) if slots else None,
-            **{**settings, **options},
-        )
-        weights = load_file(folder / "vision.safetensors")
-        missing = {k for k in model.state_dict() if not k.startswith("decoder.")} ^ set(weights)
+        weights = load_file(Path(folder) / "vision.safetensors")
+        missing = {k for k in self.state_dict() if not k.startswith("decoder.")} ^ set(weights)
         if missing:
             raise ValueError(f"{folder}: vision.safetensors and its settings differ in {sorted(missing)[:3]}")
-        model.load_state_dict(weights, strict=False)
-        return model
+        self.load_state_dict(weights, strict=False)
+        self.base = str(folder)
+
+
+def saved_settings(folder: str | Path) -> dict[str, Any]:
+    """Constructor arguments that rebuild what :meth:`ClipDecoder.save_pretrained` wrote, but for the vision weights.
+
+    Raises:
+        ValueError: If the folder is not one of those.
+    """
+    folder = Path(folder)
+    if not (folder / SETTINGS_FILE).is_file():
+        raise ValueError(f"{folder}: no {SETTINGS_FILE}; it is not a folder that save_pretrained wrote")
+    settings = json.loads((folder / SETTINGS_FILE).read_text())
+    tower = TowerSettings(**{**settings.pop("tower"), "pretrained": None})  # the weights are in the folder
+    slots = settings.pop("slots")
+    parts = {"tokenizer": str(folder / "tokenizer"), "tower": tower, "decoder": str(folder / "decoder")}
+    return {**settings, **parts, "slots": SlotSettings(**slots) if slots else None}
 
 
 def _load_tokenizer(source: str) -> tuple[Any, int]:

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from safe_rlhf_v.models.adapters import RememberAdapter
 from safe_rlhf_v.models.types import ImageFeatures, ImageInputs
 
 BIDIRECTIONAL_IMAGES = frozenset({"gemma3"})
@@ -62,9 +63,13 @@ def part_of(name: str) -> str:
 
 
 def enable_checkpointing(model: Any) -> None:
-    """Recompute activations in the backward pass; non-re-entrant, the form that gives adapters their gradients."""
+    """Recompute activations in the backward pass; non-re-entrant, the form that gives adapters their gradients.
+
+    What is recomputed uses the adapter that was at work in the forward pass.
+    """
     renamed = getattr(model, "activation_checkpointing_enable", None)  # since transformers 5.2x
-    (renamed or model.gradient_checkpointing_enable)({"use_reentrant": False})
+    options = {"use_reentrant": False, "context_fn": RememberAdapter(model)}
+    (renamed or model.gradient_checkpointing_enable)(options)
 
 
 def rope_fields(core: Any, ids: Sequence[int], image_id: int, grids: Tensor | None) -> dict[str, list[int]]:

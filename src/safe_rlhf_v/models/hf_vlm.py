@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from safe_rlhf_v.batches import Prompts
 from safe_rlhf_v.models import hf_families as families
+from safe_rlhf_v.models.adapters import DEFAULT
 from safe_rlhf_v.models.backbone import Backbone
 from safe_rlhf_v.models.hf_masks import attention_masks, image_blocks, sees_images_both_ways
 from safe_rlhf_v.models.layout import PromptTokens, position_ids
@@ -107,9 +108,15 @@ class HFVLM(Backbone):
         for name, parameter in self.model.named_parameters():
             parameter.requires_grad_(not frozen[families.part_of(name)])
         self._frozen_vision = tower and projector
-        self._lora = lora is not None
+        self.lora = lora
         if lora is not None:
-            apply_lora(self.model.model.get_decoder(), lora)
+            self.add_adapter(DEFAULT)
+
+    def add_adapter(self, name: str) -> None:
+        """See :meth:`Backbone.add_adapter`."""
+        if self.lora is None:
+            return super().add_adapter(name)
+        return apply_lora(self.model.model.get_decoder(), self.lora, name)
 
     @property
     def eos_id(self) -> int:
@@ -205,7 +212,7 @@ class HFVLM(Backbone):
             position_ids=positions,
             mm_encoder_outputs=families.encoder_outputs(features) if features is not None and given else None,
             use_cache=cache is not None,
-            **({} if cache is None else {"past_key_values": cache}),
+            **({} if cache is None else {"cache": cache}),
         )
         return out.last_hidden_state  # type: ignore[no-any-return]
 
@@ -235,7 +242,7 @@ class HFVLM(Backbone):
     def save_pretrained(self, folder: str | Path) -> None:
         """Write a Hugging Face folder that ``model: folder`` loads again; adapters are added to the weights."""
         folder = Path(folder)
-        self.model.save_pretrained(folder, state_dict=merged_state(self.model) if self._lora else None)
+        self.model.save_pretrained(folder, state_dict=merged_state(self.model) if self.lora else None)
         families.save_processor(self.processor, folder)
 
 

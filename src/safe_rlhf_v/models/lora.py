@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from safe_rlhf_v.models.adapters import activate, active_adapter
+
 
 @dataclass(frozen=True)
 class LoraSettings:
@@ -38,7 +40,8 @@ def apply_lora(module: nn.Module, settings: LoraSettings, adapter: str = "defaul
     """Add an adapter to ``module``; only adapters stay trainable in it.
 
     B starts at zero, so the module computes what it did before. Adapters are float32 whatever the dtype of the weights
-    (a step of 1e-3 on a bfloat16 weight near 1 is lost). Several adapters may be added under different names.
+    (a step of 1e-3 on a bfloat16 weight near 1 is lost). Several adapters may be added under different names; the one that
+    was at work stays at work.
 
     Args:
         module: Changed in place.
@@ -64,9 +67,11 @@ def apply_lora(module: nn.Module, settings: LoraSettings, adapter: str = "defaul
         lora_dropout=settings.dropout,
         target_modules="|".join(map(re.escape, targets)),  # a list would match by name endings once more
     )
+    working = active_adapter(module)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Already found a `peft_config`")  # a second adapter is no accident
         inject_adapter_in_model(config, module, adapter_name=adapter)
+    activate(module, working or adapter)
     for name, parameter in module.named_parameters():
         parameter.requires_grad_("lora_" in name)
         if "lora_" in name:

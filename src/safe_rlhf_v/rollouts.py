@@ -1,0 +1,112 @@
+"""What one policy iteration holds: sampled responses, their scores, and what the actor and the critics should learn.
+
+Shapes: B prompts, K samples per prompt, N = B x K responses (prompt by prompt), R response tokens, C constraints.
+Masks are bool, True = a real token of a response that counts.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from safe_rlhf_v.models.types import Generation, ImageFeatures, ImageInputs, TokenBatch
+
+
+class Part(NamedTuple):
+    """Responses that run through the networks together: all of a rollout, or a micro-batch of similar lengths.
+
+    Attributes:
+        tokens: Prompts with their n responses.
+        images: The pictures of these prompts.
+        features: The same, as the actor's tower encodes them.
+        rows: (n,) int64, which of the N responses these are.
+    """
+
+    tokens: TokenBatch
+    images: ImageInputs
+    features: ImageFeatures
+    rows: Tensor
+
+
+class Rollout(NamedTuple):
+    """N sampled responses.
+
+    Attributes:
+        generation: Tokens, text and the log-probabilities recorded while sampling.
+        mask: (N, R) bool: ``generation.mask`` without padding rows.
+        valid: (N,) bool, False for the responses to padding rows.
+        member: (N, C) bool, which constraints a response counts for.
+        samples: K.
+        minibatches: The rollout cut up: per optimizer step the parts whose gradients are added.
+    """
+
+    generation: Generation
+    mask: Tensor
+    valid: Tensor
+    member: Tensor
+    samples: int
+    minibatches: tuple[tuple[Part, ...], ...]
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """Every part once."""
+        return tuple(part for minibatch in self.minibatches for part in minibatch)
+
+    @property
+    def whole(self) -> bool:
+        """Whether everything runs through the networks together."""
+        return len(self.parts) == 1
+
+
+class Scores(NamedTuple):
+    """What the frozen roles say about N responses.
+
+    Attributes:
+        reward: (N,) float32, in the policy's units (normalised where wished), clipped; unfinished responses pay for it.
+        cost: (N,) float32, likewise; above 0 is harmful.
+        raw_reward: (N,) float32, as the reward model gave it.
+        raw_cost: (N,) float32, as the cost model gave it.
+        reference: (N, R) float32 log-probability of each token under the reference, 0 where masked.
+    """
+
+    reward: Tensor
+    cost: Tensor
+    raw_reward: Tensor
+    raw_cost: Tensor
+    reference: Tensor
+
+
+class Values(NamedTuple):
+    """What the critics expect before each token.
+
+    Attributes:
+        reward: (N, R) float32, 0 where masked.
+        cost: (N, R) float32, 0 where masked.
+    """
+
+    reward: Tensor
+    cost: Tensor
+
+
+class Targets(NamedTuple):
+    """What is learned from a rollout.
+
+    Attributes:
+        advantages: (N, R) float32, reward and cost combined.
+        returns: What the critics should have said; ``None`` without critics.
+        values: What they said when the rollout was made; ``None`` without critics.
+    """
+
+    advantages: Tensor
+    returns: Values | None = None
+    values: Values | None = None
+
+
+def assemble(parts: tuple[Part, ...], pieces: list[Tensor], width: int) -> Tensor:
+    """(N,) or (N, R): per-part results, (n,) or (n, r <= R), back in rollout order; 0 beyond a part's width."""
+    if pieces[0].dim() == 1:
+        flat = torch.cat(pieces)
+    else:
+        flat = torch.cat([torch.nn.functional.pad(piece, (0, width - piece.shape[1])) for piece in pieces])
+    order = torch.cat([part.rows for part in parts])
+    return flat[order.argsort()]

@@ -1,0 +1,87 @@
+"""A saved backbone as the base of adapters: the same numbers, and checkpoints without what the folder gives back."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tests.shared_runs import policy, shared, train
+from torch import Tensor
+
+from safe_rlhf_v.batches import Prompts
+from safe_rlhf_v.models import ClipDecoder, SavedClipDecoder
+from safe_rlhf_v.models.adapters import adapter_of
+from safe_rlhf_v.models.lora import LoraSettings
+from safe_rlhf_v.models.tower import SlotSettings, TowerSettings
+from safe_rlhf_v.runs import load_backbone
+
+DECODER = {
+    "model_type": "llama",
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+TOWER = TowerSettings(vision_cfg={"layers": [1, 1, 1, 1], "width": 8, "image_size": 64})
+PICTURE = torch.randint(0, 255, (64, 64, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+PROMPTS = Prompts(((PICTURE,), ()), (("a",), ()), ("what is it ?", "who ?"))
+RESPONSES = [("this is one red knife .", "no"), ("yes you can .", "i see")]
+
+
+@pytest.fixture
+def original(world: Path) -> ClipDecoder:
+    """Trained elsewhere."""
+    torch.manual_seed(0)
+    return ClipDecoder(str(world / "tokenizer"), TOWER, DECODER, SlotSettings(3, 16), max_length=100).eval()
+
+
+def log_probs(backbone: ClipDecoder) -> Tensor:
+    with torch.no_grad():
+        prepared = backbone.prepare(PROMPTS, RESPONSES, packed=True)
+        found = backbone.eval().response_states(prepared, log_probs=True).log_probs
+    assert found is not None
+    return found
+
+
+def test_it_is_what_was_saved(original: ClipDecoder, tmp_path: Path) -> None:
+    original.save_pretrained(tmp_path)
+    saved = SavedClipDecoder(str(tmp_path)).eval()
+    assert saved.base == str(tmp_path)
+    assert saved.max_length == 100 and SavedClipDecoder(str(tmp_path), max_length=50).max_length == 50
+    assert torch.equal(log_probs(saved), log_probs(original))
+    adapted = SavedClipDecoder.from_pretrained(tmp_path, lora=LoraSettings(r=2))
+    assert torch.equal(log_probs(adapted), log_probs(original))
+    assert {adapter_of(name) for name, value in adapted.named_parameters() if value.requires_grad} == {"default"}
+    with pytest.raises(ValueError, match="no clip_decoder"):
+        SavedClipDecoder(str(tmp_path / "decoder"))
+
+
+def test_one_saved_base_carries_all_roles(
+    original: ClipDecoder, world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    original.save_pretrained(tmp_path / "base")
+    init = {"folder": str(tmp_path / "base"), "lora": {"r": 2, "alpha": 4}}
+    backbone = {"class_path": "safe_rlhf_v.models.SavedClipDecoder", "init_args": init}
+    for name in ("reward", "cost"):
+        train(f"{name.title()}Module", world, tmp_path / name, backbone)
+    roles = shared(tmp_path)
+    done: Any = train("ConstrainedPolicyModule", world, tmp_path / "policy", backbone, **policy(roles))
+    stored = torch.load(next((tmp_path / "policy").glob("*.ckpt")), weights_only=True)["state_dict"]
+    trained = {name for name, value in done.model.named_parameters() if value.requires_grad}
+    buffers = {name for name, _ in done.model.named_buffers()}
+    assert trained <= set(stored) <= trained | buffers
+    actor = log_probs(done.model.backbone)
+    assert (actor - log_probs(original)).abs().max() > 1e-4
+    assert torch.equal(log_probs(load_backbone(tmp_path / "policy")), actor)
+    with torch.no_grad():  # the same tower, but another language model
+        original.decoder.get_output_embeddings().weight.add_(1.0)
+    original.save_pretrained(tmp_path / "moved")
+    backbone["init_args"] = {**init, "folder": str(tmp_path / "moved")}
+    with pytest.raises(SystemExit):
+        train("ConstrainedPolicyModule", world, tmp_path / "other", backbone, **policy(roles))
+    said = capsys.readouterr().err.splitlines()
+    assert any(re.match(r"error: .*its base is '.*base', the policy's is '.*moved'", line) for line in said)
