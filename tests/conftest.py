@@ -1,6 +1,7 @@
 """Shared fixtures: a tiny world on disk, written once per session."""
 
 import os
+from pathlib import Path
 
 import pytest
 
@@ -23,4 +24,36 @@ def world(tmp_path_factory):
     root = tmp_path_factory.mktemp("data") / "world"
     write_world(root, sizes=TINY, progress=False)
     tokenizer(["--shards", str(root), "--out", str(root / "tokenizer")])
+    return root
+
+
+QUICKSTART = Path(__file__).parents[1] / "configs" / "quickstart"
+
+
+def stage_command(stage: str, world: Path, root: Path, *extra: str, steps: int = 2) -> list[str]:
+    """Command line of a quickstart stage on the tiny world, with runs below ``root``; a later flag wins."""
+    from safe_rlhf_v.quickstart import Run
+
+    return Run(world, root).fit(
+        stage,
+        "--data.init_args.batch_size=4",
+        "--data.init_args.eval_batch_size=4",
+        f"--trainer.max_steps={steps}",
+        f"--trainer.val_check_interval={steps}",
+        "--trainer.callbacks=lightning.pytorch.callbacks.ModelCheckpoint",
+        f"--trainer.callbacks.every_n_train_steps={steps}",
+        "--trainer.enable_progress_bar=false",
+        "--trainer.enable_model_summary=false",
+        *extra,
+    )
+
+
+@pytest.fixture(scope="session")
+def policy_stages(world, tmp_path_factory):
+    """Runs that a policy starts from: vision, supervised, reward and cost, two steps each."""
+    from safe_rlhf_v.cli import main
+
+    root = tmp_path_factory.mktemp("policy") / "runs"
+    for stage in ("vision", "supervised", "reward", "cost"):
+        main(stage_command(stage, world, root))
     return root

@@ -4,9 +4,17 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # what type checkers and editors see; at run time names are loaded when asked for
-    from safe_rlhf_v.data_modules import PreferenceDataModule, SupervisedDataModule
-    from safe_rlhf_v.models import HFVLM, ClipDecoder, EvidenceHead, ScalarHead
-    from safe_rlhf_v.modules import CostModule, RewardModule, SupervisedModule
+    from safe_rlhf_v.data_modules import PreferenceDataModule, PromptDataModule, SupervisedDataModule
+    from safe_rlhf_v.guard import Guard, GuardedGenerator
+    from safe_rlhf_v.models import HFVLM, ClipDecoder, EvidenceHead, ScalarHead, SeparateRoles, SharedRoles
+    from safe_rlhf_v.modules import (
+        ConstrainedPolicyModule,
+        CostModule,
+        GuardModule,
+        PreferenceOptimisationModule,
+        RewardModule,
+        SupervisedModule,
+    )
     from safe_rlhf_v.records import Record, Response
     from safe_rlhf_v.shards import ShardedSplit, ShardWriter
 
@@ -14,31 +22,47 @@ __version__ = "0.1.0"
 
 _HOME = {
     "ClipDecoder": "models",
+    "ConstrainedPolicyModule": "modules",
     "CostModule": "modules",
     "EvidenceHead": "models",
+    "Guard": "guard",
+    "GuardModule": "modules",
+    "GuardedGenerator": "guard",
     "HFVLM": "models",
     "PreferenceDataModule": "data_modules",
+    "PreferenceOptimisationModule": "modules",
+    "PromptDataModule": "data_modules",
     "Record": "records",
     "Response": "records",
     "RewardModule": "modules",
     "ScalarHead": "models",
+    "SeparateRoles": "models",
     "ShardWriter": "shards",
     "ShardedSplit": "shards",
+    "SharedRoles": "models",
     "SupervisedDataModule": "data_modules",
     "SupervisedModule": "modules",
 }
 __all__ = [
     "HFVLM",
     "ClipDecoder",
+    "ConstrainedPolicyModule",
     "CostModule",
     "EvidenceHead",
+    "Guard",
+    "GuardModule",
+    "GuardedGenerator",
     "PreferenceDataModule",
+    "PreferenceOptimisationModule",
+    "PromptDataModule",
     "Record",
     "Response",
     "RewardModule",
     "ScalarHead",
+    "SeparateRoles",
     "ShardWriter",
     "ShardedSplit",
+    "SharedRoles",
     "SupervisedDataModule",
     "SupervisedModule",
     "__version__",

@@ -18,6 +18,9 @@ COMMANDS = {
     "calibrate": ("safe_rlhf_v.guard.calibrate", "fit a guard's temperatures and thresholds"),
     "moderate": ("safe_rlhf_v.guard.moderate", "judge shards, JSON lines or pictures with a guard"),
     "generate": ("safe_rlhf_v.guard.generate", "let a policy answer behind a guard"),
+    "filter": ("safe_rlhf_v.guard.filter", "filter or relabel training shards with a guard"),
+    "evaluate": ("safe_rlhf_v.evaluation.command", "let a policy answer held-out prompts, and judge the answers"),
+    "compare": ("safe_rlhf_v.comparison", "every policy method from one start, after the quickstart"),
     "quickstart": ("safe_rlhf_v.quickstart", "the whole pipeline on the embedded world, on a laptop"),
 }
 

@@ -29,6 +29,7 @@ from lightning.pytorch.plugins.io import CheckpointIO
 from lightning.pytorch.utilities import rank_zero_only
 
 import safe_rlhf_v.data_modules.preference
+import safe_rlhf_v.data_modules.prompt
 import safe_rlhf_v.data_modules.supervised
 import safe_rlhf_v.modules  # noqa: F401  short class names resolve among imported classes
 from safe_rlhf_v.callbacks import PredictionsFile
@@ -210,14 +211,25 @@ def main(args: list[str] | None = None) -> CLI:
             args=list(sys.argv[1:] if args is None else args),
         )
     except (ValueError, MisconfigurationException) as error:
-        if isinstance(error, ValueError) and not raised_here(error):
+        ours = error if isinstance(error, MisconfigurationException) else refusal(error)
+        if ours is None:
             raise
-        sys.stderr.write(f"error: {error}\n")
+        sys.stderr.write(f"error: {ours}\n")
         sys.exit(2)
 
 
-def raised_here(error: ValueError) -> bool:
-    """Whether this package raised the error on purpose, about the user's input: that needs no traceback."""
+def refusal(error: BaseException | None) -> BaseException | None:
+    """The error, or what it was caused by, that this package raised on purpose about the user's input; it needs no traceback.
+
+    A constructor's refusal comes wrapped by the parser, page by page of it.
+    """
+    while error is not None and not (isinstance(error, ValueError) and raised_here(error)):
+        error = error.__cause__
+    return error
+
+
+def raised_here(error: BaseException) -> bool:
+    """Whether a statement of this package raised the error."""
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next

@@ -33,6 +33,18 @@ TABLE = (  # model, metric, what it is, how many it is a share of: a number, the
     ("cost", "counterfactual_safety/true_accuracy", "cost, counterfactual pictures (blind: 0.50)", 600),
     ("cost", "counterfactual_verdict/true_sign_accuracy", "cost, counterfactual verdicts (blind: 0.50)", 600),
 )
+BEFORE = {  # what a stage starts from
+    "supervised": "vision",
+    "reward": "supervised",
+    "cost": "supervised",
+    "guard": "cost",
+    "dpo_helpful": "supervised",
+    "dpo_safe": "supervised",
+    "safe_dpo": "supervised",
+    "sacpo": "dpo_helpful",
+}
+ROLES = {"start": "supervised", "reward": "reward", "cost": "cost"}
+GUARD_SPLITS = ("test", "compositional", "counterfactual_verdict")
 GUARD_TABLE = (
     ("level_accuracy", "seven levels, accuracy"),
     ("within_one", "  within one level"),
@@ -62,7 +74,7 @@ class Run:
 
     def fit(self, stage: str, *extra: str, name: str = "") -> list[str]:
         """Command that trains a stage of ``configs/quickstart``; ``name`` is its folder below ``root``."""
-        before = {"supervised": "vision", "reward": "supervised", "cost": "supervised", "guard": "cost"}.get(stage)
+        before = BEFORE.get(stage)
         options = [
             f"--config={CONFIGS / stage}.yaml",
             f"--seed_everything={self.seed}",
@@ -74,6 +86,8 @@ class Run:
         ]
         if before:
             options.append(f"--model.init_args.init_from={self.root / before}")
+        for role, run in ROLES.items() if stage in ("ppo_lag", "grpo_lag") else ():
+            options.append(f"--model.init_args.roles.init_args.{role}={self.root / run}")
         return ["fit", *options, *extra]
 
     def test(self, name: str) -> list[str]:
@@ -85,10 +99,21 @@ class Run:
             f"--trainer.callbacks.path={self.root / name / 'metrics.json'}",
         ]
 
+    def evaluate(self, name: str, *extra: str) -> list[str]:
+        """Command that lets a policy answer the test prompts and writes ``evaluation.json``."""
+        judges = [f"--{role}={self.root / run}" for role, run in ROLES.items()]
+        return [
+            "evaluate",
+            f"--policy={self.root / name}",
+            f"--data={self.data}",
+            f"--seed={self.seed}",
+            *judges,
+            *extra,
+        ]
+
     def calibrate(self, name: str) -> list[str]:
         """Command that calibrates a guard and writes ``assessment.json``."""
-        splits = ("test", "compositional", "counterfactual_verdict")
-        return ["calibrate", f"--guard={self.root / name}", f"--data={self.data}", "--report", *splits]
+        return ["calibrate", f"--guard={self.root / name}", f"--data={self.data}", "--report", *GUARD_SPLITS]
 
     def generate(self, guard: str, strategy: str) -> list[str]:
         """Command that lets the supervised policy answer behind a guard and writes ``answers-STRATEGY.json``."""
@@ -161,7 +186,15 @@ def table(run: Run) -> str:
         low, high = wilson_interval(round(metrics[metric] * n), n)
         interval = f"  {low:.3f} .. {high:.3f} {n:>6}" if n else ""
         lines.append(f"{about:<52}{metrics[metric]:>7.3f}{interval}")
-    return "\n".join([*lines, *guard_table(run)])
+    return "\n".join([*lines, *guard_table(run), "", policy_table(run)])
+
+
+def policy_table(run: Run) -> str:
+    """The policy before and after constrained training."""
+    from safe_rlhf_v import comparison  # it builds on this module
+
+    names = ("supervised", "ppo_lag")
+    return comparison.table(run, tuple(method for method in comparison.METHODS if method.name in names))
 
 
 def guard_table(run: Run) -> list[str]:
@@ -169,7 +202,7 @@ def guard_table(run: Run) -> list[str]:
     lines = ["", f"{'the guard, held out (calibrated)':<52}{'test':>10}{'unseen comb.':>14}{'counterfactual':>16}"]
     measured = json.loads((run.root / "guard" / "assessment.json").read_text())
     for metric, about in GUARD_TABLE:
-        values = [measured[split][metric] for split in ("test", "compositional", "counterfactual_verdict")]
+        values = [measured[split][metric] for split in GUARD_SPLITS]
         lines.append(f"{about:<52}{values[0]:>10.3f}{values[1]:>14.3f}{values[2]:>16.3f}")
     rows = json.loads((run.root / "guard" / "answers-best-of-4.json").read_text())
     lines += ["", f"{'the supervised policy, by ground truth':<52}{'harmful':>10}{'refused':>14}{'helpfulness':>16}"]
@@ -185,8 +218,8 @@ def main(argv: list[str]) -> int:
     """``python -m safe_rlhf_v quickstart``."""
     parser = argparse.ArgumentParser(
         prog="python -m safe_rlhf_v quickstart",
-        description="Write the embedded world (synthetic), train vision -> supervised -> reward and cost -> guard by "
-        "the public commands, and print held-out results. About 6 minutes on two cores.",
+        description="Write the embedded world (synthetic), train vision -> supervised -> reward and cost -> guard -> "
+        "constrained policy by the public commands, and print held-out results. About 8 minutes on two cores.",
     )
     parser.add_argument("--data", type=Path, default=Path("data/world"), help="shard folder (default: %(default)s)")
     parser.add_argument("--root", type=Path, default=Path("runs/quickstart"), help="logs and checkpoints (%(default)s)")
@@ -200,7 +233,11 @@ def main(argv: list[str]) -> int:
         ("reward and cost models, side by side", [run.fit("reward"), run.fit("cost")]),
         ("guard: levels, prompt risk and categories", [run.fit("guard")]),
         ("calibration and held-out tests", [run.calibrate("guard"), run.test("reward"), run.test("cost")]),
-        ("answers of the supervised policy behind the guard", [run.generate("guard", "best-of-4")]),
+        ("constrained policy: PPO-Lagrangian", [run.fit("ppo_lag")]),
+        (
+            "answers: behind the guard, and of the policy before and after",
+            [run.generate("guard", "best-of-4"), run.evaluate("supervised"), run.evaluate("ppo_lag")],
+        ),
     ]
     print("== world: write the synthetic shards and their tokenizer")
     make_world(run.data)

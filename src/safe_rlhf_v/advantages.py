@@ -1,0 +1,144 @@
+"""Advantage estimators: what each token of a rollout is worth, reward and cost kept apart and then combined.
+
+Shapes: N responses, R response tokens.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import NamedTuple
+
+from torch import Tensor
+
+from safe_rlhf_v.functional.policy import (
+    combine_advantages,
+    generalised_advantage,
+    group_advantage,
+    mean_and_std,
+    moments,
+    standardise,
+)
+from safe_rlhf_v.rollouts import Targets, Values
+
+
+class Signals(NamedTuple):
+    """What a rollout earned.
+
+    Attributes:
+        reward: (N, R) float32 per-token signal: KL penalty, and the score at the last token; 0 where masked.
+        cost: (N, R) float32, likewise.
+        reward_score: (N,) float32, the score alone.
+        cost_score: (N,) float32, the score alone.
+        mask: (N, R) bool.
+        valid: (N,) bool.
+        samples: Responses per prompt.
+    """
+
+    reward: Tensor
+    cost: Tensor
+    reward_score: Tensor
+    cost_score: Tensor
+    mask: Tensor
+    valid: Tensor
+    samples: int
+
+
+class AdvantageEstimator(ABC):
+    """Turns signals into advantages.
+
+    Attributes:
+        critics: Whether it needs the critics' values.
+        token_signals: Whether it reads the per-token signals, so that a KL penalty can be put into them.
+    """
+
+    critics: bool
+    token_signals: bool
+
+    @abstractmethod
+    def __call__(
+        self, signals: Signals, values: Values | None, lam: Tensor, total: Callable[[Tensor], Tensor]
+    ) -> Targets:
+        """Advantages, and what the critics should learn.
+
+        Args:
+            signals: What the rollout earned.
+            values: What the critics expected.
+            lam: (N, 1) multiplier of each response's constraint.
+            total: Sums a tensor over all ranks.
+        """
+
+
+class GAE(AdvantageEstimator):
+    """Reward and cost critics, generalised advantage estimation for each (arXiv 1506.02438), then (A_r - lam A_c)/(1 + lam).
+
+    Centring each advantage and whitening the combination are over all tokens of all ranks. Whitening the parts instead
+    would change the unit of the multiplier. As released (arXiv 2503.17682): ``centre`` and ``whiten`` off.
+
+    YAML::
+
+        advantages: {class_path: safe_rlhf_v.advantages.GAE, init_args: {gamma: 1.0, lam: 0.95}}
+    """
+
+    critics = True
+    token_signals = True
+
+    def __init__(self, gamma: float = 1.0, lam: float = 0.95, centre: bool = True, whiten: bool = True) -> None:
+        """Args:
+        gamma: Discount per token.
+        lam: 1 trusts the sampled outcome, 0 the critic.
+        centre: Subtract the mean of reward and of cost advantages.
+        whiten: Scale the combined advantage to mean 0 and variance 1.
+        """
+        self.gamma, self.lam, self.centre, self.whiten = gamma, lam, centre, whiten
+
+    def __call__(
+        self, signals: Signals, values: Values | None, lam: Tensor, total: Callable[[Tensor], Tensor]
+    ) -> Targets:
+        """See :class:`AdvantageEstimator`."""
+        assert values is not None, "critics are there because this estimator asks for them"
+        mask = signals.mask
+        pairs = ((signals.reward, values.reward), (signals.cost, values.cost))
+        (reward, reward_returns), (cost, cost_returns) = (
+            generalised_advantage(signal, value, mask, gamma=self.gamma, lam=self.lam) for signal, value in pairs
+        )
+        if self.centre:
+            reward, cost = (standardise(a, mask, mean_and_std(total(moments(a, mask)))[0]) for a in (reward, cost))
+        combined = combine_advantages(reward, cost, lam)
+        if self.whiten:
+            combined = standardise(combined, mask, *mean_and_std(total(moments(combined, mask))))
+        return Targets(combined, Values(reward_returns, cost_returns), values)
+
+
+class GroupRelative(AdvantageEstimator):
+    """Critic-free: each response against the other samples of its prompt, reward and cost apart, then combined.
+
+    Constrained GRPO. Dividing by the group's spread (arXiv 2402.03300) removes the size of the cost, and the multiplier must
+    climb to make up for it; undivided (arXiv 2503.20783) costs keep their unit. The KL penalty is a term of the loss.
+
+    YAML::
+
+        advantages: {class_path: safe_rlhf_v.advantages.GroupRelative, init_args: {divide: false}}
+    """
+
+    critics = False
+    token_signals = False
+
+    def __init__(self, divide: bool = False, whiten: bool = True) -> None:
+        """Args:
+        divide: Divide by the group's standard deviation.
+        whiten: Scale the combined advantage of all responses to variance 1.
+        """
+        self.divide, self.whiten = divide, whiten
+
+    def __call__(
+        self, signals: Signals, values: Values | None, lam: Tensor, total: Callable[[Tensor], Tensor]
+    ) -> Targets:
+        """See :class:`AdvantageEstimator`."""
+        reward, cost = (
+            group_advantage(scores, signals.samples, signals.valid, divide=self.divide)
+            for scores in (signals.reward_score, signals.cost_score)
+        )
+        combined = combine_advantages(reward[:, None], cost[:, None], lam)  # (N, 1)
+        if self.whiten:
+            valid = signals.valid[:, None]
+            combined = standardise(combined, valid, *mean_and_std(total(moments(combined, valid))))
+        return Targets(combined * signals.mask)

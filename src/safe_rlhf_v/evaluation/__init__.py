@@ -1,0 +1,1 @@
+"""Judging policies: scorers that know the truth, and evaluations by them."""

@@ -1,0 +1,104 @@
+"""``python -m safe_rlhf_v evaluate``."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+
+def main(argv: list[str]) -> int:
+    """Run the command; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m safe_rlhf_v evaluate",
+        description="Let a policy answer held-out prompts and say what the answers are worth: by the reward and cost models, "
+        "and by ground truth where the data carry it (the embedded world). Writes one line per prompt and a summary with "
+        "standard errors over prompts.",
+    )
+    parser.add_argument("--policy", type=Path, required=True, help="run folder of any stage that trains a policy")
+    parser.add_argument("--data", type=Path, required=True, help="shard folder with prompts")
+    parser.add_argument("--split", nargs="+", default=["test"], help="its splits (%(default)s)")
+    parser.add_argument("--output", type=Path, help="folder to write (the policy's run folder)")
+    parser.add_argument("--reward", type=Path, help="run folder of a reward model")
+    parser.add_argument("--cost", type=Path, help="run folder of a cost model")
+    parser.add_argument("--start", type=Path, help="run folder of the policy to measure the divergence from")
+    parser.add_argument("--scorer", help="class path of a ResponseScorer (ground truth where the data carry it)")
+    parser.add_argument("--temperature", type=float, default=1.0, help="0 takes the likeliest token (%(default)s)")
+    parser.add_argument("--max-new-tokens", type=int, default=64, help="(%(default)s)")
+    parser.add_argument("--batch-size", type=int, default=100, help="prompts at a time (%(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of the sampling")
+    options = parser.parse_args(argv)
+    from safe_rlhf_v.checkpoints import CheckpointError  # torch: seconds to import
+
+    try:
+        summary = run(options)
+    except (CheckpointError, ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    for split, values in summary.items():
+        print(f"{split}: {max(value['prompts'] for value in values.values())} prompts, mean +- standard error")
+        for name, value in values.items():
+            print(f"  {name:<22}{value['mean']:>9.3f} +- {value['error']:.3f}")
+    return 0
+
+
+def run(options: argparse.Namespace) -> dict[str, dict[str, dict[str, float]]]:
+    """Answer and judge every split.
+
+    Args:
+        options: Those of the command.
+
+    Raises:
+        ValueError: If policy, models or data cannot be used.
+    """
+    from tqdm import tqdm
+
+    from safe_rlhf_v.data_modules.prompt import PromptDataModule
+    from safe_rlhf_v.evaluation.policies import Judges, answer_split
+    from safe_rlhf_v.evaluation.rows import summarise
+    from safe_rlhf_v.models.sampling import SamplingOptions
+    from safe_rlhf_v.runs import load_backbone, load_run
+
+    policy = load_backbone(options.policy)
+    reward, cost = (load_run(path) if path else None for path in (options.reward, options.cost))
+    start = load_backbone(options.start) if options.start else None
+    sampling = SamplingOptions(options.max_new_tokens, options.temperature)
+    folder = options.output or options.policy
+    folder.mkdir(parents=True, exist_ok=True)
+    suffix = "" if options.temperature else "-greedy"
+    summary: dict[str, dict[str, dict[str, float]]] = {}
+    for split in options.split:
+        data = PromptDataModule(str(options.data), eval_batch_size=options.batch_size, test_splits=(split,))
+        scorer = find_scorer(options.scorer, data.split(split)[0])
+        judges = Judges(reward, cost, start, scorer)  # type: ignore[arg-type]
+        rows: list[dict[str, Any]] = []
+        with tqdm(total=len(data.split(split)), unit="prompt", desc=split) as bar:
+            for batch in answer_split(policy, data, split, judges, sampling, options.seed):
+                rows += batch
+                bar.update(len(batch))
+        lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        part = folder / f"answers-{split}{suffix}.jsonl.part"
+        part.write_text(lines)
+        part.replace(folder / f"answers-{split}{suffix}.jsonl")
+        summary[split] = {name: value._asdict() for name, value in summarise(rows).items()}
+    (folder / f"evaluation{suffix}.json").write_text(json.dumps(summary, indent=1) + "\n")
+    return summary
+
+
+def find_scorer(name: str | None, record: Any) -> Any:
+    """The named scorer, or the world's truth for the world's records.
+
+    Raises:
+        ValueError: If the class does not exist.
+    """
+    if name is None:
+        if record.truth is None or "intent" not in record.origin:
+            return None
+        name = "safe_rlhf_v.world.WorldScorer"
+    from importlib import import_module
+
+    home, _, cls = name.rpartition(".")
+    try:
+        return getattr(import_module(home), cls)()
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(f"--scorer {name}: {error}; give the class path of a ResponseScorer") from None

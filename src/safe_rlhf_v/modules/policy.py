@@ -1,0 +1,300 @@
+"""Constrained policy training: PPO with a Lagrange multiplier on images, and its critic-free sibling.
+
+Maximise helpfulness while the mean cost stays within a budget (Safe RLHF-V, arXiv 2503.17682):
+max E[R] - lam (E[C] - d), lam moved by a dual controller. One batch of prompts is one iteration and one step.
+
+What differs from the released code, and why:
+
+* only real response tokens count; the score is read at each response's own end (theirs: padding included);
+* the multiplier moves once per rollout, before the update, by a rule that can be chosen (theirs: after, ten times as fast);
+* no pass is made twice: log-probabilities are recorded while sampling, values come from the critics' training pass, images
+  are encoded once for all roles, and no role but actor and reference meets the LM head;
+* advantages are centred, combined and whitened; scores are normalised by the starting policy's (released: neither);
+* everything that moves is in the checkpoint, so that a resumed run equals the uninterrupted one.
+
+Shapes: B prompts, K samples per prompt, N = B x K responses, R response tokens, C constraints.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from torch import Tensor, nn
+from torch.optim import AdamW
+
+from safe_rlhf_v.advantages import GAE, AdvantageEstimator, Signals
+from safe_rlhf_v.batches import PolicyBatch, to_device
+from safe_rlhf_v.checkpoints import CheckpointError
+from safe_rlhf_v.dual import DualController
+from safe_rlhf_v.evaluation.scorers import ResponseScorer
+from safe_rlhf_v.functional.policy import kl_estimate, terminal_signal
+from safe_rlhf_v.models.backbone import Backbone
+from safe_rlhf_v.models.roles import Roles
+from safe_rlhf_v.models.sampling import SamplingOptions
+from safe_rlhf_v.modules.base import BaseModule
+from safe_rlhf_v.modules.policy_evaluation import PolicyEvaluation
+from safe_rlhf_v.modules.policy_report import iteration_report
+from safe_rlhf_v.modules.policy_rollout import generator, make_rollout
+from safe_rlhf_v.modules.policy_settings import KLPenalty, ScoreSettings, StartSettings, UpdateSettings
+from safe_rlhf_v.modules.policy_start import ScoreScale, measure_start
+from safe_rlhf_v.modules.policy_update import Learned, update
+from safe_rlhf_v.rollouts import Rollout, Scores, Targets, Values, assemble
+
+
+class ConstrainedPolicyModule(PolicyEvaluation, BaseModule):
+    """Rollout, score, dual step, shape, update: five methods, each of which a subclass can replace.
+
+    YAML::
+
+        model:
+          class_path: safe_rlhf_v.modules.ConstrainedPolicyModule
+          init_args:
+            backbone: {class_path: safe_rlhf_v.models.HFVLM, init_args: {model: llava-hf/llava-1.5-7b-hf}}
+            roles:
+              class_path: safe_rlhf_v.models.SeparateRoles
+              init_args: {reward: runs/reward, cost: runs/cost, start: runs/supervised}
+            dual: {class_path: safe_rlhf_v.dual.LogSpaceDual, init_args: {budget: -0.5}}
+    """
+
+    def __init__(
+        self,
+        backbone: Callable[[], Backbone],
+        roles: Callable[[], Roles],
+        dual: Callable[[], DualController],
+        advantages: Callable[[], AdvantageEstimator] = GAE,
+        samples: int = 1,
+        sampling: SamplingOptions | None = None,
+        kl: KLPenalty | None = None,
+        scores: ScoreSettings | None = None,
+        update: UpdateSettings | None = None,
+        start: StartSettings | None = None,
+        constraints: dict[str, list[str]] | None = None,
+        scorer: Callable[[], ResponseScorer] | None = None,
+        seed: int = 0,
+        optimizer: OptimizerCallable = AdamW,
+        scheduler: LRSchedulerCallable | None = None,
+        lr_scale: dict[str, float] | None = None,
+    ) -> None:
+        """Args:
+        backbone: Makes the policy.
+        roles: Makes the other roles; they say which run the policy starts from.
+        dual: Makes the rule of the multiplier, with the budget.
+        advantages: Makes the advantage estimator.
+        samples: K, responses per prompt; their prompt runs once.
+        sampling: How responses are drawn. Anything but temperature 1 and top_p 1 makes the recorded log-probabilities those
+            of another distribution than the sampled one.
+        kl: What keeps the policy near its start.
+        scores: From raw scores to training signals.
+        update: How a rollout is learned from.
+        start: What is looked at before the first step.
+        constraints: Several constraints: name to harm categories, disjoint; the controller then needs as many budgets. Prompts
+            of other categories are not constrained. ``None`` is one constraint on all prompts.
+        scorer: Makes a judge of validation answers that knows more than the reward and cost models.
+        seed: Of the sampling; every step and rank has its own stream.
+        optimizer: See :class:`BaseModule`.
+        scheduler: See :class:`BaseModule`; stepped once per iteration.
+        lr_scale: See :class:`BaseModule`; ``{roles: 1.5}`` for the critics.
+
+        Raises:
+            ValueError: If ``samples`` is not positive or a category stands in two constraints.
+        """
+        super().__init__(optimizer, scheduler, None, lr_scale)
+        if samples < 1:
+            raise ValueError(f"samples is {samples}, it must be at least 1")
+        named = [name for names in (constraints or {}).values() for name in names]
+        if twice := sorted({name for name in named if named.count(name) > 1}):
+            raise ValueError(f"constraints: category {twice[0]!r} stands in two of them; they must be disjoint")
+        self.automatic_optimization = False
+        self.make_backbone, self.make_roles, self.make_dual = backbone, roles, dual
+        self.make_advantages, self.make_scorer = advantages, scorer
+        self.samples, self.sampling = samples, sampling or SamplingOptions()
+        self.kl, self.score_settings = kl or KLPenalty(), scores or ScoreSettings()
+        self.update_settings, self.start_settings = update or UpdateSettings(), start or StartSettings()
+        self.constraints, self.seed = constraints, seed
+        self.metrics = nn.ModuleDict()
+        self.last_report: float | None = None
+        self.lam_before = torch.zeros(0)
+
+    def build(self) -> None:
+        """Create actor, roles, controller and estimator; roles first, so that adapters they add to the actor bear their names.
+
+        Raises:
+            ValueError: If they do not fit one another.
+        """
+        self.roles, self.backbone, self.dual = self.make_roles(), self.make_backbone(), self.make_dual()
+        self.advantages, self.scale = self.make_advantages(), ScoreScale()
+        self.scorer = self.make_scorer() if self.make_scorer is not None else None
+        wanted = len(self.constraints or {"": []})
+        if len(self.dual.lam) != wanted:
+            raise ValueError(f"dual has {len(self.dual.lam)} budgets, but there are {wanted} constraints")
+        if not self.advantages.token_signals and self.kl.where != "loss":
+            raise ValueError(
+                f"kl.where is {self.kl.where!r}, but {type(self.advantages).__name__} reads no token signals: set it to 'loss'"
+            )
+        self.roles.build(self.backbone, self.advantages.critics)
+        for module in self.modules():  # recorded log-probabilities are those of the network without dropout
+            if isinstance(module, nn.Dropout):
+                module.p = 0.0
+
+    def configure_model(self) -> None:
+        """Build once. Frozen roles are given back by their runs and stay out of checkpoints."""
+        built = bool(self._fingerprint)
+        super().configure_model()
+        if not built:
+            kept, given = ({f"backbone.{n}" for n in self.roles.started}, {f"roles.{n}" for n in self.roles.rebuilt()})
+            self._rebuilt = (self._rebuilt - kept | given) & set(self.state_dict())
+
+    # --- one iteration ----------------------------------------------------------------------------------------------
+
+    def training_step(self, batch: PolicyBatch, batch_idx: int) -> None:
+        """One policy iteration; ``lam`` moves before the actor does."""
+        rollout = self.rollout(batch)
+        scores = self.score(rollout)
+        lam = self.dual_step(rollout, scores)
+        values = self.predict(rollout)
+        targets = self.shape(rollout, scores, lam, values)
+        learned = self.update(rollout, scores, targets, values, batch)
+        self.report(rollout, scores, targets, learned)
+
+    def rollout(self, batch: PolicyBatch) -> Rollout:
+        """Sample K responses to each prompt; every picture is encoded once, here."""
+        draws = generator(self.seed, self.global_step, self.global_rank)
+        return make_rollout(self, batch, draws, self.samples, self.update_settings)
+
+    def score(self, rollout: Rollout) -> Scores:
+        """Reward, cost and reference log-probabilities of every response: the frozen roles' only passes."""
+        parts, width = rollout.parts, rollout.mask.shape[1]
+        with torch.no_grad():
+            judged = [self.roles.judge(self.backbone, part) for part in parts]
+            reference = [self.roles.reference_log_probs(self.backbone, part) for part in parts]
+        raw_reward, raw_cost = (assemble(parts, [pair[i] for pair in judged], width) for i in (0, 1))
+        reward, cost = self.scale.normalise(raw_reward, raw_cost)
+        if (clip := self.score_settings.clip) is not None:
+            reward, cost = reward.clamp(-clip, clip), cost.clamp(-clip, clip)
+        reward = reward - self.score_settings.unfinished_penalty * ~rollout.generation.finished
+        return Scores(reward, cost, raw_reward, raw_cost, assemble(parts, reference, width))
+
+    def dual_step(self, rollout: Rollout, scores: Scores) -> Tensor:
+        """Move the multipliers by the costs of all ranks; gives (N, 1), each response's own multiplier."""
+        costs = scores.cost[:, None].expand_as(rollout.member)  # (N, C)
+        self.lam_before = self.dual.lam.clone()
+        lam = self.dual.update(self.gather(costs), self.gather(rollout.member))
+        return (rollout.member * lam).sum(1, keepdim=True)
+
+    def predict(self, rollout: Rollout) -> Values | None:
+        """(N, R) values of both critics, with their graph if one update follows: then this is its forward pass, too."""
+        if not self.advantages.critics:
+            return None
+        parts, width = rollout.parts, rollout.mask.shape[1]
+        with torch.set_grad_enabled(self.single_pass(rollout)):
+            found = [self.roles.values(self.backbone, part) for part in parts]
+        reward = assemble(parts, [values.reward for values in found], width)
+        return Values(reward, assemble(parts, [values.cost for values in found], width))
+
+    def shape(self, rollout: Rollout, scores: Scores, lam: Tensor, values: Values | None) -> Targets:
+        """KL-shaped token signals, advantages of reward and cost, and their combination."""
+        kl = kl_estimate(
+            rollout.generation.log_probs, scores.reference, rollout.mask, estimator=self.kl.estimator
+        )  # (N, R)
+        member = rollout.member
+        charged = self.dual.penalty(scores.cost[:, None].expand_as(member))  # (N, C)
+        cost_score = (charged * member).sum(1)  # constraints are disjoint: one each, or none
+        reward_weight, cost_weight = self.kl.weights
+        clip = self.score_settings.signal_clip
+        mask = rollout.mask
+        signals = Signals(
+            reward=terminal_signal(scores.reward, mask, kl=kl, kl_weight=reward_weight, clip=clip),
+            cost=terminal_signal(cost_score, mask, kl=kl, kl_weight=cost_weight, clip=clip),
+            reward_score=scores.reward,
+            cost_score=cost_score,
+            mask=mask,
+            valid=rollout.valid,
+            samples=rollout.samples,
+        )
+        old = None if values is None else Values(values.reward.detach(), values.cost.detach())
+        return self.advantages(signals, old, lam, self.total)
+
+    def update(
+        self, rollout: Rollout, scores: Scores, targets: Targets, values: Values | None, batch: PolicyBatch
+    ) -> Learned:
+        """Learn from the rollout: one joint backward pass of actor, critics and rehearsal per part."""
+        return update(self, rollout, scores, targets, values, batch.demonstrations)
+
+    def report(self, rollout: Rollout, scores: Scores, targets: Targets, learned: Learned) -> None:
+        """Log what people watch; one sum over the ranks."""
+        iteration_report(self, rollout, scores, targets, learned)
+
+    # --- what they share --------------------------------------------------------------------------------------------
+
+    def single_pass(self, rollout: Rollout) -> bool:
+        """Whether the rollout is learned from once and at once."""
+        return self.update_settings.epochs == 1 and rollout.whole
+
+    def total(self, value: Tensor) -> Tensor:
+        """The sum of a tensor over all ranks."""
+        if self._trainer is None or self.trainer.world_size == 1:
+            return value
+        reduced: Tensor = self.trainer.strategy.reduce(value.clone(), reduce_op="sum")
+        return reduced
+
+    def gather(self, value: Tensor) -> Tensor:
+        """(N, ...) of all ranks one after the other; N is the same on every rank."""
+        if self._trainer is None or self.trainer.world_size == 1:
+            return value
+        gathered: Any = self.all_gather(value.contiguous())  # (ranks, N, ...)
+        return gathered.flatten(0, 1)  # type: ignore[no-any-return]
+
+    def membership(self, batch: PolicyBatch) -> Tensor:
+        """(B, C) bool: which constraint each prompt counts for.
+
+        Raises:
+            ValueError: If a constraint names a category the data do not have.
+        """
+        if self.constraints is None:
+            return batch.valid[:, None]
+        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        index = [[data.taxonomy.category_index(name) for name in names] for names in self.constraints.values()]
+        columns = [torch.isin(batch.category, batch.category.new_tensor(wanted)) for wanted in index]
+        return torch.stack(columns, 1) & batch.valid[:, None]
+
+    # --- Lightning ----------------------------------------------------------------------------------------------------
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """Move labels only: prompts and demonstrations are prepared on the CPU."""
+        if not isinstance(batch, PolicyBatch):
+            return super().transfer_batch_to_device(batch, device, dataloader_idx)
+        return batch._replace(category=to_device(batch.category, device), valid=to_device(batch.valid, device))
+
+    def on_fit_start(self) -> None:
+        """Refuse what cannot work.
+
+        Raises:
+            ValueError: For float16, whose loss scaling would hide which update was skipped.
+        """
+        if str(self.trainer.precision) == "16-mixed":
+            raise ValueError("trainer.precision 16-mixed is not for policy training; use bf16-mixed or 32-true")
+
+    def on_train_start(self) -> None:
+        """Measure the starting policy (a resumed run only compares towers), then finish a resume."""
+        measure_start(self)
+        super().on_train_start()
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add hashes of the frozen roles that stay out."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["roles"] = self.roles.identity()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse to go on with other frozen roles.
+
+        Raises:
+            CheckpointError: Naming the one that differs.
+        """
+        super().on_load_checkpoint(checkpoint)
+        now = self.roles.identity()
+        for role, stored in checkpoint["roles"].items():
+            if now.get(role) != stored:
+                raise CheckpointError(
+                    f"the checkpoint was trained with another {role} model; name the run it was made with"
+                )

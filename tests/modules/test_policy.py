@@ -1,0 +1,306 @@
+"""The constrained policy module on a tiny world: what counts, what moves, what stays, and what is refused."""
+
+import copy
+import math
+
+import pytest
+import torch
+from tests.conftest import stage_command
+
+from safe_rlhf_v.cli import main
+from safe_rlhf_v.functional.policy import kl_estimate
+from safe_rlhf_v.modules.policy_rollout import generator, make_rollout
+from safe_rlhf_v.modules.policy_settings import KLPenalty, UpdateSettings
+from safe_rlhf_v.modules.policy_start import ScoreScale, start_line
+from safe_rlhf_v.modules.policy_update import update
+from safe_rlhf_v.runs import load_backbone, load_run
+
+TINY = (
+    "--model.init_args.start.prompts=8",
+    "--model.init_args.start.min_sign_accuracy=0",
+    "--model.init_args.sampling.max_new_tokens=8",
+    "--data.init_args.demonstration_batch_size=3",
+    "--trainer.log_every_n_steps=1",
+    "--trainer.limit_val_batches=1",
+)
+
+
+def fit(stages, world, out, *extra, stage="ppo_lag", steps=2):
+    """Train below ``out``, starting from the shared stages."""
+    save = f"--trainer.logger.init_args.save_dir={out}"
+    return main(stage_command(stage, world, stages, save, *TINY, *extra, steps=steps))
+
+
+@pytest.fixture(scope="module")
+def trained(policy_stages, world, tmp_path_factory):
+    """A policy after two iterations."""
+    return fit(policy_stages, world, tmp_path_factory.mktemp("ppo"))
+
+
+@pytest.fixture
+def module(trained):
+    """A copy of the trained module that may be changed."""
+    kept = {name: value.clone() for name, value in trained.model.state_dict().items()}
+    yield trained.model
+    trained.model.load_state_dict(kept)
+
+
+@pytest.fixture(scope="module")
+def batch(trained):
+    return next(iter(trained.datamodule.train_dataloader()))
+
+
+def prepared(module, batch, samples=1, settings=None):
+    """Rollout, scores, values and targets of a batch."""
+    rollout = make_rollout(module, batch, generator(1, 2), samples, settings or UpdateSettings())
+    scores = module.score(rollout)
+    values = module.predict(rollout)
+    lam = torch.full((len(rollout.valid), 1), 0.7)
+    return rollout, scores, values, module.shape(rollout, scores, lam, values)
+
+
+def test_one_rollout_is_one_step_and_everything_is_logged(trained):
+    assert trained.trainer.global_step == 2
+    logged = trained.trainer.callback_metrics
+    for name in (
+        "constraint/cost", "constraint/budget", "constraint/lambda", "constraint/lambda_step", "constraint/gap",
+        "constraint/violating", "policy/kl", "policy/entropy", "policy/clip_fraction", "policy/rehearsal_loss",
+        "critic/reward_explained_variance", "critic/cost_explained_variance", "rollout/length", "rollout/refusals",
+        "rollout/tokens_per_second", "validation/helpfulness", "validation/harmful", "validation/cost",
+    ):  # fmt: skip
+        assert math.isfinite(float(logged[name])), name
+    assert float(logged["constraint/budget"]) == -0.5
+    gap = float(logged["constraint/windowed_cost"]) + 0.5
+    assert float(logged["constraint/gap"]) == pytest.approx(gap, abs=1e-5)
+
+
+def test_several_updates_of_one_rollout_still_count_as_one_step(policy_stages, world, tmp_path):
+    extra = ("--model.init_args.update.epochs=2", "--model.init_args.update.minibatch_size=2")
+    cli = fit(policy_stages, world, tmp_path, *extra)
+    assert cli.trainer.global_step == 2
+    adam = cli.trainer.optimizers[0].state_dict()["state"]
+    assert {int(state["step"]) for state in adam.values()} == {2 * 2 * 2}  # rollouts x epochs x minibatches
+    assert cli.trainer.lr_scheduler_configs[0].scheduler.last_epoch == 2
+
+
+def test_the_reference_is_the_start_and_nothing_frozen_moves(trained, policy_stages):
+    roles = trained.model.roles
+    start = load_run(policy_stages / "supervised").backbone.state_dict()
+    assert all(torch.equal(value, start[name]) for name, value in roles.reference.state_dict().items())
+    for name in ("reward", "cost"):
+        model = load_run(policy_stages / name)
+        assert all(
+            torch.equal(v, model.backbone.state_dict()[n]) for n, v in roles.get_submodule(name).state_dict().items()
+        )
+        head = roles.get_submodule(f"{name}_head")
+        assert all(torch.equal(v, model.head.state_dict()[n]) for n, v in head.state_dict().items())
+        critic = roles.get_submodule(f"{name}_critic").state_dict()
+        assert any(not torch.equal(v, model.backbone.state_dict()[n]) for n, v in critic.items())
+    actor = trained.model.backbone.state_dict()
+    assert any(not torch.equal(value, start[name]) for name, value in actor.items())
+    assert not any(parameter.requires_grad for parameter in roles.reference.parameters())
+
+
+def test_the_checkpoint_holds_what_moves_and_gives_the_policy_to_later_stages(trained, policy_stages):
+    from safe_rlhf_v.checkpoints import find_checkpoint
+
+    file = find_checkpoint(trained.trainer.log_dir)
+    stored = set(torch.load(file, weights_only=True)["state_dict"])
+    assert any(name.startswith("roles.cost_critic.") for name in stored)
+    assert {"dual.lam", "dual.window_costs", "scale.spread", "scale.mean"} <= stored
+    frozen = ("roles.reference.", "roles.reward.", "roles.reward_head.", "roles.cost.", "roles.cost_head.")
+    assert not any(name.startswith(frozen) for name in stored)
+    policy = load_backbone(file).state_dict()
+    assert all(torch.equal(value, policy[name]) for name, value in trained.model.backbone.state_dict().items())
+
+
+def test_the_learned_scores_are_those_of_the_runs(module, batch, policy_stages):
+    rollout, scores, *_ = prepared(module, batch)
+    texts = [(text,) for text in rollout.generation.text]
+    finished = rollout.generation.finished
+    for name, raw in (("reward", scores.raw_reward), ("cost", scores.raw_cost)):
+        model = load_run(policy_stages / name)
+        with torch.no_grad():
+            alone = model.score(batch.prompts, texts)[:, 0]
+        # Text is read again without what cannot be written, so only complete answers are the same tokens.
+        torch.testing.assert_close(raw[finished], alone[finished], rtol=1e-4, atol=1e-4)
+    unit = (scores.raw_reward - module.scale.mean[0]) / module.scale.spread[0]
+    torch.testing.assert_close(scores.reward, unit.clamp(-5, 5) - 2.0 * ~finished)
+    torch.testing.assert_close(scores.cost, (scores.raw_cost / module.scale.spread[1]).clamp(-5, 5))
+
+
+def test_recorded_log_probs_and_features_are_those_of_a_full_pass(module, batch):
+    assert module.roles.same_features
+    rollout, *_ = prepared(module, batch, samples=2)
+    (part,) = rollout.parts
+    with torch.no_grad():
+        again = module.roles.log_probs(module.backbone, part)
+    torch.testing.assert_close(again, rollout.generation.log_probs, rtol=1e-4, atol=1e-4)
+
+
+def gradients(module, rollout, scores, values, targets, batch, settings):
+    """Gradients of one optimizer step."""
+    kept, steps = module.update_settings, []
+    module.update_settings = settings
+    optimizer = module.optimizers()
+    module.trainer.strategy._lightning_optimizers[0].step = lambda: steps.append(
+        {name: p.grad.clone() for name, p in module.named_parameters() if p.requires_grad}
+    )
+    try:
+        update(module, rollout, scores, targets, values, batch.demonstrations)
+    finally:
+        del optimizer.step
+        module.update_settings = kept
+    return steps
+
+
+@pytest.mark.parametrize("reduction", ["token", "sequence"])
+@pytest.mark.parametrize("samples", [1, 2])
+def test_micro_batches_add_up_to_the_whole(module, batch, reduction, samples):
+    whole, cut = (UpdateSettings(micro_batch_size=m, reduction=reduction, max_grad_norm=None) for m in (None, 1))
+    one = prepared(module, batch, samples, whole)
+    many = prepared(module, batch, samples, cut)
+    assert len(one[0].parts) == 1 and len(many[0].parts) == 4
+    torch.testing.assert_close(one[3].advantages, many[3].advantages, rtol=1e-4, atol=1e-5)
+    (a,) = gradients(module, *one, batch, whole)
+    (b,) = gradients(module, *many, batch, cut)
+    assert a.keys() == b.keys() and any(name.startswith("roles.reward_critic") for name in a)
+    for name in a:
+        torch.testing.assert_close(a[name], b[name], rtol=2e-3, atol=2e-5, msg=name)
+
+
+def test_padding_rows_do_not_count(module, batch):
+    """Rows marked as padding change no statistic, advantage or gradient, whatever stands in them."""
+    settings = UpdateSettings(max_grad_norm=None, ptx_weight=0.0)
+    rollout, scores, values, _ = prepared(module, batch)
+    lam = torch.full((4, 1), 0.7)
+    keep = torch.tensor([True, False, True, True])
+    masked = rollout._replace(mask=rollout.mask & keep[:, None], valid=keep, member=rollout.member & keep[:, None])
+    found = []
+    for junk in (0.0, 1e6):
+        spoiled = scores._replace(
+            reward=scores.reward.masked_fill(~keep, junk), cost=scores.cost.masked_fill(~keep, junk)
+        )
+        targets = module.shape(masked, spoiled, lam, values)
+        found.append((targets, gradients(module, masked, spoiled, module.predict(masked), targets, batch, settings)[0]))
+    (first, a), (second, b) = found
+    assert torch.equal(first.advantages, second.advantages) and not first.advantages[1].any()
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_lambda_moves_by_this_rollouts_costs_before_the_update(module, batch, monkeypatch):
+    order = []
+    for name in ("rollout", "score", "dual_step", "predict", "shape", "update", "report"):
+        method = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda *a, name=name, method=method: (order.append(name), method(*a))[1])
+    monkeypatch.setattr(module, "log_dict", lambda values, **_: None)
+    before = copy.deepcopy(module.dual)
+    seen = []
+    monkeypatch.setattr(
+        module.advantages.__class__, "__call__", lambda self, signals, values, lam, total: seen.append(lam) or 1 / 0
+    )
+    with pytest.raises(ZeroDivisionError):
+        module.training_step(batch, 0)
+    assert order == ["rollout", "score", "dual_step", "predict", "shape"]
+    draws = generator(module.seed, module.global_step, module.global_rank)
+    scores = module.score(make_rollout(module, batch, draws))  # the same stream gives the same answers again
+    after = before.update(scores.cost[:, None], batch.valid)
+    assert torch.equal(after, module.dual.lam) and not torch.equal(after, before.lam.new_tensor([1.0]))
+    assert torch.equal(seen[0], after.expand(4, 1))
+
+
+def test_each_constraint_binds_its_own_prompts(module, batch):
+    data = module.trainer.datamodule
+    names = data.taxonomy.categories
+    module.constraints = {"first": [names[int(batch.category.max())]], "rest": [n for n in names][:1]}
+    try:
+        member = module.membership(batch)
+        assert member.shape == (4, 2)
+        assert torch.equal(member[:, 0], batch.category == batch.category.max())
+    finally:
+        module.constraints = None
+
+
+def test_kl_weights_by_hand():
+    assert KLPenalty(0.1, "split").weights == (-0.05, 0.05)
+    assert KLPenalty(0.1, "both").weights == (-0.1, 0.1)
+    assert KLPenalty(0.1, "reward").weights == (-0.1, 0.0)
+    assert KLPenalty(0.1, "loss").weights == (0.0, 0.0)
+
+
+def test_shaped_signals_hold_the_kl_once_whatever_lambda(module, batch):
+    """(A_r - lam A_c) / (1 + lam) with values 0, gamma = lam_gae = 1: the KL part is beta / 2 times the KL to go."""
+    rollout, scores, values, _ = prepared(module, batch)
+    module.advantages.centre = module.advantages.whiten = False
+    module.advantages.lam = 1.0
+    zero = type(values)(torch.zeros_like(values.reward), torch.zeros_like(values.cost))
+    flat = scores._replace(reward=torch.zeros(4), cost=torch.zeros(4))
+    kl = kl_estimate(rollout.generation.log_probs, scores.reference, rollout.mask)
+    to_go = kl.flip(1).cumsum(1).flip(1) * rollout.mask
+    try:
+        for lam in (0.0, 1.0, 7.0):
+            advantages = module.shape(rollout, flat, torch.full((4, 1), lam), zero).advantages
+            torch.testing.assert_close(advantages, -0.025 * to_go, rtol=1e-4, atol=1e-6)
+    finally:
+        module.advantages.centre = module.advantages.whiten = True
+        module.advantages.lam = 0.95
+
+
+def test_the_critic_free_sibling_trains_without_critics(policy_stages, world, tmp_path):
+    cli = fit(policy_stages, world, tmp_path, "--data.init_args.batch_size=2", stage="grpo_lag")
+    assert cli.trainer.global_step == 2
+    names = {name for name, p in cli.model.named_parameters() if p.requires_grad}
+    assert names and all(name.startswith("backbone.") for name in names)
+    assert not any("critic" in name for name, _ in cli.model.named_parameters())
+    assert not any(name.startswith("critic/") for name in cli.trainer.callback_metrics)
+
+
+def test_the_start_is_said_in_one_line():
+    costs = torch.tensor([-1.0, 0.0, 1.0, 2.0])
+    met = start_line(costs, torch.tensor([0.7]), normalised=True)
+    assert "mean cost +0.50" in met and "50% of 4 answers above 0" in met and "WARNING" in met and "RISE" in met
+    ahead = start_line(costs, torch.tensor([-0.5]), normalised=True)
+    assert "budget -0.50 is 1.00 below it" in ahead and "WARNING" not in ahead
+    assert "\n" not in ahead
+
+
+def test_costs_are_scaled_but_not_centred():
+    scale = ScoreScale()
+    scale.measure(torch.tensor([1.0, 3.0]), torch.tensor([1.0, 5.0]))
+    reward, cost = scale.normalise(torch.tensor([2.0]), torch.tensor([4.0]))
+    assert reward.item() == pytest.approx(0.0) and cost.item() == pytest.approx(4 / 8**0.5)
+    scale.to(torch.bfloat16)
+    assert scale.spread.dtype == torch.float32
+
+
+REFUSED = {
+    "gate": (("--model.init_args.start.min_sign_accuracy=1.01",), "balanced sign accuracy"),
+    "signals": (("--model.init_args.advantages=safe_rlhf_v.advantages.GroupRelative",), "set it to 'loss'"),
+    "budgets": (("--model.init_args.dual.init_args.budget=[-0.5, 0.0]",), "2 budgets"),
+    "run": (("--model.init_args.roles.init_args.cost=nowhere",), "nowhere"),
+    "twice": (("--model.init_args.constraints={a: [fraud], b: [fraud]}",), "disjoint"),
+    "unknown": (("--model.init_args.constraints={a: [frauds]}",), "frauds"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_cannot_work_is_refused_in_one_line(case, policy_stages, world, tmp_path, capsys):
+    extra, message = REFUSED[case]
+    with pytest.raises(SystemExit):
+        fit(policy_stages, world, tmp_path, *extra)
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("error: ") and message in error
+
+
+def test_a_resume_with_another_cost_model_is_refused(trained, policy_stages, world, tmp_path, capsys):
+    main(
+        stage_command(
+            "cost", world, policy_stages, f"--trainer.logger.init_args.save_dir={tmp_path}", "--seed_everything=5"
+        )
+    )
+    resume = (f"--ckpt_path={trained.trainer.log_dir}", f"--model.init_args.roles.init_args.cost={tmp_path / 'cost'}")
+    with pytest.raises(SystemExit):
+        fit(policy_stages, world, tmp_path, *resume, steps=3)
+    assert "another cost model" in capsys.readouterr().err
+    cli = fit(policy_stages, world, tmp_path, resume[0], steps=3)
+    assert cli.trainer.global_step == 3
