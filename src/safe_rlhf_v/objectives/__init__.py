@@ -1,4 +1,7 @@
-"""Objectives of the reward and cost models: components over :mod:`safe_rlhf_v.functional`, chosen by ``class_path``."""
+"""Objectives of reward and cost models and of offline policies: components chosen by ``class_path``.
+
+They read labels and hold options; the mathematics is in :mod:`safe_rlhf_v.functional`.
+"""
 
 from safe_rlhf_v.objectives.absolute import (
     AbsoluteTerm,
@@ -11,15 +14,20 @@ from safe_rlhf_v.objectives.absolute import (
 from safe_rlhf_v.objectives.base import PreferenceObjective
 from safe_rlhf_v.objectives.bradley_terry import BradleyTerry
 from safe_rlhf_v.objectives.costs import CostObjective
+from safe_rlhf_v.objectives.preference_optimisation import DPO, SACPO, DirectObjective, SafeDPO
 
 __all__ = [
+    "DPO",
+    "SACPO",
     "AbsoluteTerm",
     "BradleyTerry",
     "ClassifierTerm",
     "CostObjective",
+    "DirectObjective",
     "GradedTerm",
     "OrdinalTerm",
     "PreferenceObjective",
+    "SafeDPO",
     "SignTerm",
     "WeightedSignTerm",
 ]

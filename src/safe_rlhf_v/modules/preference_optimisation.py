@@ -1,0 +1,202 @@
+"""Offline training of a policy on dual preferences: DPO on either label, SACPO in two runs, SafeDPO."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from torch import Tensor, nn
+from torch.optim import AdamW
+from torchmetrics import MeanMetric, Metric, SumMetric
+
+from safe_rlhf_v.batches import UNKNOWN_LEVEL, PreferenceBatch, Prompts
+from safe_rlhf_v.checkpoints import load_stage, read_stage
+from safe_rlhf_v.functional.pairwise import preferred
+from safe_rlhf_v.functional.preference_optimisation import helpful_pairs, safer_pairs
+from safe_rlhf_v.metrics import PairwiseAccuracy
+from safe_rlhf_v.models.backbone import Backbone
+from safe_rlhf_v.models.frozen_copy import FrozenCopy, frozen_names
+from safe_rlhf_v.modules.base import BaseModule
+from safe_rlhf_v.objectives.preference_optimisation import DirectObjective
+
+
+class PreferenceOptimisationModule(BaseModule):
+    """Trains the backbone itself on labelled pairs, held to a frozen reference; no reward model, no rollouts.
+
+    The reference is the policy as it starts (``init_from``), or the backbone of another run. It travels in the checkpoint,
+    except for tensors it shares with the policy (:class:`FrozenCopy`), so a resumed run needs no other folder, and later
+    stages take the policy from ``init_from`` as from any stage.
+
+    Scores are implicit rewards, beta x (log-probability under policy - under reference), summed over all tokens of a
+    response and its end token. Metrics are accuracies of their order: ``accuracy`` by the labels the objective learns
+    from, ``true_accuracy`` by what these would be without annotation noise, ``helpful_accuracy`` and ``safe_accuracy`` by
+    either label (pairs of equal safety left out), and both against the truth.
+
+    YAML::
+
+        model:
+          class_path: safe_rlhf_v.modules.PreferenceOptimisationModule
+          init_args:
+            backbone: {class_path: safe_rlhf_v.models.HFVLM, init_args: {model: llava-hf/llava-1.5-7b-hf}}
+            objective: {class_path: safe_rlhf_v.objectives.SafeDPO}
+            init_from: runs/llava_1_5_7b/supervised
+    """
+
+    def __init__(
+        self,
+        backbone: Callable[[], Backbone],
+        objective: Callable[[], DirectObjective],
+        reference: str | None = None,
+        packed: bool = True,
+        optimizer: OptimizerCallable = AdamW,
+        scheduler: LRSchedulerCallable | None = None,
+        init_from: str | None = None,
+        lr_scale: dict[str, float] | None = None,
+    ) -> None:
+        """Args:
+        backbone: Makes the vision-language model.
+        objective: Makes the loss.
+        reference: Run folder or checkpoint whose backbone is the reference; ``None`` for the policy's own start.
+        packed: Run both responses behind one shared prompt (the same log-probabilities, less work).
+        optimizer: See :class:`BaseModule`.
+        scheduler: See :class:`BaseModule`.
+        init_from: See :class:`BaseModule`.
+        lr_scale: See :class:`BaseModule`.
+        """
+        super().__init__(optimizer, scheduler, init_from, lr_scale)
+        self.make_backbone, self.make_objective = backbone, objective
+        self.reference_from, self.packed = reference, packed
+        self.metrics = nn.ModuleDict()
+
+    def build(self) -> None:
+        """Create policy and objective, and a reference that is not the policy's start before the start is loaded."""
+        self.backbone = self.make_backbone()
+        self.objective = self.make_objective()
+        if self.reference_from:
+            self.reference = FrozenCopy(self.backbone, shared=())
+
+    def configure_model(self) -> None:
+        """Build once; start from ``init_from`` and ``reference``.
+
+        Raises:
+            CheckpointError: If ``init_from`` or ``reference`` does not fit.
+        """
+        if self._fingerprint:
+            return
+        stage = read_stage(self.reference_from) if self.reference_from else None  # before anything is built
+        super().configure_model()
+        if stage is None:
+            self.reference = FrozenCopy(self.backbone)
+            return
+        load_stage(stage, self.reference.network, self._fingerprint)
+        base_gives = {name.removeprefix("backbone.") for name in self._rebuilt - set(stage["state_dict"])}
+        self.reference.follow(frozen_names(self.backbone) - base_gives, self.backbone)  # the base is needed once
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """As every stage; a reloaded module finds its reference in the file."""
+        super().on_save_checkpoint(checkpoint)
+        if "reference" in checkpoint.get("hyper_parameters", {}):
+            checkpoint["hyper_parameters"]["reference"] = None
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """As every stage; the reference shares with the policy what it shared when the file was written."""
+        prefix = "reference.network."
+        stored = {name.removeprefix(prefix) for name in checkpoint.get("state_dict", {}) if name.startswith(prefix)}
+        if stored:
+            self.reference.follow(stored, self.backbone)
+        super().on_load_checkpoint(checkpoint)
+
+    def log_ratios(self, prompts: Prompts, responses: Sequence[Sequence[str]]) -> Tensor:
+        """(B, K) float32 log-probability of every response under the policy minus that under the reference.
+
+        Args:
+            prompts: B prompts.
+            responses: B x K texts.
+        """
+        prepared = self.move(self.backbone.prepare(prompts, responses, packed=self.packed))
+        policy = self.backbone.response_states(prepared, log_probs=True).log_probs  # (N, R), 0 where masked
+        with torch.no_grad():
+            reference = self.reference.network.response_states(prepared, log_probs=True).log_probs
+        assert policy is not None and reference is not None
+        return (policy - reference).sum(1).view(len(responses), -1)  # token by token: sums of long responses are large
+
+    def training_step(self, batch: PreferenceBatch, batch_idx: int) -> Tensor:
+        """The objective and its parts."""
+        losses: dict[str, Tensor] = self.objective(self.log_ratios(batch.prompts, batch.responses), batch)
+        for name, value in losses.items():
+            self.log(f"train/{name}", value.detach(), prog_bar=name in ("loss", "accuracy"), batch_size=len(batch.keys))
+        return losses["loss"]
+
+    def validation_step(self, batch: PreferenceBatch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
+        """Implicit rewards (B, 2) as ``scores``, for callbacks; metrics are logged per split."""
+        return self.evaluate(batch, "validate", dataloader_idx)
+
+    def test_step(self, batch: PreferenceBatch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
+        """As validation."""
+        return self.evaluate(batch, "test", dataloader_idx)
+
+    def predict_step(self, batch: PreferenceBatch, batch_idx: int, dataloader_idx: int = 0) -> list[dict[str, Any]]:
+        """One row per record: its key and the implicit reward of each response."""
+        rewards = (self.objective.beta * self.log_ratios(batch.prompts, batch.responses)).tolist()
+        rows = zip(batch.keys, rewards, batch.valid.tolist(), strict=True)
+        return [{"key": key, "rewards": row} for key, row, valid in rows if valid]
+
+    def evaluate(self, batch: PreferenceBatch, stage: str, loader: int) -> dict[str, Tensor]:
+        """Score one batch of a stage's ``loader``-th split and count it."""
+        split = self.split_name(stage, loader)
+        if split not in self.metrics:
+            self.metrics[split] = nn.ModuleDict(self.make_metrics()).to(self.device)
+        metrics: dict[str, Any] = dict(self.metrics[split].items())  # type: ignore[operator]
+        ratios = self.log_ratios(batch.prompts, batch.responses)
+        losses: dict[str, Tensor] = self.objective(ratios, batch)
+        targets = {"accuracy": self.objective.pairs(batch).target, **either_order(batch)}
+        exact = with_true_labels(batch)
+        targets |= {f"true_{name}": target for name, target in either_order(exact).items()}
+        targets["true_accuracy"] = self.objective.pairs(exact).target
+        for name, target in targets.items():
+            metrics[name].update(ratios, target, batch.valid)
+        counted = ((targets["accuracy"] >= 0) & batch.valid).sum()
+        for name in ("loss", "margin"):
+            metrics[name].update(losses[name].detach(), weight=counted)
+        metrics["decided_pairs"].update(((targets["true_accuracy"] >= 0) & batch.valid).sum())
+        for name, metric in metrics.items():
+            self.log(
+                f"{split}/{name}",
+                metric,
+                on_step=False,
+                on_epoch=True,
+                batch_size=1,
+                add_dataloader_idx=False,
+                metric_attribute=f"metrics.{split}.{name}",  # Lightning looks attributes up once, before these existed
+            )
+        return {"scores": (self.objective.beta * ratios).detach()}
+
+    def make_metrics(self) -> dict[str, Metric]:
+        """Fresh metrics of one evaluation split."""
+        names = ("accuracy", "helpful_accuracy", "safe_accuracy")
+        accuracies = {f"{truth}{name}": PairwiseAccuracy() for truth in ("", "true_") for name in names}
+        return {"loss": MeanMetric(), "margin": MeanMetric(), "decided_pairs": SumMetric(), **accuracies}
+
+
+def either_order(batch: PreferenceBatch) -> dict[str, Tensor]:
+    """(B,) index of the more helpful and of the safer response, -1 unknown or tied, by the metric's name."""
+    return {
+        "helpful_accuracy": helpful_pairs(batch.more_helpful).target,
+        "safe_accuracy": safer_pairs(batch.safer, batch.safety_tie).target,
+    }
+
+
+def with_true_labels(batch: PreferenceBatch) -> PreferenceBatch:
+    """The batch as annotators without noise would have labelled it; all unknown where there is no truth.
+
+    Args:
+        batch: B records with two responses.
+    """
+    level, known = batch.true_safety, batch.true_safety != UNKNOWN_LEVEL  # (B, 2)
+    return batch._replace(
+        more_helpful=preferred(batch.true_helpfulness, ~batch.true_helpfulness.isnan()),
+        safer=preferred(level, known),
+        safety_tie=known.all(1) & (level[:, 0] == level[:, 1]),
+        safety=level,
+        is_safe=(level >= 0).long().masked_fill(~known, -1),
+    )

@@ -1,0 +1,189 @@
+"""Objectives that train a policy on labelled pairs directly, without reward model or rollouts, chosen by ``class_path``."""
+
+from abc import abstractmethod
+from typing import Literal
+
+from torch import Tensor
+
+from safe_rlhf_v.batches import PreferenceBatch
+from safe_rlhf_v.functional.masked import masked_mean
+from safe_rlhf_v.functional.preference_optimisation import (
+    LabelledPairs,
+    dpo_loss,
+    helpful_pairs,
+    one_is_safe,
+    order_pair,
+    safe_dpo_loss,
+    safe_helpful_pairs,
+    safer_pairs,
+)
+from safe_rlhf_v.objectives.base import PreferenceObjective, check_range, checked_scores
+
+
+class DirectObjective(PreferenceObjective):
+    """A loss over the log-ratios of winner and loser; a subclass writes :meth:`pairs` and :meth:`losses`.
+
+    Parts, means over the pairs that count: ``reward_winner`` and ``reward_loser`` (implicit rewards, beta times the
+    log-ratio), ``margin`` (their difference), ``accuracy`` (how often the winner's is strictly higher). ``kept`` is the
+    share of the records that count.
+
+    Attributes:
+        beta: Implicit reward per unit of log-ratio; large values hold the policy to the reference.
+    """
+
+    def __init__(self, beta: float) -> None:
+        """Choose beta.
+
+        Raises:
+            ValueError: If it is not above 0.
+        """
+        super().__init__()
+        self.beta = above_zero("beta", beta)
+
+    @abstractmethod
+    def pairs(self, batch: PreferenceBatch) -> LabelledPairs:
+        """Which response of each record should win, and how much the record counts (padding rows are left out later)."""
+
+    @abstractmethod
+    def losses(self, winner: Tensor, loser: Tensor, batch: PreferenceBatch) -> Tensor:
+        """(B,) loss of each pair, finite also where its weight is 0.
+
+        Args:
+            winner: (B,) float32 log-ratios of the responses that should win.
+            loser: (B,) float32 log-ratios of the others.
+            batch: Where further labels are.
+        """
+
+    def forward(self, scores: Tensor, batch: PreferenceBatch) -> dict[str, Tensor]:
+        """Scores are log-ratios (B, 2), policy against reference; see :class:`PreferenceObjective`."""
+        ratios = checked_scores(scores, batch, responses=2)
+        pairs = self.pairs(batch)
+        weight = pairs.weight * batch.valid  # (B,)
+        winner, loser = order_pair(ratios, pairs.winner)
+        loss = masked_mean(self.losses(winner, loser, batch), weight)
+        won, lost = self.beta * winner.detach(), self.beta * loser.detach()
+        parts = {"accuracy": (won > lost).float(), "margin": won - lost, "reward_winner": won, "reward_loser": lost}
+        means = {name: masked_mean(value, weight) for name, value in parts.items()}
+        return {"loss": loss, **means, "kept": masked_mean((weight > 0).float(), batch.valid)}
+
+
+class DPO(DirectObjective):
+    r"""Direct preference optimisation (arXiv 2305.18290): :math:`-\log\sigma(\beta(\rho_w-\rho_l))`.
+
+    On ``more_helpful`` it is the baseline DPO-helpful, on ``safer`` DPO-safe; records with equal safety ratings are left
+    out of the latter.
+
+    YAML::
+
+        objective:
+          class_path: safe_rlhf_v.objectives.DPO
+          init_args: {preference: more_helpful, beta: 0.1, label_smoothing: 0.0}
+    """
+
+    def __init__(
+        self,
+        preference: Literal["more_helpful", "safer"] = "more_helpful",
+        beta: float = 0.1,
+        label_smoothing: float = 0.0,
+    ) -> None:
+        """Choose the options.
+
+        Args:
+            preference: Which label orders the pair.
+            beta: See :class:`DirectObjective`.
+            label_smoothing: Probability in [0, 0.5] that a label is wrong (conservative DPO).
+
+        Raises:
+            ValueError: If an option is outside its range.
+        """
+        super().__init__(beta)
+        if preference not in ("more_helpful", "safer"):
+            raise ValueError(f"preference is {preference!r}, expected 'more_helpful' or 'safer'")
+        self.preference = preference
+        self.label_smoothing = check_range("label_smoothing", label_smoothing, 0.0, 0.5)
+
+    def pairs(self, batch: PreferenceBatch) -> LabelledPairs:
+        """See :class:`DirectObjective`."""
+        if self.preference == "more_helpful":
+            return helpful_pairs(batch.more_helpful)
+        return safer_pairs(batch.safer, batch.safety_tie)
+
+    def losses(self, winner: Tensor, loser: Tensor, batch: PreferenceBatch) -> Tensor:
+        """See :class:`DirectObjective`."""
+        return dpo_loss(winner, loser, beta=self.beta, label_smoothing=self.label_smoothing)
+
+
+class SACPO(DPO):
+    r"""The second step of SACPO (arXiv 2404.11049): :class:`DPO` on safety with :math:`\beta/\lambda`.
+
+    The first step is DPO on helpfulness with :math:`\beta`; this one starts from its policy and takes that as the
+    reference. Together they solve the problem with reward r + :math:`\lambda` x safety and one KL penalty :math:`\beta`
+    against the first reference, so the steps may be exchanged: DPO on safety with :math:`\beta/\lambda` first, on
+    helpfulness with :math:`\beta` second.
+
+    YAML::
+
+        objective:
+          class_path: safe_rlhf_v.objectives.SACPO
+          init_args: {beta: 0.1, lam: 2.0}
+    """
+
+    def __init__(self, beta: float = 0.1, lam: float = 1.0, label_smoothing: float = 0.0) -> None:
+        r"""Choose the options.
+
+        Args:
+            beta: That of the first step.
+            lam: :math:`\lambda`, what safety is worth in units of reward, above 0. After a first step with 0.1 the
+                paper's code tried :math:`\beta/\lambda` = 0.1, 0.05, 0.025 and 0.01.
+            label_smoothing: See :class:`DPO`.
+
+        Raises:
+            ValueError: If an option is outside its range.
+        """
+        super().__init__("safer", above_zero("beta", beta) / above_zero("lam", lam), label_smoothing)
+
+
+class SafeDPO(DirectObjective):
+    r"""SafeDPO (arXiv 2505.20065): a safe response wins over an unsafe one, else the more helpful one does.
+
+    :math:`-\log\sigma(\beta(\rho_w-\rho_l) - \Delta)` where the winner is safe and the loser is not, without
+    :math:`\Delta` where both are safe; records with two unsafe responses are left out.
+
+    YAML::
+
+        objective:
+          class_path: safe_rlhf_v.objectives.SafeDPO
+          init_args: {beta: 0.1, offset: 10.0}
+    """
+
+    def __init__(self, beta: float = 0.1, offset: float = 10.0) -> None:
+        r"""Choose the options.
+
+        Args:
+            beta: See :class:`DirectObjective`.
+            offset: :math:`\Delta`, 0 or more. The paper tried 0 to 50: safer up to 20, less helpful at 50.
+
+        Raises:
+            ValueError: If an option is outside its range.
+        """
+        super().__init__(beta)
+        self.offset = check_range("offset", offset, 0.0)
+
+    def pairs(self, batch: PreferenceBatch) -> LabelledPairs:
+        """See :class:`DirectObjective`."""
+        return safe_helpful_pairs(batch.more_helpful, batch.is_safe)
+
+    def losses(self, winner: Tensor, loser: Tensor, batch: PreferenceBatch) -> Tensor:
+        """See :class:`DirectObjective`."""
+        return safe_dpo_loss(winner, loser, one_is_safe(batch.is_safe), beta=self.beta, offset=self.offset)
+
+
+def above_zero(name: str, value: float) -> float:
+    """``value`` if it is above 0.
+
+    Raises:
+        ValueError: Naming the option otherwise.
+    """
+    if not value > 0:
+        raise ValueError(f"{name} is {value}, expected a number above 0")
+    return value

@@ -1,0 +1,355 @@
+"""Offline policies: log-probabilities to the last token, a reference that stays, exact resume, lean checkpoints."""
+
+import math
+from functools import partial
+from types import SimpleNamespace
+
+import lightning.pytorch as pl
+import pytest
+import torch
+
+from safe_rlhf_v.batches import UNKNOWN_LEVEL
+from safe_rlhf_v.checkpoints import CheckpointError
+from safe_rlhf_v.data_modules import PreferenceDataModule
+from safe_rlhf_v.models import HFVLM, ClipDecoder
+from safe_rlhf_v.models.lora import LoraSettings
+from safe_rlhf_v.models.tiny import write_tiny_vlm
+from safe_rlhf_v.models.tower import SlotSettings, TowerSettings
+from safe_rlhf_v.modules import PreferenceOptimisationModule, RewardModule, SupervisedModule
+from safe_rlhf_v.modules.preference_optimisation import with_true_labels
+from safe_rlhf_v.objectives import DPO, BradleyTerry, SafeDPO
+
+DECODER = {
+    "model_type": "llama", "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
+    "num_attention_heads": 2, "num_key_value_heads": 2, "tie_word_embeddings": False, "pad_token_id": 0,
+    "bos_token_id": 1, "eos_token_id": 2,
+}  # fmt: skip
+
+
+def sgd(groups):
+    return torch.optim.Adam(groups, lr=3e-3)
+
+
+@pytest.fixture
+def backbone(world):
+    def make(seed=0, **options):
+        torch.manual_seed(seed)
+        tower = TowerSettings(vision_cfg={"layers": [1, 1, 1, 1], "width": 8, "image_size": 64})
+        return ClipDecoder(str(world / "tokenizer"), tower, DECODER, SlotSettings(3, 16), **options)
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def batches(world):
+    loader = PreferenceDataModule(str(world), batch_size=6).train_dataloader()
+    return [batch for batch, _ in zip(loader, range(2), strict=False)]
+
+
+@pytest.fixture
+def batch(batches):
+    return batches[0]
+
+
+@pytest.fixture(scope="module")
+def llava(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("models") / "llava"
+    write_tiny_vlm("llava", folder)
+    return str(folder)
+
+
+def build(backbone, objective=DPO, **options):
+    module = PreferenceOptimisationModule(backbone, objective, optimizer=sgd, **options)
+    module.configure_model()
+    return module
+
+
+def disturb(network, scale=0.05):
+    generator = torch.Generator().manual_seed(7)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn(parameter.shape, generator=generator) * scale)
+
+
+def train(module, world, file, steps, resume=None):
+    quiet = {k: False for k in ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary")}
+    trainer = pl.Trainer(accelerator="cpu", max_steps=steps, max_epochs=-1, limit_val_batches=0, **quiet)
+    trainer.fit(module, PreferenceDataModule(str(world), batch_size=6), ckpt_path=resume)
+    trainer.save_checkpoint(file)
+    return torch.load(file, weights_only=True)
+
+
+def same(first, second):
+    a, b = first.state_dict(), second.state_dict()
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def by_hand(network, batch, row, k):
+    """Summed log-probability of one response, alone, from full float64 logits: every token and the end token."""
+    prompts = type(batch.prompts)(*(part[row : row + 1] for part in batch.prompts))
+    prepared = network.prepare(prompts, [(batch.responses[row][k],)])
+    start = len(network.prepare_prompts(prompts)[0].ids[0])
+    ids = prepared.tokens.input_ids[0].tolist()
+    assert ids[start:] == [*network.text_ids(batch.responses[row][k]), network.eos_id]
+    with torch.no_grad():
+        hidden = network(prepared.tokens, network.encode(prepared.images))[0]  # (S, D)
+        log_probs = network.lm_head(hidden).double().log_softmax(-1)
+    return sum(log_probs[t - 1, ids[t]].item() for t in range(start, len(ids)))
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_log_ratios_score_every_token_and_the_end_token(packed, backbone, batch):
+    module = build(backbone, packed=packed)
+    disturb(module.backbone)
+    with torch.no_grad():
+        found = module.log_ratios(batch.prompts, batch.responses)
+    assert found.shape == (6, 2) and found.dtype == torch.float32
+    for row in range(3):
+        for k in (0, 1):
+            policy, reference = (by_hand(n, batch, row, k) for n in (module.backbone, module.reference.network))
+            assert found[row, k].item() == pytest.approx(policy - reference, abs=2e-4)
+    assert found.abs().min() > 1e-3
+
+
+def test_training_starts_at_the_reference(backbone, batch):
+    module = build(backbone)
+    assert torch.equal(module.log_ratios(batch.prompts, batch.responses), torch.zeros(6, 2))
+    losses = module.objective(module.log_ratios(batch.prompts, batch.responses), batch)
+    assert losses["loss"].item() == pytest.approx(math.log(2))
+    assert losses["margin"].item() == losses["accuracy"].item() == 0.0  # equal is not yet right
+
+
+@pytest.mark.parametrize("objective", [DPO, partial(DPO, "safer"), SafeDPO])
+def test_every_trainable_tensor_gets_a_gradient_and_the_reference_none(objective, backbone, batch):
+    module = build(backbone, objective)
+    module.objective(module.log_ratios(batch.prompts, batch.responses), batch)["loss"].backward()
+    assert [n for n, p in module.named_parameters() if p.requires_grad and p.grad is None] == []
+    assert all(p.grad is None for p in module.reference.parameters())
+    optimised = {id(p) for g in module.configure_optimizers()["optimizer"].param_groups for p in g["params"]}
+    assert not optimised & {id(p) for p in module.reference.parameters()}
+
+
+def test_training_moves_the_policy_and_never_the_reference(backbone, batches, world, tmp_path):
+    module = build(backbone)
+    start = {name: value.clone() for name, value in module.backbone.state_dict().items()}
+    train(module, world, tmp_path / "x.ckpt", 24)
+    for name, value in module.reference.network.state_dict().items():
+        assert torch.equal(value, start[name])
+    moved = {name for name, value in module.backbone.named_parameters() if not torch.equal(value, start[name])}
+    assert moved == {name for name, value in module.backbone.named_parameters() if value.requires_grad}
+    with torch.no_grad():
+        losses = [module.objective(module.log_ratios(b.prompts, b.responses), b) for b in batches]
+    assert all(loss["loss"] < 0.6 and loss["margin"] > 0.2 for loss in losses)
+
+
+def test_masked_rows_change_neither_loss_nor_gradient(backbone, batch):
+    grads = []
+    for cut in (False, True):
+        module = build(backbone)
+        disturb(module.backbone)
+        used = batch._replace(valid=torch.tensor([True] * 4 + [False] * 2))
+        if cut:
+            prompts = type(batch.prompts)(*(part[:4] for part in batch.prompts))
+            used = type(batch)(prompts, *(part[:4] for part in used[1:]))
+        loss = module.objective(module.log_ratios(used.prompts, used.responses), used)["loss"]
+        loss.backward()
+        grads.append((loss, module.backbone.lm_head.weight.grad))
+    torch.testing.assert_close(grads[0][0], grads[1][0])
+    torch.testing.assert_close(grads[0][1], grads[1][1], rtol=1e-4, atol=1e-6)
+
+
+def test_a_picture_is_encoded_once_for_both(backbone, batch, monkeypatch):
+    plain = build(backbone)
+    disturb(plain.backbone)
+    module = build(partial(backbone, feature_cache=50))
+    disturb(module.backbone)
+    calls = []
+    encode = ClipDecoder.encode
+    monkeypatch.setattr(
+        ClipDecoder, "encode", lambda self, images: calls.append(len(images.ids)) or encode(self, images)
+    )
+    with torch.no_grad():
+        found = module.log_ratios(batch.prompts, batch.responses)
+    assert sum(calls) == len({name for row in batch.prompts.image_ids for name in row})
+    with torch.no_grad():
+        torch.testing.assert_close(found, plain.log_ratios(batch.prompts, batch.responses), rtol=1e-5, atol=1e-5)
+
+
+def test_a_resumed_run_equals_the_uninterrupted_one(backbone, world, tmp_path):
+    train(supervised := start(backbone, tmp_path), world, tmp_path / "half.ckpt", 2)
+    whole = start(backbone, tmp_path)
+    train(whole, world, tmp_path / "whole.ckpt", 4)
+    resumed = PreferenceOptimisationModule(partial(backbone, seed=9), DPO, optimizer=sgd)  # other random weights
+    train(resumed, world, tmp_path / "resumed.ckpt", 4, resume=tmp_path / "half.ckpt")
+    assert same(resumed, whole) and same(resumed.reference, supervised.reference)
+    assert same(resumed.reference.network, whole.reference.network)
+    assert not same(resumed.backbone, resumed.reference.network)
+    loaded = PreferenceOptimisationModule.load_from_checkpoint(
+        tmp_path / "whole.ckpt", backbone=partial(backbone, seed=8), objective=DPO, weights_only=True
+    )
+    assert same(loaded, whole) and same(loaded.reference.network, whole.reference.network)
+
+
+def start(backbone, folder):
+    """A module that starts from a supervised run, written once."""
+    if not (folder / "supervised").is_dir():
+        module = SupervisedModule(partial(backbone, seed=3), optimizer=sgd)
+        save(module, folder / "supervised" / "x.ckpt")
+    module = PreferenceOptimisationModule(backbone, DPO, optimizer=sgd, init_from=str(folder / "supervised"))
+    module.configure_model()
+    return module
+
+
+def save(module, file):
+    """A checkpoint of a module that was built but not trained."""
+    module.configure_model()
+    disturb(module.backbone, 0.01)
+    trainer = pl.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False)
+    trainer.strategy.connect(module)
+    module.trainer = trainer
+    file.parent.mkdir(parents=True, exist_ok=True)
+    trainer.save_checkpoint(file)
+
+
+def test_the_reference_is_the_start_and_later_stages_take_the_policy(backbone, world, tmp_path):
+    module = start(backbone, tmp_path)
+    supervised = torch.load(tmp_path / "supervised" / "x.ckpt", weights_only=True)["state_dict"]
+    for name, value in module.reference.network.state_dict().items():
+        assert torch.equal(value, supervised[f"backbone.{name}"])
+    stored = train(module, world, tmp_path / "dpo" / "x.ckpt", 3)
+    twice = [name for name in stored["state_dict"] if name.startswith("reference.network.tower")]
+    assert not any("weight" in name for name in twice)  # shared tensors are stored once
+    reward = RewardModule(partial(backbone, seed=5), BradleyTerry, init_from=str(tmp_path / "dpo"))
+    reward.configure_model()
+    assert same(reward.backbone, module.backbone)
+    # the second step of SACPO: policy and reference are both the first step's policy
+    second = build(partial(backbone, seed=6), init_from=str(tmp_path / "dpo"))
+    assert same(second.backbone, module.backbone) and same(second.reference.network, module.backbone)
+
+
+def test_another_run_as_reference(backbone, world, tmp_path):
+    start(backbone, tmp_path)
+    other = SupervisedModule(partial(backbone, seed=4), optimizer=sgd)
+    save(other, tmp_path / "other" / "x.ckpt")
+    options = {"init_from": str(tmp_path / "supervised"), "reference": str(tmp_path / "other")}
+    module = build(backbone, **options)
+    assert same(module.reference.network, other.backbone)
+    assert same(module.backbone, start(backbone, tmp_path).backbone)
+    stored = train(module, world, tmp_path / "x.ckpt", 2)
+    assert stored["hyper_parameters"]["reference"] is stored["hyper_parameters"]["init_from"] is None
+    whole = build(backbone, **options)
+    train(whole, world, tmp_path / "whole.ckpt", 4)
+    resumed = PreferenceOptimisationModule(backbone, DPO, optimizer=sgd)  # neither folder is needed any more
+    train(resumed, world, tmp_path / "resumed.ckpt", 4, resume=tmp_path / "x.ckpt")
+    assert same(resumed, whole) and same(resumed.reference.network, other.backbone)
+
+
+def test_a_reference_that_is_not_there_is_refused_before_anything_is_built(tmp_path):
+    def never():
+        raise AssertionError
+
+    module = PreferenceOptimisationModule(never, DPO, reference=str(tmp_path / "gone"))
+    with pytest.raises(CheckpointError, match="gone: no readable checkpoint"):
+        module.configure_model()
+
+
+def test_a_checkpoint_without_the_reference_is_refused(backbone, world, tmp_path):
+    stored = train(build(backbone), world, tmp_path / "x.ckpt", 1)
+    stored["state_dict"] = {k: v for k, v in stored["state_dict"].items() if "reference.network.decoder" not in k}
+    torch.save(stored, tmp_path / "x.ckpt")
+    with pytest.raises(CheckpointError, match=r"lacks reference\.network\.decoder"):
+        train(build(backbone), world, tmp_path / "y.ckpt", 2, resume=tmp_path / "x.ckpt")
+
+
+def adapted(model, **options):
+    return partial(HFVLM, model, lora=LoraSettings(r=2), **options)
+
+
+def test_adapters_of_an_earlier_stage_stay_in_the_reference(llava, batch, world, tmp_path):
+    """With adapters switched off the reference would be the base, not the supervised policy."""
+    earlier = SupervisedModule(adapted(llava), optimizer=sgd)
+    save(earlier, tmp_path / "supervised" / "x.ckpt")
+    module = build(adapted(llava), init_from=str(tmp_path / "supervised"))
+    assert same(module.reference.network, earlier.backbone)
+    with torch.no_grad():
+        assert torch.equal(module.log_ratios(batch.prompts, batch.responses), torch.zeros(6, 2))
+    stored = train(module, world, tmp_path / "half.ckpt", 2)
+    weights = [name for name in stored["state_dict"] if "lora_" not in name]
+    assert not any(name.endswith("weight") for name in weights)  # the base is in neither half
+    assert same(module.reference.network, earlier.backbone) and not same(module.backbone, earlier.backbone)
+    whole = build(adapted(llava), init_from=str(tmp_path / "supervised"))
+    train(whole, world, tmp_path / "whole.ckpt", 4)
+    resumed = PreferenceOptimisationModule(adapted(llava), DPO, optimizer=sgd)
+    train(resumed, world, tmp_path / "resumed.ckpt", 4, resume=tmp_path / "half.ckpt")
+    assert same(resumed, whole) and same(resumed.reference.network, earlier.backbone)
+
+
+def test_another_run_as_reference_shares_what_both_leave_to_the_base(llava, world, tmp_path):
+    """The policy's earlier stage trained the projector, the reference's did not: each keeps its own, now and resumed."""
+    first = SupervisedModule(adapted(llava, freeze_projector=False), optimizer=sgd)
+    save(first, tmp_path / "first" / "x.ckpt")
+    second = SupervisedModule(adapted(llava), optimizer=sgd)
+    save(second, tmp_path / "second" / "x.ckpt")
+    options = {"init_from": str(tmp_path / "first"), "reference": str(tmp_path / "second")}
+    module = build(adapted(llava), **options)
+    train(module, world, tmp_path / "x.ckpt", 2)
+    resumed = PreferenceOptimisationModule(adapted(llava), DPO, optimizer=sgd)
+    train(resumed, world, tmp_path / "y.ckpt", 3, resume=tmp_path / "x.ckpt")
+    for one in (module, resumed):
+        assert same(one.reference.network, second.backbone)
+        projector = {n: p for n, p in one.backbone.named_parameters() if "projector" in n}
+        assert all(torch.equal(p, first.backbone.get_parameter(n)) for n, p in projector.items())
+        assert not any(torch.equal(p, one.reference.network.get_parameter(n)) for n, p in projector.items())
+        own = {id(p) for p in one.reference.parameters()} - {id(p) for p in one.backbone.parameters()}
+        names = {n for n, p in one.reference.network.named_parameters() if id(p) in own}
+        assert names == {n for n, _ in one.backbone.named_parameters() if "lora_" in n or n in projector}
+
+
+def test_metrics_of_a_split_and_rows_of_predictions(backbone, world):
+    data = PreferenceDataModule(str(world), eval_batch_size=5, test_splits=("validation",))
+    module = build(backbone, partial(SafeDPO, beta=0.5))
+    disturb(module.backbone)
+    quiet = {k: False for k in ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary")}
+    trainer = pl.Trainer(accelerator="cpu", **quiet)
+    found = trainer.validate(module, data, verbose=False)[0]
+    rows = [row for part in trainer.predict(module, data) for row in part]
+    rewards = {row["key"]: row["rewards"] for row in rows}
+    records = [data.split("validation")[i] for i in range(12)]
+    assert len(rows) == 12 and set(rewards) == {record.key for record in records}  # no padding row
+
+    def accuracy(winner):
+        """By plain Python, over the records where ``winner`` names one."""
+        decided = [(rewards[r.key], winner(r)) for r in records if winner(r) is not None]
+        return sum(pair[w] > pair[1 - w] for pair, w in decided) / len(decided)
+
+    def learned(record):
+        safe = [response.is_safe for response in record.responses]
+        if all(safe):
+            return record.more_helpful
+        return safe.index(True) if any(safe) else None
+
+    assert found["validation/helpful_accuracy"] == pytest.approx(accuracy(lambda r: r.more_helpful))
+    safer = accuracy(lambda r: None if r.safety_tie else r.safer)
+    assert found["validation/safe_accuracy"] == pytest.approx(safer)
+    assert found["validation/accuracy"] == pytest.approx(accuracy(learned))
+    kept = [record for record in records if learned(record) is not None]
+    margins = [rewards[r.key][learned(r)] - rewards[r.key][1 - learned(r)] for r in kept]
+    assert 0 < len(kept) < 12
+    assert found["validation/margin"] == pytest.approx(sum(margins) / len(kept), rel=1e-4)
+    assert 0 <= found["validation/true_accuracy"] <= 1 and 0 < found["validation/decided_pairs"] <= 12
+
+
+def test_true_labels_by_hand():
+    level = torch.tensor([[2, -1], [-2, -2], [0, 1], [UNKNOWN_LEVEL, 3]])
+    fields = dict.fromkeys(("more_helpful", "safer", "safety_tie", "safety", "is_safe"))
+    batch = SimpleNamespace(
+        true_safety=level,
+        true_helpfulness=torch.tensor([[1.0, 2.0], [0.5, 0.5], [3.0, 1.0], [torch.nan, 1.0]]),
+        _replace=lambda **new: fields.update(new) or SimpleNamespace(**fields),
+    )
+    exact = with_true_labels(batch)
+    assert exact.more_helpful.tolist() == [1, -1, 0, -1]
+    assert exact.safer.tolist() == [0, -1, 1, -1]
+    assert exact.safety_tie.tolist() == [False, True, False, False]
+    assert exact.is_safe.tolist() == [[1, 0], [0, 0], [1, 1], [-1, 1]]
