@@ -19,7 +19,7 @@ def histogram_figure(title: str, xlabel: str, series: dict[str, np.ndarray]) -> 
         xlabel: Name of the score.
         series: Name of each group and its (n,) finite scores; a group may be empty.
     """
-    figure, (axes,) = _figure(7.0, 3.8)
+    figure, (axes,) = new_figure(7.0, 3.8)
     everything = np.concatenate(list(series.values()))
     low, high = everything.min(), everything.max()
     edges = np.linspace(low, high, 41) if high > low else np.linspace(low - 0.5, low + 0.5, 41)
@@ -32,17 +32,21 @@ def histogram_figure(title: str, xlabel: str, series: dict[str, np.ndarray]) -> 
         axes.axvline(0, color="black", lw=1, ls=":")
     axes.set(title=title, xlabel=xlabel, ylabel="share of the group")
     figure.legend(loc="outside lower center", ncols=2, frameon=False)
-    return _pixels(figure)
+    return pixels_of(figure)
 
 
-def reliability_figure(split: str, table: Tensor) -> np.ndarray:
+def reliability_figure(
+    split: str, table: Tensor, *, who: str = "cost model", stated_as: str = "P(harmful) = sigmoid(cost)"
+) -> np.ndarray:
     """Stated against observed frequency above the number of responses per bin, (H, W, 3) uint8.
 
     Args:
         split: Named in the title.
         table: (3, bins) of :func:`~safe_rlhf_v.functional.calibration.reliability_bins`.
+        who: Who states it.
+        stated_as: What is stated.
     """
-    figure, (axes, below) = _figure(6.0, 6.2, heights=(3, 1))
+    figure, (axes, below) = new_figure(6.0, 6.2, heights=(3, 1))
     count, stated, happened = table.numpy()
     bins, used = table.shape[1], count > 0
     share = happened[used] / count[used]
@@ -55,7 +59,7 @@ def reliability_figure(split: str, table: Tensor) -> np.ndarray:
         fmt="o-",
         color=BLUE,
         capsize=3,
-        label="cost model (95 % interval)",
+        label=f"{who} (95 % interval)",
     )
     error, total = float(calibration_error(table)), int(count.sum())
     axes.set_title(f"{split}: calibration of P(harmful)\nECE {error:.3f}, n = {total:,}")
@@ -64,8 +68,8 @@ def reliability_figure(split: str, table: Tensor) -> np.ndarray:
     bars = below.bar((np.arange(bins) + 0.5) / bins, count, width=0.92 / bins, color=BLUE)
     if bins <= 12:
         below.bar_label(bars, [f"{int(n):,}" for n in count], fontsize=8, padding=1)
-    below.set(xlim=(0, 1), ylim=(0, 1.25 * count.max()), xlabel="stated P(harmful) = sigmoid(cost)", ylabel="responses")
-    return _pixels(figure)
+    below.set(xlim=(0, 1), ylim=(0, 1.25 * count.max()), xlabel=f"stated {stated_as}", ylabel="responses")
+    return pixels_of(figure)
 
 
 def accuracy_figure(title: str, counts: dict[str, tuple[int, int]]) -> np.ndarray:
@@ -76,12 +80,12 @@ def accuracy_figure(title: str, counts: dict[str, tuple[int, int]]) -> np.ndarra
         counts: (right, all) by name, all above 0.
     """
     order = sorted(counts, key=lambda name: (counts[name][0] / counts[name][1], name))
-    figure, (axes,) = _figure(8.0, 1.7 + 0.3 * len(order))
+    figure, (axes,) = new_figure(8.0, 1.7 + 0.3 * len(order))
     for y, name in enumerate(order):
         right, total = counts[name]
         low, high = wilson_interval(right, total)
         axes.plot([low, high], [y, y], color=BLUE, lw=2, alpha=0.6)
-        axes.plot(right / total, y, "o", color=BLUE, ms=6)
+        axes.plot(right / total, y, "o", color=BLUE, ms=6, clip_on=False)
         text = f"{right / total:.2f}  (n = {total:,})"
         axes.text(1.03, y, text, va="center", fontsize=10, transform=axes.get_yaxis_transform())
     axes.axvline(0.5, color=GREY, ls="--", lw=1)
@@ -89,10 +93,10 @@ def accuracy_figure(title: str, counts: dict[str, tuple[int, int]]) -> np.ndarra
     axes.set(
         title=title, xlabel="accuracy, 95 % interval (dashed: one half)", xlim=(0, 1), ylim=(-0.6, len(order) - 0.4)
     )
-    return _pixels(figure)
+    return pixels_of(figure)
 
 
-def _figure(width: float, height: float, heights: tuple[int, ...] = (1,)) -> tuple[Any, list[Any]]:
+def new_figure(width: float, height: float, heights: tuple[int, ...] = (1,)) -> tuple[Any, list[Any]]:
     """A figure of the given size in inches and its axes, from top to bottom."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -107,7 +111,7 @@ def _figure(width: float, height: float, heights: tuple[int, ...] = (1,)) -> tup
     return figure, list(axes)
 
 
-def _pixels(figure: Any) -> np.ndarray:
+def pixels_of(figure: Any) -> np.ndarray:
     """(H, W, 3) uint8."""
     figure.canvas.draw()
     return np.asarray(figure.canvas.buffer_rgba())[..., :3].copy()

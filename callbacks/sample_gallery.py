@@ -2,7 +2,6 @@
 
 from typing import ClassVar
 
-import numpy as np
 from lightning.pytorch import Trainer
 from torch import Tensor
 
@@ -10,7 +9,7 @@ from safe_rlhf_v.batches import UNKNOWN_LEVEL, PreferenceBatch
 from safe_rlhf_v.callbacks.evaluation import EvaluationCallback, ScoreKind
 from safe_rlhf_v.callbacks.judgement import judge
 from safe_rlhf_v.callbacks.tensorboard import Board
-from safe_rlhf_v.callbacks.tiles import MUTED, RIGHT, WRONG, Line, Tile, draw_grid
+from safe_rlhf_v.callbacks.tiles import MUTED, RIGHT, WRONG, Line, Tile, draw_grid, first_picture
 
 
 class SampleGallery(EvaluationCallback):
@@ -48,7 +47,6 @@ class SampleGallery(EvaluationCallback):
         board.image(f"{split}/samples", draw_grid(notes))
 
     def _tile(self, row: int, scores: Tensor, batch: PreferenceBatch, right: bool | None) -> Tile:
-        images = batch.prompts.images[row]
         lines = [Line(batch.prompts.questions[row], bold=True)]
         for k, text in enumerate(batch.responses[row]):
             head = f"{chr(ord('A') + k)}  {self.kind} {scores[row, k].item():+.2f}{self._label(row, k, batch)}"
@@ -57,8 +55,7 @@ class SampleGallery(EvaluationCallback):
             what = "order" if len(batch.responses[row]) > 1 else "sign"
             verdict = f"{what} {'agrees with' if right else 'contradicts'} the label"
             lines.append(Line(verdict, colour=RIGHT if right else WRONG, gap=6))
-        picture = images[0].cpu().numpy() if images else np.full((8, 8, 3), 255, np.uint8)
-        return Tile(picture, tuple(lines))
+        return Tile(first_picture(batch.prompts, row), tuple(lines))
 
     def _label(self, row: int, k: int, batch: PreferenceBatch) -> str:
         """What annotators said about response k, as a suffix."""

@@ -31,6 +31,15 @@ class Board:
             if values.size:
                 writer.add_histogram(tag, values, self.step)
 
+    def charts(self, layout: dict[str, dict[str, list[Any]]]) -> None:
+        """Declare charts of several curves, once per run: they stay in the run's one event file.
+
+        Args:
+            layout: By category and chart ``["Multiline", [regular expressions of tags]]``.
+        """
+        for writer in self.writers:
+            writer.add_custom_scalars(layout)
+
 
 def has_board(trainer: Trainer) -> bool:
     """Whether any logger is a TensorBoard logger; the same on every rank."""

@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from safe_rlhf_v.batches import Prompts
+
 if TYPE_CHECKING:
     from PIL.Image import Image as PilImage
     from PIL.ImageDraw import ImageDraw
@@ -64,6 +66,12 @@ def draw_grid(tiles: list[Tile], columns: int = 2) -> np.ndarray:
         _write(draw, lines, x + PICTURE + 2 * MARGIN, y + MARGIN)
         draw.rectangle((x, y, x + WIDTH - 1, y + rows[i // columns] - 1), outline=RULE)
     return np.asarray(canvas)
+
+
+def first_picture(prompts: Prompts, row: int) -> np.ndarray:
+    """The first picture of a prompt, uint8 (H, W, 3); white for a prompt without one."""
+    images = prompts.images[row]
+    return images[0].cpu().numpy() if images else np.full((8, 8, 3), 255, np.uint8)
 
 
 def _fit(picture: np.ndarray) -> "PilImage":

@@ -141,7 +141,7 @@ def trainer(tmp_path: Path) -> Callable[..., Trainer]:
             "enable_model_summary": False,
             "enable_checkpointing": False,
         }
-        return Trainer(accelerator="cpu", callbacks=callbacks, **quiet, **(defaults | options))
+        return Trainer(accelerator="cpu", callbacks=callbacks, **(quiet | defaults | options))
 
     return build
 

@@ -14,13 +14,13 @@ from safe_rlhf_v.functional.calibration import reliability_bins
 def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """The matplotlib figures that were turned into pixels."""
     kept: list[Any] = []
-    pixels = figures._pixels
+    pixels = figures.pixels_of
 
     def spy(figure: Any) -> np.ndarray:
         kept.append(figure)
         return pixels(figure)
 
-    monkeypatch.setattr(figures, "_pixels", spy)
+    monkeypatch.setattr(figures, "pixels_of", spy)
     return kept
 
 

@@ -8,6 +8,7 @@ import torch.distributed as dist
 from torch.multiprocessing.spawn import start_processes
 
 from safe_rlhf_v.metrics import harm, ordinal
+from safe_rlhf_v.metrics.harm_table import HarmTable
 
 K, BOUNDARY, N = 4, 2, 60
 GENERATOR = torch.Generator().manual_seed(0)
@@ -88,6 +89,14 @@ def fpr_at(recall):
     return best
 
 
+def recall_at(fpr):
+    best = 0.0
+    for t in [*sorted({p_harm(p) for p, _ in ROWS}), 2.0]:
+        if mean([p_harm(p) >= t for p, y in ROWS if y >= BOUNDARY]) <= fpr:
+            best = max(best, mean([p_harm(p) >= t for p, y in ROWS if y < BOUNDARY]))
+    return best
+
+
 CASES = {
     "accuracy": (lambda: ordinal.LevelAccuracy(K), lambda: mean([mode(p) == y for p, y in ROWS])),
     "within one": (lambda: ordinal.WithinOneAccuracy(K), lambda: mean([abs(mode(p) - y) <= 1 for p, y in ROWS])),
@@ -116,6 +125,9 @@ CASES = {
     "auprc": (lambda: harm.LevelHarmAUPRC(BOUNDARY), average_precision),
     "fpr at 0.9": (lambda: harm.FPRAtRecall(BOUNDARY, 0.9), lambda: fpr_at(0.9)),
     "fpr at 1": (lambda: harm.FPRAtRecall(BOUNDARY, 1.0), lambda: fpr_at(1.0)),
+    "recall at 0.2": (lambda: harm.RecallAtFPR(BOUNDARY, 0.2), lambda: recall_at(0.2)),
+    "recall at 0": (lambda: harm.RecallAtFPR(BOUNDARY, 0.0), lambda: recall_at(0.0)),
+    "recall at 1": (lambda: harm.RecallAtFPR(BOUNDARY, 1.0), lambda: 1.0),
 }  # fmt: skip
 
 
@@ -142,7 +154,7 @@ def test_limits():
     every = torch.arange(4)
     valid = torch.ones(4, dtype=torch.bool)
     best = {"accuracy": 1, "within one": 1, "macro mae": 0, "kappa": 1, "rps": 0, "exceedance": 0, "harm accuracy": 1,
-            "balanced": 1, "harm ece": 0, "auroc": 1, "auprc": 1, "fpr at 0.9": 0, "fpr at 1": 0}  # fmt: skip
+            "balanced": 1, "harm ece": 0, "auroc": 1, "auprc": 1, "fpr at 0.9": 0, "fpr at 1": 0, "recall at 0": 1}  # fmt: skip
     worst = {"accuracy": 0, "kappa": -1, "rps": 2 / 3, "harm accuracy": 0, "auroc": 0, "fpr at 1": 1}
     for name, value in best.items():
         metric = CASES[name][0]()
@@ -160,6 +172,38 @@ def test_limits():
     assert torch.equal(counts.compute(), torch.eye(4, dtype=torch.int64).flip(0))
 
 
+GROUP = torch.arange(N) % 3 - 1  # none, first, second
+NAMES = ("first", "second", "empty")
+
+
+def table_by_hand(group):
+    rows = [
+        (p.exp().tolist(), y)
+        for p, y, v, g in zip(LOG_PROBS.double(), LEVELS.tolist(), VALID.tolist(), GROUP.tolist(), strict=True)
+        if v and y >= 0 and g == group
+    ]
+    bad = [p_harm(p) >= 0.4 for p, y in rows if y < BOUNDARY]
+    good = [p_harm(p) >= 0.4 for p, y in rows if y >= BOUNDARY]
+    side = mean([(p_harm(p) >= 0.5) == (y < BOUNDARY) for p, y in rows])
+    return [len(rows), len(bad), mean([mode(p) == y for p, y in rows]), side, mean(bad), mean(good)]
+
+
+def flat(table):
+    return [float(value) for name in ("first", "second") for value in table.compute()[name].values()]
+
+
+def test_the_table_by_group():
+    table = HarmTable(NAMES, BOUNDARY, 0.4)
+    for rows in (slice(0, 1), slice(1, 40), slice(40, N)):
+        table.update(LOG_PROBS[rows], LEVELS[rows], VALID[rows], GROUP[rows])
+    assert flat(table) == pytest.approx([*table_by_hand(0), *table_by_hand(1)])
+    empty = table.compute()["empty"]
+    assert (float(empty["answers"]), float(empty["harmful"])) == (0, 0)
+    assert all(math.isnan(float(empty[name])) for name in ("level_accuracy", "harm_accuracy", "recall", "fpr"))
+    with pytest.raises(ValueError, match="each name once"):
+        HarmTable(("a", "a"), BOUNDARY)
+
+
 SPLITS = [(slice(0, 50), slice(50, N)), (slice(0, N), None)]
 
 
@@ -172,6 +216,9 @@ def work(rank, store, results):
             if rows is not None:  # None: this rank never saw a batch
                 metric.update(LOG_PROBS[rows], LEVELS[rows], VALID[rows])
             out.append(float(metric.compute()))
+    table = HarmTable(NAMES, BOUNDARY, 0.4)
+    table.update(*(part[SPLITS[0][rank]] for part in (LOG_PROBS, LEVELS, VALID, GROUP)))
+    out += flat(table)
     torch.save(out, f"{results}/{rank}.pt")
     dist.destroy_process_group()
 
@@ -180,5 +227,6 @@ def work(rank, store, results):
 def test_two_ranks_equal_one_process(tmp_path):
     start_processes(work, (str(tmp_path / "store"), str(tmp_path)), nprocs=2, start_method="fork")
     expected = [reference() for _, reference in CASES.values() for _ in SPLITS]
+    expected += [*table_by_hand(0), *table_by_hand(1)]
     for rank in (0, 1):
         assert torch.load(tmp_path / f"{rank}.pt") == pytest.approx(expected, rel=1e-5, abs=1e-6)

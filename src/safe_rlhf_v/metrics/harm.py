@@ -158,6 +158,31 @@ class FPRAtRecall(_HarmDetection):
         return (harm[harmful == 0] >= found[max(needed, 1) - 1]).float().mean()
 
 
+class RecallAtFPR(_HarmDetection):
+    """Largest share of harmful rows found at a threshold that calls at most this share of the harmless ones harmful.
+
+    Chosen on the measured data itself: for comparing models, not an operating point.
+    """
+
+    def __init__(self, boundary: int, fpr: float = 0.05) -> None:
+        """Start with nothing kept.
+
+        Args:
+            boundary: Class indices below it are harmful.
+            fpr: Share of harmless rows that may be flagged.
+        """
+        super().__init__(boundary)
+        self.fpr = fpr
+
+    def measure(self, harm: Tensor, harmful: Tensor) -> Tensor:
+        """See the base."""
+        harmless = harm[harmful == 0].sort(descending=True).values
+        allowed = int(torch.tensor(self.fpr, dtype=torch.float64) * len(harmless) + 1e-9)
+        if allowed >= len(harmless):
+            return torch.ones((), device=harm.device)
+        return (harm[harmful == 1] > harmless[allowed]).float().mean()
+
+
 def _harm(log_probs: Tensor, boundary: int) -> Tensor:
     """(N,) float64 P(level < boundary)."""
     return log_probs[:, :boundary].double().exp().sum(-1).clamp(0, 1)

@@ -16,9 +16,9 @@ from safe_rlhf_v.functional.masked import masked_mean
 from safe_rlhf_v.functional.ordinal import expected_level
 from safe_rlhf_v.metrics import harm as detection
 from safe_rlhf_v.metrics import ordinal
-from safe_rlhf_v.models.backbone import Backbone
 from safe_rlhf_v.models.heads import Head, ScalarHead
 from safe_rlhf_v.models.links import CumulativeLink, OrdinalLink
+from safe_rlhf_v.models.reader import Reader
 from safe_rlhf_v.modules.base import BaseModule
 from safe_rlhf_v.taxonomy import BEAVERTAILS_V_CATEGORIES, MIN_LEVEL, NUM_LEVELS
 
@@ -49,6 +49,13 @@ class GuardOutputs(NamedTuple):
         """(N,) mean safety level."""
         return expected_level(self.level_log_probs, MIN_LEVEL)
 
+    @property
+    def category(self) -> Tensor:
+        """(N,) int64 likeliest category; -2, which no label is, where there are no categories."""
+        if not self.categories.shape[-1]:
+            return torch.full_like(self.prompt_risk, -2, dtype=torch.long)
+        return self.categories.argmax(-1)
+
 
 class GuardModule(BaseModule):
     """Level, prompt risk and category from one forward over image, question and response; any of them may be missing.
@@ -68,9 +75,9 @@ class GuardModule(BaseModule):
 
     def __init__(
         self,
-        backbone: Callable[[], Backbone],
+        backbone: Callable[[], Reader],
         link: Callable[[], OrdinalLink] = CumulativeLink,
-        head: Callable[[Backbone, int], Head] = ScalarHead,
+        head: Callable[[Any, int], Head] = ScalarHead,
         categories: Sequence[str] = BEAVERTAILS_V_CATEGORIES,
         prompt_weight: float = 0.5,
         category_weight: float = 0.5,
@@ -82,7 +89,7 @@ class GuardModule(BaseModule):
         lr_scale: dict[str, float] | None = None,
     ) -> None:
         """Args:
-        backbone: Makes the vision-language model.
+        backbone: Makes what reads the inputs: a vision-language model, or a light :class:`~safe_rlhf_v.models.ClipTowers`.
         link: Makes the distribution over levels.
         head: Makes the head for a backbone and a number of outputs.
         categories: Names of the harm categories, in the data's index order.
@@ -110,7 +117,8 @@ class GuardModule(BaseModule):
 
     def build(self) -> None:
         """Create backbone, link and head."""
-        self.backbone, self.link = self.make_backbone(), self.make_link()
+        self.backbone = self.make_backbone()  # type: ignore[assignment]  # less than a backbone will do
+        self.link = self.make_link()
         self.head = self.make_head(self.backbone, self.link.features + 1 + len(self.categories))
         if not self.head.needs_log_probs:
             self.backbone.freeze_unused_lm_head()
@@ -163,7 +171,7 @@ class GuardModule(BaseModule):
         return {"loss": loss, **parts}
 
     def validation_step(self, batch: PreferenceBatch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
-        """Level log-probabilities (B, K, 7) for callbacks; metrics are logged per split."""
+        """Level log-probabilities (B, K, 7) as ``scores``, for callbacks; metrics are logged per split."""
         return self.evaluate(batch, "validate", dataloader_idx)
 
     def test_step(self, batch: PreferenceBatch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
@@ -197,7 +205,7 @@ class GuardModule(BaseModule):
                 risk = outputs.prompt_risk.view(b, k + 1)[:, -1]
                 counted.update(risk[batch.valid], (batch.category >= 0)[batch.valid].long())
             elif name == "category_accuracy":
-                found = outputs.categories.view(b, k + 1, -1)[:, -1].argmax(-1)
+                found = outputs.category.view(b, k + 1)[:, -1]
                 counted.update((found == batch.category)[batch.valid & (batch.category >= 0)].float())
             else:
                 counted.update(log_probs, levels, valid)
@@ -210,7 +218,7 @@ class GuardModule(BaseModule):
                 add_dataloader_idx=False,
                 metric_attribute=f"metrics.{split}.{name}",
             )
-        return {"level_log_probs": outputs.level_log_probs.view(b, k + 1, -1)[:, :k].detach()}
+        return {"scores": outputs.level_log_probs.view(b, k + 1, -1)[:, :k].detach()}
 
     def make_metrics(self) -> dict[str, Metric]:
         """Fresh metrics of one evaluation split."""
@@ -227,6 +235,7 @@ class GuardModule(BaseModule):
             "harm_auprc": detection.LevelHarmAUPRC(HARM_BOUNDARY),
             "harm_calibration_error": detection.HarmCalibrationError(HARM_BOUNDARY),
             "fpr_at_95_recall": detection.FPRAtRecall(HARM_BOUNDARY),
+            "recall_at_5_fpr": detection.RecallAtFPR(HARM_BOUNDARY),
             "prompt_auroc": BinaryAUROC(),
             "category_accuracy": MeanMetric(),
         }

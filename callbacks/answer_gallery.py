@@ -1,0 +1,116 @@
+"""Held-out prompts and what the policy says to them, to be read."""
+
+import math
+from typing import ClassVar, NamedTuple
+
+import numpy as np
+from lightning.pytorch import Trainer
+
+from safe_rlhf_v.batches import PolicyBatch
+from safe_rlhf_v.callbacks.answers import AnswerCallback, moment
+from safe_rlhf_v.callbacks.tensorboard import Board
+from safe_rlhf_v.callbacks.tiles import INK, MUTED, RIGHT, WRONG, Line, Tile, draw_grid, first_picture
+from safe_rlhf_v.evaluation.rows import Row
+
+
+class Answered(NamedTuple):
+    """One answered prompt.
+
+    Attributes:
+        key: Of the record.
+        picture: uint8 (H, W, 3).
+        question: What was asked.
+        row: The answer and what is known about it.
+    """
+
+    key: str
+    picture: np.ndarray
+    question: str
+    row: Row
+
+
+class AnswerGallery(AnswerCallback):
+    """The first prompts of each split with the policy's answers now and at the evaluation before, as one picture.
+
+    Always the same prompts; in a distributed run those of rank 0. Each answer has its learned reward and cost (coloured
+    where the cost says harmful) and what the module's scorer knows (coloured by the level). Tag: ``{split}/answers``.
+
+    YAML::
+
+        callbacks:
+          - class_path: safe_rlhf_v.callbacks.AnswerGallery
+            init_args: {prompts: 8}
+    """
+
+    gathers: ClassVar[bool] = False
+
+    def __init__(self, prompts: int = 8, before: bool = True, compare: bool = True) -> None:
+        """Choose how much is shown.
+
+        Args:
+            prompts: Prompts per split.
+            before: Show the first validation split before the first step, too.
+            compare: Show the answer of the evaluation before beside each answer.
+        """
+        super().__init__(prompts, before)
+        self.compare = compare
+
+    def observe(self, row: Row, batch: PolicyBatch, i: int) -> Answered:
+        """The prompt with its answer."""
+        return Answered(batch.keys[i], first_picture(batch.prompts, i), batch.prompts.questions[i], row)
+
+    def report(self, board: Board, split: str, notes: list[Answered], trainer: Trainer) -> None:
+        """One picture."""
+        when, before = moment(trainer), self.kept.get(split, {}) if self.compare else {}
+        board.image(f"{split}/answers", draw_grid([tile(note, when, before.get(note.key)) for note in notes]))
+        self.kept[split] = {note.key: {**note.row, "when": when} for note in notes}
+
+
+def tile(note: Answered, when: str, before: Row | None) -> Tile:
+    """One prompt, its answer, and the answer before it.
+
+    Args:
+        note: What was answered.
+        when: When, in words.
+        before: The earlier row with its ``when``, if there is one.
+    """
+    lines = [Line(note.question, bold=True), *_answer(note.row, when, INK)]
+    if before is not None and before["answer"] == note.row["answer"]:
+        lines.append(Line(f"the same answer {before['when']}", bold=True, colour=MUTED, gap=8))
+    elif before is not None:
+        lines += _answer(before, before["when"], MUTED)
+    return Tile(note.picture, tuple(lines))
+
+
+def _answer(row: Row, when: str, ink: str) -> list[Line]:
+    """Heading, answer, and what the scorer says."""
+    head = f"{when}: reward {row['reward']:+.2f}, cost {row['cost']:+.2f}"
+    lines = [Line(head, bold=True, colour=WRONG if row["cost"] > 0 else MUTED, gap=8)]
+    lines.append(Line(row["answer"] or "(nothing)", colour=ink))
+    if words := facts(row):
+        lines.append(Line(", ".join(words), colour=WRONG if is_harmful(row) else RIGHT))
+    return lines
+
+
+def facts(row: Row) -> list[str]:
+    """What is known about an answer beyond the learned scores."""
+    words = []
+    if known(level := row.get("level")):
+        words.append(f"level {level:+.0f}" if level else "level 0")
+    elif known(row.get("harmful")):
+        words.append("harmful" if is_harmful(row) else "harmless")
+    if known(helpfulness := row.get("helpfulness")):
+        words.append(f"helpfulness {helpfulness:.1f}")
+    words += ["refuses"] if row.get("refused") == 1 else []
+    words += ["cut off"] if row.get("unfinished") == 1 else []
+    return words
+
+
+def is_harmful(row: Row) -> bool:
+    """Whether the scorer calls an answer harmful."""
+    return bool(row.get("harmful") == 1 or (row.get("level") or 0) < 0)
+
+
+def known(value: float | None) -> bool:
+    """Whether a scorer gave this value."""
+    return value is not None and not math.isnan(value)

@@ -1,0 +1,193 @@
+"""What a guard gets right and wrong, in pictures."""
+
+import heapq
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from torch import Tensor
+
+from safe_rlhf_v.batches import UNKNOWN_LEVEL, PreferenceBatch
+from safe_rlhf_v.callbacks.evaluation import EvaluationCallback
+from safe_rlhf_v.callbacks.figures import BLUE, GREY, accuracy_figure, new_figure, pixels_of, reliability_figure
+from safe_rlhf_v.callbacks.tensorboard import Board
+from safe_rlhf_v.callbacks.tiles import MUTED, WRONG, Line, Tile, draw_grid
+from safe_rlhf_v.functional.calibration import reliability_bins
+from safe_rlhf_v.taxonomy import MAX_LEVEL, MIN_LEVEL, NUM_LEVELS
+
+
+class Judgement(NamedTuple):
+    """One judged answer.
+
+    Attributes:
+        harm: Stated P(harmful), before calibration.
+        decided: Likeliest level.
+        level: The level in the data.
+        category: Index of the prompt's harm category, -1 none.
+        rule: Name of the rule that decides the level, "" unknown.
+        tile: The answer with its picture, for mistakes.
+    """
+
+    harm: float
+    decided: int
+    level: int
+    category: int
+    rule: str
+    tile: Tile | None
+
+
+class GuardReport(EvaluationCallback):
+    """For guards: confusion matrix, reliability of P(harmful), risk against coverage, tables by group, the worst mistakes.
+
+    Compares with the truth where it is known, else with the labels. Tags: ``{split}/confusion``, ``{split}/reliability``,
+    ``{split}/risk_coverage``, ``{split}/harm_by_category``, ``{split}/harm_by_rule``, ``{split}/worst_mistakes``.
+
+    YAML::
+
+        callbacks:
+          - class_path: safe_rlhf_v.callbacks.GuardReport
+            init_args: {mistakes: 8}
+    """
+
+    def __init__(self, mistakes: int = 8) -> None:
+        """Choose how much is shown.
+
+        Args:
+            mistakes: Wrongly judged answers shown per split, the most confident ones.
+        """
+        super().__init__("cost")
+        self.mistakes = mistakes
+        self._worst: list[
+            float
+        ] = []  # a heap of the most confident mistakes of the split so far: only they keep a picture
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Raises: ValueError: If the module is no guard."""
+        from safe_rlhf_v.modules import GuardModule
+
+        if not isinstance(pl_module, GuardModule):
+            raise ValueError(f"GuardReport is for guards, not for {type(pl_module).__name__}; remove the callback")
+
+    def observe(self, scores: Tensor, batch: PreferenceBatch, taken: int) -> list[Judgement]:
+        """Every answer with a level; ``scores`` are the (B, K, 7) log-probabilities."""
+        levels = torch.where(batch.true_safety != UNKNOWN_LEVEL, batch.true_safety, batch.safety)  # (B, K)
+        known = (levels != UNKNOWN_LEVEL) & batch.valid[:, None]
+        harm, decided = scores[..., :-MIN_LEVEL].exp().sum(-1), scores.argmax(-1) + MIN_LEVEL
+        found = []
+        if not taken:
+            self._worst = []
+        for row, k in known.nonzero().tolist():
+            p, d, level = float(harm[row, k]), int(decided[row, k]), int(levels[row, k])
+            shown = (p >= 0.5) != (level < 0) and self._is_among_the_worst(abs(p - 0.5))
+            tile = self._tile(row, k, p, d, level, batch) if shown else None
+            found.append(Judgement(p, d, level, int(batch.category[row]), batch.rules[row][k], tile))
+        return found
+
+    def report(self, board: Board, split: str, notes: list[Judgement], trainer: Trainer) -> None:
+        """Up to six pictures."""
+        harm = torch.tensor([note.harm for note in notes])
+        harmful = torch.tensor([note.level < 0 for note in notes])
+        counts = np.zeros((NUM_LEVELS, NUM_LEVELS), int)
+        np.add.at(counts, tuple(np.array([[n.level - MIN_LEVEL, n.decided - MIN_LEVEL] for n in notes]).T), 1)
+        board.image(f"{split}/confusion", confusion_figure(split, counts))
+        table = reliability_bins(harm.clamp(0, 1), harmful, torch.ones_like(harmful), 10)
+        pixels = reliability_figure(split, table, who="guard", stated_as="P(harmful), before calibration")
+        board.image(f"{split}/reliability", pixels)
+        board.image(f"{split}/risk_coverage", risk_coverage_figure(split, harm, harmful))
+        groups = {"category": _categories(notes, trainer), "rule": [note.rule for note in notes]}
+        for name, column in groups.items():
+            if counts_by := _right_by(column, notes):
+                title = f"{split}: harmful or not, accuracy by {name}"
+                board.image(f"{split}/harm_by_{name}", accuracy_figure(title, counts_by))
+        worst = sorted((note for note in notes if note.tile is not None), key=lambda n: -abs(n.harm - 0.5))
+        if tiles := [note.tile for note in worst[: self.mistakes] if note.tile is not None]:
+            board.image(f"{split}/worst_mistakes", draw_grid(tiles))
+
+    def _is_among_the_worst(self, confidence: float) -> bool:
+        if len(self._worst) < self.mistakes:
+            heapq.heappush(self._worst, confidence)
+            return True
+        return bool(self._worst) and confidence > heapq.heappushpop(self._worst, confidence)
+
+    def _tile(self, row: int, k: int, harm: float, decided: int, level: int, batch: PreferenceBatch) -> Tile:
+        images = batch.prompts.images[row]
+        picture = images[0].cpu().numpy() if images else np.full((8, 8, 3), 255, np.uint8)
+        verdict = f"judged level {_signed(decided)}, P(harmful) {harm:.2f}; it is level {_signed(level)}"
+        lines = (Line(batch.prompts.questions[row], bold=True), Line(batch.responses[row][k], gap=6))
+        rule = batch.rules[row][k]
+        more = (Line(f"decided by: {rule.replace('_', ' ')}", colour=MUTED),) if rule else ()
+        return Tile(picture, (*lines, Line(verdict, colour=WRONG, gap=6), *more))
+
+
+def _categories(notes: list[Judgement], trainer: Trainer) -> list[str]:
+    """Name of each note's category; that of index -1 is the last."""
+    datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
+    names = (*datamodule.taxonomy.categories, "(no category)")
+    return [names[note.category] for note in notes]
+
+
+def _right_by(groups: list[str], notes: list[Judgement]) -> dict[str, tuple[int, int]]:
+    """(right, all) by group, without those of no name."""
+    found: dict[str, tuple[int, int]] = {}
+    for group, note in zip(groups, notes, strict=True):
+        right, total = found.get(group, (0, 0))
+        found[group] = right + ((note.harm >= 0.5) == (note.level < 0)), total + 1
+    return {group.replace("_", " "): counts for group, counts in found.items() if group}
+
+
+def _signed(level: int) -> str:
+    return f"{level:+d}" if level else "0"
+
+
+def confusion_figure(split: str, counts: np.ndarray) -> np.ndarray:
+    """Shares per true level, with counts, (H, W, 3) uint8.
+
+    Args:
+        split: Named in the title.
+        counts: (7, 7), rows the true level, columns the decided one.
+    """
+    figure, (axes,) = new_figure(6.4, 5.6)
+    rows = counts.sum(1, keepdims=True)
+    shares = counts / np.maximum(rows, 1)
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    for i, j in np.argwhere(counts > 0):
+        axes.text(j, i, f"{counts[i, j]:,}", ha="center", va="center", color="white" if shares[i, j] > 0.5 else "black")
+    names = [_signed(level) for level in range(MIN_LEVEL, MAX_LEVEL + 1)]
+    axes.set_xticks(range(NUM_LEVELS), names)
+    axes.set_yticks(range(NUM_LEVELS), names)
+    axes.grid(False)
+    for line in (axes.axhline, axes.axvline):
+        line(-MIN_LEVEL - 0.5, color="#D55E00", lw=1.2)  # the border of harmful
+    right = np.trace(counts) / max(counts.sum(), 1)
+    axes.set(
+        title=f"{split}: levels, {right:.1%} of {counts.sum():,} right (line: harmful below 0)",
+        xlabel="decided level",
+        ylabel="true level",
+    )
+    return pixels_of(figure)
+
+
+def risk_coverage_figure(split: str, harm: Tensor, harmful: Tensor) -> np.ndarray:
+    """Error among the most confident answers, by how many are judged and how many left to people, (H, W, 3) uint8.
+
+    Args:
+        split: Named in the title.
+        harm: (N,) stated P(harmful).
+        harmful: (N,) bool.
+    """
+    order = (harm - 0.5).abs().argsort(descending=True)
+    wrong = ((harm >= 0.5) != harmful)[order].double()
+    seen = torch.arange(1, len(wrong) + 1)
+    risk = wrong.cumsum(0) / seen
+    figure, (axes,) = new_figure(6.4, 4.2)
+    axes.plot((seen / len(wrong)).numpy(), risk.numpy(), color=BLUE, lw=2)
+    axes.axhline(float(risk[-1]), color=GREY, ls="--", lw=1)
+    axes.set(
+        title=f"{split}: harmful or not, error {float(risk[-1]):.1%} when all {len(wrong):,} are judged",
+        xlabel="share judged, the most confident first",
+        ylabel="error among them",
+        xlim=(0, 1),
+        ylim=(0, max(float(risk.max()) * 1.15, 0.01)),
+    )
+    return pixels_of(figure)

@@ -1,0 +1,129 @@
+"""What every callback that looks at evaluation batches shares: notes per batch, one report per split."""
+
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar, Literal
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+
+from safe_rlhf_v.callbacks.tensorboard import Board, has_board
+
+Stage = Literal["validate", "test"]
+
+
+class SplitReport(Callback, ABC):
+    """Takes notes of every evaluation batch and writes one report per split at the end of the epoch.
+
+    A subclass writes :meth:`note` and :meth:`report`. Notes of all ranks are brought together first, unless ``gathers`` is
+    False: then the report shows rank 0. Sanity checking is skipped, and so is everything without a TensorBoard logger.
+
+    Attributes:
+        needs: What the evaluation step has to return: a key, and how to write it in an error.
+    """
+
+    gathers: ClassVar[bool] = True
+    needs: ClassVar[tuple[str, str]]
+
+    def __init__(self) -> None:
+        """Start without notes."""
+        self._notes: dict[str, list[Any]] = {}
+
+    @abstractmethod
+    def note(self, output: Any, batch: Any, taken: int) -> list[Any]:
+        """Notes of one batch, one picklable entry per whatever is counted.
+
+        Args:
+            output: What the step returned under the key in ``needs``.
+            batch: The batch, its labels on the CPU.
+            taken: Number of notes this rank already has of the split.
+        """
+
+    @abstractmethod
+    def report(self, board: Board, split: str, notes: list[Any], trainer: Trainer) -> None:
+        """Write what the notes of one split show; never called without notes."""
+
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Forget the last epoch."""
+        self._notes.clear()
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Take notes."""
+        self._take(trainer, "validate", outputs, batch, dataloader_idx)
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Report."""
+        self._report_all(trainer, "validate")
+
+    def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Forget the last epoch."""
+        self._notes.clear()
+
+    def on_test_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Take notes."""
+        self._take(trainer, "test", outputs, batch, dataloader_idx)
+
+    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Report."""
+        self._report_all(trainer, "test")
+
+    def write(self, trainer: Trainer, split: str, notes: list[Any]) -> None:
+        """Bring the notes of all ranks together and report them on rank 0. A collective: every rank must call it."""
+        if self.gathers and trainer.world_size > 1:
+            notes = _gathered(notes, trainer.world_size)
+        if notes and trainer.is_global_zero:
+            self.report(Board(trainer), split, notes, trainer)
+
+    def _take(self, trainer: Trainer, stage: Stage, outputs: Any, batch: Any, index: int) -> None:
+        if trainer.sanity_checking or not has_board(trainer):
+            return
+        key, wanted = self.needs
+        if not isinstance(outputs, dict) or key not in outputs:
+            step = "validation_step" if stage == "validate" else "test_step"
+            raise ValueError(f"{type(self).__name__} needs {step} to return {wanted}; remove the callback")
+        notes = self._notes.setdefault(splits_of(trainer, stage)[index], [])
+        notes += self.note(outputs[key], on_cpu(batch), len(notes))
+
+    def _report_all(self, trainer: Trainer, stage: Stage) -> None:
+        if trainer.sanity_checking or not has_board(trainer):
+            return
+        for split in splits_of(trainer, stage):
+            self.write(trainer, split, self._notes.pop(split, []))
+
+
+def splits_of(trainer: Trainer, stage: Stage) -> tuple[str, ...]:
+    """Names of the evaluated splits, in loader order."""
+    datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
+    if datamodule is None:
+        raise ValueError("callbacks name splits by the datamodule: pass the trainer a datamodule, not loaders")
+    splits: tuple[str, ...] = datamodule.evaluation_splits(stage)
+    return splits
+
+
+def on_cpu(batch: Any) -> Any:
+    """A batch, a named tuple, with its label tensors on the CPU."""
+    labels: dict[str, Any] = {name: x.cpu() for name, x in batch._asdict().items() if isinstance(x, Tensor)}
+    return batch._replace(**labels)
+
+
+def _gathered(notes: list[Any], world_size: int) -> list[Any]:
+    """The notes of all ranks, in rank order; ranks may have unequal numbers."""
+    everyone: list[list[Any]] = [[] for _ in range(world_size)]
+    torch.distributed.all_gather_object(everyone, notes)
+    return [note for rank in everyone for note in rank]
