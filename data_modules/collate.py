@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor
 
-from safe_rlhf_v.batches import UNKNOWN_LEVEL, PolicyBatch, PreferenceBatch, Prompts, SupervisedBatch
+from safe_rlhf_v.batches import UNKNOWN_LEVEL, PolicyBatch, PreferenceBatch, Prompts, Records, SupervisedBatch
 from safe_rlhf_v.data_modules.source import Sample
 from safe_rlhf_v.records import Record, Response
 from safe_rlhf_v.taxonomy import Taxonomy, is_harmful
@@ -65,7 +65,7 @@ class CollatePrompts:
         return PolicyBatch(
             prompts=prompts(samples),
             category=torch.tensor([self.taxonomy.category_index(x.category) if x else -1 for x in records]),
-            records=tuple(dataclasses.replace(x, images=()) if x else None for x in records),
+            records=Records(dataclasses.replace(x, images=()) if x else None for x in records),
             valid=torch.tensor([x is not None for x in records]),
             keys=tuple(x.key if x else "" for x in records),
         )

@@ -5,6 +5,7 @@ Labels are tensors. B rows (prompts), K responses per row (2 for preference pair
 Unknown labels are -1 for indices and booleans, ``UNKNOWN_LEVEL`` for levels, NaN for floats.
 """
 
+from collections.abc import Iterable, Iterator
 from typing import Literal, NamedTuple, TypeVar
 
 import torch
@@ -102,13 +103,35 @@ class PreferenceBatch(NamedTuple):
     keys: tuple[str, ...]
 
 
+class Records:
+    """B records, ``None`` in padding rows. No sequence to Lightning: it takes those apart, and records cannot be."""
+
+    def __init__(self, records: Iterable[Record | None]) -> None:
+        """Args:
+        records: Without their image bytes.
+        """
+        self._records = tuple(records)
+
+    def __iter__(self) -> Iterator[Record | None]:
+        """In row order."""
+        return iter(self._records)
+
+    def __len__(self) -> int:
+        """B."""
+        return len(self._records)
+
+    def __getitem__(self, row: int) -> Record | None:
+        """One of them."""
+        return self._records[row]
+
+
 class PolicyBatch(NamedTuple):
     """B prompts to answer, and demonstrations to rehearse meanwhile.
 
     Attributes:
         prompts: B prompts.
         category: (B,) int64 index into the manifest's categories, -1 none.
-        records: B records without their image bytes, for judges that know more than the prompt; ``None`` in padding rows.
+        records: B records without their image bytes, for judges that know more than the prompt.
         valid: (B,) bool; False marks a padding row that must not count.
         keys: B record keys.
         demonstrations: What the policy should not forget; ``None`` if nothing is rehearsed.
@@ -116,7 +139,7 @@ class PolicyBatch(NamedTuple):
 
     prompts: Prompts
     category: Tensor
-    records: tuple[Record | None, ...]
+    records: Records
     valid: Tensor
     keys: tuple[str, ...]
     demonstrations: SupervisedBatch | None = None

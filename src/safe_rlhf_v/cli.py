@@ -45,6 +45,7 @@ _EXPECTED = (
     ".*isinstance.treespec, LeafSpec",
 )
 _KEYWORDS = ("best", "hpc")  # of Lightning's own
+_IN_CHECKPOINT = ("init_from", "reference")  # runs whose weights a checkpoint holds from then on
 
 
 class ConfigInCheckpoint(SaveConfigCallback):
@@ -94,8 +95,9 @@ class CLI(LightningCLI):
         if not config.get("ckpt_path") or config.ckpt_path in _KEYWORDS:
             return
         config.ckpt_path = str(find_checkpoint(config.ckpt_path))
-        if config.model.get("init_args", {}).get("init_from"):
-            config.model.init_args.init_from = None  # the checkpoint has the weights
+        for name in _IN_CHECKPOINT:
+            if config.model.get("init_args", {}).get(name):
+                config.model.init_args[name] = None  # the checkpoint has the weights
         if command == "fit":
             _say(f"resuming from {config.ckpt_path}")
             stored = yaml.safe_load(read_checkpoint(config.ckpt_path).get("config_yaml", "{}"))
@@ -153,7 +155,7 @@ def differences(old: Any, new: Any, key: str = "") -> Iterator[tuple[str, Any, A
         old, new = dict(enumerate(old)), dict(enumerate(new))
     if isinstance(old, dict) and isinstance(new, dict):
         for name in {**old, **new}:
-            if name not in ("config", "ckpt_path", "init_from"):
+            if name not in ("config", "ckpt_path", *_IN_CHECKPOINT):
                 yield from differences(old.get(name), new.get(name), f"{key}.{name}" if key else str(name))
     elif old != new:
         yield key, old, new

@@ -34,7 +34,8 @@ def preflight(command: str, config: Any) -> None:
     check_precision(config.trainer)
     model = config.model.get("init_args", {})
     roles = (model.get("roles") or {}).get("init_args", {})
-    for name, path in {"init_from": model.get("init_from"), **{role: roles.get(role) for role in ROLES}}.items():
+    runs = {name: model.get(name) for name in ("init_from", "reference")} | {role: roles.get(role) for role in ROLES}
+    for name, path in runs.items():
         if isinstance(path, str):
             try:
                 read_stage(path)

@@ -109,7 +109,9 @@ def test_cached_features_are_the_pixels_exactly(vlm: HFVLM, folder: Path, monkey
     pair = cached.select_images(images, [3, 4])
     alone = [vlm.encode(cached.select_images(images, [i])) for i in (3, 4, 2)]
     expected = dict(zip("bca", [(f.tokens[0], f.levels[0]) for f in alone], strict=True))
-    for tokens, features in zip(vlm.encode(pair).tokens, alone[:2], strict=True):  # in company, the same but for rounding
+    for tokens, features in zip(
+        vlm.encode(pair).tokens, alone[:2], strict=True
+    ):  # in company, the same but for rounding
         torch.testing.assert_close(tokens, features.tokens[0], rtol=1e-5, atol=1e-6)
     seen: list[tuple[str, ...]] = []
     encode = cached.encode

@@ -63,7 +63,7 @@ def test_a_row_does_not_depend_on_the_others(backbone, prompts, monkeypatch):
     rand = torch.rand
 
     def given(rows):
-        monkeypatch.setattr(torch, "rand", lambda n, r, generator=None: table[rows, :r])
+        monkeypatch.setattr(torch, "rand", lambda n, r, generator=None, dtype=None: table[rows, :r])
 
     given(slice(None))
     together = sample(backbone, prompts, options)

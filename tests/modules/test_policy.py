@@ -304,3 +304,20 @@ def test_a_resume_with_another_cost_model_is_refused(trained, policy_stages, wor
     assert "another cost model" in capsys.readouterr().err
     cli = fit(policy_stages, world, tmp_path, resume[0], steps=3)
     assert cli.trainer.global_step == 3
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true"])
+def test_it_trains_in_half_precision_with_its_state_in_float32(precision, policy_stages, world, tmp_path):
+    cli = fit(policy_stages, world, tmp_path, f"--trainer.precision={precision}", steps=1)
+    state = cli.model.state_dict()
+    exact = (
+        "dual.lam",
+        "dual.window_costs",
+        "scale.spread",
+        "roles.cost_value.linear.weight",
+        "roles.cost_head.end.weight",
+    )
+    assert {state[name].dtype for name in exact} == {torch.float32}
+    trunk = torch.bfloat16 if precision == "bf16-true" else torch.float32
+    assert state["backbone.decoder.lm_head.weight"].dtype == trunk
+    assert math.isfinite(float(cli.trainer.callback_metrics["policy/gradient_norm"]))

@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -37,7 +37,7 @@ class Estimate(NamedTuple):
 def join_rows(
     texts: Sequence[str],
     columns: dict[str, Tensor],
-    records: Sequence[Record | None],
+    records: Iterable[Record | None],
     scorer: ResponseScorer | None,
 ) -> list[Row]:
     """Per answer its text, the columns' values and the scorer's; all rows have the same names, NaN where unknown.

@@ -113,9 +113,10 @@ class EvidenceHead(Head):
         d = backbone.hidden_size
         p, d_image = backbone.image_shape
         self.floor = floor
-        self.end = nn.Linear(d, outputs)
-        self.gate = nn.Linear(d, outputs) if gate else None
-        self.channels = nn.Linear(d, channels, bias=False) if fusion and gate else None
+        single = torch.float32  # whatever the default dtype is while this is built
+        self.end = nn.Linear(d, outputs, dtype=single)
+        self.gate = nn.Linear(d, outputs, dtype=single) if gate else None
+        self.channels = nn.Linear(d, channels, bias=False, dtype=single) if fusion and gate else None
         self.fusion = None
         for layer, bias in ((self.end, 0.0), (self.gate, 0.2)):
             if layer is not None:
@@ -125,9 +126,9 @@ class EvidenceHead(Head):
             nn.init.normal_(self.channels.weight, std=0.05)
         if fusion:
             width = 2 * d + p * d_image + (channels if gate else 0)
-            last = nn.Linear(fusion, outputs)
+            last = nn.Linear(fusion, outputs, dtype=single)
             nn.init.normal_(last.weight, std=0.02)
-            self.fusion = nn.Sequential(nn.Linear(width, fusion), nn.GELU(), last)
+            self.fusion = nn.Sequential(nn.Linear(width, fusion, dtype=single), nn.GELU(), last)
 
     def scores(self, states: ResponseStates) -> Tensor:
         """(N, K).

@@ -88,7 +88,7 @@ def generate(
     """
     limits = [backbone.room(length) or options.max_new_tokens for length in tokens.attention_mask.sum(1).tolist()]
     limit = torch.tensor(limits).clamp(max=options.max_new_tokens).repeat_interleave(samples)  # (N,)
-    uniforms = torch.rand(len(limit), int(limit.max()), generator=generator)  # (N, R)
+    uniforms = torch.rand(len(limit), int(limit.max()), generator=generator, dtype=torch.float32)  # (N, R)
     training = backbone.training
     backbone.eval()
     try:
@@ -124,7 +124,7 @@ def _loop(
     n, r = uniforms.shape
     ids = torch.full((n, r), backbone.pad_id, device=device)
     drawn = torch.zeros(n, r, dtype=torch.bool, device=device)
-    log_probs = torch.zeros(n, r, device=device)
+    log_probs = torch.zeros(n, r, dtype=torch.float32, device=device)
     finished = torch.zeros(n, dtype=torch.bool, device=device)
     rows = torch.arange(n, device=device)  # the row each line of the running batch belongs to
     for step in range(r):

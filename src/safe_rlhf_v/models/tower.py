@@ -63,12 +63,13 @@ class Tower(nn.Module):
             ("mean", (0.48145466, 0.4578275, 0.40821073)),  # CLIP's own statistics
             ("std", (0.26862954, 0.26130258, 0.27577711)),
         ):
-            value = torch.tensor(preprocess.get(name, default)).view(1, 3, 1, 1) * 255
+            value = torch.tensor(preprocess.get(name, default), dtype=torch.float32).view(1, 3, 1, 1) * 255
             self.register_buffer(name, value, persistent=False)
         self.eval()
-        tokens = self(torch.zeros(1, self.image_size, self.image_size, 3, dtype=torch.uint8))
-        self.shape = (tokens.shape[1], tokens.shape[2])
-        tokens.sum().backward()
+        with torch.enable_grad():
+            tokens = self(torch.zeros(1, self.image_size, self.image_size, 3, dtype=torch.uint8))
+            self.shape = (tokens.shape[1], tokens.shape[2])
+            tokens.sum().backward()
         _drop_unused(self.visual)
         self.zero_grad(set_to_none=True)
         self.train()
@@ -77,6 +78,7 @@ class Tower(nn.Module):
         """(M, P, C) tokens of uint8 pixels (M, H, W, 3), H = W = ``image_size``."""
         x = (pixels.permute(0, 3, 1, 2).float() - self.mean) / self.std  # (M, 3, H, W)
         visual: Any = self.visual
+        x = x.to(next(visual.parameters()).dtype)
         found = visual.forward_intermediates(
             x, indices=[self.level], stop_early=True, intermediates_only=True, output_fmt="NCHW"
         )

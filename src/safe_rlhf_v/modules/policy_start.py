@@ -66,7 +66,8 @@ def measure_start(module: "ConstrainedPolicyModule") -> None:
     found = []
     for batch in data.first_prompts(module.start_settings.prompts):
         batch = module.transfer_batch_to_device(batch, module.device, 0)
-        found.append(_look(module, batch, draws))
+        with module.trainer.precision_plugin.train_step_context():  # in the arithmetic of the steps to come
+            found.append(_look(module, batch, draws))
         if module.global_step > 0:
             break  # resumed: only the towers had to be compared
     if module.global_step == 0:
