@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 RUN = $(VENV)/bin/python
 
-.PHONY: quickstart test evidence check clean
+.PHONY: quickstart compare test evidence check clean
 
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -11,11 +11,17 @@ $(VENV)/.installed: pyproject.toml
 	$(RUN) -m pip install --quiet -e ".[test]"
 	touch $@
 
-quickstart: $(VENV)/.installed ## world -> vision -> supervised -> reward and cost, with a table of held-out results
+quickstart: $(VENV)/.installed ## world -> vision -> supervised -> reward, cost, guard -> constrained policy, with tables of results
 	$(RUN) -m safe_rlhf_v quickstart
 
-evidence: $(VENV)/.installed ## the quickstart over three seeds and data sizes; writes docs/evidence/foundation.json
+compare: $(VENV)/.installed ## every policy method from one start, in one table; goes on from the quickstart
+	$(RUN) -m safe_rlhf_v compare
+
+evidence: $(VENV)/.installed ## everything over three seeds; writes docs/evidence/*.json (hours on two cores)
 	$(RUN) benchmarks/evidence.py
+	$(RUN) benchmarks/guard_evidence.py
+	$(RUN) benchmarks/policy_evidence.py
+	$(RUN) benchmarks/policy_step.py --out docs/evidence/policy_step.json
 
 check: $(VENV)/.installed ## format, lint and types
 	$(RUN) -m ruff format --check .

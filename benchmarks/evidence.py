@@ -69,11 +69,12 @@ def one_seed(root: Path, seed: int, ablate: bool) -> dict[str, dict[str, float]]
     return {name: run.metrics(name) for name, _, _ in jobs}
 
 
-def summary(values: list[float]) -> dict[str, float | list[float]]:
+def summary(values: list[float]) -> dict[str, float | list[float] | None]:
     """Mean, half width of the 95 % t interval over seeds, and the values."""
     mean = statistics.fmean(values)
-    half = T_95[len(values)] * statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.nan
-    return {"mean": round(mean, 4), "half_width_95": round(half, 4), "values": [round(v, 4) for v in values]}
+    several = len(values) > 1
+    half = round(T_95[len(values)] * statistics.stdev(values) / math.sqrt(len(values)), 4) if several else None
+    return {"mean": round(mean, 4), "half_width_95": half, "values": [round(v, 4) for v in values]}
 
 
 def main() -> None:

@@ -4,6 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from safe_rlhf_v.world import WORLD
+
 ROOT = Path(__file__).parents[1]
 QUICKSTART = ROOT / "configs" / "quickstart"
 
@@ -34,7 +36,7 @@ def stages(world, tmp_path_factory):
     return out
 
 
-@pytest.mark.parametrize("stage", ["reward", "cost"])
+@pytest.mark.parametrize("stage", ["reward", "cost", "dpo_helpful", "dpo_safe", "safe_dpo", "sacpo"])
 def test_the_quickstart_trains_tests_and_reloads(stage, stages, world):
     import torch
 
@@ -58,18 +60,36 @@ def test_the_quickstart_trains_tests_and_reloads(stage, stages, world):
     assert wanted <= set(run.metrics(stage))
 
 
-def test_the_quickstart_table_reads_what_was_measured(tmp_path):
+def test_the_quickstart_table_reads_what_was_measured(tmp_path, monkeypatch):
     import json
 
-    from safe_rlhf_v.quickstart import TABLE, Run, table
+    from safe_rlhf_v import comparison
+    from safe_rlhf_v.quickstart import GUARD_SPLITS, GUARD_TABLE, TABLE, Run, table
+
+    names = ("helpfulness", "level", "harmful", "refused", "over_refused", "description", "cost", "kl")
+    for policy, harmful, cost in (("supervised", 0.4, -0.2), ("ppo_lag", 0.1, -1.1)):
+        values = {name: {"mean": 0.5, "error": 0.01, "prompts": 100} for name in names}
+        values["harmful"]["mean"], values["cost"]["mean"] = harmful, cost
+        (tmp_path / policy).mkdir()
+        (tmp_path / policy / "evaluation.json").write_text(json.dumps({"test": values}))
+    monkeypatch.setattr(comparison, "cost_spread", lambda run: 2.0)
 
     for model in ("reward", "cost"):
         metrics = {metric: 0.5 for name, metric, _, _ in TABLE if name == model}
         metrics |= {count: 100 for name, _, _, count in TABLE if name == model and isinstance(count, str)}
         (tmp_path / model).mkdir()
         (tmp_path / model / "metrics.json").write_text(json.dumps(metrics))
+    (tmp_path / "guard").mkdir()
+    measured = {split: {metric: 0.25 for metric, _ in GUARD_TABLE} for split in GUARD_SPLITS}
+    (tmp_path / "guard" / "assessment.json").write_text(json.dumps(measured))
+    answers = [{"name": n, "harm": 0.1, "refused": 0.2, "helpfulness": 1.5} for n in ("no guard", "round 0", "round 5")]
+    (tmp_path / "guard" / "answers-best-of-4.json").write_text(json.dumps(answers))
     text = table(Run(tmp_path, tmp_path))
-    assert len(text.splitlines()) == len(TABLE) + 1
+    assert len(text.splitlines()) == len(TABLE) + len(GUARD_TABLE) + 3 + 5 + 5
+    assert any(line.startswith("filtered and regenerated, 5 rounds") for line in text.splitlines())
+    start, trained = (line.split() for line in text.splitlines()[-3:-1])
+    assert start[-2:] == ["broken", "0.50"] and trained[-3:] == ["-0.55", "met", "0.50"]  # budget -0.5, cost in spreads
+    assert "75%" in trained  # harmful falls from 0.4 to 0.1
     assert "0.500  0.404 .. 0.596    100" in text  # Wilson interval of 50 in 100
 
 
@@ -97,7 +117,7 @@ def tiny_vlms(tmp_path_factory):
     return root
 
 
-@pytest.mark.parametrize("stage", ["supervised", "reward", "cost"])
+@pytest.mark.parametrize("stage", ["supervised", "reward", "cost", "guard", "safe_dpo"])
 @pytest.mark.parametrize(("folder", "family"), [("llava_1_5_7b", "llava"), ("qwen2_5_vl_7b", "qwen2_5_vl")])
 def test_real_model_configs_train_two_steps_on_a_tiny_model(folder, family, stage, tiny_vlms, world, tmp_path):
     """The same modules and the same shards; only the model's path and the hardware differ from the published file."""
@@ -118,8 +138,41 @@ def test_real_model_configs_train_two_steps_on_a_tiny_model(folder, family, stag
     ]
     if stage == "supervised":
         extra.append("--data.init_args.train_split=supervised")
+    if stage == "guard":
+        extra.append(f"--model.init_args.categories=[{','.join(WORLD.categories)}]")
     cli = fit(ROOT / "configs" / folder / f"{stage}.yaml", world, tmp_path, *extra, tiny=False)
     assert cli.trainer.global_step == 2
+
+
+@pytest.mark.parametrize(("folder", "family"), [("llava_1_5_7b", "llava"), ("qwen2_5_vl_7b", "qwen2_5_vl")])
+def test_real_model_policies_train_three_steps_on_a_tiny_model(folder, family, tiny_vlms, world, tmp_path):
+    """All roles on one base: reward and cost model come from their own published files."""
+
+    def go(stage, steps, *extra):
+        options = [
+            f"--model.init_args.backbone.init_args.model={tiny_vlms / family}",
+            f"--config={ROOT / 'configs' / 'trainer' / 'cpu.yaml'}",
+            "--data.init_args.num_workers=0",
+            f"--trainer.max_steps={steps}",
+            "--trainer.limit_val_batches=1",
+            f"--trainer.val_check_interval={steps}",
+            "--trainer.check_val_every_n_epoch=null",
+            "--trainer.accumulate_grad_batches=1",
+            "--trainer.logger=false",
+        ]
+        return fit(ROOT / "configs" / folder / f"{stage}.yaml", world, tmp_path / stage, *options, *extra, tiny=False)
+
+    for stage in ("reward", "cost"):
+        go(stage, 2)
+    roles = [f"--model.init_args.roles.init_args.{stage}={tmp_path / stage}" for stage in ("reward", "cost")]
+    shorter = ["sampling.max_new_tokens=6", "start.prompts=4", "start.labelled=4", "start.min_sign_accuracy=0.0"]
+    for stage in ("ppo_lag", "grpo_lag"):
+        cli = go(stage, 3, *roles, *(f"--model.init_args.{option}" for option in shorter))
+        assert cli.trainer.global_step == 3
+        seen = cli.trainer.callback_metrics
+        assert {"validation/cost", "constraint/cost", "constraint/lambda", "policy/loss"} <= set(seen)
+        assert ("critic/cost_loss" in seen) == (stage == "ppo_lag")
+        assert all(value.isfinite() for value in seen.values())
 
 
 @pytest.mark.parametrize(
@@ -131,3 +184,18 @@ def test_every_config_is_yaml_with_comments(config):
     text = config.read_text()
     assert yaml.safe_load(text)
     assert text.startswith("#"), "say in the first line what the file is for"
+
+
+def test_the_guard_of_the_quickstart_draws_its_pictures(stages, world, tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    init = f"--model.init_args.init_from={stages / 'supervised'}"
+    cli = fit(
+        QUICKSTART / "guard.yaml", world, tmp_path, init, "--trainer.max_steps=2", "--trainer.val_check_interval=2"
+    )
+    assert 0 <= cli.trainer.callback_metrics["validation/level_accuracy"] <= 1
+    events = EventAccumulator(str(next(tmp_path.rglob("events.*"))))
+    events.Reload()
+    assert {"validation/confusion", "validation/reliability", "validation/risk_coverage"} <= set(
+        events.Tags()["images"]
+    )

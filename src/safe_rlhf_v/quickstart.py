@@ -72,6 +72,10 @@ class Run:
     root: Path
     seed: int = 0
 
+    def marker(self, stage: str) -> Path:
+        """File that says that a stage has been trained to its end."""
+        return self.root / f"{stage}.done"
+
     def fit(self, stage: str, *extra: str, name: str = "") -> list[str]:
         """Command that trains a stage of ``configs/quickstart``; ``name`` is its folder below ``root``."""
         before = BEFORE.get(stage)
@@ -249,6 +253,9 @@ def main(argv: list[str]) -> int:
             )
         shown = commands[0][0] == "fit"
         execute(*commands, quiet=None if shown else run.root / "output")
+        if shown:
+            for command in commands:
+                run.marker(Path(command[1]).stem).touch()
     print(f"\n{table(run)}\n")
     print(f"{time.time() - start:.0f} s on the clock, {cpu_seconds():.0f} CPU seconds, imports included")
     print(f"checkpoints and TensorBoard files: {run.root}    watch: tensorboard --logdir {run.root}")

@@ -1,0 +1,146 @@
+"""Does the constrained policy keep its promise? Three seeds of world, weights, order and sampling; one JSON file.
+
+    python benchmarks/policy_evidence.py --root runs/evidence --out docs/evidence/policy.json
+
+Every run is a public command. Finished runs are kept and not repeated. Groups: every method of ``compare``; PPO-Lagrangian
+without rehearsal; the same recipe at four budgets; the dual controllers at one budget (two of them on the first seed only).
+"""
+
+import argparse
+import json
+import time
+from pathlib import Path
+
+from evidence import summary
+
+from safe_rlhf_v.comparison import BUDGET, METHODS, Method, cost_spread, measured, prepare, train_and_judge, with_dual
+from safe_rlhf_v.quickstart import Run, cpu_seconds
+
+BUDGETS = (-0.3, -0.5, -0.7, -0.9)
+ABLATIONS = (
+    Method(
+        "ppo_no_rehearsal", "PPO-Lagrangian without rehearsal", "ppo_lag", ("--model.init_args.update.ptx_weight=0",)
+    ),
+)
+BUDGET_RUNS = tuple(
+    Method(f"budget_{abs(b):.1f}", f"budget {b}", "ppo_lag", (f"--model.init_args.dual.init_args.budget={b}",))
+    for b in BUDGETS
+    if b != BUDGET
+)
+CONTROLLERS = (
+    Method(
+        "dual_released",
+        "log-space as released",
+        "ppo_lag",
+        with_dual("LogSpaceDual", budget=BUDGET, initial=10.0, maximum=20.0, rate=0.1, delay=1),
+    ),
+    Method("dual_log", "log-space", "ppo_lag", with_dual("LogSpaceDual", budget=BUDGET, initial=1.0, rate=0.1)),
+    Method("dual_projected", "projected", "ppo_lag", with_dual("ProjectedDual", budget=BUDGET, rate=0.1)),
+)  # fmt: skip; the default, PID, is ppo_lag
+FIRST_SEED_ONLY = (
+    Method("dual_exact", "exact penalty", "ppo_lag", with_dual("ExactPenalty", budget=BUDGET, weight=2.0, window=64)),
+    Method("dual_rectified", "rectified per prompt", "ppo_lag", with_dual("RectifiedDual", budget=0.0, decay=0.05)),
+)
+
+
+def curves(run: Run, name: str) -> dict[str, list[float]]:
+    """Windowed cost and multiplier of every iteration."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    newest = max((run.root / name).glob("version_*/events.*"), key=lambda path: path.stat().st_mtime)
+    events = EventAccumulator(str(newest), size_guidance={"scalars": 0})
+    events.Reload()
+    return {
+        short: [event.value for event in events.Scalars(f"constraint/{long}")]
+        for short, long in (("cost", "cost"), ("windowed", "windowed_cost"), ("lam", "lambda"))
+    }
+
+
+def control(run: Run, name: str) -> dict[str, float]:
+    """How a controller steered: iterations until the windowed cost met the budget, what it gave away below the budget at the
+    end (mean of the last 15 iterations minus budget), how far above it went once it had met it, and its multiplier's swing."""
+    found = curves(run, name)
+    windowed, lam = found["windowed"], found["lam"]
+    first = next((i for i, cost in enumerate(windowed) if cost <= BUDGET), len(windowed))
+    tail = found["cost"][-15:]
+    return {
+        "iterations_to_budget": float(first),
+        "final_gap": sum(tail) / len(tail) - BUDGET,
+        "overshoot": max([cost - BUDGET for cost in windowed[first:]] or [0.0]),
+        "largest_lambda": max(lam),
+        "last_lambda": lam[-1],
+    }
+
+
+def one_seed(root: Path, seed: int, groups: list[str]) -> dict[str, dict]:
+    run = Run(root / f"world-{seed}", root / f"seed-{seed}", seed)
+    prepare(run)
+    chosen: tuple[Method, ...] = ()
+    first = FIRST_SEED_ONLY if seed == 0 else ()
+    known = {"methods": METHODS + ABLATIONS, "budgets": BUDGET_RUNS, "controllers": CONTROLLERS + first}
+    for name, methods in known.items():
+        if name in groups:
+            chosen += methods
+            splits = ("test", "compositional") if name == "methods" else ("test",)
+            train_and_judge(run, methods, splits=splits, greedy=name == "methods" and seed == 0)
+    spread = cost_spread(run, next(method.name for method in chosen if method.config == "ppo_lag"))
+    found: dict[str, dict] = {}
+    for method in chosen:
+        row = {}
+        for split, suffix in (("test", ""), ("test", "-greedy"), ("compositional", "")):
+            file = run.root / method.name / f"evaluation{suffix}.json"
+            if not file.exists() or split not in json.loads(file.read_text()):
+                continue
+            values = measured(run, method.name, split, suffix)
+            row[split + suffix] = {name: value["mean"] for name, value in values.items()}
+            row[split + suffix]["cost"] /= spread
+            row[split + suffix]["cost_error"] = values["cost"]["error"] / spread
+        if method.config in ("ppo_lag", "grpo_lag"):
+            row["control"] = control(run, method.name)
+        found[method.name] = row
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--root", type=Path, default=Path("runs/evidence"))
+    parser.add_argument("--out", type=Path, default=Path("docs/evidence/policy.json"))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--groups", nargs="+", default=["methods", "budgets", "controllers"])
+    options = parser.parse_args()
+    start, seeds = time.time(), []
+    for seed in options.seeds:
+        print(f"== seed {seed}", flush=True)
+        seeds.append(one_seed(options.root, seed, options.groups))
+    for seed in seeds:  # falls and gains are relative to the seed's own start
+        start_row = seed["supervised"]["test"]
+        for parts in seed.values():
+            parts["test"]["harm_fall"] = 1 - parts["test"]["harmful"] / start_row["harmful"]
+            parts["test"]["helpfulness_gain"] = parts["test"]["helpfulness"] - start_row["helpfulness"]
+    rows = {
+        name: {
+            part: {
+                metric: summary([s[name][part][metric] for s in seeds if part in s.get(name, {})]) for metric in metrics
+            }
+            for part, metrics in parts.items()
+        }
+        for name, parts in seeds[0].items()
+    }
+    about = {
+        "what": "policies on the embedded world (synthetic data), 1,000 held-out and 600 compositional prompts, one answer each "
+        "at temperature 1 (-greedy: the likeliest), by ground truth; cost and KL by the learned models, cost in spreads of the "
+        "start's",
+        "budget": BUDGET,
+        "seeds": options.seeds,
+    }
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    options.out.write_text(json.dumps({"about": about, "runs": rows}, indent=1) + "\n")
+    for name, parts in rows.items():
+        shown = ("helpfulness", "harmful", "harm_fall", "refused", "cost", "kl")
+        cells = "  ".join(f"{m} {parts['test'][m]['mean']:.3f} {parts['test'][m]['values']}" for m in shown)
+        print(f"{name:<20}{cells}")
+    print(f"{time.time() - start:.0f} s on the clock, {cpu_seconds():.0f} CPU seconds in this call")
+
+
+if __name__ == "__main__":
+    main()
