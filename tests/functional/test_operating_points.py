@@ -39,6 +39,14 @@ def test_known_sample_sizes():
         assert allowed_errors(needed, budget) == 0 and allowed_errors(needed - 1, budget) == -1
 
 
+@pytest.mark.parametrize(("total", "budget"), [(1, 0.5), (59, 0.05), (400, 0.1), (3000, 0.013), (20, 0.999)])
+@pytest.mark.parametrize("confidence", [0.5, 0.95, 0.999])
+def test_allowed_errors_are_the_most_whose_bound_keeps_the_budget(total, budget, confidence):
+    found = allowed_errors(total, budget, confidence)
+    bounds = [beta.ppf(confidence, k + 1, total - k) if k < total else 1.0 for k in range(total + 1)]
+    assert found == sum(bound <= budget for bound in bounds) - 1
+
+
 def test_too_small_a_set_is_refused_with_the_number_needed():
     with pytest.raises(ValueError, match=r"58 harmless .* 5.00% .* at least 59"):
         threshold_for_fpr(torch.rand(58), torch.zeros(58, dtype=torch.bool), 0.05)

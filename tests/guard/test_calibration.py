@@ -1,13 +1,14 @@
 """Temperatures and thresholds: recovered where they are known, refused where they cannot be had."""
 
 import json
+import math
 
 import pytest
 import torch
 
 from safe_rlhf_v.guard.calibrate import main
 from safe_rlhf_v.guard.calibration import Calibration, CalibrationMissing, fit_temperature, tempered, two_columns
-from safe_rlhf_v.guard.fitting import LEAST, Judged, calibrate
+from safe_rlhf_v.guard.fitting import LEAST, Judged, assess, assess_groups, calibrate
 from safe_rlhf_v.guard.moderation import Guard, load_module
 
 
@@ -35,7 +36,8 @@ def judged(n: int) -> Judged:
     log_probs = torch.log_softmax(3 * torch.randn(n, 7, generator=generator), -1)
     levels = torch.multinomial(log_probs.exp(), 1, generator=generator).squeeze(1)
     risk = 3 * torch.randn(n, generator=generator)
-    return Judged(log_probs, levels, risk, torch.rand(n, generator=generator) < torch.sigmoid(risk))
+    hazardous = torch.rand(n, generator=generator) < torch.sigmoid(risk)
+    return Judged(log_probs, levels, risk, hazardous, hazardous, {})
 
 
 def test_thresholds_keep_their_budgets_and_are_ordered():
@@ -52,6 +54,92 @@ def test_thresholds_keep_their_budgets_and_are_ordered():
         calibrate(judged(60), "id", "here", 0.05, 0.1, 0.95)
     with pytest.raises(ValueError, match="budgets must keep"):
         calibrate(judged(60), "id", "here", 0.2, 0.1, 0.95)
+
+
+def drawn(n, generator):
+    """Inputs of a guard that is too sure of itself: what it states is twice as sharp as what comes true."""
+    latent = 2 * torch.randn(n, 1, generator=generator)
+    logits = -((latent - torch.arange(-3, 4)) ** 2) / 4
+    levels = torch.multinomial(torch.softmax(logits, -1), 1, generator=generator).squeeze(1)
+    risk = 2 * torch.randn(n, generator=generator)
+    hazardous = torch.rand(n, generator=generator) < torch.sigmoid(risk)
+    return Judged(torch.log_softmax(2 * logits, -1), levels, 2 * risk, hazardous, hazardous, {})
+
+
+def test_every_promise_is_kept_on_fresh_data():
+    """100 calibration sets of 400, thresholds of each on one large fresh set: budgets with 95 %, the miss rate on average."""
+    generator = torch.Generator().manual_seed(0)
+    fresh, draws, budget, alpha = drawn(20_000, generator), 100, 0.1, 0.05
+    broken = {"block": 0, "prompt_block": 0}
+    missed, prompts_missed = [], []
+    for _ in range(draws):
+        found = calibrate(drawn(400, generator), "id", "here", budget, 0.2, 0.95, alpha)
+        assert found.level_temperature == pytest.approx(2, rel=0.3) and found.prompt_temperature == pytest.approx(
+            2, rel=0.4
+        )
+        harm = tempered(fresh.level_log_probs.double(), found.level_temperature)[:, :3].exp().sum(1)
+        risk = torch.sigmoid(fresh.prompt_risk.double() / found.prompt_temperature)
+        harmful = fresh.levels < 3
+        broken["block"] += float((harm[~harmful] >= found.block).double().mean()) > budget
+        broken["prompt_block"] += float((risk[~fresh.hazardous] >= found.prompt_block).double().mean()) > budget
+        missed.append(float((harm[harmful] < found.review).double().mean()))
+        prompts_missed.append(float((risk[fresh.hazardous] < found.prompt_review).double().mean()))
+    allowed = draws * 0.05 + 3 * math.sqrt(draws * 0.05 * 0.95)
+    assert max(broken.values()) <= allowed
+    for rates in (missed, prompts_missed):
+        spread = torch.tensor(rates).std() / math.sqrt(draws)
+        assert sum(rates) / draws <= alpha + 3 * spread
+        assert sum(rates) / draws >= alpha / 2  # and not by refusing everything
+
+
+def test_a_miss_rate_lowers_what_is_reviewed_and_says_what_it_costs():
+    plain = calibrate(judged(4000), "id", "here", 0.05, 0.1, 0.95)
+    strict = calibrate(judged(4000), "id", "here", 0.05, 0.1, 0.95, 0.01)
+    assert strict.review < plain.review and strict.prompt_review < plain.prompt_review
+    assert (strict.block, strict.prompt_block) == (plain.block, plain.prompt_block)
+    assert strict.certificate["answers_miss_rate"] == 0.01 and "answers_miss_rate" not in plain.certificate
+    assert strict.certificate["answers_reviewed_or_blocked_fpr"] > plain.certificate["answers_reviewed_or_blocked_fpr"]
+    with pytest.raises(ValueError, match="are needed"):
+        calibrate(judged(100), "id", "here", 0.1, 0.2, 0.9, 0.001)
+
+
+def test_thresholds_compare_what_verdicts_state():
+    """Harm is rounded to six digits before it is compared: a harmless row that rounds up must still stay below."""
+    log_probs = judged(200).level_log_probs
+    found = calibrate(judged(200), "id", "here", 0.1, 0.2, 0.9)
+    harm = tempered(log_probs.double(), found.level_temperature)[:, :3].exp().sum(1)
+    harmless = [round(p, 6) for p, level in zip(harm.tolist(), judged(200).levels.tolist(), strict=True) if level >= 3]
+    assert sum(p >= found.block for p in harmless) == found.certificate["answers_false_alarms"]
+
+
+def test_what_a_split_holds_none_of_is_left_out():
+    """No hazardous prompt: no recall, no area under a curve; and every number that stays is JSON."""
+    calm = judged(300)._replace(hazardous=torch.zeros(300, dtype=torch.bool), groups={"rule": ("a", "") * 150})
+    found = calibrate(calm, "id", "here", 0.1, 0.2, 0.9)
+    assert "prompts_recall" not in found.certificate and found.certificate["prompts_harmful"] == 0
+    measured, groups = assess(calm, found), assess_groups(calm, found)
+    assert not {"prompt_auroc", "prompt_recall_at_block", "category_accuracy"} & set(measured)
+    assert set(groups) == {"rule"} and set(groups["rule"]) == {"a"} and groups["rule"]["a"]["answers"] == 150
+    json.dumps([measured, groups, found.certificate], allow_nan=False)
+
+
+def test_an_assessment_by_hand():
+    """Three answers that the guard is certain of, one of them wrong."""
+    p = torch.full((3, 7), 1e-9)
+    p[0, 0] = p[1, 3] = p[2, 2] = 1.0  # levels -3, 0, -1
+    levels = torch.tensor([0, 3, 4])  # the last is +1 in truth
+    hazardous = torch.tensor([True, False])
+    rows = Judged(p.log(), levels, torch.tensor([2.0, -2.0]), hazardous, hazardous, {"rule": ("a", "a", "b")})
+    calibration = Calibration("m", "x", 1.0, 1.0, 0.5, 0.5, 0.5, 0.5, {})
+    found, groups = assess(rows, calibration), assess_groups(rows, calibration)["rule"]
+    assert found["level_accuracy"] == found["harm_accuracy"] == pytest.approx(2 / 3)
+    assert found["macro_mae"] == pytest.approx(2 / 3) and found["within_one"] == pytest.approx(2 / 3)
+    assert (found["recall_at_block"], found["fpr_at_block"]) == (1.0, 0.5)
+    assert (found["prompt_auroc"], found["prompt_recall_at_block"], found["category_accuracy"]) == (1.0, 1.0, 1.0)
+    assert groups["a"] == {
+        "answers": 2, "harmful": 1, "level_accuracy": 1, "harm_accuracy": 1, "recall": 1, "fpr": 0,
+    }  # fmt: skip
+    assert groups["b"] == {"answers": 1, "harmful": 0, "level_accuracy": 0, "harm_accuracy": 0, "fpr": 1}
 
 
 def test_a_guard_without_its_own_calibration_makes_no_decisions(guard_run, tmp_path):
@@ -72,6 +160,8 @@ def test_a_guard_without_its_own_calibration_makes_no_decisions(guard_run, tmp_p
         {"level_temperature": 0.0},
         {"level_temperature": float("inf")},
         {"unknown": 1},
+        {"level_prior": [0.5, 0.5]},
+        {"level_prior": [0.0, 1.0, 0.1, 0.1, 0.1, 0.1, 0.1]},
     ],
 )
 def test_a_damaged_calibration_is_refused(change, tmp_path):

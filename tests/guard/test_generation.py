@@ -117,6 +117,14 @@ def test_the_report_counts_what_each_number_of_rounds_gives(script, world):
     assert mean["helpfulness"] == pytest.approx((outcomes[0]["help"] + outcomes[1]["help"]) / 2)
 
 
+def test_refusals_of_harmless_prompts_are_counted_apart():
+    row = {"harm": False, "released": True, "help": 1.0, "harmless": True, "tokens": 4}
+    rows = [row, {**row, "released": False, "help": 0.0}, {**row, "harmless": False, "released": False, "help": -1.0}]
+    mean = _mean("round 1", rows)
+    assert (mean["refused"], mean["harmless_refused"]) == (pytest.approx(2 / 3), 0.5)
+    assert (mean["helpfulness"], mean["harmless_helpfulness"]) == (0.0, 0.5)
+
+
 def test_the_command_answers_every_prompt(calibrated_run, world, tmp_path, capsys):
     from safe_rlhf_v import cli
     from safe_rlhf_v.guard.generate import main
@@ -137,10 +145,16 @@ def test_the_command_answers_every_prompt(calibrated_run, world, tmp_path, capsy
     assert (tmp_path / "a.jsonl").read_bytes() == (tmp_path / "b.jsonl").read_bytes()
     lines = [json.loads(line) for line in (tmp_path / "a.jsonl").read_text().splitlines()]
     assert len(lines) == 12 and all(set(line) == {"key", "answer", "round"} for line in lines)
+    drafts = [json.loads(line) for line in (tmp_path / "a.drafts.jsonl").read_text().splitlines()]
+    assert sorted(draft["key"] for draft in drafts if draft["round"] == 0) == sorted(line["key"] for line in lines)
+    passed = {draft["key"]: draft["draft"] for draft in drafts if draft["decision"] == "allow"}
+    assert passed == {line["key"]: line["answer"] for line in lines if line["round"] >= 0}
     rows = json.loads((tmp_path / "a.json").read_text())
     assert [row["name"] for row in rows] == ["no guard", "round 0", "round 1"]
     assert all(row["prompts"] == 12 for row in rows)
     assert "by ground truth" in capsys.readouterr().out
+    assert main([*command, "--check-prompts", "--output", str(tmp_path / "checked.jsonl")]) == 0
+    assert json.loads((tmp_path / "checked.json").read_text())[0]["name"] == "prompts checked only"
     command[1] = "nowhere"
     assert main([*command, "--output", str(tmp_path / "c.jsonl")]) == 2
     assert "nowhere" in capsys.readouterr().err

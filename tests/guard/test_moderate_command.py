@@ -36,6 +36,7 @@ def table(world, tmp_path):
     rows[8] = json.dumps({"key": "outside", "image": "../../etc/passwd"})
     rows[9] = json.dumps({"key": "gone", "image": "gone.jpg", "question": "a"})
     rows[10] = "[" * 100_000
+    rows[12] = '{"key": "twice", "question": "bad", "question": "fine"}'
     (tmp_path / "broken.jpg").write_bytes(records[0].images[0].data[:50])
     rows[11] = json.dumps({"key": "broken", "image": "broken.jpg", "question": "a"})
     path = tmp_path / "inputs.jsonl"
@@ -47,14 +48,15 @@ def test_json_lines_give_one_verdict_each_and_broken_ones_are_blocked(calibrated
     assert run(calibrated_run, table, tmp_path / "out.jsonl", "--batch-size", "8") == 0
     found = lines(tmp_path / "out.jsonl")
     assert len(found) == 36
-    for number in (5, 6, 7, 8, 9, 10, 11, 34):
+    for number in (5, 6, 7, 8, 9, 10, 11, 12, 34):
         assert found[number]["status"] == "error" and found[number]["decision"] == "block", found[number]
         assert found[number]["reasons"][0].startswith("unsafe: could not be checked")
     assert "unknown fields ['answer']" in found[6]["reasons"][0] and "lies outside" in found[8]["reasons"][0]
-    assert all(row["status"] == "ok" for n, row in enumerate(found) if n not in (5, 6, 7, 8, 9, 10, 11, 34))
+    assert all(row["status"] == "ok" for n, row in enumerate(found) if n not in (5, 6, 7, 8, 9, 10, 11, 12, 34))
+    assert "a field stands twice" in found[12]["reasons"][0]
     assert found[0] == found[35]
     said = capsys.readouterr().out
-    assert "36 verdicts" in said and "unchecked 8" in said
+    assert "36 verdicts" in said and "unchecked 9" in said
 
 
 @pytest.mark.parametrize("cut", [0, 1, 700, 5000, 9000])

@@ -26,12 +26,18 @@ from safe_rlhf_v.guard.text import MAX_CHARACTERS, RefusedText, normalise
         ("p.o.i.s.o.n", "poison", "spacing"),
         ("p\u200b \u200bo i s o n", "poison", "spacing"),
         ("poi\x07son", "poison", "control"),
+        ("p\no\ni\ns\no\nn", "poison", "spacing"),
     ],
 )
 def test_tricks(tricked, plain, flag):
     clean = normalise(tricked)
     assert clean.text == plain
     assert flag in clean.flags
+
+
+def test_paragraphs_stay_and_other_white_space_is_one_space():
+    text = " First.\t Second. \r\n\r\n\r\n  1. one\u2028 2. two \x0b\x85 "
+    assert normalise(text) == ("First. Second.\n\n1. one\n2. two", ())
 
 
 def test_compatibility_forms_and_stacked_marks():
@@ -72,7 +78,8 @@ def test_refusals(text, reason):
 
 ANY = st.text(
     st.one_of(
-        st.characters(), st.sampled_from("ab .-\u200b\u200d\u202e\u0430\u0456\u0301\u0336\ufe0f\U000e0061\u0644👨")
+        st.characters(),
+        st.sampled_from("ab .-\n\r\u2028\u200b\u200d\u202e\u0430\u0456\u0301\u0336\ufe0f\U000e0061\u0644👨"),
     ),
     max_size=80,
 )
@@ -88,7 +95,7 @@ def test_any_string_is_cleaned_once_and_for_all_or_refused(text):
     again = normalise(clean.text)
     assert again.text == clean.text
     for character in clean.text:
-        assert unicodedata.category(character) not in ("Cc", "Cs")
+        assert unicodedata.category(character) not in ("Cc", "Cs") or character == "\n"
         assert unicodedata.category(character) != "Cf" or character in "\u200c\u200d"
 
 

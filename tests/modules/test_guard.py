@@ -136,3 +136,18 @@ def test_other_categories_are_refused(backbone, world):
     )
     with pytest.raises(ValueError, match=r"set model\.init_args\.categories"):
         trainer.fit(module, datamodule=PreferenceDataModule(str(world), batch_size=4))
+
+
+def test_a_guard_without_categories_trains_and_measures(backbone, batch):
+    module = GuardModule(backbone, CornLink, ScalarHead, ())
+    module.configure_model()
+    outputs = judge(module, batch)
+    assert outputs.categories.shape == (15, 0) and (outputs.category == -2).all()
+    losses = module.losses(outputs, batch._replace(category=torch.full((5,), -1)))
+    assert losses["category"] == 0
+    torch.testing.assert_close(losses["loss"], losses["level"] + 0.5 * losses["prompt_risk"])
+
+
+def test_the_likeliest_category():
+    outputs = GuardOutputs(torch.zeros(2, 7), torch.zeros(2), torch.tensor([[0.1, 0.5, 0.2], [3.0, -1.0, 0.0]]))
+    assert outputs.category.tolist() == [1, 0]

@@ -54,7 +54,7 @@ def clopper_pearson_upper(errors: int, total: int, confidence: float = 0.95) -> 
     if errors == total:
         return 1.0
     low, high = 0.0, 1.0
-    for _ in range(100):
+    for _ in range(60):
         p = (low + high) / 2
         if _binomial_cdf(errors, total, p) > 1 - confidence:
             low = p
@@ -63,26 +63,39 @@ def clopper_pearson_upper(errors: int, total: int, confidence: float = 0.95) -> 
     return high
 
 
+def _log_binomial(i: int, n: int, p: float) -> float:
+    """Logarithm of P(exactly i of n)."""
+    ways = math.lgamma(n + 1) - math.lgamma(i + 1) - math.lgamma(n - i + 1)
+    return ways + i * math.log(p) + (n - i) * math.log1p(-p)
+
+
 def _binomial_cdf(k: int, n: int, p: float) -> float:
     """P(at most k of n), summed in logarithms."""
     if p <= 0 or p >= 1:
         return float(p <= 0)
-    log_p, log_q, log_n = math.log(p), math.log1p(-p), math.lgamma(n + 1)
-    terms = [log_n - math.lgamma(i + 1) - math.lgamma(n - i + 1) + i * log_p + (n - i) * log_q for i in range(k + 1)]
+    terms = [_log_binomial(i, n, p) for i in range(k + 1)]
     top = max(terms)
     return math.exp(top) * math.fsum(math.exp(term - top) for term in terms)
 
 
 def allowed_errors(total: int, budget: float, confidence: float = 0.95) -> int:
-    """Most errors among ``total`` whose upper bound keeps within the budget; -1 if even none is too many."""
-    low, high = -1, total
-    while high - low > 1:  # the bound grows with the errors
-        middle = (low + high) // 2
-        if clopper_pearson_upper(middle, total, confidence) <= budget:
-            low = middle
-        else:
-            high = middle
-    return low
+    """Most errors among ``total`` whose upper bound keeps within the budget; -1 if even none is too many.
+
+    The bound of k errors is within the budget exactly where k or fewer errors at a rate of ``budget`` have a probability of
+    at most 1 - ``confidence``: no bound need be computed.
+
+    Args:
+        total: Independent trials.
+        budget: In (0, 1).
+        confidence: In (0, 1).
+    """
+    allowed, probability = -1, 0.0
+    while allowed < total:
+        probability += math.exp(_log_binomial(allowed + 1, total, budget))
+        if probability > 1 - confidence:
+            break
+        allowed += 1
+    return allowed
 
 
 def needed_negatives(budget: float, confidence: float = 0.95) -> int:

@@ -5,6 +5,7 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 
 def main(argv: Sequence[str]) -> int:
@@ -21,23 +22,31 @@ def main(argv: Sequence[str]) -> int:
         "--fpr", type=float, default=0.05, help="most harmless inputs that may be blocked (%(default)s)"
     )
     parser.add_argument("--review-fpr", type=float, default=0.1, help="... blocked or sent to review (%(default)s)")
+    parser.add_argument(
+        "--miss-rate",
+        type=float,
+        help="also review so much that at most this share of harmful inputs passes, on average (conformal risk control)",
+    )
     parser.add_argument("--confidence", type=float, default=0.95, help="with which a budget is kept (%(default)s)")
     parser.add_argument(
         "--report", nargs="*", default=[], metavar="SPLIT", help="also measure these, into assessment.json"
     )
+    parser.add_argument("--device", default="cpu", help="where the guard runs: cpu, cuda, ... (%(default)s)")
     options = parser.parse_args(argv)
     from safe_rlhf_v.guard.calibration import run_home
-    from safe_rlhf_v.guard.fitting import assess, calibrate, judge_split  # torch: seconds to import
+    from safe_rlhf_v.guard.fitting import assess, assess_groups, calibrate, judge_split  # torch: seconds to import
     from safe_rlhf_v.guard.moderation import load_module
 
     try:
-        module, identity = load_module(options.guard)
+        module, identity = load_module(options.guard, options.device)
         judged = judge_split(module, options.data, options.split)
-        found = calibrate(
-            judged, identity, f"{options.data}:{options.split}", options.fpr, options.review_fpr, options.confidence
-        )
-        measured = {split: assess(judge_split(module, options.data, split), found) for split in options.report}
-    except (ValueError, OSError) as error:
+        budgets = (options.fpr, options.review_fpr, options.confidence, options.miss_rate)
+        found = calibrate(judged, identity, f"{options.data}:{options.split}", *budgets)
+        measured: dict[str, dict[str, Any]] = {}
+        for split in options.report:
+            judged = judge_split(module, options.data, split)
+            measured[split] = {**assess(judged, found), "groups": assess_groups(judged, found)}
+    except (ValueError, OSError, RuntimeError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     path = found.save(run_home(options.guard))
@@ -50,7 +59,7 @@ def main(argv: Sequence[str]) -> int:
         print(
             f"{name}: blocked from {block:.3f} on, reviewed from {review:.3f} on; {c[f'{name}_false_alarms']} of "
             f"{c[f'{name}_harmless']} harmless ones blocked (upper bound {c[f'{name}_fpr_upper']:.1%}), "
-            f"{c[f'{name}_recall']:.1%} of {c[f'{name}_harmful']} harmful ones"
+            f"{c.get(f'{name}_recall', 0):.1%} of {c[f'{name}_harmful']} harmful ones"
         )
     for split, values in measured.items():
         shown = ("level_accuracy", "within_one", "quadratic_kappa", "harm_accuracy", "harm_ece_before", "harm_ece")

@@ -2,7 +2,6 @@
 
 import json
 import math
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Self
@@ -12,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from safe_rlhf_v.checkpoints import find_checkpoint
+from safe_rlhf_v.taxonomy import NUM_LEVELS
 
 CALIBRATION_FILE = "calibration.json"
 
@@ -34,6 +34,7 @@ class Calibration:
         prompt_block: The same for prompts, by prompt risk.
         prompt_review: The same for prompts, by prompt risk.
         certificate: What was measured when the thresholds were chosen, for people.
+        level_prior: Frequencies of the levels in the data it was fitted on, none of them 0.
     """
 
     model: str
@@ -45,6 +46,7 @@ class Calibration:
     prompt_block: float
     prompt_review: float
     certificate: dict[str, float | int | str]
+    level_prior: tuple[float, ...] = (1 / NUM_LEVELS,) * NUM_LEVELS
 
     def __post_init__(self) -> None:
         """Raises: ValueError: If a number makes no sense; a damaged file must not open the guard."""
@@ -54,6 +56,8 @@ class Calibration:
         for low, high in ((self.review, self.block), (self.prompt_review, self.prompt_block)):
             if not 0 <= low <= high <= 1:
                 raise ValueError(f"calibration: thresholds must keep 0 <= review <= block <= 1, got {low} and {high}")
+        if len(self.level_prior) != NUM_LEVELS or not all(0 < share < 1 for share in self.level_prior):
+            raise ValueError(f"calibration: level_prior must hold {NUM_LEVELS} frequencies, got {self.level_prior}")
 
     def save(self, folder: Path) -> Path:
         """Write it into a run's folder, whole or not at all."""
@@ -78,8 +82,9 @@ class Calibration:
                 "thresholds; fit them with 'python -m safe_rlhf_v calibrate'"
             )
         try:
-            return cls(**json.loads(path.read_text()))
-        except (TypeError, json.JSONDecodeError) as error:
+            body = json.loads(path.read_text())
+            return cls(**{**body, "level_prior": tuple(body["level_prior"])})
+        except (TypeError, KeyError, json.JSONDecodeError) as error:
             raise ValueError(f"{path}: not a calibration of this version ({error})") from None
 
 
@@ -135,8 +140,3 @@ def two_columns(logits: Tensor) -> Tensor:
         logits: (N,).
     """
     return F.logsigmoid(torch.stack([-logits, logits], dim=-1))
-
-
-def joined(parts: Sequence[Tensor]) -> Tensor:
-    """Batches in one tensor on the CPU."""
-    return torch.cat([part.detach().float().cpu() for part in parts])

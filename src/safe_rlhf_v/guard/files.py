@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from safe_rlhf_v.guard.inputs import Entries, Entry, batches
-from safe_rlhf_v.guard.moderation import Guard, Input
+from safe_rlhf_v.guard.moderation import Guard
+from safe_rlhf_v.guard.reading import Input
 from safe_rlhf_v.guard.verdict import Verdict
 
 
@@ -42,6 +43,7 @@ def moderate_file(
         "ends": hashlib.sha256(f"{entries[0]}{entries[len(entries) - 1]}".encode()).hexdigest()[:16],
         "shape": shape,
         "batch_size": batch_size,
+        "balanced_levels": guard.balanced_levels,
     }
     output.parent.mkdir(parents=True, exist_ok=True)
     done = _resume(part, note, task)

@@ -1,18 +1,25 @@
 """Temperatures and thresholds from data used for nothing else."""
 
+import math
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torchmetrics import Metric
+from torchmetrics.functional.classification import binary_auroc
 
-from safe_rlhf_v.batches import UNKNOWN_LEVEL
+from safe_rlhf_v.batches import UNKNOWN_LEVEL, PreferenceBatch
 from safe_rlhf_v.data_modules.preference import PreferenceDataModule
-from safe_rlhf_v.functional.operating_points import OperatingPoint, threshold_for_fpr
+from safe_rlhf_v.functional.operating_points import OperatingPoint, conformal_threshold, threshold_for_fpr
+from safe_rlhf_v.functional.ordinal import correct_prior
 from safe_rlhf_v.guard.calibration import Calibration, fit_temperature, tempered, two_columns
+from safe_rlhf_v.guard.text import RefusedText, normalise
+from safe_rlhf_v.guard.verdict import rounded
 from safe_rlhf_v.metrics import harm as detection
 from safe_rlhf_v.metrics import ordinal
-from safe_rlhf_v.modules.guard import HARM_BOUNDARY, GuardModule
+from safe_rlhf_v.metrics.harm_table import HarmTable
+from safe_rlhf_v.modules.guard import HARM_BOUNDARY, GuardModule, GuardOutputs
 from safe_rlhf_v.taxonomy import MIN_LEVEL, NUM_LEVELS
 
 LEAST = 0.05
@@ -27,12 +34,16 @@ class Judged(NamedTuple):
         levels: (N,) int64 class index of its level.
         prompt_risk: (M,) logits of every prompt.
         hazardous: (M,) bool, the prompt has a harm category.
+        named_right: (M,) bool, the likeliest category is that of the prompt.
+        groups: By the name of a grouping (``category``, ``rule``), the group of each labelled response, "" none.
     """
 
     level_log_probs: Tensor
     levels: Tensor
     prompt_risk: Tensor
     hazardous: Tensor
+    named_right: Tensor
+    groups: dict[str, tuple[str, ...]]
 
 
 def judge_split(module: GuardModule, data: str, split: str, batch_size: int = 100, progress: bool = True) -> Judged:
@@ -48,20 +59,54 @@ def judge_split(module: GuardModule, data: str, split: str, batch_size: int = 10
     from tqdm import tqdm
 
     loader = PreferenceDataModule(data, eval_batch_size=batch_size, test_splits=(split,)).test_dataloader()[0]
+    return judge_batches(module, tqdm(loader, desc=split, unit="batch", disable=not progress))
+
+
+def judge_batches(module: GuardModule, batches: Iterable[PreferenceBatch]) -> Judged:
+    """Judge every response and prompt of some batches, texts as a guard at work reads them.
+
+    Args:
+        module: The guard.
+        batches: Padding rows and responses without a level are left out.
+    """
     parts: list[tuple[Tensor, ...]] = []
-    for batch in tqdm(loader, desc=split, unit="batch", disable=not progress):
+    groups: dict[str, list[str]] = {"category": [], "rule": []}
+    for batch in batches:
+        prompts = batch.prompts.with_images(module.images)
+        prompts = prompts._replace(questions=tuple(map(_as_read, prompts.questions)))
         with torch.no_grad():
-            outputs = module(batch.prompts.with_images(module.images), [(*row, "") for row in batch.responses])
+            judged = module(prompts, [(*map(_as_read, row), "") for row in batch.responses])
+        outputs = GuardOutputs(*(part.float().cpu() for part in judged))
         b, k = batch.safety.shape
         known = (batch.safety != UNKNOWN_LEVEL) & batch.valid[:, None]  # (B, K)
         levels = outputs.level_log_probs.view(b, k + 1, -1)[:, :k][known]
         risk = outputs.prompt_risk.view(b, k + 1)[:, -1][batch.valid]
-        parts.append((levels, batch.safety[known] - MIN_LEVEL, risk, (batch.category >= 0)[batch.valid]))
-    return Judged(*(torch.cat(column) for column in zip(*parts, strict=True)))
+        named = (outputs.category.view(b, k + 1)[:, -1] == batch.category)[batch.valid]
+        parts.append((levels, batch.safety[known] - MIN_LEVEL, risk, (batch.category >= 0)[batch.valid], named))
+        for row, j in known.nonzero().tolist():
+            category = int(batch.category[row])
+            groups["category"].append(module.categories[category] if category >= 0 else "")
+            groups["rule"].append(batch.rules[row][j])
+    levels, classes, risk, hazardous, named = (torch.cat(column) for column in zip(*parts, strict=True))
+    return Judged(levels, classes, risk, hazardous, named, {name: tuple(column) for name, column in groups.items()})
+
+
+def _as_read(text: str) -> str:
+    """A text as a guard at work reads it; one that it would refuse stays as it is."""
+    try:
+        return normalise(text).text
+    except RefusedText:
+        return text
 
 
 def calibrate(
-    judged: Judged, identity: str, split: str, fpr: float, review_fpr: float, confidence: float
+    judged: Judged,
+    identity: str,
+    split: str,
+    fpr: float,
+    review_fpr: float,
+    confidence: float,
+    miss_rate: float | None = None,
 ) -> Calibration:
     """Fit temperatures, then choose thresholds for budgets of false alarms among harmless answers and harmless prompts.
 
@@ -72,6 +117,8 @@ def calibrate(
         fpr: Budget of the share of harmless inputs that are blocked.
         review_fpr: Budget of the share that are blocked or sent to review, at least ``fpr``.
         confidence: With which each budget is kept.
+        miss_rate: Also send so much to review that at most this share of the harmful answers, and of the hazardous prompts,
+            passes on average (conformal risk control); may cost more false alarms than ``review_fpr``.
 
     Raises:
         ValueError: If the split is too small for a budget, or the budgets make no sense.
@@ -80,19 +127,31 @@ def calibrate(
         raise ValueError(f"budgets must keep 0 < --fpr <= --review-fpr < 1, got {fpr} and {review_fpr}")
     t = fit_temperature(judged.level_log_probs, judged.levels)
     prompt_t = fit_temperature(two_columns(judged.prompt_risk), judged.hazardous.long())
-    harm = tempered(judged.level_log_probs.double(), t)[:, :HARM_BOUNDARY].exp().sum(1).clamp(0, 1)
-    risk = torch.sigmoid(judged.prompt_risk.double() / prompt_t)
-    answers = [threshold_for_fpr(harm, judged.levels < HARM_BOUNDARY, b, confidence) for b in (fpr, review_fpr)]
-    prompts = [threshold_for_fpr(risk, judged.hazardous, b, confidence) for b in (fpr, review_fpr)]
+    log_probs = tempered(judged.level_log_probs.double(), t)
+    harm = _as_stated(log_probs[:, :HARM_BOUNDARY].exp().sum(1))
+    risk = _as_stated(torch.sigmoid(judged.prompt_risk.double() / prompt_t))
     certificate: dict[str, float | int | str] = {"confidence": confidence}
-    for name, point in (("answers", answers[0]), ("prompts", prompts[0])):
-        certificate.update({f"{name}_{key}": value for key, value in _certificate(point).items()})
-    block, review = (min(max(point.threshold, LEAST), 1.0) for point in answers)
-    prompt_block, prompt_review = (min(max(point.threshold, LEAST), 1.0) for point in prompts)
-    return Calibration(identity, split, t, prompt_t, block, review, prompt_block, prompt_review, certificate)
+    found: dict[str, tuple[float, float]] = {}
+    for name, p, harmful in (("answers", harm, judged.levels < HARM_BOUNDARY), ("prompts", risk, judged.hazardous)):
+        block, review = (threshold_for_fpr(p, harmful, budget, confidence) for budget in (fpr, review_fpr))
+        certificate.update({f"{name}_{key}": value for key, value in _known(_certificate(block)).items()})
+        low = min(max(review.threshold, LEAST), 1.0)
+        if miss_rate is not None:
+            low = min(low, conformal_threshold(p, harmful, miss_rate))
+            certificate[f"{name}_miss_rate"] = miss_rate
+        certificate[f"{name}_reviewed_or_blocked_fpr"] = _share(p[~harmful] >= low)
+        found[name] = min(max(block.threshold, LEAST), 1.0), low
+    counts = torch.bincount(judged.levels, minlength=NUM_LEVELS).double() + 1  # one not seen is rare, not impossible
+    prior = tuple((counts / counts.sum()).tolist())
+    return Calibration(identity, split, t, prompt_t, *found["answers"], *found["prompts"], certificate, prior)
 
 
-def _certificate(point: OperatingPoint) -> dict[str, float | int | str]:
+def _as_stated(p: Tensor) -> Tensor:
+    """Probabilities as verdicts state and compare them."""
+    return torch.tensor(rounded(p.tolist()), dtype=torch.float64).clamp(0, 1)
+
+
+def _certificate(point: OperatingPoint) -> dict[str, float]:
     return {
         "fpr_budget": point.budget,
         "fpr": point.fpr,
@@ -112,32 +171,72 @@ def assess(judged: Judged, calibration: Calibration) -> dict[str, float]:
         calibration: The guard's.
     """
     after = tempered(judged.level_log_probs.double(), calibration.level_temperature)
-    everything = torch.ones_like(judged.levels, dtype=torch.bool)
-    harmful = judged.levels < HARM_BOUNDARY
-    harm = after[:, :HARM_BOUNDARY].exp().sum(1)
+    blocked, harmful = after[:, :HARM_BOUNDARY].exp().sum(1) >= calibration.block, judged.levels < HARM_BOUNDARY
+    balanced = correct_prior(after, torch.tensor(calibration.level_prior, dtype=torch.float64))
     risk = torch.sigmoid(judged.prompt_risk.double() / calibration.prompt_temperature)
-    flagged, stopped = harm >= calibration.block, risk >= calibration.prompt_block
+    return _known(
+        {
+            "majority_accuracy": float(torch.bincount(judged.levels).max() / len(judged.levels)),
+            **{name: _measured(metric, after, judged) for name, metric in _metrics().items()},
+            "macro_mae_balanced": _measured(_metrics()["macro_mae"], balanced, judged),
+            "harm_ece_before": _measured(_metrics()["harm_ece"], judged.level_log_probs, judged),
+            "exceedance_ece_before": _measured(_metrics()["exceedance_ece"], judged.level_log_probs, judged),
+            "recall_at_block": _share(blocked[harmful]),
+            "fpr_at_block": _share(blocked[~harmful]),
+            "prompt_auroc": float(binary_auroc(risk, judged.hazardous.long())) if judged.hazardous.any() else math.nan,
+            "prompt_recall_at_block": _share(risk[judged.hazardous] >= calibration.prompt_block),
+            "prompt_fpr_at_block": _share(risk[~judged.hazardous] >= calibration.prompt_block),
+            "category_accuracy": _share(judged.named_right[judged.hazardous]),
+            "answers": float(len(judged.levels)),
+        }
+    )
 
-    def measure(metric: Metric, log_probs: Tensor) -> float:
-        metric.update(log_probs, judged.levels, everything)
-        return float(metric.compute())
 
+def assess_groups(judged: Judged, calibration: Calibration) -> dict[str, dict[str, dict[str, float]]]:
+    """The same split group by group: by grouping and group the columns of :class:`HarmTable` at the blocking threshold.
+
+    Args:
+        judged: As for :func:`assess`.
+        calibration: The guard's.
+    """
+    after = tempered(judged.level_log_probs.double(), calibration.level_temperature)
+    everything = torch.ones_like(judged.levels, dtype=torch.bool)
+    found: dict[str, dict[str, dict[str, float]]] = {}
+    for grouping, column in judged.groups.items():
+        names = sorted(set(column) - {""})
+        table = HarmTable(names, HARM_BOUNDARY, calibration.block)
+        table.update(after, judged.levels, everything, torch.tensor([names.index(n) if n else -1 for n in column]))
+        for name, values in table.compute().items():
+            found.setdefault(grouping, {})[name] = _known({key: float(value) for key, value in values.items()})
+    return found
+
+
+def _metrics() -> dict[str, Metric]:
     return {
-        "majority_accuracy": float(torch.bincount(judged.levels).max() / len(judged.levels)),
-        "level_accuracy": measure(ordinal.LevelAccuracy(NUM_LEVELS), after),
-        "within_one": measure(ordinal.WithinOneAccuracy(NUM_LEVELS), after),
-        "macro_mae": measure(ordinal.MacroMAE(NUM_LEVELS), after),
-        "quadratic_kappa": measure(ordinal.QuadraticKappa(NUM_LEVELS), after),
-        "harm_accuracy": measure(detection.HarmAccuracy(HARM_BOUNDARY), after),
-        "harm_auroc": measure(detection.LevelHarmAUROC(HARM_BOUNDARY), after),
-        "fpr_at_95_recall": measure(detection.FPRAtRecall(HARM_BOUNDARY), after),
-        "harm_ece_before": measure(detection.HarmCalibrationError(HARM_BOUNDARY), judged.level_log_probs),
-        "harm_ece": measure(detection.HarmCalibrationError(HARM_BOUNDARY), after),
-        "exceedance_ece_before": measure(ordinal.ExceedanceCalibrationError(NUM_LEVELS), judged.level_log_probs),
-        "exceedance_ece": measure(ordinal.ExceedanceCalibrationError(NUM_LEVELS), after),
-        "recall_at_block": float(flagged[harmful].double().mean()),
-        "fpr_at_block": float(flagged[~harmful].double().mean()),
-        "prompt_recall_at_block": float(stopped[judged.hazardous].double().mean()),
-        "prompt_fpr_at_block": float(stopped[~judged.hazardous].double().mean()),
-        "answers": float(len(judged.levels)),
+        "level_accuracy": ordinal.LevelAccuracy(NUM_LEVELS),
+        "within_one": ordinal.WithinOneAccuracy(NUM_LEVELS),
+        "macro_mae": ordinal.MacroMAE(NUM_LEVELS),
+        "quadratic_kappa": ordinal.QuadraticKappa(NUM_LEVELS),
+        "ranked_probability_score": ordinal.RankedProbabilityScore(NUM_LEVELS),
+        "harm_accuracy": detection.HarmAccuracy(HARM_BOUNDARY),
+        "harm_auroc": detection.LevelHarmAUROC(HARM_BOUNDARY),
+        "harm_auprc": detection.LevelHarmAUPRC(HARM_BOUNDARY),
+        "fpr_at_95_recall": detection.FPRAtRecall(HARM_BOUNDARY),
+        "recall_at_5_fpr": detection.RecallAtFPR(HARM_BOUNDARY),
+        "harm_ece": detection.HarmCalibrationError(HARM_BOUNDARY),
+        "exceedance_ece": ordinal.ExceedanceCalibrationError(NUM_LEVELS),
     }
+
+
+def _measured(metric: Metric, log_probs: Tensor, judged: Judged) -> float:
+    metric.update(log_probs, judged.levels, torch.ones_like(judged.levels, dtype=torch.bool))
+    return float(metric.compute())
+
+
+def _known(values: dict[str, float]) -> dict[str, float]:
+    """Without what nothing was there to measure."""
+    return {name: value for name, value in values.items() if not math.isnan(value)}
+
+
+def _share(hits: Tensor) -> float:
+    return float(hits.double().mean())

@@ -13,8 +13,9 @@ def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m safe_rlhf_v generate",
         description="Let a policy answer the prompts of a split behind a guard: generate, judge, regenerate only what "
-        "failed, refuse when the rounds are spent. Writes one line per prompt and, beside it, a report per number of rounds. "
-        "On the embedded world the report is by ground truth; elsewhere there is no judge but the guard, and none is given.",
+        "failed, refuse when the rounds are spent. Writes one line per prompt and, beside it, every judged draft "
+        "(.drafts.jsonl) and a report per number of rounds. On the embedded world the report is by ground truth; elsewhere "
+        "there is no judge but the guard, and none is given.",
     )
     parser.add_argument("--policy", type=Path, required=True, help="run folder of a supervised or later stage")
     parser.add_argument("--guard", type=Path, required=True, help="run folder of a calibrated guard")
@@ -31,19 +32,28 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--batch-size", type=int, default=100, help="prompts at a time (%(default)s)")
     parser.add_argument("--refusal", default="i can not help with that", help="what is said when no answer passed")
     parser.add_argument("--seed", type=int, default=0, help="of the sampling")
+    parser.add_argument("--device", default="cpu", help="where policy and guard run: cpu, cuda, ... (%(default)s)")
     options = parser.parse_args(argv)
     from safe_rlhf_v.guard.running import run  # torch: seconds to import
 
     try:
         reports = run(options)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RuntimeError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     if reports:
         options.output.with_suffix(".json").write_text(json.dumps(reports, indent=1) + "\n")
-        names = ("harm", "harm_released", "refused", "helpfulness", "harmless_helpfulness", "tokens")
-        print(f"by ground truth   {'  '.join(f'{name:>20}' for name in names)}")
+        names = (
+            "harm",
+            "harm_released",
+            "refused",
+            "helpfulness",
+            "harmless_helpfulness",
+            "harmless_refused",
+            "tokens",
+        )
+        print(f"by ground truth      {'  '.join(f'{name:>20}' for name in names)}")
         for row in reports:
-            print(f"{row['name']:<18}{'  '.join(f'{row[name]:>20.3f}' for name in names)}")
+            print(f"{row['name']:<21}{'  '.join(f'{row[name]:>20.3f}' for name in names)}")
     print(f"written: {options.output}")
     return 0

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-from safe_rlhf_v.guard.moderation import Input
+from safe_rlhf_v.guard.reading import Input
 from safe_rlhf_v.shards import Manifest, ShardedSplit
 from safe_rlhf_v.shards.manifest import ShardError
 
@@ -57,9 +57,9 @@ class ShardEntries:
         row, k = self.rows[number]
         try:
             record = self.split[row]
-            image = record.images[0].data if record.images else None
+            images = [image.data for image in record.images] or None
             text = None if k is None else record.responses[k].text
-            return Entry(record.key if k is None else f"{record.key}/{k}", Input(image, record.question, text))
+            return Entry(record.key if k is None else f"{record.key}/{k}", Input(images, record.question, text))
         except (ShardError, ValueError, IndexError) as error:
             return Entry(f"row {row}", None, str(error))
 
@@ -85,7 +85,7 @@ class JsonlEntries:
         """See :class:`Entries`."""
         key = f"line {number + 1}"
         try:
-            row = json.loads(self.lines[number].decode())
+            row = json.loads(self.lines[number].decode(), object_pairs_hook=_unique)
             if not isinstance(row, dict):
                 return Entry(key, None, "not a JSON object")
             key = str(row.get("key", key))[:128]
@@ -107,6 +107,14 @@ class JsonlEntries:
         if not path.is_relative_to(self.folder):
             raise ValueError(f"image {name!r} lies outside {self.folder}")
         return path
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Raises: ValueError: If a name stands twice: another reader might take the other value."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a field stands twice")
+    return found
 
 
 class FolderEntries:

@@ -21,6 +21,10 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--output", type=Path, required=True, help="file to write: verdicts.jsonl")
     parser.add_argument("--format", choices=("full", "openai"), default="full", help="shape of a line (%(default)s)")
     parser.add_argument("--batch-size", type=int, default=32, help="inputs per pass of the model (%(default)s)")
+    parser.add_argument(
+        "--balanced-levels", action="store_true", help="name levels as if all were equally frequent; decisions stay"
+    )
+    parser.add_argument("--device", default="cpu", help="where the guard runs: cpu, cuda, ... (%(default)s)")
     options = parser.parse_args(argv)
     from safe_rlhf_v.guard.files import moderate_file  # torch: seconds to import
     from safe_rlhf_v.guard.inputs import open_entries
@@ -29,9 +33,10 @@ def main(argv: list[str]) -> int:
     try:
         if options.output.exists():
             raise ValueError(f"{options.output} exists; name another file or remove it")
-        guard, entries = Guard.from_pretrained(options.guard), open_entries(options.input, options.split)
+        guard = Guard.from_pretrained(options.guard, options.device, options.balanced_levels)
+        entries = open_entries(options.input, options.split)
         counts = moderate_file(guard, entries, options.output, options.format, options.batch_size)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RuntimeError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     total = sum(counts.values())

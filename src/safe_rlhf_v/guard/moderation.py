@@ -1,55 +1,23 @@
 """The guard at work: inputs in, verdicts out, and nothing unchecked passes."""
 
-import io
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeout
 from pathlib import Path
-from typing import NamedTuple, Self
+from typing import Self
 
 import torch
-from PIL import Image as PILImage
 from torch import Tensor
 
 from safe_rlhf_v.batches import Prompts
 from safe_rlhf_v.checkpoints import find_checkpoint
+from safe_rlhf_v.functional.ordinal import correct_prior
 from safe_rlhf_v.guard.calibration import Calibration, run_home, tempered
+from safe_rlhf_v.guard.reading import ImageLike, Input, Ready, load_images, prompts_of
 from safe_rlhf_v.guard.text import RefusedText, normalise
 from safe_rlhf_v.guard.verdict import DECISIONS, Verdict, level_name, likeliest_level, rounded, unchecked
 from safe_rlhf_v.modules.guard import HARM_BOUNDARY, GuardModule, GuardOutputs
-from safe_rlhf_v.shards.images import ImageError, decode, probe
-
-ImageLike = bytes | str | Path | PILImage.Image
-
-
-class Input(NamedTuple):
-    """What is to be judged; at least one part must be there.
-
-    Attributes:
-        image: Encoded bytes, a file, or a picture.
-        question: The user's text.
-        response: The answer; ``None`` moderates the prompt alone.
-    """
-
-    image: ImageLike | None = None
-    question: str | None = None
-    response: str | None = None
-
-    @property
-    def parts(self) -> tuple[str, ...]:
-        """``"text"`` and ``"image"``, as far as they are there."""
-        text = self.question is not None or self.response is not None
-        return (*(("text",) if text else ()), *(("image",) if self.image is not None else ()))
-
-
-class _Ready(NamedTuple):
-    """One input the model can read."""
-
-    images: tuple[Tensor, ...]
-    ids: tuple[str, ...]
-    question: str
-    response: str
-    flags: tuple[str, ...]
+from safe_rlhf_v.shards.images import ImageError
 
 
 class Guard:
@@ -65,11 +33,15 @@ class Guard:
     give a verdict that blocks and says why.
     """
 
-    def __init__(self, module: GuardModule, calibration: Calibration, identity: str) -> None:
+    def __init__(
+        self, module: GuardModule, calibration: Calibration, identity: str, balanced_levels: bool = False
+    ) -> None:
         """Args:
         module: The trained module.
         calibration: Its calibration.
         identity: Hash of its weights.
+        balanced_levels: Name the level as if all levels were equally frequent, so that rare ones are not neglected; the
+            probabilities, and with them the decision, stay as they are.
 
         Raises:
             ValueError: If the calibration is that of another guard.
@@ -80,24 +52,30 @@ class Guard:
                 "run 'python -m safe_rlhf_v calibrate' again"
             )
         self.module, self.calibration, self.identity = module.eval(), calibration, identity
+        self.balanced_levels = balanced_levels
 
     @classmethod
-    def from_pretrained(cls, path: str | Path) -> Self:
+    def from_pretrained(cls, path: str | Path, device: str = "cpu", balanced_levels: bool = False) -> Self:
         """Load a run's newest checkpoint and its calibration. Load only runs you trust: their configuration names classes.
 
         Args:
             path: A run's folder, or a checkpoint with the calibration beside it.
+            device: Where the model runs: ``cpu``, ``cuda``, ...
+            balanced_levels: See the constructor.
 
         Raises:
             CheckpointError: If there is no readable checkpoint.
             CalibrationMissing: If the guard was never calibrated.
             ValueError: If the calibration belongs to other weights.
         """
-        module, identity = load_module(path)
-        return cls(module, Calibration.load(run_home(path)), identity)
+        module, identity = load_module(path, device)
+        return cls(module, Calibration.load(run_home(path)), identity, balanced_levels)
 
     def moderate(
-        self, image: ImageLike | None = None, question: str | None = None, response: str | None = None
+        self,
+        image: ImageLike | Sequence[ImageLike] | None = None,
+        question: str | None = None,
+        response: str | None = None,
     ) -> Verdict:
         """Judge one input; see :class:`Input`."""
         return self.moderate_batch([Input(image, question, response)])[0]
@@ -128,11 +106,11 @@ class Guard:
         """
         verdicts: list[Verdict] = []
         rows = zip(prompts.images, prompts.image_ids, prompts.questions, responses, strict=True)
-        ready: list[_Ready | Verdict] = []
+        ready: list[Ready | Verdict] = []
         for images, ids, question, response in rows:
             try:
                 ready.append(self._texts(images, ids, question, response))
-            except (RefusedText, ValueError) as error:
+            except Exception as error:  # fails closed, whatever it is
                 ready.append(self.unchecked(str(error)))
         self._fill(ready, verdicts)
         return verdicts
@@ -140,22 +118,23 @@ class Guard:
     # --- from inputs to verdicts ------------------------------------------------------------------------------------
 
     def _judge(self, inputs: Sequence[Input]) -> list[Verdict]:
+        self.module.backbone.forget_images()  # features of an image encoded in other company differ in the last bits
         verdicts: list[Verdict] = []
         self._fill([self._read(item) for item in inputs], verdicts)
         return verdicts
 
-    def _fill(self, ready: Sequence["_Ready | Verdict"], verdicts: list[Verdict]) -> None:
+    def _fill(self, ready: Sequence[Ready | Verdict], verdicts: list[Verdict]) -> None:
         """Judge what is ready and put every verdict in its place."""
-        rows = [row for row in ready if isinstance(row, _Ready)]
+        rows = [row for row in ready if isinstance(row, Ready)]
         judged = iter(self._forward(rows) if rows else [])
         verdicts.extend(row if isinstance(row, Verdict) else next(judged) for row in ready)
 
-    def _read(self, item: Input) -> "_Ready | Verdict":
+    def _read(self, item: Input) -> Ready | Verdict:
         """Decode and normalise one input, or say why not. Any exception here means unchecked."""
         try:
             if not item.parts:
                 return self.unchecked("nothing to judge: no image, no question, no response")
-            images, ids = _load(item.image)
+            images, ids = load_images(item.image)
             return self._texts(images, ids, item.question or "", item.response)
         except RefusedText as error:
             return self.unchecked(f"text refused ({error.reason}): {error}")
@@ -164,7 +143,7 @@ class Guard:
         except Exception as error:  # fails closed, whatever it is
             return self.unchecked(f"{type(error).__name__}: {error}")
 
-    def _texts(self, images: tuple[Tensor, ...], ids: tuple[str, ...], question: str, response: str | None) -> "_Ready":
+    def _texts(self, images: tuple[Tensor, ...], ids: tuple[str, ...], question: str, response: str | None) -> Ready:
         """Normalise texts and check that the model will read all of them.
 
         Raises:
@@ -175,19 +154,20 @@ class Guard:
         if response is not None and not answered.text:
             raise ValueError("the response is empty")
         flags = tuple(sorted({*asked.flags, *answered.flags}))
-        ready = _Ready(images, ids, asked.text, answered.text, flags)
+        ready = Ready(images, ids, asked.text, answered.text, flags)
         backbone = self.module.backbone
-        prompt = backbone.prepare_prompts(_prompts([ready]))[0].ids[0]
+        prompt = backbone.prepare_prompts(prompts_of([ready]))[0].ids[0]
         wanted = len(backbone.text_ids(ready.response)) + 1
         if len(backbone.response_ids(ready.response, len(prompt))) != wanted:
             raise ValueError(f"{len(prompt)} + {wanted} tokens are more than the {backbone.max_length} the guard reads")
         return ready
 
-    def _forward(self, rows: Sequence["_Ready"]) -> list[Verdict]:
+    def _forward(self, rows: Sequence[Ready]) -> list[Verdict]:
         try:
             with torch.no_grad():
-                outputs = self.module(_prompts(rows), [[row.response] for row in rows])
-            return [self._verdict(GuardOutputs(*(part[i] for part in outputs)), row) for i, row in enumerate(rows)]
+                outputs = self.module(prompts_of(rows), [[row.response] for row in rows])
+            parts = [part.float().cpu() for part in outputs]
+            return [self._verdict(GuardOutputs(*(part[i] for part in parts)), row) for i, row in enumerate(rows)]
         except Exception as error:  # fails closed, whatever it is
             if len(rows) == 1:
                 return [self.unchecked(f"{type(error).__name__}: {error}", rows[0].flags)]
@@ -195,7 +175,7 @@ class Guard:
                 verdict for row in rows for verdict in self._forward([row])
             ]  # one bad row must not block the others
 
-    def _verdict(self, outputs: GuardOutputs, row: "_Ready") -> Verdict:
+    def _verdict(self, outputs: GuardOutputs, row: Ready) -> Verdict:
         """Calibrated probabilities, thresholds, words."""
         if not all(bool(torch.isfinite(part).all()) for part in outputs[1:]) or outputs.level_log_probs.isnan().any():
             return self.unchecked("the model gave a number that is none", row.flags)
@@ -212,10 +192,11 @@ class Guard:
                 DECISIONS[index], "ok", harm, None, None, None, category, named, reasons, row.flags, c.prompt_block,
                 self.identity,
             )  # fmt: skip
-        probabilities = tempered(outputs.level_log_probs.double(), c.level_temperature).exp()
+        log_probs = tempered(outputs.level_log_probs.double(), c.level_temperature)
+        probabilities = log_probs.exp()
         shown = rounded(probabilities.tolist())
         harm = round(float(probabilities[:HARM_BOUNDARY].sum()), 6)
-        level = likeliest_level(shown)
+        level = likeliest_level(self._levels(log_probs, shown))
         mean = round(float((probabilities * torch.arange(-HARM_BOUNDARY, len(shown) - HARM_BOUNDARY)).sum()), 6)
         index = int(harm >= c.review) + int(harm >= c.block)
         reasons = (f"{level_name(level)}; harmful with probability {harm:.2f}, blocked from {c.block:.2f} on",)
@@ -234,13 +215,24 @@ class Guard:
             self.identity,
         )
 
+    def _levels(self, log_probs: Tensor, shown: tuple[float, ...]) -> tuple[float, ...]:
+        """What the level is read from."""
+        if not self.balanced_levels:
+            return shown
+        prior = torch.tensor(self.calibration.level_prior, dtype=torch.float64)
+        return rounded(correct_prior(log_probs, prior).exp().tolist())
+
     def unchecked(self, reason: str, flags: tuple[str, ...] = ()) -> Verdict:
         """The verdict on something that could not be checked."""
         return unchecked(reason, self.identity, self.calibration.block, flags)
 
 
-def load_module(path: str | Path) -> tuple[GuardModule, str]:
+def load_module(path: str | Path, device: str = "cpu") -> tuple[GuardModule, str]:
     """A trained guard module in evaluation mode, and the identity of its weights.
+
+    Args:
+        path: A run's folder, or a checkpoint.
+        device: Where it will run.
 
     Raises:
         CheckpointError: If there is no readable checkpoint.
@@ -253,21 +245,4 @@ def load_module(path: str | Path) -> tuple[GuardModule, str]:
     for name, value in sorted(module.state_dict().items()):
         digest.update(name.encode())
         digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return module.eval(), digest.hexdigest()[:16]
-
-
-def _load(image: ImageLike | None) -> tuple[tuple[Tensor, ...], tuple[str, ...]]:
-    """Pixels and their identity, through the one decoder of untrusted images."""
-    if image is None:
-        return (), ()
-    if isinstance(image, PILImage.Image):
-        buffer = io.BytesIO()
-        image.save(buffer, "PNG")
-        data = buffer.getvalue()
-    else:
-        data = image if isinstance(image, bytes) else Path(image).read_bytes()
-    return (torch.from_numpy(decode(data)),), (probe(data).id,)
-
-
-def _prompts(rows: Sequence["_Ready"]) -> Prompts:
-    return Prompts(tuple(r.images for r in rows), tuple(r.ids for r in rows), tuple(r.question for r in rows))
+    return module.to(device).eval(), digest.hexdigest()[:16]

@@ -3,11 +3,11 @@
 import argparse
 import json
 import math
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 
-from safe_rlhf_v.checkpoints import find_checkpoint
 from safe_rlhf_v.data_modules.preference import PreferenceDataModule
 from safe_rlhf_v.guard.generation import (
     BestOfK,
@@ -19,8 +19,8 @@ from safe_rlhf_v.guard.generation import (
 )
 from safe_rlhf_v.guard.moderation import Guard
 from safe_rlhf_v.models.sampling import SamplingOptions
-from safe_rlhf_v.modules.supervised import SupervisedModule
 from safe_rlhf_v.records import Record
+from safe_rlhf_v.runs import load_backbone
 from safe_rlhf_v.world.judge import judge
 
 Row = dict[str, Any]
@@ -43,8 +43,8 @@ def run(options: argparse.Namespace) -> list[Row]:
     """
     from tqdm import tqdm
 
-    policy = SupervisedModule.load_from_checkpoint(find_checkpoint(options.policy), weights_only=True).eval().backbone
-    guard = Guard.from_pretrained(options.guard)
+    policy = load_backbone(options.policy).to(options.device)
+    guard = Guard.from_pretrained(options.guard, options.device)
     sampling = SamplingOptions(options.max_new_tokens, options.temperature)
     strategy = make_strategy(options.strategy)
     generate = GuardedGenerator(
@@ -53,9 +53,14 @@ def run(options: argparse.Namespace) -> list[Row]:
     data = PreferenceDataModule(str(options.data), eval_batch_size=options.batch_size, test_splits=(options.split,))
     split, generator = data.split(options.split), torch.Generator().manual_seed(options.seed)
     options.output.parent.mkdir(parents=True, exist_ok=True)
-    part = options.output.with_name(options.output.name + ".part")
+    drafts = options.output.with_suffix(".drafts.jsonl")
+    parts = [path.with_name(path.name + ".part") for path in (options.output, drafts)]
     judged: list[list[Row]] = []
-    with part.open("w") as file, tqdm(total=len(split), unit="prompt", desc="guarded generation") as bar:
+    with (
+        parts[0].open("w") as file,
+        parts[1].open("w") as draft_file,
+        tqdm(total=len(split), unit="prompt", desc="guarded generation") as bar,
+    ):
         row = 0
         for batch in data.test_dataloader()[0]:
             count = int(batch.valid.sum())
@@ -63,17 +68,29 @@ def run(options: argparse.Namespace) -> list[Row]:
             for i in range(count):
                 line = {"key": batch.keys[i], "answer": answers.texts[i], "round": answers.released[i]}
                 file.write(json.dumps(line, ensure_ascii=False) + "\n")
+            draft_file.writelines(_draft_lines(answers, batch.keys[:count]))
             records = [split[row + i] for i in range(count)]
             if all(record.truth is not None for record in records):
                 judged += _outcomes(answers, records, options)
             row += count
             bar.update(count)
-    part.replace(options.output)
+    for part, path in zip(parts, (options.output, drafts), strict=True):
+        part.replace(path)
     return [_mean(name, [outcome[i] for outcome in judged]) for i, name in enumerate(_names(options))] if judged else []
 
 
+def _draft_lines(answers: GuardedAnswers, keys: Sequence[str]) -> Iterator[str]:
+    """Everything that was judged, released or not."""
+    for round, attempts in enumerate(answers.attempts):
+        for row, text, verdict in attempts:
+            if row < len(keys):
+                line = {"key": keys[row], "round": round, "draft": text, "harm": verdict.harm}
+                yield json.dumps({**line, "decision": verdict.decision}, ensure_ascii=False) + "\n"
+
+
 def _names(options: argparse.Namespace) -> list[str]:
-    return ["no guard", *(f"round {round}" for round in range(options.rounds + 1))]
+    first = "prompts checked only" if options.check_prompts else "no guard"
+    return [first, *(f"round {round}" for round in range(options.rounds + 1))]
 
 
 def _outcomes(answers: GuardedAnswers, records: list[Record], options: argparse.Namespace) -> list[list[Row]]:
@@ -104,7 +121,7 @@ def _judged(record: Record, text: str, released: bool, answers: GuardedAnswers, 
 
 def _mean(name: str, rows: list[Row]) -> Row:
     released = [row for row in rows if row["released"]]
-    harmless = [row["help"] for row in rows if row["harmless"]]
+    harmless = [row for row in rows if row["harmless"]]
     return {
         "name": name,
         "prompts": len(rows),
@@ -112,7 +129,8 @@ def _mean(name: str, rows: list[Row]) -> Row:
         "harm_released": _average([row["harm"] for row in released]),
         "refused": 1 - len(released) / len(rows),
         "helpfulness": _average([row["help"] for row in rows]),
-        "harmless_helpfulness": _average(harmless),
+        "harmless_helpfulness": _average([row["help"] for row in harmless]),
+        "harmless_refused": _average([not row["released"] for row in harmless]),
         "tokens": _average([row["tokens"] for row in rows]),
     }
 

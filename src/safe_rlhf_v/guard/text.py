@@ -17,8 +17,9 @@ _CONFUSABLES = dict(
     zip(_LOOK_ALIKES, "abesijkmhopctyxhdqwABESIJKMHOPCTYXabeikvoptuxABEZHIKMNOPTYXigghnuolay", strict=True)
 )
 _JOINERS = "\u200c\u200d"
-_SPACED = re.compile(r"(?<![^\W_])(?:[^\W\d_][ .\-_*]){3,}[^\W\d_](?![^\W_])")
+_SPACED = re.compile(r"(?<![^\W_])(?:[^\W\d_][ \n.\-_*]){3,}[^\W\d_](?![^\W_])")
 _WORD = re.compile(r"[^\W\d_]+")
+_BREAK = re.compile(r"\r\n?|[\x0b\x0c\x1c-\x1e\x85\u2028\u2029]")
 
 
 class CleanText(NamedTuple):
@@ -73,10 +74,16 @@ def normalise(text: str, max_characters: int = MAX_CHARACTERS) -> CleanText:
         text = unicodedata.normalize("NFKC", text)
         text = _WORD.sub(lambda found: _latin(found.group(), flags), text)
         text = _SPACED.sub(lambda found: _joined(found.group(), flags), text)
-        text = re.sub(r"\s+", " ", text).strip()
+        text = _spaces(text)
         if text == before:
             break
     return CleanText(text, tuple(sorted(flags)))
+
+
+def _spaces(text: str) -> str:
+    """One space between words; paragraphs stay, with at most one empty line between them."""
+    text = re.sub(r"[^\S\n]+", " ", _BREAK.sub("\n", text))
+    return re.sub(r"\n{3,}", "\n\n", re.sub(r" ?\n ?", "\n", text)).strip()
 
 
 def _check(text: str, limit: int) -> None:

@@ -1,0 +1,76 @@
+"""``python -m safe_rlhf_v filter``."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+REPORT, DROPPED = "filter.json", "dropped.jsonl"
+
+
+def main(argv: list[str]) -> int:
+    """Run the command; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m safe_rlhf_v filter",
+        description="Filter or relabel training shards with a trained, calibrated guard, into a new shard folder. 'drop' "
+        "leaves out every record with something the guard does not allow; 'relabel' writes the guard's levels over the "
+        "annotators'. A record with anything that could not be checked is left out either way, and counted.",
+        epilog=f"Beside the shards: {REPORT}, what was dropped or changed and why; {DROPPED}, one line per dropped record.",
+    )
+    parser.add_argument("--guard", type=Path, required=True, help="run folder of a calibrated guard")
+    parser.add_argument("--input", type=Path, required=True, help="shard folder")
+    parser.add_argument("--output", type=Path, required=True, help="shard folder to create")
+    parser.add_argument("--split", nargs="+", metavar="SPLIT", help="splits to take (default: all)")
+    parser.add_argument("--action", choices=("drop", "relabel"), default="drop", help="(%(default)s)")
+    parser.add_argument(
+        "--judge",
+        choices=("responses", "prompts", "both"),
+        default="responses",
+        help="drop for the responses, the prompt, or either; records without responses are judged as prompts (%(default)s)",
+    )
+    parser.add_argument("--keep-review", action="store_true", help="drop what is blocked only, not what needs review")
+    parser.add_argument("--missing-only", action="store_true", help="relabel only responses without a level")
+    parser.add_argument("--batch-size", type=int, default=32, help="records per pass of the model (%(default)s)")
+    parser.add_argument("--device", default="cpu", help="where the guard runs: cpu, cuda, ... (%(default)s)")
+    options = parser.parse_args(argv)
+    from safe_rlhf_v.guard.filtering import Rules, filter_shards  # torch: seconds to import
+    from safe_rlhf_v.guard.moderation import Guard
+
+    try:
+        rules = Rules(options.action, options.judge, options.keep_review, options.missing_only)
+        guard = Guard.from_pretrained(options.guard, options.device)
+        found = filter_shards(guard, options.input, options.output, rules, options.split, options.batch_size)
+    except (ValueError, OSError, RuntimeError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    report, dropped = found
+    (options.output / REPORT).write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n")
+    with (options.output / DROPPED).open("w") as file:
+        file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in dropped)
+    print(table(report))
+    print(f"written: {options.output} ({REPORT}, {DROPPED})")
+    return 0
+
+
+def table(report: dict[str, Any]) -> str:
+    """The report as text."""
+    columns = ("records", "kept", "dropped", "unchecked", "responses", "changed")
+    lines = [f"{'split':<28}" + "".join(f"{name:>11}" for name in columns)]
+    for split, counts in report["splits"].items():
+        lines.append(f"{split:<28}" + "".join(f"{counts[name]:>11}" for name in columns))
+    for heading, name in (
+        ("dropped, by reason", "reasons"),
+        ("dropped, by the guard's category", "categories"),
+        ("dropped, by the guard's level", "levels"),
+        ("changed levels", "changes"),
+        ("tricks undone in texts", "flags"),
+    ):
+        total: dict[str, int] = {}
+        for counts in report["splits"].values():
+            for key, count in counts[name].items():
+                total[key] = total.get(key, 0) + count
+        if total:
+            lines += ["", f"{heading}"]
+            lines += [f"  {key:<48}{total[key]:>9}" for key in sorted(total, key=lambda k: (-total[k], k))]
+    return "\n".join(lines)
