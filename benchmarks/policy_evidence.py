@@ -3,7 +3,7 @@
     python benchmarks/policy_evidence.py --root runs/evidence --out docs/evidence/policy.json
 
 Every run is a public command. Finished runs are kept and not repeated. Groups: every method of ``compare``; PPO-Lagrangian
-without rehearsal; the same recipe at four budgets; the dual controllers at one budget (two of them on the first seed only).
+without rehearsal; four budgets with the PID controller; the dual controllers at one budget (two of them on the first seed only).
 """
 
 import argparse
@@ -16,27 +16,20 @@ from evidence import summary
 from safe_rlhf_v.comparison import BUDGET, METHODS, Method, cost_spread, measured, prepare, train_and_judge, with_dual
 from safe_rlhf_v.quickstart import Run, cpu_seconds
 
-BUDGETS = (-0.3, -0.5, -0.7, -0.9)
+PID = with_dual("PIDDual", budget=BUDGET)
 ABLATIONS = (
-    Method(
-        "ppo_no_rehearsal", "PPO-Lagrangian without rehearsal", "ppo_lag", ("--model.init_args.update.ptx_weight=0",)
-    ),
+    Method("ppo_no_rehearsal", "PID without rehearsal", "ppo_lag", (*PID, "--model.init_args.update.ptx_weight=0")),
 )
 BUDGET_RUNS = tuple(
-    Method(f"budget_{abs(b):.1f}", f"budget {b}", "ppo_lag", (f"--model.init_args.dual.init_args.budget={b}",))
-    for b in BUDGETS
-    if b != BUDGET
+    Method(f"budget_{abs(b):.1f}", f"PID, budget {b}", "ppo_lag", with_dual("PIDDual", budget=b))
+    for b in (-0.3, -0.7, -0.9)
 )
-CONTROLLERS = (
-    Method(
-        "dual_released",
-        "log-space as released",
-        "ppo_lag",
-        with_dual("LogSpaceDual", budget=BUDGET, initial=10.0, maximum=20.0, rate=0.1, delay=1),
-    ),
-    Method("dual_log", "log-space", "ppo_lag", with_dual("LogSpaceDual", budget=BUDGET, initial=1.0, rate=0.1)),
+RELEASED = with_dual("LogSpaceDual", budget=BUDGET, initial=10.0, maximum=20.0, rate=0.1, delay=1)
+CONTROLLERS = (  # the default, log-space, is ppo_lag
+    Method("dual_pid", "PID", "ppo_lag", PID),
+    Method("dual_released", "log-space as released", "ppo_lag", RELEASED),
     Method("dual_projected", "projected", "ppo_lag", with_dual("ProjectedDual", budget=BUDGET, rate=0.1)),
-)  # fmt: skip; the default, PID, is ppo_lag
+)
 FIRST_SEED_ONLY = (
     Method("dual_exact", "exact penalty", "ppo_lag", with_dual("ExactPenalty", budget=BUDGET, weight=2.0, window=64)),
     Method("dual_rectified", "rectified per prompt", "ppo_lag", with_dual("RectifiedDual", budget=0.0, decay=0.05)),
