@@ -49,11 +49,13 @@ def one_seed(root: Path, seed: int) -> dict[str, Any]:
         if not (run.root / f"{stage}.done").exists():
             execute(run.fit(stage), quiet=log)
             (run.root / f"{stage}.done").touch()
-    todo = [name for name in VARIANTS if not (run.root / name / "assessment.json").exists()]
-    for i in range(0, len(todo), 2):
-        names = todo[i : i + 2]
-        execute(*(run.fit("guard", *VARIANTS[name], name=name) for name in names), quiet=log)
-        execute(*(run.calibrate(name) for name in names), quiet=log)
+    for names in (list(VARIANTS)[i : i + 2] for i in range(0, len(VARIANTS), 2)):
+        untrained = [name for name in names if not (run.root / f"{name}.done").exists()]
+        execute(*(run.fit("guard", *VARIANTS[name], name=name) for name in untrained), quiet=log)
+        for name in untrained:
+            (run.root / f"{name}.done").touch()
+        unmeasured = [name for name in names if not (run.root / name / "assessment.json").exists()]
+        execute(*(run.calibrate(name) for name in unmeasured), quiet=log)
         print(f"   {', '.join(names)} done", flush=True)
     commands = {strategy: run.generate("guard", strategy) for strategy in STRATEGIES}
     checked = run.root / "guard" / "checked-best-of-4.jsonl"
@@ -83,7 +85,10 @@ def prior(data: Path) -> dict[str, dict[str, float]]:
         hazardous = torch.tensor([record.category is not None for record in records])
         risk = torch.zeros(len(records))
         judged = Judged(stated.expand(len(levels), -1), levels, risk, hazardous, risk.bool(), {})
-        found[name] = assess(judged, Calibration("prior", "", 1.0, 1.0, 0.5, 0.5, 0.5, 0.5, {}))
+        measured = assess(judged, Calibration("prior", "", 1.0, 1.0, 0.5, 0.5, 0.5, 0.5, {}))
+        found[name] = {
+            m: v for m, v in measured.items() if "prompt" not in m and "block" not in m and "category" not in m
+        }
     return found
 
 

@@ -3,16 +3,18 @@
     python benchmarks/leaf_guard.py FOLDER [--links cumulative corn softmax] [--out docs/evidence/leaf_guard.json]
 
 FOLDER holds ``labels.csv`` (columns ``id`` and ``severity``, 0 to 4) and ``images/ID.jpg``: 1,747 photographs of coffee leaves
-from the public repository ``esgario/lara2018`` (MIT). They become shards by ``python -m safe_rlhf_v shards import``; severity 0..4
-is level +1..-3. Five folds, balanced over the levels; a tenth of each training part is kept for calibration. ``HueHistogram`` (the
-baseline) and ``Palette`` are trained by the same guard module with the same links, on the same folds.
+from the public repository ``esgario/lara2018`` (MIT). They become shards by ``python -m safe_rlhf_v shards import``; severity
+0..4 is level +1..-3. Five folds, balanced over the levels; a tenth of each training part is kept for calibration.
+``HueHistogram`` (the baseline) and ``Palette`` are trained by the same guard module with the same links, on the same folds.
 """
 
 import argparse
 import csv
 import json
+import logging
 import tempfile
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -191,6 +193,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="JSON file to write")
     options = parser.parse_args()
     torch.set_num_threads(1)
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore")
     runs: dict[str, list[Fold]] = {}
     with tempfile.TemporaryDirectory() as work:
         shards = make_shards(options.folder, Path(work))
