@@ -40,7 +40,7 @@ from safe_rlhf_v.shards import ShardedSplit
 from safe_rlhf_v.shards.images import decode
 from safe_rlhf_v.taxonomy import NUM_LEVELS
 
-FOLDS, BATCH, QUESTION, ANSWER = 5, 32, "How badly is this leaf affected?", "See the picture."
+FOLDS, QUESTION, ANSWER = 5, "How badly is this leaf affected?", "See the picture."
 LINKS: dict[str, Callable[..., Any]] = {"cumulative": CumulativeLink, "corn": CornLink, "softmax": SoftmaxLink}
 SHOWN = ("quadratic_kappa", "level_accuracy", "within_one", "macro_mae", "ranked_probability_score", "harm_auroc",
          "exceedance_ece_before", "exceedance_ece", "harm_ece_before", "harm_ece")  # fmt: skip
@@ -51,10 +51,11 @@ class Recipe(NamedTuple):
 
     reader: Callable[[], Any]
     epochs: int
+    batch: int
     rate: float
 
 
-RECIPES = {"hue histogram": Recipe(HueHistogram, 30, 3e-3), "palette tower": Recipe(Palette, 20, 6e-3)}
+RECIPES = {"hue histogram": Recipe(HueHistogram, 130, 128, 3e-3), "palette tower": Recipe(Palette, 20, 32, 6e-3)}
 
 
 def make_shards(folder: Path, work: Path) -> Path:
@@ -85,22 +86,24 @@ def read_fold(shards: Path, fold: int) -> list[Sample]:
 
 
 class Loader:
-    """Batches of decoded samples: shuffled and endless for training, in order and once for judging."""
+    """Batches of decoded samples: shuffled and whole ones only for training, in order and all for judging."""
 
-    def __init__(self, samples: list[Sample], collate: CollatePreference, shuffled: bool) -> None:
-        self.samples, self.collate, self.shuffled = samples, collate, shuffled
+    def __init__(
+        self, samples: list[Sample], collate: CollatePreference, batch: int = 64, shuffled: bool = False
+    ) -> None:
+        self.samples, self.collate, self.batch, self.shuffled = samples, collate, batch, shuffled
 
     def __iter__(self) -> Iterator[PreferenceBatch]:
         n = len(self.samples)
         order = torch.randperm(n).tolist() if self.shuffled else list(range(n))
-        last = n - n % BATCH if self.shuffled else n
-        for start in range(0, last, BATCH):
-            yield self.collate([self.samples[i] for i in order[start : start + BATCH]])
+        last = n - n % self.batch if self.shuffled else n
+        for start in range(0, last, self.batch):
+            yield self.collate([self.samples[i] for i in order[start : start + self.batch]])
 
 
 def train(recipe: Recipe, link: str, samples: list[Sample], collate: CollatePreference, seed: int) -> GuardModule:
     seed_everything(seed, verbose=False)
-    steps = recipe.epochs * (len(samples) // BATCH)
+    steps = recipe.epochs * (len(samples) // recipe.batch)
     module = GuardModule(
         recipe.reader,
         partial(LINKS[link], **({"thresholds": thresholds(samples)} if link == "cumulative" else {})),
@@ -115,7 +118,7 @@ def train(recipe: Recipe, link: str, samples: list[Sample], collate: CollatePref
         accelerator="cpu", max_steps=steps, gradient_clip_val=1.0, logger=False, enable_checkpointing=False,
         enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0,
     )  # fmt: skip
-    trainer.fit(module, Loader(samples, collate, shuffled=True))
+    trainer.fit(module, Loader(samples, collate, recipe.batch, shuffled=True))
     return module.eval()
 
 
@@ -140,9 +143,9 @@ def run(name: str, link: str, folds: list[list[Sample]], collate: CollatePrefere
         rest = [sample for i, fold in enumerate(folds) if i != k for sample in fold]
         kept = set(np.random.default_rng(k).permutation(len(rest))[: len(rest) // 10].tolist())
         module = train(RECIPES[name], link, [s for i, s in enumerate(rest) if i not in kept], collate, seed=k)
-        held_out = Loader([s for i, s in enumerate(rest) if i in kept], collate, shuffled=False)
+        held_out = Loader([s for i, s in enumerate(rest) if i in kept], collate)
         calibration = calibrate(judge_batches(module, held_out), f"fold {k}", "held out", 0.05, 0.1, 0.9)
-        found.append(Fold(judge_batches(module, Loader(folds[k], collate, shuffled=False)), calibration))
+        found.append(Fold(judge_batches(module, Loader(folds[k], collate)), calibration))
     return found
 
 

@@ -17,7 +17,7 @@ from safe_rlhf_v.functional.ordinal import expected_level
 from safe_rlhf_v.metrics import harm as detection
 from safe_rlhf_v.metrics import ordinal
 from safe_rlhf_v.models.heads import Head, ScalarHead
-from safe_rlhf_v.models.links import CumulativeLink, OrdinalLink
+from safe_rlhf_v.models.links import CornLink, OrdinalLink
 from safe_rlhf_v.models.reader import Reader
 from safe_rlhf_v.modules.base import BaseModule
 from safe_rlhf_v.taxonomy import BEAVERTAILS_V_CATEGORIES, MIN_LEVEL, NUM_LEVELS
@@ -70,13 +70,13 @@ class GuardModule(BaseModule):
           class_path: safe_rlhf_v.modules.GuardModule
           init_args:
             backbone: {class_path: safe_rlhf_v.models.HFVLM, init_args: {model: llava-hf/llava-1.5-7b-hf}}
-            link: {class_path: safe_rlhf_v.models.CornLink}
+            link: {class_path: safe_rlhf_v.models.CumulativeLink}
     """
 
     def __init__(
         self,
         backbone: Callable[[], Reader],
-        link: Callable[[], OrdinalLink] = CumulativeLink,
+        link: Callable[[], OrdinalLink] = CornLink,
         head: Callable[[Any, int], Head] = ScalarHead,
         categories: Sequence[str] = BEAVERTAILS_V_CATEGORIES,
         prompt_weight: float = 0.5,
@@ -90,7 +90,7 @@ class GuardModule(BaseModule):
     ) -> None:
         """Args:
         backbone: Makes what reads the inputs: a vision-language model, or a light :class:`~safe_rlhf_v.models.ClipTowers`.
-        link: Makes the distribution over levels.
+        link: Makes the distribution over levels; the default was the best of three by measurement (``docs/guard.md``).
         head: Makes the head for a backbone and a number of outputs.
         categories: Names of the harm categories, in the data's index order.
         prompt_weight: Weight of the prompt-risk loss.
