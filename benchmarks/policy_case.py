@@ -158,7 +158,9 @@ def policy_batch(seed: int, prompts: int) -> PolicyBatch:
     return PolicyBatch(shown, nothing, (None,) * prompts, torch.ones(prompts, dtype=torch.bool), keys)
 
 
-def policy_module(folder: Path, roles: Any, samples: int, **backbone_options: Any) -> ConstrainedPolicyModule:
+def policy_module(
+    folder: Path, roles: Any, samples: int, micro: int | None = None, **backbone_options: Any
+) -> ConstrainedPolicyModule:
     """The module with the released step's mathematics."""
     return ConstrainedPolicyModule(
         partial(backbone, folder, **backbone_options),
@@ -169,7 +171,7 @@ def policy_module(folder: Path, roles: Any, samples: int, **backbone_options: An
         sampling=SamplingOptions(max_new_tokens=TOKENS),
         kl=KLPenalty(0.02, where="both"),
         scores=ScoreSettings(normalise=False, clip=50.0, unfinished_penalty=0.0, signal_clip=50.0),
-        update=UpdateSettings(reduction="sequence", ptx_weight=0.0, max_grad_norm=None),
+        update=UpdateSettings(reduction="sequence", ptx_weight=0.0, max_grad_norm=None, micro_batch_size=micro),
         start=StartSettings(prompts=1, labelled=0),
         optimizer=partial(torch.optim.Adam, lr=1e-5, fused=True),
     )

@@ -5,7 +5,8 @@
 The network is in ``policy_case.py``: a LLaVA of 10.85 M parameters. Eight responses per step, questions of 16-40 words, 64
 sampled tokens each (the end token is never drawn), one update per rollout, Adam (fused), no rehearsal. The released sequence
 is that of ``released_sequence.py``; ``separate`` has the same six networks and the same mathematics, which ``agreement`` checks
-on gradients; ``shared`` is one frozen network with adapters. K = 4 means 2 prompts with 4 responses each.
+on gradients; ``shared`` is one frozen network with adapters. K = 4 means 2 prompts with 4 responses each; ``parts`` learns from
+one prompt after the other (``update.micro_batch_size: 1``).
 
 One thread. Every variant runs in fresh processes, variants in turn; a step's time is the median of all steps but the first of
 each process. Memory is the peak of a process less that of one that only imports the same modules; "in use" is the same with an
@@ -54,7 +55,7 @@ from transformers.models.llama.modeling_llama import LlamaModel
 from safe_rlhf_v.models.lora import LoraSettings
 from safe_rlhf_v.modules import ConstrainedPolicyModule
 
-VARIANTS = ("released", "separate_k1", "separate_k4", "shared_k1", "shared_k4")
+VARIANTS = ("released", "separate_k1", "separate_k4", "shared_k1", "shared_k4", "shared_k4_parts")
 
 
 class Passes:
@@ -124,7 +125,8 @@ def train(module: ConstrainedPolicyModule, data: Batches, steps: int, *callbacks
 
 def run(variant: str, folder: Path, steps: int) -> dict[str, Any]:
     """One variant in this process."""
-    kind, _, samples = variant.partition("_k")
+    kind, _, rest = variant.partition("_k")
+    samples, _, parts = rest.partition("_")
     clock = Clock()
     if kind == "released":
         step, owner = released(folder)
@@ -135,7 +137,8 @@ def run(variant: str, folder: Path, steps: int) -> dict[str, Any]:
             clock.on_train_batch_end(None, None, None, batch, i)
     else:
         shared = {"roles": adapters_in_memory(), "lora": LoraSettings()} if kind == "shared" else {}
-        module = policy_module(folder, samples=int(samples), **{"roles": InMemoryRoles, **shared})
+        micro = 1 if parts else None
+        module = policy_module(folder, samples=int(samples), micro=micro, **{"roles": InMemoryRoles, **shared})
         train(module, Batches(steps, RESPONSES // int(samples)), steps, clock)
     found = {"seconds": clock.seconds, "peak_mb": peak(), "loaded_mb": clock.loaded, "passes": clock.passes}
     return found | {"modules": sorted(sys.modules)}
@@ -157,12 +160,15 @@ def only_import(names: Path) -> dict[str, float]:
 def agreement(folder: Path) -> dict[str, float]:
     """Largest difference between the released gradients and ours on the same responses, relative to the largest gradient."""
     module, data = policy_module(folder, InMemoryRoles, 1), Batches(1, RESPONSES)
-    kept = []
+    kept, gradients = [], {}
 
     class Keep(pl.Callback):
         def on_train_batch_start(self, trainer: Any, module: Any, batch: Any, batch_idx: int) -> None:
             rollout = module.rollout
             module.rollout = lambda batch: kept.append(rollout(batch)) or kept[0]
+
+        def on_before_optimizer_step(self, trainer: Any, module: Any, optimizer: Any) -> None:
+            gradients.update({p: p.grad.clone() for p in module.parameters() if p.grad is not None})
 
     train(module, data, 1, Keep())
     step, owner = released(folder)
@@ -176,7 +182,7 @@ def agreement(folder: Path) -> dict[str, float]:
     found = {}
     for name, (theirs, ours) in pairs.items():
         ours = dict(ours.named_parameters())
-        grads = [(p.grad, ours[n].grad) for n, p in theirs.named_parameters() if p.grad is not None]
+        grads = [(p.grad, gradients[ours[n]]) for n, p in theirs.named_parameters() if p.grad is not None]
         found[name] = max(float((a - b).abs().max()) for a, b in grads) / max(float(a.abs().max()) for a, _ in grads)
     return found
 

@@ -86,10 +86,20 @@ def test_with_another_sampling_stream_it_would_end_elsewhere(ends: Path) -> None
     assert not same(load(ends / "whole.pt")["weights"], load(ends / "other.pt")["weights"])
 
 
-def test_two_ranks_sample_apart_and_learn_as_one(policy_stages: Path, world: Path, tmp_path: Path) -> None:
+SINGLE_UPDATE = (  # then critics learn before the advantages are known; in parts, of which ranks exchange the last
+    "--model.init_args.update.epochs=1",
+    "--model.init_args.update.minibatch_size=null",
+    "--model.init_args.update.micro_batch_size=1",
+)
+
+
+@pytest.mark.parametrize("extra", [(), SINGLE_UPDATE], ids=["epochs", "parts"])
+def test_two_ranks_sample_apart_and_learn_as_one(
+    extra: tuple[str, ...], policy_stages: Path, world: Path, tmp_path: Path
+) -> None:
     save = f"--trainer.logger.init_args.save_dir={tmp_path}"
     small = "--data.init_args.batch_size=2"
-    args = stage_command("ppo_lag", world, policy_stages, *OPTIONS, save, small, steps=2)
+    args = stage_command("ppo_lag", world, policy_stages, *OPTIONS, *extra, save, small, steps=2)
     assert execute({"args": args, "devices": 2, "gather": True, "out": str(tmp_path / "rank")}) == [0]
     first, second = (load(tmp_path / f"rank-{rank}") for rank in (0, 1))
     assert same(first["weights"], second["weights"])

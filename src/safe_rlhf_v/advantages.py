@@ -17,7 +17,7 @@ from safe_rlhf_v.functional.policy import (
     moments,
     standardise,
 )
-from safe_rlhf_v.rollouts import Targets, Values
+from safe_rlhf_v.rollouts import Values
 
 
 class Signals(NamedTuple):
@@ -56,8 +56,8 @@ class AdvantageEstimator(ABC):
     @abstractmethod
     def __call__(
         self, signals: Signals, values: Values | None, lam: Tensor, total: Callable[[Tensor], Tensor]
-    ) -> Targets:
-        """Advantages, and what the critics should learn.
+    ) -> Tensor:
+        """(N, R) float32 advantages, reward and cost combined, 0 where masked.
 
         Args:
             signals: What the rollout earned.
@@ -65,6 +65,16 @@ class AdvantageEstimator(ABC):
             lam: (N, 1) multiplier of each response's constraint.
             total: Sums a tensor over all ranks.
         """
+
+    def returns(self, signal: Tensor, values: Tensor, mask: Tensor) -> Tensor:
+        """(n, R) what a critic should have expected, row by row; only for estimators with critics.
+
+        Args:
+            signal: (n, R) per-token signal of reward or cost.
+            values: (n, R) what the critic did expect.
+            mask: (n, R) bool.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no critics")
 
 
 class GAE(AdvantageEstimator):
@@ -92,20 +102,25 @@ class GAE(AdvantageEstimator):
 
     def __call__(
         self, signals: Signals, values: Values | None, lam: Tensor, total: Callable[[Tensor], Tensor]
-    ) -> Targets:
+    ) -> Tensor:
         """See :class:`AdvantageEstimator`."""
         assert values is not None, "critics are there because this estimator asks for them"
         mask = signals.mask
         pairs = ((signals.reward, values.reward), (signals.cost, values.cost))
-        (reward, reward_returns), (cost, cost_returns) = (
-            generalised_advantage(signal, value, mask, gamma=self.gamma, lam=self.lam) for signal, value in pairs
-        )
+        reward, cost = (self._estimate(signal, value, mask)[0] for signal, value in pairs)
         if self.centre:
             reward, cost = (standardise(a, mask, mean_and_std(total(moments(a, mask)))[0]) for a in (reward, cost))
         combined = combine_advantages(reward, cost, lam)
         if self.whiten:
             combined = standardise(combined, mask, *mean_and_std(total(moments(combined, mask))))
-        return Targets(combined, Values(reward_returns, cost_returns), values)
+        return combined
+
+    def returns(self, signal: Tensor, values: Tensor, mask: Tensor) -> Tensor:
+        """See :class:`AdvantageEstimator`."""
+        return self._estimate(signal, values, mask)[1]
+
+    def _estimate(self, signal: Tensor, values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        return generalised_advantage(signal, values, mask, gamma=self.gamma, lam=self.lam)
 
 
 class GroupRelative(AdvantageEstimator):
@@ -131,7 +146,7 @@ class GroupRelative(AdvantageEstimator):
 
     def __call__(
         self, signals: Signals, values: Values | None, lam: Tensor, total: Callable[[Tensor], Tensor]
-    ) -> Targets:
+    ) -> Tensor:
         """See :class:`AdvantageEstimator`."""
         reward, cost = (
             group_advantage(scores, signals.samples, signals.valid, divide=self.divide)
@@ -141,4 +156,4 @@ class GroupRelative(AdvantageEstimator):
         if self.whiten:
             valid = signals.valid[:, None]
             combined = standardise(combined, valid, *mean_and_std(total(moments(combined, valid))))
-        return Targets(combined * signals.mask)
+        return combined * signals.mask

@@ -1,4 +1,4 @@
-"""What one policy iteration holds: sampled responses, their scores, and what the actor and the critics should learn.
+"""What one policy iteration holds: sampled responses, their and their scores.
 
 Shapes: B prompts, K samples per prompt, N = B x K responses (prompt by prompt), R response tokens, C constraints.
 Masks are bool, True = a real token of a response that counts.
@@ -52,11 +52,6 @@ class Rollout(NamedTuple):
         """Every part once."""
         return tuple(part for minibatch in self.minibatches for part in minibatch)
 
-    @property
-    def whole(self) -> bool:
-        """Whether everything runs through the networks together."""
-        return len(self.parts) == 1
-
 
 class Scores(NamedTuple):
     """What the frozen roles say about N responses.
@@ -77,7 +72,7 @@ class Scores(NamedTuple):
 
 
 class Values(NamedTuple):
-    """What the critics expect before each token.
+    """One tensor of the reward critic and one of the cost critic.
 
     Attributes:
         reward: (N, R) float32, 0 where masked.
@@ -86,20 +81,6 @@ class Values(NamedTuple):
 
     reward: Tensor
     cost: Tensor
-
-
-class Targets(NamedTuple):
-    """What is learned from a rollout.
-
-    Attributes:
-        advantages: (N, R) float32, reward and cost combined.
-        returns: What the critics should have said; ``None`` without critics.
-        values: What they said when the rollout was made; ``None`` without critics.
-    """
-
-    advantages: Tensor
-    returns: Values | None = None
-    values: Values | None = None
 
 
 def assemble(parts: tuple[Part, ...], pieces: list[Tensor], width: int) -> Tensor:

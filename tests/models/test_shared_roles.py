@@ -102,8 +102,8 @@ def outputs(module: ConstrainedPolicyModule, part: Part) -> dict[str, Tensor]:
     roles, actor = module.roles, module.backbone
     reward, cost = roles.judge(actor, part)
     found = {"actor": roles.log_probs(actor, part), "reference": roles.reference_log_probs(actor, part)}
-    values = roles.values(actor, part)
-    return {**found, "reward": reward, "cost": cost, "reward_critic": values.reward, "cost_critic": values.cost}
+    values = {f"{name}_critic": roles.value(actor, part, name) for name in ("reward", "cost")}
+    return {**found, "reward": reward, "cost": cost, **values}
 
 
 def test_the_reference_is_the_untouched_base_bit_for_bit(home: Path) -> None:

@@ -12,7 +12,8 @@ from safe_rlhf_v.functional.policy import kl_estimate
 from safe_rlhf_v.modules.policy_rollout import generator, make_rollout
 from safe_rlhf_v.modules.policy_settings import KLPenalty, UpdateSettings
 from safe_rlhf_v.modules.policy_start import ScoreScale, start_line
-from safe_rlhf_v.modules.policy_update import update
+from safe_rlhf_v.modules.policy_update import PolicyUpdate
+from safe_rlhf_v.rollouts import Values
 from safe_rlhf_v.runs import load_backbone, load_run
 
 TINY = (
@@ -51,12 +52,10 @@ def batch(trained):
 
 
 def prepared(module, batch, samples=1, settings=None):
-    """Rollout, scores, values and targets of a batch."""
+    """Rollout, scores, signals and multipliers of a batch."""
     rollout = make_rollout(module, batch, generator(1, 2), samples, settings or UpdateSettings())
     scores = module.score(rollout)
-    values = module.predict(rollout)
-    lam = torch.full((len(rollout.valid), 1), 0.7)
-    return rollout, scores, values, module.shape(rollout, scores, lam, values)
+    return rollout, scores, module.shape(rollout, scores), torch.full((len(rollout.valid), 1), 0.7)
 
 
 def test_one_rollout_is_one_step_and_everything_is_logged(trained):
@@ -138,8 +137,8 @@ def test_recorded_log_probs_and_features_are_those_of_a_full_pass(module, batch)
     torch.testing.assert_close(again, rollout.generation.log_probs, rtol=1e-4, atol=1e-4)
 
 
-def gradients(module, rollout, scores, values, targets, batch, settings):
-    """Gradients of one optimizer step."""
+def gradients(module, rollout, scores, signals, lam, batch, settings):
+    """Gradients of every optimizer step, and what was seen."""
     kept, steps = module.update_settings, []
     module.update_settings = settings
     optimizer = module.optimizers()
@@ -147,11 +146,11 @@ def gradients(module, rollout, scores, values, targets, batch, settings):
         {name: p.grad.clone() for name, p in module.named_parameters() if p.requires_grad}
     )
     try:
-        update(module, rollout, scores, targets, values, batch.demonstrations)
+        learned = PolicyUpdate(module, rollout, scores, signals, lam, batch.demonstrations)()
     finally:
         del optimizer.step
         module.update_settings = kept
-    return steps
+    return steps, learned
 
 
 @pytest.mark.parametrize("reduction", ["token", "sequence"])
@@ -161,9 +160,11 @@ def test_micro_batches_add_up_to_the_whole(module, batch, reduction, samples):
     one = prepared(module, batch, samples, whole)
     many = prepared(module, batch, samples, cut)
     assert len(one[0].parts) == 1 and len(many[0].parts) == 4
-    torch.testing.assert_close(one[3].advantages, many[3].advantages, rtol=1e-4, atol=1e-5)
-    (a,) = gradients(module, *one, batch, whole)
-    (b,) = gradients(module, *many, batch, cut)
+    (a,), seen = gradients(module, *one, batch, whole)
+    (b,), seen_in_parts = gradients(module, *many, batch, cut)
+    for name, entries in seen.losses.items():
+        torch.testing.assert_close(entries, seen_in_parts.losses[name], rtol=1e-3, atol=1e-5, msg=name)
+    torch.testing.assert_close(seen.values, seen_in_parts.values, rtol=1e-4, atol=1e-5)
     assert a.keys() == b.keys() and any(name.startswith("roles.reward_critic") for name in a)
     for name in a:
         torch.testing.assert_close(a[name], b[name], rtol=2e-3, atol=2e-5, msg=name)
@@ -172,8 +173,7 @@ def test_micro_batches_add_up_to_the_whole(module, batch, reduction, samples):
 def test_padding_rows_do_not_count(module, batch):
     """Rows marked as padding change no statistic, advantage or gradient, whatever stands in them."""
     settings = UpdateSettings(max_grad_norm=None, ptx_weight=0.0)
-    rollout, scores, values, _ = prepared(module, batch)
-    lam = torch.full((4, 1), 0.7)
+    rollout, scores, _, lam = prepared(module, batch)
     keep = torch.tensor([True, False, True, True])
     masked = rollout._replace(mask=rollout.mask & keep[:, None], valid=keep, member=rollout.member & keep[:, None])
     found = []
@@ -181,16 +181,18 @@ def test_padding_rows_do_not_count(module, batch):
         spoiled = scores._replace(
             reward=scores.reward.masked_fill(~keep, junk), cost=scores.cost.masked_fill(~keep, junk)
         )
-        targets = module.shape(masked, spoiled, lam, values)
-        found.append((targets, gradients(module, masked, spoiled, module.predict(masked), targets, batch, settings)[0]))
+        signals = module.shape(masked, spoiled)
+        values = Values(signals.reward * 0.1, signals.cost * 0.1)
+        advantages = module.advantages(signals, values, lam, module.total)
+        found.append((advantages, *gradients(module, masked, spoiled, signals, lam, batch, settings)[0]))
     (first, a), (second, b) = found
-    assert torch.equal(first.advantages, second.advantages) and not first.advantages[1].any()
+    assert torch.equal(first, second) and not first[1].any()
     assert all(torch.equal(a[name], b[name]) for name in a)
 
 
 def test_lambda_moves_by_this_rollouts_costs_before_the_update(module, batch, monkeypatch):
     order = []
-    for name in ("rollout", "score", "dual_step", "predict", "shape", "update", "report"):
+    for name in ("rollout", "score", "dual_step", "shape", "update", "report"):
         method = getattr(module, name)
         monkeypatch.setattr(module, name, lambda *a, name=name, method=method: (order.append(name), method(*a))[1])
     monkeypatch.setattr(module, "log_dict", lambda values, **_: None)
@@ -201,7 +203,7 @@ def test_lambda_moves_by_this_rollouts_costs_before_the_update(module, batch, mo
     )
     with pytest.raises(ZeroDivisionError):
         module.training_step(batch, 0)
-    assert order == ["rollout", "score", "dual_step", "predict", "shape"]
+    assert order == ["rollout", "score", "dual_step", "shape", "update"]
     draws = generator(module.seed, module.global_step, module.global_rank)
     scores = module.score(make_rollout(module, batch, draws))  # the same stream gives the same answers again
     after = before.update(scores.cost[:, None], batch.valid)
@@ -230,16 +232,17 @@ def test_kl_weights_by_hand():
 
 def test_shaped_signals_hold_the_kl_once_whatever_lambda(module, batch):
     """(A_r - lam A_c) / (1 + lam) with values 0, gamma = lam_gae = 1: the KL part is beta / 2 times the KL to go."""
-    rollout, scores, values, _ = prepared(module, batch)
+    rollout, scores, signals, _ = prepared(module, batch)
     module.advantages.centre = module.advantages.whiten = False
     module.advantages.lam = 1.0
-    zero = type(values)(torch.zeros_like(values.reward), torch.zeros_like(values.cost))
+    zero = Values(torch.zeros_like(signals.reward), torch.zeros_like(signals.cost))
     flat = scores._replace(reward=torch.zeros(4), cost=torch.zeros(4))
     kl = kl_estimate(rollout.generation.log_probs, scores.reference, rollout.mask)
     to_go = kl.flip(1).cumsum(1).flip(1) * rollout.mask
     try:
         for lam in (0.0, 1.0, 7.0):
-            advantages = module.shape(rollout, flat, torch.full((4, 1), lam), zero).advantages
+            shaped = module.shape(rollout, flat)
+            advantages = module.advantages(shaped, zero, torch.full((4, 1), lam), module.total)
             torch.testing.assert_close(advantages, -0.025 * to_go, rtol=1e-4, atol=1e-6)
     finally:
         module.advantages.centre = module.advantages.whiten = True

@@ -128,10 +128,10 @@ class Passes:
 def passes(trained, batch, monkeypatch):
     """Counts one iteration under given settings."""
 
-    def run(samples: int = 1, epochs: int = 1) -> Passes:
+    def run(samples: int = 1, epochs: int = 1, micro: int | None = None) -> Passes:
         module = trained.model.train()
         monkeypatch.setattr(module, "samples", samples)
-        monkeypatch.setattr(module, "update_settings", UpdateSettings(epochs=epochs))
+        monkeypatch.setattr(module, "update_settings", UpdateSettings(epochs=epochs, micro_batch_size=micro))
         return Passes(module, batch, monkeypatch)
 
     return run
@@ -145,7 +145,19 @@ def test_one_iteration_makes_every_pass_once(samples, passes, batch):
     once = {("actor", "prefill"), ("actor", "train"), ("reference", "read"), ("reward", "read"), ("cost", "read")}
     once |= {("reward_critic", "train"), ("cost_critic", "train")}  # their training pass gives the values, too
     assert found.trunks == dict.fromkeys(once, 1) | {("actor", "decode"): longest - 1}
-    assert found.backwards == found.steps == 1
+    assert found.backwards == 3  # both critics and the actor, one after the other
+    assert found.steps == 1
+
+
+def test_micro_batches_repeat_no_pass(passes):
+    found = passes(micro=1)
+    trained, read = ("actor", "reward_critic", "cost_critic"), ("reference", "reward", "cost")
+    kinds = {(name, "train") for name in trained} | {(name, "read") for name in read}
+    assert {key: calls for key, calls in found.trunks.items() if key[1] in ("train", "read")} == dict.fromkeys(
+        kinds, PROMPTS
+    )
+    assert found.backwards == 3 * PROMPTS
+    assert found.steps == 1
 
 
 @pytest.mark.parametrize("samples", [1, 2])
@@ -203,7 +215,8 @@ def test_a_second_epoch_adds_training_passes_and_the_values_it_compares_with(pas
         ("cost_critic", "train"): 2,
     }
     assert found.head["actor"] == 3 * said
-    assert found.backwards == found.steps == 2
+    assert found.backwards == 6
+    assert found.steps == 2
 
 
 def test_the_first_iteration_starts_at_the_reference(trained):

@@ -17,7 +17,7 @@ from safe_rlhf_v.float32 import Float32Module
 from safe_rlhf_v.models.backbone import Backbone, before_tokens
 from safe_rlhf_v.models.heads import Head, ScalarHead
 from safe_rlhf_v.models.types import ImageFeatures
-from safe_rlhf_v.rollouts import Part, Values
+from safe_rlhf_v.rollouts import Part
 from safe_rlhf_v.runs import load_run
 
 Frozen = TypeVar("Frozen", bound=nn.Module)
@@ -66,8 +66,8 @@ class Roles(nn.Module, ABC):
         """(n,) float32 reward and (n,) float32 cost, as the frozen models give them."""
 
     @abstractmethod
-    def values(self, actor: Backbone, part: Part) -> Values:
-        """(n, R) float32 predictions of both critics before each token, 0 where masked."""
+    def value(self, actor: Backbone, part: Part, name: str) -> Tensor:
+        """(n, R) float32 predictions of one critic, ``reward`` or ``cost``, before each token, 0 where masked."""
 
     @abstractmethod
     def trained(self, actor: Backbone) -> dict[str, list[nn.Parameter]]:
@@ -203,11 +203,8 @@ class SeparateRoles(Roles):
         score: Tensor = head(states)[:, 0]
         return score
 
-    def values(self, actor: Backbone, part: Part) -> Values:
+    def value(self, actor: Backbone, part: Part, name: str) -> Tensor:
         """See :class:`Roles`."""
-        return Values(self._value("reward", part), self._value("cost", part))
-
-    def _value(self, name: str, part: Part) -> Tensor:
         backbone = self.get_submodule(f"{name}_critic")
         assert isinstance(backbone, Backbone)
         states = backbone.read(part.tokens, self._features(backbone, part))

@@ -23,7 +23,7 @@ from safe_rlhf_v.models.shared_base import (
     check_trained,
 )
 from safe_rlhf_v.models.types import ImageFeatures, ResponseStates
-from safe_rlhf_v.rollouts import Part, Values
+from safe_rlhf_v.rollouts import Part
 from safe_rlhf_v.runs import load_head
 
 
@@ -136,11 +136,8 @@ class SharedRoles(Roles):
         score: Tensor = head(self._read(actor, part, name, log_probs=head.needs_log_probs))[:, 0]
         return score
 
-    def values(self, actor: Backbone, part: Part) -> Values:
+    def value(self, actor: Backbone, part: Part, name: str) -> Tensor:
         """See :class:`Roles`."""
-        return Values(self._value(actor, "reward", part), self._value(actor, "cost", part))
-
-    def _value(self, actor: Backbone, name: str, part: Part) -> Tensor:
         states = self._read(actor, part, f"{name}_critic")
         value: Tensor = self.get_submodule(f"{name}_value")(states.prompt, states.hidden, states.mask)
         return value

@@ -38,8 +38,8 @@ from safe_rlhf_v.modules.policy_report import iteration_report
 from safe_rlhf_v.modules.policy_rollout import generator, make_rollout
 from safe_rlhf_v.modules.policy_settings import KLPenalty, ScoreSettings, StartSettings, UpdateSettings
 from safe_rlhf_v.modules.policy_start import ScoreScale, measure_start
-from safe_rlhf_v.modules.policy_update import Learned, update
-from safe_rlhf_v.rollouts import Rollout, Scores, Targets, Values, assemble
+from safe_rlhf_v.modules.policy_update import Learned, PolicyUpdate
+from safe_rlhf_v.rollouts import Rollout, Scores, assemble
 
 
 class ConstrainedPolicyModule(PolicyEvaluation, BaseModule):
@@ -152,10 +152,9 @@ class ConstrainedPolicyModule(PolicyEvaluation, BaseModule):
         rollout = self.rollout(batch)
         scores = self.score(rollout)
         lam = self.dual_step(rollout, scores)
-        values = self.predict(rollout)
-        targets = self.shape(rollout, scores, lam, values)
-        learned = self.update(rollout, scores, targets, values, batch)
-        self.report(rollout, scores, targets, learned)
+        signals = self.shape(rollout, scores)
+        learned = self.update(rollout, scores, signals, lam, batch)
+        self.report(rollout, scores, learned)
 
     def rollout(self, batch: PolicyBatch) -> Rollout:
         """Sample K responses to each prompt; every picture is encoded once, here."""
@@ -182,18 +181,8 @@ class ConstrainedPolicyModule(PolicyEvaluation, BaseModule):
         lam = self.dual.update(self.gather(costs), self.gather(rollout.member))
         return (rollout.member * lam).sum(1, keepdim=True)
 
-    def predict(self, rollout: Rollout) -> Values | None:
-        """(N, R) values of both critics, with their graph if one update follows: then this is its forward pass, too."""
-        if not self.advantages.critics:
-            return None
-        parts, width = rollout.parts, rollout.mask.shape[1]
-        with torch.set_grad_enabled(self.single_pass(rollout)):
-            found = [self.roles.values(self.backbone, part) for part in parts]
-        reward = assemble(parts, [values.reward for values in found], width)
-        return Values(reward, assemble(parts, [values.cost for values in found], width))
-
-    def shape(self, rollout: Rollout, scores: Scores, lam: Tensor, values: Values | None) -> Targets:
-        """KL-shaped token signals, advantages of reward and cost, and their combination."""
+    def shape(self, rollout: Rollout, scores: Scores) -> Signals:
+        """KL-shaped token signals of reward and cost: what advantages are estimated from."""
         kl = kl_estimate(
             rollout.generation.log_probs, scores.reference, rollout.mask, estimator=self.kl.estimator
         )  # (N, R)
@@ -203,7 +192,7 @@ class ConstrainedPolicyModule(PolicyEvaluation, BaseModule):
         reward_weight, cost_weight = self.kl.weights
         clip = self.score_settings.signal_clip
         mask = rollout.mask
-        signals = Signals(
+        return Signals(
             reward=terminal_signal(scores.reward, mask, kl=kl, kl_weight=reward_weight, clip=clip),
             cost=terminal_signal(cost_score, mask, kl=kl, kl_weight=cost_weight, clip=clip),
             reward_score=scores.reward,
@@ -212,24 +201,16 @@ class ConstrainedPolicyModule(PolicyEvaluation, BaseModule):
             valid=rollout.valid,
             samples=rollout.samples,
         )
-        old = None if values is None else Values(values.reward.detach(), values.cost.detach())
-        return self.advantages(signals, old, lam, self.total)
 
-    def update(
-        self, rollout: Rollout, scores: Scores, targets: Targets, values: Values | None, batch: PolicyBatch
-    ) -> Learned:
-        """Learn from the rollout: one joint backward pass of actor, critics and rehearsal per part."""
-        return update(self, rollout, scores, targets, values, batch.demonstrations)
+    def update(self, rollout: Rollout, scores: Scores, signals: Signals, lam: Tensor, batch: PolicyBatch) -> Learned:
+        """Critics, rehearsal and actor learn from the rollout, one after the other."""
+        return PolicyUpdate(self, rollout, scores, signals, lam, batch.demonstrations)()
 
-    def report(self, rollout: Rollout, scores: Scores, targets: Targets, learned: Learned) -> None:
+    def report(self, rollout: Rollout, scores: Scores, learned: Learned) -> None:
         """Log what people watch; one sum over the ranks."""
-        iteration_report(self, rollout, scores, targets, learned)
+        iteration_report(self, rollout, scores, learned)
 
     # --- what they share --------------------------------------------------------------------------------------------
-
-    def single_pass(self, rollout: Rollout) -> bool:
-        """Whether the rollout is learned from once and at once."""
-        return self.update_settings.epochs == 1 and rollout.whole
 
     def total(self, value: Tensor) -> Tensor:
         """The sum of a tensor over all ranks."""

@@ -11,22 +11,19 @@ from safe_rlhf_v.functional.masked import masked_sum
 from safe_rlhf_v.functional.policy import kl_estimate, sequence_kl
 from safe_rlhf_v.functional.policy_losses import explained_variance
 from safe_rlhf_v.modules.policy_update import Learned
-from safe_rlhf_v.rollouts import Rollout, Scores, Targets
+from safe_rlhf_v.rollouts import Rollout, Scores
 
 if TYPE_CHECKING:
     from safe_rlhf_v.modules.policy import ConstrainedPolicyModule
 
 
-def iteration_report(
-    module: "ConstrainedPolicyModule", rollout: Rollout, scores: Scores, targets: Targets, learned: Learned
-) -> None:
+def iteration_report(module: "ConstrainedPolicyModule", rollout: Rollout, scores: Scores, learned: Learned) -> None:
     """Log one iteration: means over the responses of all ranks, brought together by one sum.
 
     Args:
         module: Whose logger to use.
         rollout: What was sampled.
         scores: What it earned.
-        targets: What was to be learned.
         learned: What the updates showed.
     """
     means = _means(module, rollout, scores)
@@ -35,9 +32,9 @@ def iteration_report(
     totals = module.total(sums).unbind(1)
     values = dict(zip(names, (totals[0] / totals[1].clamp(min=1)).tolist(), strict=True))
     values |= {name: float(torch.stack(entries).mean()) for name, entries in _losses(learned).items()}
-    if targets.returns is not None and targets.values is not None:
+    if learned.values is not None and learned.returns is not None:
         for name in ("reward", "cost"):
-            explained = explained_variance(getattr(targets.values, name), getattr(targets.returns, name), rollout.mask)
+            explained = explained_variance(getattr(learned.values, name), getattr(learned.returns, name), rollout.mask)
             values[f"critic/{name}_explained_variance"] = float(explained)
     values |= _constraint(module)
     now = time.monotonic()

@@ -1,22 +1,29 @@
-"""Learning from a rollout: joint backward passes of actor, critics and rehearsal, and the optimizer's steps.
+"""Learning from a rollout: one network's graph at a time, and the optimizer's steps.
 
-Shapes: n responses of one part, R response tokens.
+Every critic, the rehearsal and the actor run forward and backward one after the other, part by part; gradients add up to those
+of the joint loss, and no more than one part of one network is held for a backward pass. If a rollout is learned from once, a
+critic's training pass also gives the values that the advantages need.
+
+Shapes: N responses, n responses of one part, R response tokens.
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
+from lightning.pytorch.strategies import ParallelStrategy
 from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 
+from safe_rlhf_v.advantages import Signals
 from safe_rlhf_v.batches import SupervisedBatch
 from safe_rlhf_v.functional.masked import masked_mean
 from safe_rlhf_v.functional.policy import kl_estimate
 from safe_rlhf_v.functional.policy_losses import clipped_surrogate, clipped_value_loss, reduce_tokens, reduction_count
 from safe_rlhf_v.models.backbone import Backbone
 from safe_rlhf_v.modules.policy_rollout import of_rows
-from safe_rlhf_v.rollouts import Part, Rollout, Scores, Targets, Values
+from safe_rlhf_v.rollouts import Part, Rollout, Scores, Values, assemble
 
 if TYPE_CHECKING:
     from safe_rlhf_v.modules.policy import ConstrainedPolicyModule
@@ -28,143 +35,206 @@ class Learned(NamedTuple):
     Attributes:
         losses: Scalars by name, each one entry per update.
         gradient_norms: Norm of each role's gradient before clipping, by role, one entry per update.
+        values: What the critics expected when the rollout was made; ``None`` without critics.
+        returns: What they should have expected; ``None`` without critics.
     """
 
     losses: dict[str, list[Tensor]]
     gradient_norms: dict[str, list[Tensor]]
+    values: Values | None
+    returns: Values | None
 
 
-def update(
-    module: "ConstrainedPolicyModule",
-    rollout: Rollout,
-    scores: Scores,
-    targets: Targets,
-    values: Values | None,
-    demonstrations: SupervisedBatch | None,
-) -> Learned:
-    """All optimizer steps of one rollout; they count as one step of the trainer.
+class PolicyUpdate:
+    """All optimizer steps of one rollout; they count as one step of the trainer."""
 
-    Args:
+    def __init__(
+        self,
+        module: "ConstrainedPolicyModule",
+        rollout: Rollout,
+        scores: Scores,
+        signals: Signals,
+        lam: Tensor,
+        demonstrations: SupervisedBatch | None,
+    ) -> None:
+        """Args:
         module: The policy module.
         rollout: What was sampled.
         scores: For the divergence from the reference.
-        targets: Advantages and returns.
-        values: The critics' values; with their graph if the rollout is learned from in a single pass.
+        signals: What it earned.
+        lam: (N, 1) multiplier of each response's constraint.
         demonstrations: What is rehearsed meanwhile.
-    """
-    settings = module.update_settings
-    learned = Learned({}, {})
-    optimizer: Any = module.optimizers()
-    number = settings.epochs * len(rollout.minibatches)
-    for i in range(number):
-        parts = rollout.minibatches[i % len(rollout.minibatches)]
-        optimizer.zero_grad()
-        _backward(module, rollout, scores, targets, values, parts, demonstrations, learned, alone=number == 1)
-        if module.global_step == 0 and i == 0:
+        """
+        self.module, self.settings = module, module.update_settings
+        self.rollout, self.scores, self.signals, self.lam = rollout, scores, signals, lam
+        self.demonstrations = demonstrations if self.settings.ptx_weight else None
+        self.steps = self.settings.epochs * len(rollout.minibatches)
+        self.optimizer: Any = module.optimizers()
+        self.losses: dict[str, list[Tensor]] = {}
+        self.norms: dict[str, list[Tensor]] = {}
+
+    def __call__(self) -> Learned:
+        """Learn, and say what was seen."""
+        module, minibatches = self.module, self.rollout.minibatches
+        has_critics, once = module.advantages.critics, self.steps == 1
+        values = None
+        self.optimizer.zero_grad()
+        if has_critics:
+            values = self._learn_values(0, minibatches[0], None) if once else self._values()
+        advantages = module.advantages(self.signals, values, self.lam, module.total)  # (N, R)
+        for i in range(self.steps):
+            parts = minibatches[i % len(minibatches)]
+            if has_critics and not once:
+                self._learn_values(i, parts, values)
+            if self.demonstrations is not None:
+                self._rehearse(i, self.demonstrations)
+            self._learn_policy(i, parts, advantages)
+            self._step(i)
+        return Learned(self.losses, self.norms, values, self._returns(values))
+
+    # --- critics ----------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def _values(self) -> Values:
+        """(N, R) of both critics."""
+        roles, parts, width = self.module.roles, self.rollout.parts, self.rollout.mask.shape[1]
+        found = [[roles.value(self.module.backbone, part, name) for part in parts] for name in Values._fields]
+        return Values(*(assemble(parts, pieces, width) for pieces in found))
+
+    def _learn_values(self, step: int, parts: tuple[Part, ...], old: Values | None) -> Values:
+        """Gradients of both critics' losses, and (N, R) values of the parts' responses.
+
+        Args:
+            step: Number of the update.
+            parts: What is learned from.
+            old: (N, R) values at the time of the rollout; ``None`` if that is now.
+        """
+        module, count, found = self.module, self._count(parts), []
+        for name in Values._fields:
+            pieces = []
+            for part in parts:
+                mask = of_rows(part, self.rollout.mask)
+                values = module.roles.value(module.backbone, part, name)  # (n, r)
+                pieces.append(values.detach())
+                before = pieces[-1] if old is None else of_rows(part, getattr(old, name))
+                signal = of_rows(part, getattr(self.signals, name))
+                loss = clipped_value_loss(
+                    values,
+                    before,
+                    module.advantages.returns(signal, before, mask),
+                    mask,
+                    clip=self.settings.value_clip,
+                    reduction=self.settings.reduction,
+                    total=count,
+                )
+                self._note(step, f"{name}_value", loss)
+                self._backward(self.settings.value_weight * loss)
+            found.append(assemble(parts, pieces, self.rollout.mask.shape[1]))
+        return Values(*found)
+
+    def _returns(self, values: Values | None) -> Values | None:
+        if values is None:
+            return None
+        pairs = [(getattr(self.signals, name), getattr(values, name)) for name in Values._fields]
+        return Values(*(self.module.advantages.returns(*pair, self.rollout.mask) for pair in pairs))
+
+    # --- actor ------------------------------------------------------------------------------------------------------
+
+    def _learn_policy(self, step: int, parts: tuple[Part, ...], advantages: Tensor) -> None:
+        """Gradients of the actor's loss; the last of them are those that ranks exchange."""
+        count = self._count(parts)
+        tokens = torch.stack([of_rows(part, self.rollout.mask).sum() for part in parts]).sum().clamp(min=1)
+        for j, part in enumerate(parts):
+            self._backward(self._policy_loss(step, part, advantages, count, tokens), last=j == len(parts) - 1)
+
+    def _policy_loss(self, step: int, part: Part, advantages: Tensor, count: Tensor, tokens: Tensor) -> Tensor:
+        """One part's share of the whole minibatch's loss."""
+        module, settings, mask = self.module, self.settings, of_rows(part, self.rollout.mask)
+        with module.roles.acting(module.backbone):
+            log_probs = module.roles.log_probs(module.backbone, part)  # (n, r)
+        # In the only update of a rollout the ratio is 1 by definition; comparing two precisions would only add noise.
+        old = log_probs.detach() if self.steps == 1 else of_rows(part, self.rollout.generation.log_probs)
+        loss, statistics = clipped_surrogate(
+            log_probs,
+            old,
+            of_rows(part, advantages),
+            mask,
+            clip=settings.clip,
+            dual_clip=settings.dual_clip,
+            reduction=settings.reduction,
+            total=count,
+        )
+        self._note(step, "policy", loss)
+        self._note(step, "clip_fraction", statistics["clip_fraction"] * mask.sum() / tokens)
+        if module.kl.where == "loss":
+            k3 = kl_estimate(log_probs, of_rows(part, self.scores.reference), mask, estimator="k3")
+            divergence = reduce_tokens(k3, mask, reduction=settings.reduction, total=count)
+            self._note(step, "kl", divergence)
+            loss = loss + module.kl.coefficient * divergence
+        return loss
+
+    def _rehearse(self, step: int, demonstrations: SupervisedBatch) -> None:
+        """PTX: token-mean negative log-likelihood of demonstrations (InstructGPT, arXiv 2203.02155)."""
+        module = self.module
+        with module.roles.acting(module.backbone):
+            backbone: Backbone = module.backbone
+            prepared = backbone.prepare(demonstrations.prompts, [(text,) for text in demonstrations.responses])
+            states = backbone.response_states(module.move(prepared), log_probs=True)
+        assert states.log_probs is not None
+        loss = -masked_mean(states.log_probs, states.mask & module.move(demonstrations.valid)[:, None])
+        self._note(step, "rehearsal", loss)
+        self._backward(self.settings.ptx_weight * loss)
+
+    # --- what they share --------------------------------------------------------------------------------------------
+
+    def _count(self, parts: tuple[Part, ...]) -> Tensor:
+        """What the minibatch's losses are divided by, over all ranks."""
+        rows = torch.cat([part.rows for part in parts])
+        own = reduction_count(self.rollout.mask[rows], self.settings.reduction).double()
+        # DDP averages over ranks: dividing by a rank's mean share gives the global mean.
+        return self.module.total(own) / self.module.trainer.world_size
+
+    def _backward(self, loss: Tensor, *, last: bool = False) -> None:
+        """Add a loss's gradients. Ranks exchange them in the last backward pass of a step."""
+        if last and isinstance(self.module.trainer.model, DistributedDataParallel):
+            loss = loss + self._touch()
+        with nullcontext() if last else self._alone():
+            self.module.manual_backward(loss)
+
+    def _touch(self) -> Tensor:
+        """A zero that depends on what learned earlier in this step: DDP exchanges what a backward pass reaches."""
+        roles = self.module.roles.trained(self.module.backbone)
+        earlier = [p for role in roles.values() for p in role if p.grad is not None]
+        return torch.stack([0.0 * p.flatten()[0].float() for p in earlier]).sum() if earlier else torch.zeros(())
+
+    def _alone(self) -> AbstractContextManager[Any]:
+        strategy = self.module.trainer.strategy
+        return strategy.block_backward_sync() if isinstance(strategy, ParallelStrategy) else nullcontext()
+
+    def _note(self, step: int, name: str, value: Tensor) -> None:
+        """Write a loss down; the shares of one step's parts are added up."""
+        entries, value = self.losses.setdefault(name, []), value.detach()
+        if len(entries) == step:
+            entries.append(value)
+        else:
+            entries[-1] = entries[-1] + value
+
+    def _step(self, number: int) -> None:
+        """Clip each role's gradient, step, and forget the gradients."""
+        module = self.module
+        if module.global_step == 0 and number == 0:
             _every_tensor_learns(module)
         for role, parameters in module.roles.trained(module.backbone).items():
-            limit = settings.max_grad_norm or float("inf")
+            limit = self.settings.max_grad_norm or float("inf")
             norm = torch.nn.utils.clip_grad_norm_(parameters, limit)
-            learned.gradient_norms.setdefault(role, []).append(norm.detach())
-        with counted_once(optimizer, last=i == number - 1):
-            optimizer.step()
-    schedulers: Any = module.lr_schedulers()
-    for scheduler in [schedulers] if schedulers is not None and not isinstance(schedulers, list) else schedulers or []:
-        scheduler.step()
-    return learned
-
-
-def _backward(
-    module: "ConstrainedPolicyModule",
-    rollout: Rollout,
-    scores: Scores,
-    targets: Targets,
-    values: Values | None,
-    parts: tuple[Part, ...],
-    demonstrations: SupervisedBatch | None,
-    learned: Learned,
-    *,
-    alone: bool,
-) -> None:
-    """Gradients of one minibatch, part by part: exactly those of the whole, over all ranks."""
-    rows = torch.cat([part.rows for part in parts])
-    world = module.trainer.world_size  # DDP averages over ranks: dividing by a rank's mean share gives the global mean
-    count = module.total(reduction_count(rollout.mask[rows], module.update_settings.reduction).double()) / world
-    for j, part in enumerate(parts):
-        losses = part_losses(module, rollout, scores, targets, values, part, count, alone=alone)
-        if demonstrations is not None and module.update_settings.ptx_weight and j == len(parts) - 1:
-            losses["rehearsal"] = rehearsal_loss(module, demonstrations)
-        weights = {"kl": module.kl.coefficient, "rehearsal": module.update_settings.ptx_weight}
-        weights |= dict.fromkeys(("reward_value", "cost_value"), module.update_settings.value_weight)
-        loss = torch.stack([weights.get(n, 1.0) * value for n, value in losses.items() if value.requires_grad]).sum()
-        module.manual_backward(loss)
-        for name, value in losses.items():
-            entries = learned.losses.setdefault(name, [])
-            if j == 0 or name == "rehearsal":
-                entries.append(value.detach())
-            elif name != "clip_fraction":
-                entries[-1] = entries[-1] + value.detach()
-
-
-def part_losses(
-    module: "ConstrainedPolicyModule",
-    rollout: Rollout,
-    scores: Scores,
-    targets: Targets,
-    values: Values | None,
-    part: Part,
-    count: Tensor,
-    *,
-    alone: bool,
-) -> dict[str, Tensor]:
-    """Losses of one part, each a share of the whole minibatch's, and statistics without a graph."""
-    settings, mask = module.update_settings, of_rows(part, rollout.mask)
-    with module.roles.acting(module.backbone):
-        log_probs = module.roles.log_probs(module.backbone, part)  # (n, R)
-    # In the only update of a rollout the ratio is 1 by definition; comparing two precisions would only add noise.
-    old = log_probs.detach() if alone else of_rows(part, rollout.generation.log_probs)
-    surrogate, statistics = clipped_surrogate(
-        log_probs,
-        old,
-        of_rows(part, targets.advantages),
-        mask,
-        clip=settings.clip,
-        dual_clip=settings.dual_clip,
-        reduction=settings.reduction,
-        total=count,
-    )
-    losses = {"policy": surrogate, "clip_fraction": statistics["clip_fraction"]}
-    if module.kl.where == "loss":
-        k3 = kl_estimate(log_probs, of_rows(part, scores.reference), mask, estimator="k3")
-        losses["kl"] = reduce_tokens(k3, mask, reduction=settings.reduction, total=count)
-    if targets.returns is not None and targets.values is not None:
-        in_one_pass = values is not None and values.reward.requires_grad
-        now = _rows_of(part, values) if values and in_one_pass else module.roles.values(module.backbone, part)
-        for name in Values._fields:
-            losses[f"{name}_value"] = clipped_value_loss(
-                getattr(now, name),
-                of_rows(part, getattr(targets.values, name)),
-                of_rows(part, getattr(targets.returns, name)),
-                mask,
-                clip=settings.value_clip,
-                reduction=settings.reduction,
-                total=count,
-            )
-    return losses
-
-
-def _rows_of(part: Part, values: Values) -> Values:
-    return Values(of_rows(part, values.reward), of_rows(part, values.cost))
-
-
-def rehearsal_loss(module: "ConstrainedPolicyModule", demonstrations: SupervisedBatch) -> Tensor:
-    """PTX: token-mean negative log-likelihood of demonstrations (InstructGPT, arXiv 2203.02155)."""
-    with module.roles.acting(module.backbone):
-        backbone: Backbone = module.backbone
-        prepared = module.move(backbone.prepare(demonstrations.prompts, [(text,) for text in demonstrations.responses]))
-        states = backbone.response_states(prepared, log_probs=True)
-    assert states.log_probs is not None
-    return -masked_mean(states.log_probs, states.mask & module.move(demonstrations.valid)[:, None])
+            self.norms.setdefault(role, []).append(norm.detach())
+        with counted_once(self.optimizer, last=number == self.steps - 1):
+            self.optimizer.step()
+        self.optimizer.zero_grad()
+        if number == self.steps - 1:
+            schedulers: Any = module.lr_schedulers() or []
+            for scheduler in schedulers if isinstance(schedulers, list) else [schedulers]:
+                scheduler.step()
 
 
 @contextmanager
