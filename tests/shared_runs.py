@@ -37,7 +37,12 @@ def policy(roles: dict[str, Any], **options: Any) -> dict[str, Any]:
     return {"roles": roles, "dual": DUAL, "sampling": {"max_new_tokens": 6}, "start": start, **options}
 
 
-def train(
+def train(*args: Any, **options: Any) -> CLI:
+    """Train in this process; see :func:`command`."""
+    return main(command(*args, **options))
+
+
+def command(
     kind: str,
     world: Path,
     out: Path,
@@ -45,8 +50,8 @@ def train(
     steps: int = 2,
     resume: Path | None = None,
     **model: Any,
-) -> CLI:
-    """Train and keep one checkpoint in ``out``.
+) -> list[str]:
+    """Command line of a run that keeps one checkpoint in ``out``.
 
     Args:
         kind: Name of a module in ``safe_rlhf_v.modules``.
@@ -84,4 +89,4 @@ def train(
         },
         "trainer": trainer,
     }
-    return main(["fit", f"--config={yaml.safe_dump(config)}", *([f"--ckpt_path={resume}"] if resume else [])])
+    return ["fit", f"--config={yaml.safe_dump(config)}", *([f"--ckpt_path={resume}"] if resume else [])]

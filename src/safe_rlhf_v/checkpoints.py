@@ -19,6 +19,7 @@ from torch import Tensor
 
 from safe_rlhf_v import __version__
 from safe_rlhf_v.models.backbone import Backbone
+from safe_rlhf_v.models.sharding import whole
 
 log = logging.getLogger(__name__)
 
@@ -122,8 +123,8 @@ def tokenizer_hash(tokenizer: Any) -> str:
 
 
 def tensor_hash(tensor: Tensor) -> str:
-    """SHA-256 (hex) of a tensor's bytes."""
-    data = tensor.detach().cpu().contiguous().view(-1).view(torch.uint8)
+    """SHA-256 (hex) of a tensor's bytes; of a sharded one every rank has to ask."""
+    data = whole(tensor).detach().cpu().contiguous().view(-1).view(torch.uint8)
     return hashlib.sha256(data.numpy().tobytes()).hexdigest()
 
 

@@ -20,6 +20,7 @@ from safe_rlhf_v.batches import Prompts
 from safe_rlhf_v.functional.language import token_log_probs
 from safe_rlhf_v.models.layout import PaddingSide, PromptTokens, layout, position_ids, visibility
 from safe_rlhf_v.models.lora import LoraSettings
+from safe_rlhf_v.models.sharding import is_sharded
 from safe_rlhf_v.models.types import ImageFeatures, ImageInputs, ResponseStates, TokenBatch
 
 
@@ -100,6 +101,11 @@ class Backbone(nn.Module, ABC):
     @abstractmethod
     def save_pretrained(self, folder: str | Path) -> None:
         """Write weights (safetensors), config and tokenizer as plain files."""
+
+    @property
+    def language_model(self) -> nn.Module | None:
+        """The network whose blocks every forward pass runs, for strategies that shard; ``None`` if there is none."""
+        return None
 
     def positions(self, tokens: TokenBatch) -> Tensor:
         """Position ids (B, S), or (3, B, S) for families with multi-axis rotary embeddings."""
@@ -268,7 +274,9 @@ class Backbone(nn.Module, ABC):
         if log_probs:
             before = before_tokens(prompt, at)  # (N, R, D)
             targets = tokens.input_ids[rows[:, None], tokens.response_index]  # (N, R)
-            logp = token_log_probs(before, self.lm_head, targets, tokens.response_mask)
+            # Ranks have different numbers of tokens, but must gather a sharded head equally often: once.
+            chunk = max(1, targets.numel()) if is_sharded(self.lm_head) else 1024
+            logp = token_log_probs(before, self.lm_head, targets, tokens.response_mask, chunk=chunk)
         return ResponseStates(at, prompt, tokens.response_mask, logp, self.image_states(tokens, features))
 
     def image_states(self, tokens: TokenBatch, features: ImageFeatures) -> Tensor:

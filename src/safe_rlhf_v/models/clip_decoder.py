@@ -110,7 +110,12 @@ class ClipDecoder(Backbone):
         """See :meth:`Backbone.add_adapter`."""
         if self.lora is None:
             return super().add_adapter(name)
-        return apply_lora(self.decoder.base_model, self.lora, name)  # not the LM head: scorers never run it
+        return apply_lora(self.language_model, self.lora, name)  # not the LM head: scorers never run it
+
+    @property
+    def language_model(self) -> nn.Module:
+        """The decoder, without LM head."""
+        return self.decoder.base_model  # type: ignore[no-any-return]
 
     def _freeze(self, projector: bool, decoder: bool) -> None:
         for module, frozen in (

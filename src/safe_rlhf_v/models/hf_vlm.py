@@ -116,7 +116,12 @@ class HFVLM(Backbone):
         """See :meth:`Backbone.add_adapter`."""
         if self.lora is None:
             return super().add_adapter(name)
-        return apply_lora(self.model.model.get_decoder(), self.lora, name)
+        return apply_lora(self.language_model, self.lora, name)
+
+    @property
+    def language_model(self) -> nn.Module:
+        """The decoder, without LM head."""
+        return self.model.model.get_decoder()  # type: ignore[no-any-return]
 
     @property
     def eos_id(self) -> int:

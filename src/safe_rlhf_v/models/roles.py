@@ -16,6 +16,7 @@ from safe_rlhf_v.checkpoints import CheckpointError, fingerprint, load_stage, re
 from safe_rlhf_v.float32 import Float32Module
 from safe_rlhf_v.models.backbone import Backbone, before_tokens
 from safe_rlhf_v.models.heads import Head, ScalarHead
+from safe_rlhf_v.models.sharding import assign
 from safe_rlhf_v.models.types import ImageFeatures
 from safe_rlhf_v.rollouts import Part
 from safe_rlhf_v.runs import load_run
@@ -117,9 +118,9 @@ class Critic(Float32Module):
         """Take over a linear head's score, normalised; other heads are no linear value and leave zero."""
         if isinstance(head, ScalarHead):
             with torch.no_grad():
-                bias = head.linear.bias if head.linear.bias is not None else torch.zeros_like(self.linear.bias)
-                self.linear.weight.copy_(head.linear.weight / scale)
-                self.linear.bias.copy_((bias - mean) / scale)
+                bias = head.linear.bias if head.linear.bias is not None else torch.zeros_like(mean)[None]
+                assign(self.linear.weight, head.linear.weight / scale)
+                assign(self.linear.bias, (bias - mean) / scale)
 
 
 class SeparateRoles(Roles):

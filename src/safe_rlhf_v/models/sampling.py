@@ -10,6 +10,7 @@ from torch import Tensor
 
 from safe_rlhf_v.batches import Prompts, to_device
 from safe_rlhf_v.models.backbone import Backbone
+from safe_rlhf_v.models.sharding import gathered
 from safe_rlhf_v.models.types import Generation, ImageFeatures, TokenBatch
 
 
@@ -92,7 +93,8 @@ def generate(
     training = backbone.training
     backbone.eval()
     try:
-        return _loop(backbone, tokens, features, options, limit, uniforms, samples)
+        with gathered(backbone):
+            return _loop(backbone, tokens, features, options, limit, uniforms, samples)
     finally:
         backbone.train(training)
 

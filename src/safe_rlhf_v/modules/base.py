@@ -21,6 +21,7 @@ from safe_rlhf_v.checkpoints import (
     read_stage,
 )
 from safe_rlhf_v.models.backbone import Backbone
+from safe_rlhf_v.models.sharding import shard
 from safe_rlhf_v.modules.resume import UserOptions, gather_random_states, restore_random_states
 from safe_rlhf_v.optim import group_names, parameter_groups
 
@@ -85,6 +86,8 @@ class BaseModule(LightningModule):
             load_stage(stage, self.backbone, self._fingerprint)
             self._rebuilt -= set(stage["state_dict"])
             log.info("started from the backbone in %s", stage["file"])
+        if self.device_mesh is not None:  # ModelParallelStrategy
+            shard(self, self.device_mesh)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """One optimizer over the trainable parameters; the schedule moves once per optimizer step."""

@@ -22,6 +22,7 @@ from safe_rlhf_v.functional.masked import masked_mean
 from safe_rlhf_v.functional.policy import kl_estimate
 from safe_rlhf_v.functional.policy_losses import clipped_surrogate, clipped_value_loss, reduce_tokens, reduction_count
 from safe_rlhf_v.models.backbone import Backbone
+from safe_rlhf_v.models.sharding import whole
 from safe_rlhf_v.modules.policy_rollout import of_rows
 from safe_rlhf_v.rollouts import Part, Rollout, Scores, Values, assemble
 
@@ -227,7 +228,7 @@ class PolicyUpdate:
         for role, parameters in module.roles.trained(module.backbone).items():
             limit = self.settings.max_grad_norm or float("inf")
             norm = torch.nn.utils.clip_grad_norm_(parameters, limit)
-            self.norms.setdefault(role, []).append(norm.detach())
+            self.norms.setdefault(role, []).append(whole(norm.detach()))
         with counted_once(self.optimizer, last=number == self.steps - 1):
             self.optimizer.step()
         self.optimizer.zero_grad()

@@ -1,0 +1,92 @@
+"""FSDP2 on two CPU processes: the policy's networks in pieces learn what whole ones learn, also after an interruption."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from safe_rlhf_v.models.sharding import shard
+from safe_rlhf_v.models.tiny import write_tiny_vlm
+from tests.shared_runs import command, policy, shared, train, vlm
+
+FSDP2 = Path(__file__).parents[1] / "configs" / "trainer" / "fsdp2.yaml"
+SHARDED = (
+    f"--config={FSDP2}",
+    "--trainer.accelerator=cpu",
+    "--trainer.devices=2",
+    "--trainer.precision=32-true",
+    "--trainer.strategy.init_args.data_parallel_size=2",
+    "--trainer.strategy.init_args.process_group_backend=gloo",
+)
+REPLICATED = (
+    "--trainer.devices=2",
+    "--trainer.strategy=lightning.pytorch.strategies.DDPStrategy",
+    "--trainer.strategy.process_group_backend=gloo",
+)
+SGD = {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.1, "momentum": 0.9}}  # Adam's first steps would hide a wrong scale
+
+
+@pytest.fixture(scope="module")
+def runs(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A base, and a reward and a cost model on it."""
+    root = tmp_path_factory.mktemp("llava")
+    write_tiny_vlm("llava", root / "base")
+    for name in ("reward", "cost"):
+        train(f"{name.title()}Module", world, root / name, vlm(root / "base"))
+    return root
+
+
+def weights(
+    strategy: tuple[str, ...], runs: Path, world: Path, out: Path, kind: str, steps: int = 2, resume: Path | None = None
+) -> dict[str, Tensor]:
+    """What a policy on two ranks has learned in the end, as its checkpoint says."""
+    roles, lora = shared(runs), {"r": 2, "alpha": 4}
+    if kind == "SeparateRoles":  # whole networks are trained, the LM head with them
+        roles, lora = {**roles, "class_path": "safe_rlhf_v.models.SeparateRoles"}, None
+    options = policy(roles, update={"micro_batch_size": 1}, optimizer=SGD)
+    line = command("ConstrainedPolicyModule", world, out, vlm(runs / "base", lora=lora), steps, resume, **options)
+    validate = ("--trainer.limit_val_batches=1", "--trainer.val_check_interval=1")
+    done = subprocess.run(
+        [sys.executable, "-m", "safe_rlhf_v", *line, *strategy, *validate],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    found: dict[str, Any] = torch.load(next(out.glob("*.ckpt")), weights_only=True)
+    assert found["global_step"] == steps
+    return found["state_dict"]  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("kind", ["SharedRoles", "SeparateRoles"])
+def test_sharded_networks_learn_what_whole_ones_learn(kind: str, runs: Path, world: Path, tmp_path: Path) -> None:
+    """The sharded run is interrupted after its first step."""
+    whole = weights(REPLICATED, runs, world, tmp_path / "whole", kind)
+    before = weights(SHARDED, runs, world, tmp_path / "before", kind, steps=1)
+    pieces = weights(SHARDED, runs, world, tmp_path / "pieces", kind, resume=tmp_path / "before")
+    assert pieces.keys() == whole.keys()
+    for name, value in whole.items():
+        torch.testing.assert_close(pieces[name], value, rtol=1e-5, atol=1e-6, msg=lambda text, n=name: f"{n}: {text}")
+    for part in ("backbone.", "reward_critic", "cost_critic", "reward_value", "cost_value"):
+        assert any(part in name and not torch.equal(before[name], value) for name, value in pieces.items()), part
+
+
+def test_what_cannot_be_sharded_is_refused() -> None:
+    class Axis:
+        def __init__(self, size: int) -> None:
+            self.sizes = size
+
+        def size(self) -> int:
+            return self.sizes
+
+    tied = nn.ModuleDict({"a": nn.Linear(2, 2), "b": nn.Linear(2, 2)})
+    tied["b"].weight = tied["a"].weight
+    with pytest.raises(ValueError, match="tensor_parallel_size: 1"):
+        shard(tied, {"tensor_parallel": Axis(2), "data_parallel": Axis(1)})  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="share a trained tensor"):
+        shard(tied, {"tensor_parallel": Axis(1), "data_parallel": Axis(2)})  # type: ignore[arg-type]
