@@ -20,7 +20,9 @@ from safe_rlhf_v.quickstart import Run, cpu_seconds
 
 PID = with_dual("PIDDual", budget=BUDGET)
 ABLATIONS = (
-    Method("ppo_no_rehearsal", "PPO-Lagrangian without rehearsal", "ppo_lag", ("--model.init_args.update.ptx_weight=0",)),
+    Method(
+        "ppo_no_rehearsal", "PPO-Lagrangian without rehearsal", "ppo_lag", ("--model.init_args.update.ptx_weight=0",)
+    ),
 )
 BUDGET_RUNS = tuple(
     Method(f"budget_{abs(b):.1f}", f"budget {b}", "ppo_lag", (f"--model.init_args.dual.init_args.budget={b}",))

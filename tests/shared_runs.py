@@ -62,9 +62,7 @@ def command(
         resume: Checkpoint or folder to go on from.
         model: Further options of the module.
     """
-    data = {"RewardModule": "Preference", "CostModule": "Preference", "SupervisedModule": "Supervised"}.get(
-        kind, "Prompt"
-    )
+    data = {"ConstrainedPolicyModule": "Prompt", "SupervisedModule": "Supervised"}.get(kind, "Preference")
     options = {"objective": OBJECTIVES[kind]} if kind in OBJECTIVES else {}
     keep = {"dirpath": str(out), "every_n_train_steps": steps, "monitor": "step", "mode": "max"}
     trainer: dict[str, Any] = {

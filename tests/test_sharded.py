@@ -1,4 +1,4 @@
-"""FSDP2 on two CPU processes: the policy's networks in pieces learn what whole ones learn, also after an interruption."""
+"""FSDP2 on two CPU processes: networks in pieces learn what whole ones learn, also after an interruption."""
 
 import subprocess
 import sys
@@ -27,7 +27,10 @@ REPLICATED = (
     "--trainer.strategy=lightning.pytorch.strategies.DDPStrategy",
     "--trainer.strategy.process_group_backend=gloo",
 )
-SGD = {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.1, "momentum": 0.9}}  # Adam's first steps would hide a wrong scale
+SGD = {
+    "class_path": "torch.optim.SGD",
+    "init_args": {"lr": 0.1, "momentum": 0.9},
+}  # Adam's first steps would hide a wrong scale
 
 
 @pytest.fixture(scope="module")
@@ -40,15 +43,21 @@ def runs(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+def settings(kind: str, runs: Path) -> tuple[str, dict[str, Any]]:
+    """Module and options of a run; all but ``SharedRoles`` train whole networks, the LM head with them."""
+    if kind == "DPO":
+        return "PreferenceOptimisationModule", {"objective": {"class_path": "safe_rlhf_v.objectives.DPO"}}
+    roles = {**shared(runs), "class_path": f"safe_rlhf_v.models.{kind}"}
+    return "ConstrainedPolicyModule", policy(roles, update={"micro_batch_size": 1})
+
+
 def weights(
     strategy: tuple[str, ...], runs: Path, world: Path, out: Path, kind: str, steps: int = 2, resume: Path | None = None
 ) -> dict[str, Tensor]:
-    """What a policy on two ranks has learned in the end, as its checkpoint says."""
-    roles, lora = shared(runs), {"r": 2, "alpha": 4}
-    if kind == "SeparateRoles":  # whole networks are trained, the LM head with them
-        roles, lora = {**roles, "class_path": "safe_rlhf_v.models.SeparateRoles"}, None
-    options = policy(roles, update={"micro_batch_size": 1}, optimizer=SGD)
-    line = command("ConstrainedPolicyModule", world, out, vlm(runs / "base", lora=lora), steps, resume, **options)
+    """What two ranks have learned in the end, as their checkpoint says."""
+    module, options = settings(kind, runs)
+    backbone = vlm(runs / "base", lora={"r": 2, "alpha": 4} if kind == "SharedRoles" else None)
+    line = command(module, world, out, backbone, steps, resume, optimizer=SGD, **options)
     validate = ("--trainer.limit_val_batches=1", "--trainer.val_check_interval=1")
     done = subprocess.run(
         [sys.executable, "-m", "safe_rlhf_v", *line, *strategy, *validate],
@@ -63,7 +72,7 @@ def weights(
     return found["state_dict"]  # type: ignore[no-any-return]
 
 
-@pytest.mark.parametrize("kind", ["SharedRoles", "SeparateRoles"])
+@pytest.mark.parametrize("kind", ["SharedRoles", "SeparateRoles", "DPO"])
 def test_sharded_networks_learn_what_whole_ones_learn(kind: str, runs: Path, world: Path, tmp_path: Path) -> None:
     """The sharded run is interrupted after its first step."""
     whole = weights(REPLICATED, runs, world, tmp_path / "whole", kind)
@@ -72,7 +81,8 @@ def test_sharded_networks_learn_what_whole_ones_learn(kind: str, runs: Path, wor
     assert pieces.keys() == whole.keys()
     for name, value in whole.items():
         torch.testing.assert_close(pieces[name], value, rtol=1e-5, atol=1e-6, msg=lambda text, n=name: f"{n}: {text}")
-    for part in ("backbone.", "reward_critic", "cost_critic", "reward_value", "cost_value"):
+    critics = ("reward_critic", "cost_critic", "reward_value", "cost_value")
+    for part in ("backbone.", *(critics if kind != "DPO" else ())):
         assert any(part in name and not torch.equal(before[name], value) for name, value in pieces.items()), part
 
 

@@ -69,13 +69,22 @@ class BaseModule(LightningModule):
         """Create the networks as attributes; ``self.backbone`` is the one that stages hand on."""
 
     def configure_model(self) -> None:
-        """Build once; start from ``init_from`` if given.
+        """Assemble the networks once, and shard them under ``ModelParallelStrategy``.
+
+        Raises:
+            CheckpointError: If an earlier stage does not fit.
+        """
+        if not self._fingerprint:
+            self.assemble()
+            if self.device_mesh is not None:
+                shard(self, self.device_mesh)
+
+    def assemble(self) -> None:
+        """Build the networks and give them the weights of ``init_from``.
 
         Raises:
             CheckpointError: If ``init_from`` does not fit.
         """
-        if self._fingerprint:
-            return
         stage = read_stage(self.init_from) if self.init_from else None  # refuse a bad path before anything is built
         self.build()
         self._fingerprint = fingerprint(self.backbone)
@@ -86,8 +95,6 @@ class BaseModule(LightningModule):
             load_stage(stage, self.backbone, self._fingerprint)
             self._rebuilt -= set(stage["state_dict"])
             log.info("started from the backbone in %s", stage["file"])
-        if self.device_mesh is not None:  # ModelParallelStrategy
-            shard(self, self.device_mesh)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """One optimizer over the trainable parameters; the schedule moves once per optimizer step."""

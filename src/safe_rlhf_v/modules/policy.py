@@ -137,13 +137,11 @@ class ConstrainedPolicyModule(PolicyEvaluation, BaseModule):
             if isinstance(module, nn.Dropout):
                 module.p = 0.0
 
-    def configure_model(self) -> None:
-        """Build once. Frozen roles are given back by their runs and stay out of checkpoints."""
-        built = bool(self._fingerprint)
-        super().configure_model()
-        if not built:
-            kept, given = ({f"backbone.{n}" for n in self.roles.started}, {f"roles.{n}" for n in self.roles.rebuilt()})
-            self._rebuilt = (self._rebuilt - kept | given) & set(self.state_dict())
+    def assemble(self) -> None:
+        """As every stage; frozen roles are given back by their runs and stay out of checkpoints."""
+        super().assemble()
+        kept, given = ({f"backbone.{n}" for n in self.roles.started}, {f"roles.{n}" for n in self.roles.rebuilt()})
+        self._rebuilt = (self._rebuilt - kept | given) & set(self.state_dict())
 
     # --- one iteration ----------------------------------------------------------------------------------------------
 

@@ -75,16 +75,14 @@ class PreferenceOptimisationModule(BaseModule):
         if self.reference_from:
             self.reference = FrozenCopy(self.backbone, shared=())
 
-    def configure_model(self) -> None:
-        """Build once; start from ``init_from`` and ``reference``.
+    def assemble(self) -> None:
+        """Build the networks; start from ``init_from`` and ``reference``.
 
         Raises:
             CheckpointError: If ``init_from`` or ``reference`` does not fit.
         """
-        if self._fingerprint:
-            return
         stage = read_stage(self.reference_from) if self.reference_from else None  # before anything is built
-        super().configure_model()
+        super().assemble()
         if stage is None:
             self.reference = FrozenCopy(self.backbone)
             return
