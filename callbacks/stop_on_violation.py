@@ -20,6 +20,8 @@ class StopOnViolation(Callback):
     stay as they are. If the weights are broken, too, it is kept as ``stopped-step=N.ckpt.broken``, no other checkpoint of
     them is written, a resume by folder passes it over, and no last validation runs.
 
+    The command line then ends with status 3, so that no script takes the policy for a finished one.
+
     List it after callbacks that keep a state, so that the checkpoint has this iteration of theirs.
     NaN costs do not get this far: the dual controller refuses them with a ``ValueError`` before anything is learned.
 
@@ -52,6 +54,7 @@ class StopOnViolation(Callback):
             raise ValueError(f"StopOnViolation: patience is {patience}, it must be at least 1")
         self.max_kl, self.min_length, self.max_gap, self.patience = max_kl, min_length, max_gap, patience
         self.above: dict[str, int] = {}
+        self.stopped = False
         self._changed: list[tuple[Any, str, Any]] = []
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -85,7 +88,7 @@ class StopOnViolation(Callback):
                 f"stopped after iteration {trainer.global_step}: {reason}{after if broken else f'; saved {file}'}",
                 flush=True,
             )
-        trainer.should_stop = True
+        trainer.should_stop = self.stopped = True
 
     def violation(self, metrics: dict[str, float]) -> str | None:
         """What is wrong with one iteration, in words."""

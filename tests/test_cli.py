@@ -247,6 +247,13 @@ def test_a_printed_configuration_feeds_back_unchanged(world: Path, tmp_path: Pat
     assert yaml.safe_load(first)["trainer"]["use_distributed_sampler"] is False
 
 
+def test_a_run_that_was_stopped_says_so_in_its_exit_status(world: Path, tmp_path: Path) -> None:
+    watched = "--trainer.callbacks+=safe_rlhf_v.callbacks.StopOnViolation"
+    assert entry.main([*base(world, tmp_path / "healthy"), watched]) == 0
+    broken = "--model.init_args.optimizer.init_args.lr=1e30"
+    assert entry.main([*base(world, tmp_path / "broken", steps=4), watched, broken]) == entry.STOPPED == 3
+
+
 def test_two_ranks_train_save_and_go_on_as_one(world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     cli.main([*base(world, tmp_path), *DDP])
     content = torch.load(next(tmp_path.rglob("last.ckpt")), weights_only=True)

@@ -3,6 +3,7 @@
 import sys
 from difflib import get_close_matches
 from importlib import import_module
+from typing import Any
 
 from safe_rlhf_v import __version__
 
@@ -23,6 +24,9 @@ COMMANDS = {
     "compare": ("safe_rlhf_v.comparison", "every policy method from one start, after the quickstart"),
     "quickstart": ("safe_rlhf_v.quickstart", "the whole pipeline on the embedded world, on a laptop"),
 }
+
+STOPPED = 3
+"""Exit status of a training that StopOnViolation ended."""
 
 
 def help_text() -> str:
@@ -89,8 +93,8 @@ def main(argv: list[str] | None = None) -> int:
             return 0
         from safe_rlhf_v.cli import main as train  # lightning: seconds to import
 
-        train(["--help" if arg == "--help-all" else arg for arg in args])
-        return 0
+        trainer: Any = train(["--help" if arg == "--help-all" else arg for arg in args]).trainer
+        return STOPPED if any(getattr(callback, "stopped", False) for callback in trainer.callbacks) else 0
     known = [*TRAINING, *COMMANDS]
     near = get_close_matches(args[0], known, n=1)
     mend = f"did you mean {near[0]}?" if near else f"expected one of: {', '.join(known)}"

@@ -69,7 +69,7 @@ class Passes:
         networks = {"actor": module.backbone} | {name: module.roles.get_submodule(name) for name in ROLES}
         self.names = {id(network): name for name, network in networks.items()}
         for network in networks.values():
-            network.forget_images()
+            network._cache.clear()
         handles = [
             network.lm_head.register_forward_hook(lambda m, a, out, n=name: self.count_head(n, out))
             for name, network in networks.items()

@@ -118,7 +118,6 @@ class Guard:
     # --- from inputs to verdicts ------------------------------------------------------------------------------------
 
     def _judge(self, inputs: Sequence[Input]) -> list[Verdict]:
-        self.module.backbone.forget_images()  # features of an image encoded in other company differ in the last bits
         verdicts: list[Verdict] = []
         self._fill([self._read(item) for item in inputs], verdicts)
         return verdicts

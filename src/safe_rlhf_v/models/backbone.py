@@ -233,10 +233,6 @@ class Backbone(nn.Module, ABC):
             self._cache.popitem(last=False)
         return ImageFeatures(tuple(tokens for tokens, _ in found), tuple(levels for _, levels in found))
 
-    def forget_images(self) -> None:
-        """Empty the feature cache: what follows then depends on nothing before it, not even in the last bit."""
-        self._cache.clear()
-
     def select_images(self, images: ImageInputs, index: list[int]) -> ImageInputs:
         """The images at ``index``; families whose first pixel dimension is not the image override it."""
         pixels = {name: value[index] for name, value in images.pixels.items()}

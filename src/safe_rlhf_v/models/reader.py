@@ -49,9 +49,6 @@ class Reader(nn.Module, ABC):
     def response_states(self, prepared: Any, *, log_probs: bool = False) -> ResponseStates:
         """One forward, read at the N responses, prompt by prompt."""
 
-    def forget_images(self) -> None:
-        """Empty the feature cache; by default there is none."""
-
     def freeze_unused_lm_head(self) -> None:
         """Make what only a language model's output needs untrainable; by default there is none."""
 
