@@ -1,0 +1,154 @@
+"""The tables of docs/policy.md from the JSON files of policy_evidence.py and policy_step.py.
+
+python benchmarks/policy_tables.py docs/evidence
+"""
+
+import argparse
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+NAMES = {
+    "supervised": "supervised start",
+    "ppo_reward": "PPO, reward only",
+    "ppo_fixed": "PPO, reward - 1 x cost",
+    "ppo_lag": "**PPO-Lagrangian**, d = -0.5",
+    "grpo_lag": "constrained GRPO, d = -0.5",
+    "dpo_helpful": "DPO, helpful",
+    "dpo_safe": "DPO, safe",
+    "safe_dpo": "SafeDPO",
+    "sacpo": "SACPO",
+    "ppo_no_rehearsal": "PPO-Lagrangian without rehearsal",
+    "dual_pid": "PPO-Lagrangian, PID controller",
+    "dual_fast": "PPO-Lagrangian, rate 0.3",
+}
+CONTROLLERS = {
+    "ppo_lag": "log-space, rate 0.1 (default)",
+    "dual_fast": "log-space, rate 0.3",
+    "dual_pid": "PID",
+    "dual_projected": "projected (the paper's eq. 8)",
+    "dual_released": "log-space as released",
+    "ppo_fixed": "fixed, 1",
+    "dual_exact": "exact penalty, 2",
+    "dual_rectified": "rectified per prompt, d = 0",
+}
+STEPS = {
+    "released": "released sequence (our re-creation)",
+    "separate_k1": "six networks, K = 1",
+    "separate_k4": "six networks, K = 4",
+    "shared_k1": "one base with adapters, K = 1",
+    "shared_k4": "one base with adapters, K = 4",
+    "shared_k4_parts": "the same, learning prompt by prompt",
+}
+
+
+def table(head: str, rows: Iterable[Iterable[Any]]) -> str:
+    titles = head.split("|")
+    lines = [titles, ["---"] * len(titles), *rows]
+    return "\n".join("| " + " | ".join(str(cell).strip() for cell in row) + " |" for row in lines)
+
+
+def each(metric: dict[str, Any], form: str = ".2f") -> str:
+    return " / ".join(format(value, form) for value in metric["values"])
+
+
+def spread(metric: dict[str, Any], form: str = ".2f") -> str:
+    return f"{metric['mean']:{form}} ± {metric['half_width_95']:{form}}"
+
+
+def budget_met(test: dict[str, Any], budget: float) -> str:
+    met = [c <= budget + 2 * e for c, e in zip(test["cost"]["values"], test["cost_error"]["values"], strict=True)]
+    return "met" if all(met) else "broken" if not any(met) else f"met {sum(met)} of {len(met)}"
+
+
+def methods(found: dict[str, Any]) -> str:
+    head = (
+        "Policy|helpfulness|harmful|fall of harm|level|refused|over-refused|garbled|describing|learned cost|budget|KL"
+    )
+    rows = []
+    for name in [name for name in NAMES if name in found["runs"]]:
+        test = found["runs"][name]["test"]
+        rest = [f"{test[m]['mean']:.2f}" for m in ("level", "refused", "over_refused", "garbled", "description")]
+        fall = "" if name == "supervised" else each(test["harm_fall"], ".0%")
+        start = [NAMES[name], spread(test["helpfulness"]), spread(test["harmful"], ".3f"), fall]
+        end = [each(test["cost"]), budget_met(test, found["about"]["budget"]), f"{test['kl']['mean']:.1f}"]
+        rows.append([*start, *rest, *end])
+    return table(head, rows)
+
+
+def confirmed(found: dict[str, Any]) -> str:
+    head = "Policy|helpfulness|its gain|harmful|fall of harm|learned cost|the seeds|budget"
+    rows = []
+    for name in [name for name in NAMES if name in found["runs"]]:
+        test = found["runs"][name]["test"]
+        change = (
+            ["", ""] if name == "supervised" else [spread(test["helpfulness_gain"]), spread(test["harm_fall"], ".0%")]
+        )
+        costs = [spread(test["cost"]), each(test["cost"]), budget_met(test, found["about"]["budget"])]
+        shown = [spread(test["helpfulness"]), change[0], spread(test["harmful"], ".3f"), change[1]]
+        rows.append([NAMES[name], *shown, *costs])
+    return table(head, rows)
+
+
+def budgets(found: dict[str, Any]) -> str:
+    runs = {-0.5: "ppo_lag"} | {
+        -float(name.removeprefix("budget_")): name for name in found["runs"] if "budget_" in name
+    }
+    rows = []
+    for budget, name in sorted(runs.items(), reverse=True):
+        test, control = found["runs"][name]["test"], found["runs"][name]["control"]
+        shown = [each(test["cost"]), budget_met(test, budget), each(test["harmful"], ".3f"), each(test["helpfulness"])]
+        rows.append([f"-{-budget:.1f}", *shown, each(control["last_lambda"])])
+    return table("Budget d|learned cost|budget|harmful|helpfulness|last multiplier", rows)
+
+
+def controllers(found: dict[str, Any]) -> str:
+    head = (
+        "Controller|iterations to the budget|largest multiplier|above the budget after first meeting it|final gap (last 15)|"
+        "held-out cost|harmful|helpfulness"
+    )
+    rows = []
+    for name in [name for name in CONTROLLERS if name in found["runs"]]:
+        test, control = found["runs"][name]["test"], found["runs"][name]["control"]
+        steered = [each(control[m]) for m in ("largest_lambda", "overshoot", "final_gap")]
+        judged = [each(test["cost"]), each(test["harmful"], ".3f"), each(test["helpfulness"])]
+        rows.append([CONTROLLERS[name], each(control["iterations_to_budget"], ".0f"), *steered, *judged])
+    return table(head, rows)
+
+
+def elsewhere(found: dict[str, Any]) -> str:
+    head = "Policy|compositional: helpfulness|harmful|greedy (seed 0): helpfulness|harmful"
+    rows = []
+    for name in [name for name in NAMES if "compositional" in found["runs"].get(name, {})]:
+        other, greedy = found["runs"][name]["compositional"], found["runs"][name].get("test-greedy")
+        likely = [f"{greedy['helpfulness']['mean']:.2f}", f"{greedy['harmful']['mean']:.3f}"] if greedy else ["", ""]
+        rows.append([NAMES[name], spread(other["helpfulness"]), spread(other["harmful"], ".3f"), *likely])
+    return table(head, rows)
+
+
+def steps(found: dict[str, Any]) -> str:
+    rows = []
+    for name in [name for name in STEPS if name in found["variants"]]:
+        v = found["variants"][name]
+        low, high = v["cpu_seconds_range"]
+        seconds = f"{v['cpu_seconds']:.2f} ({low:.2f} .. {high:.2f})"
+        memory = [v["peak_mb"], f"{v['share_of_peak']:.2f}", v["live_mb"], f"{v['share_of_live']:.2f}"]
+        rows.append([STEPS[name], seconds, f"{v['times_faster']:.2f}", *memory])
+    return table("One step, eight answers|CPU seconds|times faster|peak memory, MB|share|in use, MB|share", rows)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    folder = parser.parse_args().folder
+    found, unseen, step = (
+        json.loads((folder / f"{name}.json").read_text()) for name in ("policy", "policy_confirm", "policy_step")
+    )
+    for part in (methods, budgets, controllers, elsewhere):
+        print(f"{part(found)}\n")
+    print(f"{confirmed(unseen)}\n\n{steps(step)}")
+
+
+if __name__ == "__main__":
+    main()
