@@ -119,6 +119,7 @@ def test_the_public_names_are_lazy_and_real() -> None:
         (["--trainer.callbacks=safe_rlhf_v.callbacks.Galery"], ["safe_rlhf_v.callbacks has no Galery"]),
         (["--data.init_args.batch_size=many"], ["batch_size", "int", "many"]),
         (["--data.init_args.on_bad_sample=ignore"], ["on_bad_sample", "one of ['error', 'skip-and-count']", "ignore"]),
+        (["--model.init_args.backbone.init_args.lora.target_modules=null"], ["target_modules", "null into a --config"]),
         (["--config=nowhere.yaml"], ["does not exist", "nowhere.yaml"]),
         (["--trainer.precision=16-mixed"], ["16-mixed needs a GPU", "bf16-mixed"]),
         (["--ckpt_path=nowhere.ckpt"], ["nowhere.ckpt: no such checkpoint"]),

@@ -62,7 +62,10 @@ def shorten(message: str, options: Iterable[str] = ()) -> str:
         names = [name.rpartition(".")[2] for name in found[1].split(", ")]
         return f"missing: {', '.join(names)}; give a configuration with --config FILE"
     kept = [re.sub(r'^Parser key "(.+?)":', r"\1:", line) for line in lines if line and not line.startswith(_NOISE)]
-    return " ".join(dict.fromkeys(kept)).replace("Expected a typing.Literal", "Expected one of ") or lines[0]
+    # jsonargparse 4.53 takes null for a key inside plain-data settings from files only.
+    null = {"Given value: None", "Expected a <class 'NoneType'>"} <= set(lines)
+    hint = "; write null into a --config file" if null else ""
+    return (" ".join(dict.fromkeys(kept)).replace("Expected a typing.Literal", "Expected one of ") or lines[0]) + hint
 
 
 def known_names() -> set[str]:
