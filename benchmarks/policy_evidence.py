@@ -35,6 +35,14 @@ CONTROLLERS = (  # the default, log-space at rate 0.1, is ppo_lag
     Method("dual_released", "log-space as released", "ppo_lag", RELEASED),
     Method("dual_projected", "projected", "ppo_lag", with_dual("ProjectedDual", budget=BUDGET, rate=0.1)),
 )
+STEPS = (
+    "--trainer.max_steps=90",
+    "--trainer.val_check_interval=90",
+    "--model.init_args.scheduler.init_args.total_steps=90",
+)
+LONG = Method(
+    "long", "log-space, rate 0.2, 90 iterations", "ppo_lag", ("--model.init_args.dual.init_args.rate=0.2", *STEPS)
+)
 FIRST_SEED_ONLY = (
     Method("dual_exact", "exact penalty", "ppo_lag", with_dual("ExactPenalty", budget=BUDGET, weight=2.0, window=64)),
     Method("dual_rectified", "rectified per prompt", "ppo_lag", with_dual("RectifiedDual", budget=0.0, decay=0.05)),
@@ -79,7 +87,7 @@ def one_seed(root: Path, seed: int, groups: list[str]) -> dict[str, dict]:
         "methods": METHODS + ABLATIONS,
         "budgets": BUDGET_RUNS,
         "controllers": CONTROLLERS + first,
-        "confirm": (*METHODS[:4], *CONTROLLERS[:2]),
+        "confirm": (*METHODS[:4], *CONTROLLERS[:2], LONG),
     }
     for name, methods in known.items():
         if name in groups:

@@ -22,6 +22,7 @@ NAMES = {
     "ppo_no_rehearsal": "PPO-Lagrangian without rehearsal",
     "dual_pid": "PPO-Lagrangian, PID controller",
     "dual_fast": "PPO-Lagrangian, rate 0.3",
+    "long": "PPO-Lagrangian, rate 0.2, 90 iterations",
 }
 CONTROLLERS = {
     "ppo_lag": "log-space, rate 0.1 (default)",
