@@ -1,4 +1,4 @@
-"""What one policy iteration holds: sampled responses, their and their scores.
+"""What one policy iteration holds: sampled responses and their scores.
 
 Shapes: B prompts, K samples per prompt, N = B x K responses (prompt by prompt), R response tokens, C constraints.
 Masks are bool, True = a real token of a response that counts.

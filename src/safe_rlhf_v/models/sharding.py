@@ -9,14 +9,16 @@ ranks' forward passes by their order, so each must run the same number of them: 
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.device_mesh import DeviceMesh
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
 
 
-def shard(module: nn.Module, mesh: DeviceMesh) -> None:
+def shard(module: nn.Module, mesh: "DeviceMesh") -> None:
     """Shard the networks below ``module`` in place.
 
     Args:
@@ -52,8 +54,8 @@ def _blocks(module: nn.Module) -> list[nn.Module]:
     """Members of module lists that are trained or belong to a language model."""
     from safe_rlhf_v.models.backbone import Backbone
 
-    backbones = [part for part in module.modules() if isinstance(part, Backbone)]
-    language = {part for backbone in backbones for part in (backbone.language_model or nn.Identity()).modules()}
+    networks = [part.language_model for part in module.modules() if isinstance(part, Backbone)]
+    language = {part for network in networks if network is not None for part in network.modules()}
     members = [part for stack in module.modules() if isinstance(stack, nn.ModuleList) for part in stack]
     return [part for part in members if part in language or any(p.requires_grad for p in part.parameters())]
 
@@ -77,7 +79,7 @@ def _trained_outside(module: nn.Module, inside: set[nn.Module]) -> Iterator[tupl
 
 def is_sharded(module: nn.Module) -> bool:
     """Whether a module is gathered from all ranks when it runs."""
-    if not torch.distributed.is_initialized():
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return False
     from torch.distributed.fsdp import FSDPModule
 
