@@ -5,6 +5,7 @@ from typing import Any
 
 from safe_rlhf_v.data_modules.base import ShardDataModule
 from safe_rlhf_v.data_modules.collate import CollatePreference
+from safe_rlhf_v.data_modules.rehearsal import RehearsalDataModule
 from safe_rlhf_v.data_modules.source import Sample
 from safe_rlhf_v.shards import ShardedSplit
 
@@ -22,3 +23,18 @@ class PreferenceDataModule(ShardDataModule):
     def collate(self, split: ShardedSplit) -> Callable[[list[Sample]], Any]:
         """To :class:`safe_rlhf_v.batches.PreferenceBatch`; K is the first record's."""
         return CollatePreference(split.manifest.taxonomy, int(split.index["responses"][0]))
+
+
+class RehearsedPreferenceDataModule(RehearsalDataModule):
+    """Preference pairs with demonstrations beside them, for :class:`~safe_rlhf_v.modules.PreferenceOptimisationModule`.
+
+    YAML::
+
+        data:
+          class_path: safe_rlhf_v.data_modules.RehearsedPreferenceDataModule
+          init_args: {path: data/world, batch_size: 32, demonstrations: supervised}
+    """
+
+    def collate(self, split: ShardedSplit) -> Callable[[list[Sample]], Any]:
+        """As :class:`PreferenceDataModule`."""
+        return PreferenceDataModule.collate(self, split)  # type: ignore[arg-type]

@@ -86,6 +86,7 @@ class PreferenceBatch(NamedTuple):
         rules: B tuples of K names of the rule that decides each response's true level, "" unknown.
         valid: (B,) bool; False marks a padding row that must not count.
         keys: B record keys.
+        demonstrations: Rehearsed beside these, or ``None``.
     """
 
     prompts: Prompts
@@ -101,6 +102,7 @@ class PreferenceBatch(NamedTuple):
     rules: tuple[tuple[str, ...], ...]
     valid: Tensor
     keys: tuple[str, ...]
+    demonstrations: SupervisedBatch | None = None
 
 
 class Records:

@@ -92,7 +92,7 @@ def test_masked_rows_change_neither_loss_nor_gradient(backbone, batch):
         cut = batch._replace(valid=torch.tensor([True] * 3 + [False] * 2))
         if n == 3:
             prompts = type(batch.prompts)(*(part[:3] for part in batch.prompts))
-            cut = type(batch)(prompts, *(part[:3] for part in batch[1:]))
+            cut = type(batch)(prompts, *(part[:3] for part in batch[1:-1]))  # without demonstrations
         loss = module.losses(judge(module, cut), cut)["loss"]
         loss.backward()
         grads.append((loss, module.head.end.weight.grad))

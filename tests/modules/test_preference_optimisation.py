@@ -10,7 +10,7 @@ import torch
 
 from safe_rlhf_v.batches import UNKNOWN_LEVEL
 from safe_rlhf_v.checkpoints import CheckpointError
-from safe_rlhf_v.data_modules import PreferenceDataModule
+from safe_rlhf_v.data_modules import PreferenceDataModule, RehearsedPreferenceDataModule
 from safe_rlhf_v.models import HFVLM, ClipDecoder
 from safe_rlhf_v.models.lora import LoraSettings
 from safe_rlhf_v.models.tiny import write_tiny_vlm
@@ -72,10 +72,16 @@ def disturb(network, scale=0.05):
                 parameter.add_(torch.randn(parameter.shape, generator=generator) * scale)
 
 
-def train(module, world, file, steps, resume=None):
+def rehearsed(world):
+    return RehearsedPreferenceDataModule(
+        str(world), batch_size=6, demonstrations="supervised", demonstration_batch_size=5
+    )
+
+
+def train(module, world, file, steps, resume=None, data=None):
     quiet = {k: False for k in ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary")}
     trainer = pl.Trainer(accelerator="cpu", max_steps=steps, max_epochs=-1, limit_val_batches=0, **quiet)
-    trainer.fit(module, PreferenceDataModule(str(world), batch_size=6), ckpt_path=resume)
+    trainer.fit(module, data or PreferenceDataModule(str(world), batch_size=6), ckpt_path=resume)
     trainer.save_checkpoint(file)
     return torch.load(file, weights_only=True)
 
@@ -151,7 +157,7 @@ def test_masked_rows_change_neither_loss_nor_gradient(backbone, batch):
         used = batch._replace(valid=torch.tensor([True] * 4 + [False] * 2))
         if cut:
             prompts = type(batch.prompts)(*(part[:4] for part in batch.prompts))
-            used = type(batch)(prompts, *(part[:4] for part in used[1:]))
+            used = type(batch)(prompts, *(part[:4] for part in used[1:-1]))  # without demonstrations
         loss = module.objective(module.log_ratios(used.prompts, used.responses), used)["loss"]
         loss.backward()
         grads.append((loss, module.backbone.lm_head.weight.grad))
@@ -353,3 +359,40 @@ def test_true_labels_by_hand():
     assert exact.safer.tolist() == [0, -1, 1, -1]
     assert exact.safety_tie.tolist() == [False, True, False, False]
     assert exact.is_safe.tolist() == [[1, 0], [0, 0], [1, 1], [-1, 1]]
+
+
+def test_rehearsal_adds_the_demonstrations_loss(backbone, world, monkeypatch):
+    batch = next(iter(rehearsed(world).train_dataloader()))
+    assert len(batch.demonstrations.keys) == 5 and len(batch.keys) == 6
+    module = build(backbone, rehearsal_weight=0.5)
+    monkeypatch.setattr(module, "log", lambda *_, **__: None)
+    found = module.training_step(batch, 0)
+    demonstrations = batch.demonstrations
+    tokens = [
+        (len(module.backbone.text_ids(text)) + 1, sum_log_prob(module.backbone, demonstrations, row))
+        for row, text in enumerate(demonstrations.responses)
+    ]
+    by_token = -sum(value for _, value in tokens) / sum(count for count, _ in tokens)
+    assert found.item() == pytest.approx(math.log(2) + 0.5 * by_token, rel=1e-4)
+    with pytest.raises(ValueError, match="set both"):
+        module.training_step(batch._replace(demonstrations=None), 0)
+    with pytest.raises(ValueError, match="set both"):
+        build(backbone).training_step(batch, 0)
+
+
+def sum_log_prob(network, demonstrations, row):
+    """As :func:`by_hand`, for a demonstration."""
+    pairs = demonstrations._replace(responses=[(text,) for text in demonstrations.responses])
+    return by_hand(network, pairs, row, 0)
+
+
+def test_a_resumed_rehearsal_goes_on_with_the_next_demonstrations(backbone, world, tmp_path):
+    def module():
+        return PreferenceOptimisationModule(backbone, DPO, optimizer=sgd, rehearsal_weight=0.5)
+
+    train(module(), world, tmp_path / "first.ckpt", 2, data=rehearsed(world))
+    resumed = train(module(), world, tmp_path / "a.ckpt", 4, tmp_path / "first.ckpt", rehearsed(world))
+    whole = train(module(), world, tmp_path / "b.ckpt", 4, data=rehearsed(world))
+    assert all(torch.equal(value, resumed["state_dict"][name]) for name, value in whole["state_dict"].items())
+    plain = train(build(backbone), world, tmp_path / "c.ckpt", 4)
+    assert any(not torch.equal(value, plain["state_dict"][name]) for name, value in whole["state_dict"].items())

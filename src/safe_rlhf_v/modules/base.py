@@ -11,7 +11,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.optim import AdamW
 
-from safe_rlhf_v.batches import to_device
+from safe_rlhf_v.batches import SupervisedBatch, to_device
 from safe_rlhf_v.checkpoints import (
     CheckpointError,
     compare_fingerprints,
@@ -20,6 +20,7 @@ from safe_rlhf_v.checkpoints import (
     load_stage,
     read_stage,
 )
+from safe_rlhf_v.functional.masked import masked_mean
 from safe_rlhf_v.models.backbone import Backbone
 from safe_rlhf_v.models.sharding import shard
 from safe_rlhf_v.modules.resume import UserOptions, gather_random_states, restore_random_states
@@ -111,15 +112,24 @@ class BaseModule(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-        """Move labels only: prompts stay on the CPU, where the backbone prepares them."""
+        """Move labels only: prompts and demonstrations stay on the CPU, where the backbone prepares them."""
         if not hasattr(batch, "prompts"):
             return super().transfer_batch_to_device(batch, device, dataloader_idx)
-        moved = super().transfer_batch_to_device(batch._replace(prompts=None), device, dataloader_idx)
-        return moved._replace(prompts=batch.prompts)
+        kept = {name: getattr(batch, name) for name in ("prompts", "demonstrations") if hasattr(batch, name)}
+        labels = batch._replace(**dict.fromkeys(kept))
+        return super().transfer_batch_to_device(labels, device, dataloader_idx)._replace(**kept)
 
     def move(self, prepared: Moved) -> Moved:
         """A nested tuple of tensors on the module's device."""
         return to_device(prepared, self.device)
+
+    def rehearsal_loss(self, demonstrations: SupervisedBatch) -> Tensor:
+        """PTX: token-mean negative log-likelihood of demonstrations (InstructGPT, arXiv 2203.02155)."""
+        answers = [(text,) for text in demonstrations.responses]
+        prepared = self.move(self.backbone.prepare(demonstrations.prompts, answers))
+        states = self.backbone.response_states(prepared, log_probs=True)
+        assert states.log_probs is not None
+        return -masked_mean(states.log_probs, states.mask & self.move(demonstrations.valid)[:, None])
 
     def split_name(self, stage: str, loader: int) -> str:
         """Name of a stage's ``loader``-th split, from the data module if it says."""

@@ -18,10 +18,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from safe_rlhf_v.advantages import Signals
 from safe_rlhf_v.batches import SupervisedBatch
-from safe_rlhf_v.functional.masked import masked_mean
 from safe_rlhf_v.functional.policy import kl_estimate
 from safe_rlhf_v.functional.policy_losses import clipped_surrogate, clipped_value_loss, reduce_tokens, reduction_count
-from safe_rlhf_v.models.backbone import Backbone
 from safe_rlhf_v.models.sharding import whole
 from safe_rlhf_v.modules.policy_rollout import of_rows
 from safe_rlhf_v.rollouts import Part, Rollout, Scores, Values, assemble
@@ -175,14 +173,9 @@ class PolicyUpdate:
         return loss
 
     def _rehearse(self, step: int, demonstrations: SupervisedBatch) -> None:
-        """PTX: token-mean negative log-likelihood of demonstrations (InstructGPT, arXiv 2203.02155)."""
-        module = self.module
-        with module.roles.acting(module.backbone):
-            backbone: Backbone = module.backbone
-            prepared = backbone.prepare(demonstrations.prompts, [(text,) for text in demonstrations.responses])
-            states = backbone.response_states(module.move(prepared), log_probs=True)
-        assert states.log_probs is not None
-        loss = -masked_mean(states.log_probs, states.mask & module.move(demonstrations.valid)[:, None])
+        """Gradients of the demonstrations' loss."""
+        with self.module.roles.acting(self.module.backbone):
+            loss = self.module.rehearsal_loss(demonstrations)
         self._note(step, "rehearsal", loss)
         self._backward(self.settings.ptx_weight * loss)
 

@@ -48,6 +48,7 @@ class PreferenceOptimisationModule(BaseModule):
         objective: Callable[[], DirectObjective],
         reference: str | None = None,
         packed: bool = True,
+        rehearsal_weight: float = 0.0,
         optimizer: OptimizerCallable = AdamW,
         scheduler: LRSchedulerCallable | None = None,
         init_from: str | None = None,
@@ -58,6 +59,8 @@ class PreferenceOptimisationModule(BaseModule):
         objective: Makes the loss.
         reference: Run folder or checkpoint whose backbone is the reference; ``None`` for the policy's own start.
         packed: Run both responses behind one shared prompt (the same log-probabilities, less work).
+        rehearsal_weight: Of the loss on demonstrations (PTX), which hold the policy to what it could say; they come from
+            :class:`~safe_rlhf_v.data_modules.RehearsedPreferenceDataModule`.
         optimizer: See :class:`BaseModule`.
         scheduler: See :class:`BaseModule`.
         init_from: See :class:`BaseModule`.
@@ -65,7 +68,7 @@ class PreferenceOptimisationModule(BaseModule):
         """
         super().__init__(optimizer, scheduler, init_from, lr_scale)
         self.make_backbone, self.make_objective = backbone, objective
-        self.reference_from, self.packed = reference, packed
+        self.reference_from, self.packed, self.rehearsal_weight = reference, packed, rehearsal_weight
         self.metrics = nn.ModuleDict()
 
     def build(self) -> None:
@@ -119,11 +122,25 @@ class PreferenceOptimisationModule(BaseModule):
         return (policy - reference).sum(1).view(len(responses), -1)  # token by token: sums of long responses are large
 
     def training_step(self, batch: PreferenceBatch, batch_idx: int) -> Tensor:
-        """The objective and its parts."""
+        """The objective and its parts, and the rehearsal.
+
+        Raises:
+            ValueError: If there is nothing to rehearse, or no weight for what there is.
+        """
         losses: dict[str, Tensor] = self.objective(self.log_ratios(batch.prompts, batch.responses), batch)
         for name, value in losses.items():
             self.log(f"train/{name}", value.detach(), prog_bar=name in ("loss", "accuracy"), batch_size=len(batch.keys))
-        return losses["loss"]
+        if (batch.demonstrations is None) == (self.rehearsal_weight > 0):
+            raise ValueError(
+                f"rehearsal_weight is {self.rehearsal_weight}, and the data have "
+                f"{'no' if batch.demonstrations is None else 'their'} demonstrations: for a rehearsal set both, with "
+                "RehearsedPreferenceDataModule"
+            )
+        if batch.demonstrations is None:
+            return losses["loss"]
+        rehearsal = self.rehearsal_loss(batch.demonstrations)
+        self.log("train/rehearsal_loss", rehearsal.detach(), batch_size=len(batch.keys))
+        return losses["loss"] + self.rehearsal_weight * rehearsal
 
     def validation_step(self, batch: PreferenceBatch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
         """Implicit rewards (B, 2) as ``scores``, for callbacks; metrics are logged per split."""

@@ -1,0 +1,94 @@
+"""Training batches with demonstrations beside them, for objectives that rehearse what the model could do before (PTX)."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from safe_rlhf_v.data_modules.base import ShardDataModule
+from safe_rlhf_v.data_modules.collate import collate_supervised
+from safe_rlhf_v.data_modules.loader import PlannedLoader
+from safe_rlhf_v.data_modules.plan import Position
+
+
+class RehearsalDataModule(ShardDataModule):
+    """Batches whose ``demonstrations`` come from another split, both with exact positions; a subclass writes :meth:`collate`."""
+
+    def __init__(
+        self,
+        path: str,
+        demonstrations: str | None = None,
+        demonstration_batch_size: int | None = None,
+        **options: Any,
+    ) -> None:
+        """Args:
+        path: Shard folder (with ``manifest.json``).
+        demonstrations: Split whose responses are rehearsed; ``None`` for no rehearsal.
+        demonstration_batch_size: Demonstrations per device and step; ``None`` is ``batch_size``.
+        options: See :class:`ShardDataModule`.
+        """
+        super().__init__(path, **options)
+        self.demonstrations = demonstrations
+        self.demonstration_batch_size = demonstration_batch_size or self.batch_size
+        self._rehearsal: PlannedLoader | None = None
+        self._rehearsal_position = Position(0, 0)
+
+    def setup(self, stage: str) -> None:
+        """See :class:`ShardDataModule`."""
+        super().setup(stage)
+        if stage == "fit" and self._loader is None and self._position == Position(0, 0):
+            self._rehearsal, self._rehearsal_position = None, Position(0, 0)
+
+    def train_dataloader(self) -> Any:
+        """The training loader, paired with the demonstrations if there are any."""
+        batches = super().train_dataloader()
+        if self.demonstrations is None:
+            return batches
+        split = self.split(self.demonstrations)
+        rows = list(range(len(split)))
+        position = self._rehearsal.position if self._rehearsal else self._rehearsal_position
+        self._rehearsal = self._make(split, rows, self.demonstration_batch_size, self.seed, collate_supervised)
+        self._rehearsal.position = position
+        return PairedLoader(batches, self._rehearsal)
+
+    def _stream(self) -> dict[str, Any]:
+        world = self.trainer.world_size if self.trainer else 1
+        rehearsed = self.demonstration_batch_size * world if self.demonstrations else 0
+        return {**super()._stream(), "demonstrations": self.demonstrations, "demonstration_batch": rehearsed}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Both positions."""
+        position = self._rehearsal.position if self._rehearsal else self._rehearsal_position
+        return {**super().state_dict(), "rehearsal": list(position)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue at both saved positions; raises ``ValueError`` if they would mean other samples now."""
+        super().load_state_dict(state_dict)
+        if self.trainer is not None and self.trainer.state.fn != "fit":
+            return
+        self._rehearsal_position = Position(*state_dict["rehearsal"])
+        if self._rehearsal is not None:
+            self._rehearsal.position = self._rehearsal_position
+
+
+class PairedLoader:
+    """Batches, each with the next demonstrations; as long as the first loader is."""
+
+    def __init__(self, batches: PlannedLoader, demonstrations: PlannedLoader) -> None:
+        """Args:
+        batches: Loader of batches with a field ``demonstrations``.
+        demonstrations: Loader of :class:`SupervisedBatch`; starts over as often as it must.
+        """
+        self.batches, self.demonstrations = batches, demonstrations
+
+    def __len__(self) -> int:
+        """Batches of one pass."""
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[Any]:
+        """One pass."""
+        rehearsal = self._endless()
+        for batch in self.batches:
+            yield batch._replace(demonstrations=next(rehearsal))
+
+    def _endless(self) -> Iterator[Any]:
+        while True:
+            yield from self.demonstrations
