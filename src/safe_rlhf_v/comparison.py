@@ -144,7 +144,7 @@ def main(argv: list[str]) -> int:
         prog="python -m safe_rlhf_v compare",
         description="Train every policy method on the embedded world (synthetic) from one supervised start, with one reward "
         "and one cost model, and print one table by ground truth. Stages that the quickstart has finished are not repeated. "
-        "About 12 minutes on two cores after the quickstart.",
+        "About 8 minutes on two cores after the quickstart.",
     )
     parser.add_argument("--data", type=Path, default=Path("data/world"), help="shard folder (default: %(default)s)")
     parser.add_argument(
