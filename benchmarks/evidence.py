@@ -25,16 +25,8 @@ ABLATIONS = {
     "reward_text_only": ("reward", ["--model.init_args.images=blank"]),
     "cost_text_only": ("cost", ["--model.init_args.images=blank"]),
 }  # fmt: skip
-T_95 = {
-    2: 12.71,
-    3: 4.30,
-    4: 3.18,
-    5: 2.78,
-    6: 2.57,
-    7: 2.45,
-    8: 2.36,
-    9: 2.31,
-}  # two-sided 95 % quantiles of Student's t, by number of seeds
+# Two-sided 95 % quantiles of Student's t, by number of seeds.
+T_95 = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78, 6: 2.57, 7: 2.45, 8: 2.36, 9: 2.31}
 
 
 def done(run: Run, name: str) -> bool:

@@ -1,6 +1,8 @@
 """The tables of docs/policy.md from the JSON files of policy_evidence.py and policy_step.py.
 
-python benchmarks/policy_tables.py docs/evidence
+    python benchmarks/policy_tables.py docs/evidence
+
+In the order of the page, but for the last two: unseen seeds, and what a step costs.
 """
 
 import argparse

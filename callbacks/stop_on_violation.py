@@ -25,6 +25,9 @@ class StopOnViolation(Callback):
     List it after callbacks that keep a state, so that the checkpoint has this iteration of theirs.
     NaN costs do not get this far: the dual controller refuses them with a ``ValueError`` before anything is learned.
 
+    Attributes:
+        stopped: Whether it ended the last run.
+
     YAML::
 
         callbacks:
@@ -59,6 +62,7 @@ class StopOnViolation(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """A run from the beginning counts anew."""
+        self.stopped = False
         if not trainer.global_step:
             self.above = {}
 

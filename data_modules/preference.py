@@ -25,7 +25,7 @@ class PreferenceDataModule(ShardDataModule):
         return CollatePreference(split.manifest.taxonomy, int(split.index["responses"][0]))
 
 
-class RehearsedPreferenceDataModule(RehearsalDataModule):
+class RehearsedPreferenceDataModule(RehearsalDataModule, PreferenceDataModule):
     """Preference pairs with demonstrations beside them, for :class:`~safe_rlhf_v.modules.PreferenceOptimisationModule`.
 
     YAML::
@@ -34,7 +34,3 @@ class RehearsedPreferenceDataModule(RehearsalDataModule):
           class_path: safe_rlhf_v.data_modules.RehearsedPreferenceDataModule
           init_args: {path: data/world, batch_size: 32, demonstrations: supervised}
     """
-
-    def collate(self, split: ShardedSplit) -> Callable[[list[Sample]], Any]:
-        """As :class:`PreferenceDataModule`."""
-        return PreferenceDataModule.collate(self, split)  # type: ignore[arg-type]

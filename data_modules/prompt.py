@@ -21,22 +21,13 @@ class PromptDataModule(RehearsalDataModule):
           init_args: {path: data/world, batch_size: 64, demonstrations: supervised, demonstration_batch_size: 32}
     """
 
-    def __init__(
-        self,
-        path: str,
-        demonstrations: str | None = None,
-        demonstration_batch_size: int | None = None,
-        labelled_split: str | None = None,
-        **options: Any,
-    ) -> None:
+    def __init__(self, path: str, labelled_split: str | None = None, **options: Any) -> None:
         """Args:
         path: Shard folder (with ``manifest.json``).
-        demonstrations: Split whose responses are rehearsed; ``None`` for no rehearsal.
-        demonstration_batch_size: Demonstrations per device and step; ``None`` is ``batch_size``.
         labelled_split: Preference pairs with safety labels, on which a cost model is checked before it is used.
-        options: See :class:`ShardDataModule`.
+        options: See :class:`RehearsalDataModule`.
         """
-        super().__init__(path, demonstrations, demonstration_batch_size, **options)
+        super().__init__(path, **options)
         self.labelled_split = labelled_split
 
     def collate(self, split: ShardedSplit) -> Callable[[list[Sample]], Any]:

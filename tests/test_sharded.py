@@ -27,10 +27,8 @@ REPLICATED = (
     "--trainer.strategy=lightning.pytorch.strategies.DDPStrategy",
     "--trainer.strategy.process_group_backend=gloo",
 )
-SGD = {
-    "class_path": "torch.optim.SGD",
-    "init_args": {"lr": 0.1, "momentum": 0.9},
-}  # Adam's first steps would hide a wrong scale
+# Adam's first steps would hide a wrong scale.
+SGD = {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.1, "momentum": 0.9}}
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +49,12 @@ def settings(kind: str, runs: Path) -> tuple[str, dict[str, Any]]:
     return "ConstrainedPolicyModule", policy(roles, update={"micro_batch_size": 1})
 
 
+def execute(*line: str) -> subprocess.CompletedProcess[str]:
+    """Run a command as users do."""
+    command_line = [sys.executable, "-m", "safe_rlhf_v", *line]
+    return subprocess.run(command_line, capture_output=True, text=True, timeout=300, check=False)
+
+
 def weights(
     strategy: tuple[str, ...], runs: Path, world: Path, out: Path, kind: str, steps: int = 2, resume: Path | None = None
 ) -> dict[str, Tensor]:
@@ -59,13 +63,7 @@ def weights(
     backbone = vlm(runs / "base", lora={"r": 2, "alpha": 4} if kind == "SharedRoles" else None)
     line = command(module, world, out, backbone, steps, resume, optimizer=SGD, **options)
     validate = ("--trainer.limit_val_batches=1", "--trainer.val_check_interval=1")
-    done = subprocess.run(
-        [sys.executable, "-m", "safe_rlhf_v", *line, *strategy, *validate],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+    done = execute(*line, *strategy, *validate)
     assert done.returncode == 0, done.stderr[-3000:]
     found: dict[str, Any] = torch.load(next(out.glob("*.ckpt")), weights_only=True)
     assert found["global_step"] == steps
@@ -84,6 +82,13 @@ def test_sharded_networks_learn_what_whole_ones_learn(kind: str, runs: Path, wor
     critics = ("reward_critic", "cost_critic", "reward_value", "cost_value")
     for part in ("backbone.", *(critics if kind != "DPO" else ())):
         assert any(part in name and not torch.equal(before[name], value) for name, value in pieces.items()), part
+
+
+def test_checkpoints_in_pieces_are_refused_before_anything_is_learned(runs: Path, world: Path, tmp_path: Path) -> None:
+    line = command("SupervisedModule", world, tmp_path, vlm(runs / "base"))
+    done = execute(*line, *SHARDED, "--trainer.strategy.init_args.save_distributed_checkpoint=true")
+    assert done.returncode == 2 and "save_distributed_checkpoint: false" in done.stderr
+    assert not list(tmp_path.rglob("*.ckpt"))
 
 
 def test_what_cannot_be_sharded_is_refused() -> None:

@@ -91,10 +91,11 @@ def main(argv: list[str] | None = None) -> int:
         if "-h" in args or "--help" in args:
             print(training_help(args[0]), end="")
             return 0
-        from safe_rlhf_v.cli import main as train  # lightning: seconds to import
+        from safe_rlhf_v.callbacks import StopOnViolation  # lightning: seconds to import
+        from safe_rlhf_v.cli import main as train
 
         trainer: Any = train(["--help" if arg == "--help-all" else arg for arg in args]).trainer
-        return STOPPED if any(getattr(callback, "stopped", False) for callback in trainer.callbacks) else 0
+        return STOPPED if any(isinstance(c, StopOnViolation) and c.stopped for c in trainer.callbacks) else 0
     known = [*TRAINING, *COMMANDS]
     near = get_close_matches(args[0], known, n=1)
     mend = f"did you mean {near[0]}?" if near else f"expected one of: {', '.join(known)}"

@@ -73,6 +73,9 @@ class AdvantageEstimator(ABC):
             signal: (n, R) per-token signal of reward or cost.
             values: (n, R) what the critic did expect.
             mask: (n, R) bool.
+
+        Raises:
+            NotImplementedError: If the estimator has no critics.
         """
         raise NotImplementedError(f"{type(self).__name__} has no critics")
 

@@ -74,11 +74,17 @@ class BaseModule(LightningModule):
 
         Raises:
             CheckpointError: If an earlier stage does not fit.
+            ValueError: If checkpoints would be written in pieces: no command reads those, so the run could not be resumed.
         """
-        if not self._fingerprint:
-            self.assemble()
-            if self.device_mesh is not None:
-                shard(self, self.device_mesh)
+        if self._fingerprint:
+            return
+        if self._trainer is not None and getattr(self._trainer.strategy, "_save_distributed_checkpoint", False):
+            raise ValueError(
+                "checkpoints in pieces cannot be resumed: set trainer.strategy.init_args.save_distributed_checkpoint: false"
+            )
+        self.assemble()
+        if self.device_mesh is not None:
+            shard(self, self.device_mesh)
 
     def assemble(self) -> None:
         """Build the networks and give them the weights of ``init_from``.
@@ -123,13 +129,16 @@ class BaseModule(LightningModule):
         """A nested tuple of tensors on the module's device."""
         return to_device(prepared, self.device)
 
-    def rehearsal_loss(self, demonstrations: SupervisedBatch) -> Tensor:
-        """PTX: token-mean negative log-likelihood of demonstrations (InstructGPT, arXiv 2203.02155)."""
-        answers = [(text,) for text in demonstrations.responses]
-        prepared = self.move(self.backbone.prepare(demonstrations.prompts, answers))
-        states = self.backbone.response_states(prepared, log_probs=True)
+    def log_likelihood(self, batch: SupervisedBatch) -> tuple[Tensor, Tensor]:
+        """(B, R) float32 log-probability of every response token, and (B, R) bool which of them count."""
+        prepared = self.backbone.prepare(batch.prompts, [(text,) for text in batch.responses])
+        states = self.backbone.response_states(self.move(prepared), log_probs=True)
         assert states.log_probs is not None
-        return -masked_mean(states.log_probs, states.mask & self.move(demonstrations.valid)[:, None])
+        return states.log_probs, states.mask & self.move(batch.valid)[:, None]
+
+    def rehearsal_loss(self, demonstrations: SupervisedBatch) -> Tensor:
+        """PTX: scalar token-mean negative log-likelihood of demonstrations (InstructGPT, arXiv 2203.02155)."""
+        return -masked_mean(*self.log_likelihood(demonstrations))
 
     def split_name(self, stage: str, loader: int) -> str:
         """Name of a stage's ``loader``-th split, from the data module if it says."""

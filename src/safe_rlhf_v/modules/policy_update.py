@@ -77,7 +77,7 @@ class PolicyUpdate:
         module, minibatches = self.module, self.rollout.minibatches
         has_critics, once = module.advantages.critics, self.steps == 1
         values = None
-        self.optimizer.zero_grad()
+        self.optimizer.zero_grad()  # whatever an interrupted step left
         if has_critics:
             values = self._learn_values(0, minibatches[0], None) if once else self._values()
         advantages = module.advantages(self.signals, values, self.lam, module.total)  # (N, R)

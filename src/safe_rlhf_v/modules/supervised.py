@@ -48,13 +48,6 @@ class SupervisedModule(BaseModule):
         """Create the backbone."""
         self.backbone = self.make_backbone()
 
-    def log_likelihood(self, batch: SupervisedBatch) -> tuple[Tensor, Tensor]:
-        """(B, R) log-probability of every response token, and which of them count (B, R) bool."""
-        prepared = self.backbone.prepare(batch.prompts, [(text,) for text in batch.responses])
-        states = self.backbone.response_states(self.move(prepared), log_probs=True)
-        assert states.log_probs is not None
-        return states.log_probs, states.mask & batch.valid[:, None]
-
     def training_step(self, batch: SupervisedBatch, batch_idx: int) -> Tensor:
         """Mean over the batch's response tokens."""
         log_probs, mask = self.log_likelihood(batch)
