@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 RUN = $(VENV)/bin/python
 
-.PHONY: quickstart compare test evidence check clean
+.PHONY: quickstart compare test test-slow test-all evidence check clean
 
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -28,8 +28,13 @@ check: $(VENV)/.installed ## format, lint and types
 	$(RUN) -m ruff check .
 	$(RUN) -m mypy
 
-test: check ## everything CI runs
-	$(RUN) -m pytest -q -n 2
+test: check ## what a contributor runs: under ten minutes on two cores
+	$(RUN) -m pytest -q -n 2 -m "not slow"
+
+test-slow: $(VENV)/.installed ## the rest: every model family, kills, soaks
+	$(RUN) -m pytest -q -n 2 -m slow
+
+test-all: test test-slow ## everything CI runs
 
 clean:
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache
