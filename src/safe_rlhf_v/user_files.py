@@ -1,0 +1,120 @@
+"""Files that somebody else named: looked at before they are read, and never written by two processes at once."""
+
+import fcntl
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+_KINDS = (
+    (stat.S_ISDIR, "a folder"),
+    (stat.S_ISFIFO, "a named pipe"),
+    (stat.S_ISSOCK, "a socket"),
+    (stat.S_ISCHR, "a device"),
+    (stat.S_ISBLK, "a device"),
+)
+
+
+class FileError(ValueError):
+    """A file that cannot be used; the message names it and says why in one line."""
+
+
+def open_regular(path: str | Path) -> BinaryIO:
+    """Open a regular file for reading, following links; nothing else is opened, so that nothing can block or be triggered.
+
+    Args:
+        path: A path from an untrusted source.
+
+    Raises:
+        FileError: If it is missing, may not be read, or is a folder, named pipe, socket or device.
+    """
+    name = shown(path)
+    try:
+        _check_regular(Path(path).stat().st_mode, name)
+        # Without blocking: what stands there may have been exchanged for a pipe since.
+        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except FileError:
+        raise
+    except OSError as error:
+        raise FileError(f"{name}: {(error.strerror or type(error).__name__).lower()}") from None
+    except ValueError as error:  # a NUL or a lone surrogate in the name
+        raise FileError(f"{name}: no file can have this name ({error})") from None
+    try:
+        _check_regular(os.fstat(handle).st_mode, name)
+    except FileError:
+        os.close(handle)
+        raise
+    return os.fdopen(handle, "rb")
+
+
+def read_bounded(path: str | Path, limit: int) -> bytes:
+    """All bytes of a regular file, of which no more than ``limit`` are ever held in memory.
+
+    Args:
+        path: A path from an untrusted source.
+        limit: Most bytes.
+
+    Raises:
+        FileError: See :func:`open_regular`; or if the file is larger, or cannot be read to its end.
+    """
+    with open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > limit:
+            raise FileError(f"{shown(path)}: {size} bytes, the limit is {limit}")
+        try:
+            data = file.read(limit + 1)
+        except OSError as error:
+            raise FileError(f"{shown(path)}: {(error.strerror or type(error).__name__).lower()}") from None
+    if len(data) > limit:  # it grew, or its size is not stated (/proc)
+        raise FileError(f"{shown(path)}: more than {limit} bytes")
+    return data
+
+
+def lock(file: BinaryIO, name: str | Path) -> None:
+    """Hold an open file for this process alone; the kernel releases it when the file is closed or the process dies.
+
+    Args:
+        file: Open file.
+        name: What it is called in the message.
+
+    Raises:
+        FileError: If another process holds it.
+    """
+    _lock(file.fileno(), name)
+
+
+@contextmanager
+def locked_folder(folder: Path) -> Iterator[None]:
+    """Hold a folder for this process alone, creating it if it is missing; see :func:`lock`.
+
+    Raises:
+        FileError: If another process holds it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        _lock(handle, folder)
+        yield
+    finally:
+        os.close(handle)
+
+
+def shown(path: str | Path) -> str:
+    """A path as one printable line."""
+    name = str(path)
+    return name if name.isprintable() else repr(name)
+
+
+def _lock(handle: int, name: str | Path) -> None:
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise FileError(f"{shown(name)}: another process is writing it; wait for it or name another output") from None
+
+
+def _check_regular(mode: int, name: str) -> None:
+    if not stat.S_ISREG(mode):
+        kind = next((words for is_kind, words in _KINDS if is_kind(mode)), "something else")
+        raise FileError(f"{name}: {kind}, not a regular file")
