@@ -3,6 +3,7 @@
 import logging
 import os
 import signal
+import zipfile
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -133,7 +134,7 @@ def test_the_newest_whole_checkpoint_is_found_and_the_rest_named(
     with caplog.at_level(logging.WARNING):
         assert find_checkpoint(tmp_path) == good
     assert all(f"{name}.ckpt" in caplog.text for name in ("half", "empty", "tail", "last"))
-    assert "older" not in caplog.text
+    assert "step=" not in caplog.text
     assert find_checkpoint(good) == good
     for path, words in (
         (dangling, "gone.ckpt"),
@@ -142,6 +143,42 @@ def test_the_newest_whole_checkpoint_is_found_and_the_rest_named(
     ):
         with pytest.raises(CheckpointError, match=words):
             find_checkpoint(path)
+
+
+def test_newest_means_most_steps_whatever_the_times_of_the_files_say(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    for name, steps, seconds in (("a/step=9", 9, 10), ("a/step=10", 10, 90), ("a/step=2", 2, 1)):
+        age(save(run / f"{name}.ckpt", Stub(), global_step=steps), seconds)
+    assert find_checkpoint(run) == run / "a" / "step=10.ckpt"
+    (run / "a" / "last.ckpt").symlink_to("step=10.ckpt")
+    assert find_checkpoint(run) == run / "a" / "step=10.ckpt"  # named by itself, not by a link to it
+    for version in (2, 10, 9):  # trained again, just as long: the later version
+        save(run / f"version_{version}" / "x.ckpt", Stub(), global_step=10)
+    assert find_checkpoint(run) == run / "version_10" / "x.ckpt"
+
+
+def test_checkpoints_that_lie_elsewhere_or_are_none_of_torchs_are_passed_over(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    good = save(run / "good.ckpt", Stub(), global_step=1)
+    outside = save(tmp_path / "outside.ckpt", Stub(), global_step=5)
+    (run / "planted.ckpt").symlink_to(outside)
+    (run / "folder.ckpt").symlink_to(tmp_path)
+    with zipfile.ZipFile(run / "archive.ckpt", "w") as archive:
+        archive.writestr("notes.txt", "no checkpoint")
+    torch.save([1, 2], run / "list.ckpt")
+    torch.save({"global_step": Opener(tmp_path / "opened")}, run / "code.ckpt")
+    assert find_checkpoint(run) == good
+    assert not (tmp_path / "opened").exists()
+
+
+class Opener:
+    """Creates a file when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (self.path,)
 
 
 def test_folders_without_a_checkpoint_are_refused(tmp_path: Path) -> None:

@@ -9,6 +9,8 @@ import hashlib
 import json
 import logging
 import os
+import pickle
+import re
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -63,7 +65,8 @@ def is_whole(path: Path) -> bool:
 def find_checkpoint(path: str | Path) -> Path:
     """The checkpoint a user means: the file itself, or the newest whole ``*.ckpt`` below a run's folder.
 
-    Newer ones that are damaged, or links to nothing, are passed over with a warning.
+    Newest is the one with the most optimizer steps, as the file itself says: copying a folder changes the times of its
+    files. Ones that are damaged, links to nothing and links that lead out of the folder are passed over with a warning.
 
     Raises:
         CheckpointError: If there is none, naming the damaged ones.
@@ -76,14 +79,30 @@ def find_checkpoint(path: str | Path) -> Path:
             raise CheckpointError(f"{root}: a link to {root.readlink()}, which is gone; name the folder {root.parent}")
         state = "not a whole checkpoint (cut off while it was written?)" if root.exists() else "no such checkpoint"
         raise CheckpointError(f"{root}: {state}; a folder's name finds its newest whole one")
-    found = sorted(checkpoints_below(root), key=lambda p: p.lstat().st_mtime, reverse=True)
-    for i, file in enumerate(found):
-        if is_whole(file):
-            for damaged in found[:i]:
-                log.warning("passed over %s: not a whole checkpoint", damaged)
-            return file
+    found = checkpoints_below(root)
+    whole = {file: steps for file in found if (steps := steps_of(file, root)) is not None}
+    for damaged in sorted(set(found) - set(whole)):
+        log.warning("passed over %s: not a whole checkpoint of this folder", damaged)
+    if whole:
+        return max(whole, key=lambda file: (whole[file], not file.is_symlink(), natural_order(file)))
     passed = f" (not whole: {', '.join(p.name for p in found)})" if found else ""
     raise CheckpointError(f"{root}: no readable checkpoint{passed}; train that stage first, or name a .ckpt file")
+
+
+def steps_of(file: Path, root: Path) -> int | None:
+    """Optimizer steps that a checkpoint below ``root`` has done; ``None`` if it cannot be used, or lies elsewhere."""
+    if not is_whole(file) or not file.resolve().is_relative_to(root.resolve()):
+        return None
+    header = file / "meta.pt" if file.is_dir() else file
+    try:
+        return int(torch.load(header, map_location="cpu", weights_only=True, mmap=True).get("global_step", 0))
+    except (RuntimeError, ValueError, AttributeError, TypeError, OSError, pickle.UnpicklingError):
+        return None
+
+
+def natural_order(file: Path) -> list[Any]:
+    """A sort key of a path in which ``version_10`` comes after ``version_9``."""
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", str(file))]
 
 
 def checkpoints_below(folder: Path) -> list[Path]:
