@@ -1,16 +1,19 @@
 """What is given to a guard, and what of it the model can read."""
 
-import io
+import itertools
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from PIL import Image as PILImage
 from torch import Tensor
 
 from safe_rlhf_v.batches import Prompts
-from safe_rlhf_v.shards.images import decode, probe
+from safe_rlhf_v.shards.images import MAX_BYTES, MAX_FRAMES, ImageError, load_frames, pixel_id
+from safe_rlhf_v.user_files import read_bounded
 
 ImageLike = bytes | str | Path | PILImage.Image
 
@@ -54,29 +57,46 @@ class Ready(NamedTuple):
 
 
 def load_images(image: ImageLike | Sequence[ImageLike] | None) -> tuple[tuple[Tensor, ...], tuple[str, ...]]:
-    """Pixels and identities of every picture, through the one decoder of untrusted images.
+    """Pixels and identities of every picture of an input without animations; see :func:`load_views`.
 
     Raises:
-        ImageError: If one of them is refused.
+        ImageError: If one of them is refused, or a file holds several pictures.
+        FileError: If a file cannot be read.
+        ValueError: If an empty list is given: nothing was there to be looked at.
+    """
+    views = load_views(image)
+    if len(views) > 1:
+        raise ImageError("a file holds several pictures")
+    return views[0]
+
+
+def load_views(image: ImageLike | Sequence[ImageLike] | None) -> list[tuple[tuple[Tensor, ...], tuple[str, ...]]]:
+    """Pixels and identities of everything that an input's pictures show, through the one door of untrusted images.
+
+    A still picture is one view. A file with several pictures (an animation, its hidden default picture, a multi-picture JPEG)
+    shows each of them in turn: one view each; several such files together show every combination. Equal views are given once.
+
+    Raises:
+        ImageError: If a picture is refused, or there are more than :data:`MAX_FRAMES` views.
+        FileError: If a file cannot be read.
         ValueError: If an empty list is given: nothing was there to be looked at.
     """
     if image is None:
-        return (), ()
+        return [((), ())]
     several: Sequence[ImageLike] = [image] if isinstance(image, (bytes, str, Path, PILImage.Image)) else image
     if not several:
         raise ValueError("a list without any image")
-    encoded = [_bytes(one) for one in several]
-    return tuple(torch.from_numpy(decode(data)) for data in encoded), tuple(probe(data).id for data in encoded)
+    shown = [_distinct(one) for one in several]
+    if (views := math.prod(map(len, shown))) > MAX_FRAMES:
+        raise ImageError(f"the pictures can be seen in {views} ways together, the limit is {MAX_FRAMES}")
+    combined = itertools.product(*shown)
+    return [(tuple(pixels for _, pixels in view), tuple(name for name, _ in view)) for view in combined]
 
 
-def _bytes(image: ImageLike) -> bytes:
-    if isinstance(image, bytes):
-        return image
-    if isinstance(image, PILImage.Image):
-        buffer = io.BytesIO()
-        image.save(buffer, "PNG")
-        return buffer.getvalue()
-    return Path(image).read_bytes()
+def _distinct(image: ImageLike) -> list[tuple[str, Tensor]]:
+    """Identity and pixels of each different picture of one file."""
+    frames = load_frames(read_bounded(image, MAX_BYTES) if isinstance(image, (str, Path)) else image)
+    return list({pixel_id(frame): torch.from_numpy(np.array(frame)) for frame in frames}.items())
 
 
 def prompts_of(rows: Sequence[Ready]) -> Prompts:
