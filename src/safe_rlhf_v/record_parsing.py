@@ -18,7 +18,7 @@ class RecordError(ValueError):
         where: The field, dotted.
         problem: What is wrong with it.
         """
-        super().__init__(f"record {key!r}, field {where!r}: {problem}")
+        super().__init__(f"record {key!r:.140}, field {where!r:.140}: {problem}")
         self.key, self.field, self.problem = key, where, problem
 
     def __reduce__(self) -> tuple[type, tuple[str, str, str]]:
@@ -26,8 +26,13 @@ class RecordError(ValueError):
         return type(self), (self.key, self.field, self.problem)
 
 
-def parse_json(text: bytes, key: str) -> dict[str, Any]:
-    """A JSON object of at most 1 MB without NaN, infinities, duplicate names or absurd nesting.
+def parse_json(text: bytes, key: str, limit: int = MAX_JSON_BYTES) -> dict[str, Any]:
+    """A JSON object in UTF-8 without NaN, infinities, duplicate names or absurd nesting.
+
+    Args:
+        text: Its bytes.
+        key: What it belongs to, for messages.
+        limit: Refuse more bytes than this.
 
     Raises:
         RecordError: For anything else.
@@ -43,8 +48,8 @@ def parse_json(text: bytes, key: str) -> dict[str, Any]:
             raise RecordError(key, twice, "stands twice in one JSON object")
         return dict(pairs)
 
-    if len(text) > MAX_JSON_BYTES:
-        raise RecordError(key, "json", f"{len(text)} bytes, the limit is {MAX_JSON_BYTES}")
+    if len(text) > limit:
+        raise RecordError(key, "json", f"{len(text)} bytes, the limit is {limit}")
     try:
         body = json.loads(text.decode("utf-8"), parse_constant=refuse, object_pairs_hook=unique)
     except RecordError:
@@ -88,7 +93,31 @@ class Fields:
         if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
             wanted = " or ".join(kind.__name__ for kind in kinds) + (" or null" if optional else "")
             raise RecordError(self.key, self.path(name), f"must be {wanted}, not {value!r:.80}")
+        problem = check_text(value) if isinstance(value, str) else check_int(value) if isinstance(value, int) else None
+        if problem:
+            raise RecordError(self.key, self.path(name), problem)
         return value
+
+    def count(self, name: str) -> int:
+        """Remove and return a whole number of at least 0."""
+        value = int(self.take(name, int))
+        if value < 0:
+            raise RecordError(self.key, self.path(name), f"must be a count, not {value}")
+        return value
+
+    def inner(self, name: str) -> "Fields":
+        """Remove an object field and return access to it."""
+        return Fields(self.take(name, dict), self.key, self.path(name))
+
+    def strings(self, name: str) -> list[str]:
+        """Remove and return a list of texts."""
+        values = self.take(name, list)
+        for i, value in enumerate(values):
+            if not isinstance(value, str):
+                raise RecordError(self.key, f"{self.path(name)}[{i}]", f"must be str, not {value!r:.80}")
+            if problem := check_text(value):
+                raise RecordError(self.key, f"{self.path(name)}[{i}]", problem)
+        return list(values)
 
     def items(self, name: str) -> list[tuple[str, Any]]:
         """The entries of a list field with their paths."""
@@ -100,6 +129,20 @@ class Fields:
             raise RecordError(self.key, self.path(next(iter(self.body))), "is not part of the schema")
 
 
+def check_text(value: str) -> str | None:
+    """What is wrong with a text, or ``None``: half of a surrogate pair is no character, and no tokenizer takes it."""
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        return f"holds the lone surrogate U+{ord(value[error.start]):04X} at character {error.start}"
+    return None
+
+
+def check_int(value: int) -> str | None:
+    """What is wrong with a whole number, or ``None``: tensors have 64 bits."""
+    return None if -(1 << 63) <= value < 1 << 63 else "does not fit into 64 bits"
+
+
 def check_level(value: int | None) -> str | None:
     """What is wrong with a safety level, or ``None``."""
     if value is not None and not MIN_LEVEL <= value <= MAX_LEVEL:
@@ -109,4 +152,7 @@ def check_level(value: int | None) -> str | None:
 
 def check_finite(value: float | None) -> str | None:
     """What is wrong with a number, or ``None``."""
-    return None if value is None or math.isfinite(value) else f"{value} is not finite"
+    try:
+        return None if value is None or math.isfinite(value) else f"{value} is not finite"
+    except OverflowError:
+        return "does not fit into a float"

@@ -8,18 +8,19 @@ and the field.
 import dataclasses
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from safe_rlhf_v.record_parsing import Fields, RecordError, check_finite, check_level, parse_json
+from safe_rlhf_v.record_parsing import Fields, RecordError, check_finite, check_int, check_level, check_text, parse_json
 from safe_rlhf_v.taxonomy import Taxonomy
 
 __all__ = ["IMAGE_FORMATS", "SCHEMA_VERSION", "Image", "Record", "RecordError", "Response", "Truth"]
 
 SCHEMA_VERSION = 1
 IMAGE_FORMATS = ("jpg", "png", "webp")
-_KEY = re.compile(r"[A-Za-z0-9_\-]{1,128}")
+# KEY.json must fit into the 100 bytes that a tar header has for a name.
+_KEY = re.compile(r"[A-Za-z0-9_\-]{1,95}")
 _HASH = re.compile(r"[0-9a-f]{64}")
 
 
@@ -145,13 +146,16 @@ class Record:
         ).encode()
 
     @classmethod
-    def from_json(cls, text: bytes, images: tuple[bytes, ...], key: str = "?") -> "Record":
+    def from_json(
+        cls, text: bytes, images: tuple[bytes, ...], key: str = "?", taxonomy: Taxonomy | None = None
+    ) -> "Record":
         """Parse and validate what :meth:`to_json` wrote, with the images' bytes.
 
         Args:
             text: The JSON member, at most 1 MB.
             images: Encoded bytes, one per entry of the JSON's ``images``.
             key: The shard member's key, for messages; the JSON's own ``key`` must equal it when given.
+            taxonomy: See :meth:`validate`.
 
         Raises:
             RecordError: For anything the schema does not allow.
@@ -159,8 +163,8 @@ class Record:
         fields = Fields(parse_json(text, key), key)
         record = _record(fields, images)
         if key != "?" and record.key != key:
-            raise RecordError(key, "key", f"the JSON says {record.key!r}")
-        return record.validate()
+            raise RecordError(key, "key", f"the JSON says {record.key!r:.140}")
+        return record.validate(taxonomy)
 
 
 def _record(fields: Fields, images: tuple[bytes, ...]) -> Record:
@@ -235,7 +239,7 @@ def _problems(record: Record, taxonomy: Taxonomy | None) -> Iterator[tuple[str, 
     if not _KEY.fullmatch(record.key):
         yield (
             "key",
-            f"{record.key!r} must be 1-128 letters, digits, '_' or '-' (a dot would split a shard member's name)",
+            f"{record.key!r} must be 1-95 letters, digits, '_' or '-' (a dot would split a shard member's name)",
         )
     for i, image in enumerate(record.images):
         if image.format not in IMAGE_FORMATS:
@@ -256,8 +260,21 @@ def _problems(record: Record, taxonomy: Taxonomy | None) -> Iterator[tuple[str, 
         yield "category", f"{record.category!r} is not in taxonomy {taxonomy.name!r}: {', '.join(taxonomy.categories)}"
     if not all(isinstance(k, str) and isinstance(v, str) for k, v in record.origin.items()):
         yield "origin", "must map strings to strings"
+    else:
+        yield from _text_problems(record)
     if record.truth is not None:
         yield from _truth_problems(record.truth, count)
+
+
+def _text_problems(record: Record) -> Iterator[tuple[str, str]]:
+    """Texts that are no Unicode text."""
+    texts = {"question": record.question}
+    for i, response in enumerate(record.responses):
+        texts |= {f"responses[{i}].text": response.text, f"responses[{i}].source": response.source}
+    texts["origin"] = "".join((*record.origin, *record.origin.values()))
+    for name, text in texts.items():
+        if problem := check_text(text):
+            yield name, problem
 
 
 def _truth_problems(truth: Truth, count: int) -> Iterator[tuple[str, str]]:
@@ -272,8 +289,16 @@ def _truth_problems(truth: Truth, count: int) -> Iterator[tuple[str, str]]:
             yield f"truth.{name}", f"has {len(values)} entries for {count} responses"
         if not all(isinstance(value, kinds) and not isinstance(value, bool) for value in values):
             yield f"truth.{name}", f"must hold {kinds[-1].__name__}, not {values!r:.80}"
-        elif problem := next((p for v in values if name == "safety" and (p := check_level(v))), None):
+        elif problem := next((p for v in values if (p := _check_truth(name, v))), None):
             yield f"truth.{name}", problem
     for name, value in truth.attributes.items():
         if not isinstance(value, int) or isinstance(value, bool):
             yield f"truth.attributes.{name}", f"must be an integer class index, not {value!r:.80}"
+        elif problem := check_int(value):
+            yield f"truth.attributes.{name}", problem
+
+
+def _check_truth(name: str, value: Any) -> str | None:
+    """What is wrong with one entry, of the right type, of the helpfulness, safety levels or rules."""
+    checks: dict[str, Callable[[Any], str | None]] = {"safety": check_level, "helpfulness": check_finite}
+    return checks.get(name, check_text)(value)

@@ -1,21 +1,27 @@
 """The index: where each sample's members lie in the tar files, so that any sample is one ``pread`` away.
 
-One structured NumPy array a split (no pickle), 64 bytes a sample. Rebuilt from the tar headers when needed; only members
-with the names the schema allows are ever indexed, so nothing else in a shard can be reached.
+One structured NumPy array a split (no pickle), 50 bytes a sample. Only members with the names the schema allows are ever
+indexed, so nothing else in a shard can be reached. The manifest holds the index's hash, the index the hash of every sample:
+so each byte of a picture or a label is checked when it is read, and nothing has to be hashed that is not read.
 """
 
+import hashlib
+import io
 import re
 import tarfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from safe_rlhf_v.shards.manifest import ShardError
+from safe_rlhf_v.user_files import FileError, read_bounded
 
 MEMBER = re.compile(r"(?P<key>[A-Za-z0-9_\-]{1,128})(?:\.(?P<number>[1-9]\d?))?\.(?P<suffix>json|jpg|png|webp)")
 MAX_MEMBER_BYTES = 50_000_000
 MAX_MEMBERS = 100
+MAX_NAME_BYTES = 100  # a longer name takes a second header, which no index points to
 
 INDEX_DTYPE = np.dtype(
     [
@@ -26,8 +32,12 @@ INDEX_DTYPE = np.dtype(
         ("category", "<i2"),  # index into the manifest's categories, -1 none
         ("group", "<u8"),  # first 8 bytes of SHA-256 of the record's group
         ("responses", "<u2"),
+        ("digest", "V16"),  # first 16 bytes of SHA-256 of the ``length`` bytes from ``offset``: headers, images, JSON
     ]
 )
+WITHOUT_DIGEST = np.dtype([(name, INDEX_DTYPE[name]) for name in (INDEX_DTYPE.names or ())[:-1]])
+"""Folders written by the first releases: there the image bytes are covered by the hash in the JSON, the JSON by none."""
+MAX_INDEX_BYTES = 4_000_000_000
 
 Index = NDArray[np.void]
 
@@ -42,10 +52,10 @@ class Member:
         found = MEMBER.fullmatch(info.name)
         if not info.isreg() or found is None:
             raise ShardError(
-                f"{shard}: member {info.name!r} is not a plain KEY.json, KEY.jpg, KEY.png or KEY.webp file"
+                f"{shard}: member {info.name!r:.140} is not a plain KEY.json, KEY.jpg, KEY.png or KEY.webp file"
             )
-        if info.size > MAX_MEMBER_BYTES:
-            raise ShardError(f"{shard}: member {info.name!r} claims {info.size} bytes, the limit is {MAX_MEMBER_BYTES}")
+        if not 0 <= info.size <= MAX_MEMBER_BYTES:
+            raise ShardError(f"{shard}: member {info.name!r:.140} claims {info.size} bytes, the limit is {MAX_MEMBER_BYTES}")
         self.key, self.suffix = found["key"], found["suffix"]
         self.number = None if self.suffix == "json" else int(found["number"] or 0)
         self.header, self.offset, self.size = info.offset, info.offset_data, info.size
@@ -92,18 +102,41 @@ def check_members(sample: list[Member], shard: str) -> None:
         raise ShardError(f"{shard}: sample {sample[0].key!r} must have one JSON and images 0, 1, ...; found {names}")
 
 
-def load_index(path: Path, shards: int) -> Index:
+def sample_digest(data: bytes) -> bytes:
+    """What the index holds of a sample's bytes."""
+    return hashlib.sha256(data).digest()[:16]
+
+
+def load_index(path: Path, sha256: str, shard_bytes: Sequence[int]) -> Index:
     """Read an index file.
 
+    Args:
+        path: The file.
+        sha256: What the manifest states (hex).
+        shard_bytes: Size of each shard, in order.
+
     Raises:
-        ShardError: If it is missing, of another layout, or points to shards that do not exist.
+        ShardError: If it is missing, differs from what the manifest states, is of another layout, or points to bytes that
+            do not exist.
     """
     try:
-        index: Index = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise ShardError(f"{path}: unreadable index ({type(error).__name__}: {error}); run 'shards check'") from None
-    if index.dtype != INDEX_DTYPE or index.ndim != 1:
+        data = read_bounded(path, MAX_INDEX_BYTES)
+    except FileError as error:
+        raise ShardError(str(error)) from None
+    if hashlib.sha256(data).hexdigest() != sha256:
+        raise ShardError(f"{path}: its SHA-256 is not the one in the manifest: damaged or changed")
+    try:
+        index: Index = np.load(io.BytesIO(data), allow_pickle=False)
+    except (OSError, ValueError, EOFError, SyntaxError, MemoryError, OverflowError) as error:
+        raise ShardError(f"{path}: unreadable index ({type(error).__name__}: {error})") from None
+    if not isinstance(index, np.ndarray) or index.dtype not in (INDEX_DTYPE, WITHOUT_DIGEST) or index.ndim != 1:
         raise ShardError(f"{path}: not an index of this version")
-    if len(index) and int(index["shard"].max()) >= shards:
-        raise ShardError(f"{path}: points to shard {int(index['shard'].max())} of {shards}")
+    if not len(index):
+        return index
+    if int(index["shard"].max()) >= len(shard_bytes):
+        raise ShardError(f"{path}: points to shard {int(index['shard'].max())} of {len(shard_bytes)}")
+    size = np.array(shard_bytes, dtype=np.uint64)[index["shard"]]
+    outside = (index["offset"] > size) | (index["length"] > size - np.minimum(index["offset"], size))
+    if outside.any():
+        raise ShardError(f"{path}: row {int(outside.argmax())} points beyond the end of its shard")
     return index

@@ -2,15 +2,19 @@
 
 import hashlib
 import json
+import re
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from safe_rlhf_v.record_parsing import Fields, RecordError, parse_json
 from safe_rlhf_v.taxonomy import LEVEL_NAMES, Taxonomy
+from safe_rlhf_v.user_files import FileError, read_bounded
 
 FORMAT = "safe_rlhf_v.shards"
 VERSION = 1
 FILE_NAME = "manifest.json"
+MAX_BYTES = 100_000_000
 
 
 class ShardError(ValueError):
@@ -45,6 +49,11 @@ class SplitInfo:
     index: dict[str, str]
     histograms: dict[str, dict[str, int]] = field(default_factory=dict)
 
+    @property
+    def file_names(self) -> tuple[str, ...]:
+        """Names of its tar files and its index."""
+        return (*(shard.file for shard in self.shards), self.index["file"])
+
 
 @dataclass(frozen=True)
 class Manifest:
@@ -75,37 +84,26 @@ class Manifest:
         """Read ``root/manifest.json``.
 
         Raises:
-            ShardError: If it is missing, of another version, or names a file outside the folder.
+            ShardError: If it is missing, unreadable, of another version, lacks a field, has one of another type or one too
+                many, or names a file outside the folder.
         """
         path = Path(root) / FILE_NAME
-        if not path.is_file():
-            raise ShardError(f"{path}: no manifest (is this a shard folder, and was it written to the end?)")
-        raw = path.read_bytes()
         try:
-            body = json.loads(raw)
-            if body["format"] != FORMAT or body["version"] != VERSION:
-                raise ShardError(
-                    f"{path}: format {body['format']!r} version {body['version']}; this reads {FORMAT!r} {VERSION}"
-                )
-            splits = {name: _split(value) for name, value in body["splits"].items()}
-            taxonomy = Taxonomy(body["taxonomy"]["name"], tuple(body["taxonomy"]["categories"]))
-            manifest = cls(
-                name=body["name"],
-                licence=body["licence"],
-                taxonomy=taxonomy,
-                level_names={int(level): name for level, name in body["level_names"].items()},
-                origin=body["origin"],
-                splits=splits,
-                harm_boundary=body["harm_boundary"],
-                digest=hashlib.sha256(raw).hexdigest(),
-            )
-        except (KeyError, TypeError, AttributeError, json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise ShardError(f"{path}: not a valid manifest ({type(error).__name__}: {error})") from None
-        for split in splits.values():
-            for name in [*(shard.file for shard in split.shards), split.index["file"]]:
-                if Path(name).name != name:
-                    raise ShardError(f"{path}: {name!r} lies outside the shard folder")
-        return manifest
+            path.stat()
+            raw = read_bounded(path, MAX_BYTES)
+            fields = Fields(parse_json(raw, str(path), MAX_BYTES), str(path))
+            version = fields.take("format", str), fields.take("version", int)
+            if version != (FORMAT, VERSION):
+                raise ShardError(f"{path}: format {version[0]!r:.80} version {version[1]}; this reads {FORMAT!r} {VERSION}")
+            return _manifest(fields, hashlib.sha256(raw).hexdigest())
+        except (FileNotFoundError, NotADirectoryError):
+            raise ShardError(f"{path}: no manifest (is this a shard folder, and was it written to the end?)") from None
+        except OSError as error:
+            raise ShardError(f"{path}: {error.strerror}") from None
+        except FileError as error:
+            raise ShardError(str(error)) from None
+        except RecordError as error:
+            raise ShardError(f"{path}, field {error.field!r:.140}: {error.problem}") from None
 
     def to_json(self) -> bytes:
         """Canonical JSON, byte-reproducible."""
@@ -115,9 +113,77 @@ class Manifest:
         return (json.dumps(head, indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode()
 
 
-def _split(body: dict[str, Any]) -> SplitInfo:
-    shards = tuple(ShardInfo(**shard) for shard in body["shards"])
-    return SplitInfo(body["samples"], body["groups"], shards, dict(body["index"]), body["histograms"])
+def _manifest(fields: Fields, digest: str) -> Manifest:
+    """A manifest from its JSON; every field is there, of its type, and nothing else is."""
+    taxonomy = fields.inner("taxonomy")
+    levels = fields.inner("level_names")
+    splits = fields.inner("splits")
+    manifest = Manifest(
+        name=fields.take("name", str),
+        licence=fields.take("licence", str),
+        taxonomy=Taxonomy(taxonomy.take("name", str), tuple(taxonomy.strings("categories"))),
+        level_names={_level(levels, name): levels.take(name, str) for name in list(levels.body)},
+        origin=_strings(fields.inner("origin")),
+        splits={name: _split(splits.inner(name)) for name in list(splits.body)},
+        harm_boundary=fields.take("harm_boundary", int),
+        digest=digest,
+    )
+    taxonomy.done()
+    fields.done()
+    files = [name for split in manifest.splits.values() for name in split.file_names]
+    for name in files:
+        if not name.isprintable() or name in ("", ".", "..") or Path(name).name != name:
+            raise RecordError(fields.key, "splits", f"{name!r:.140} lies outside the shard folder")
+    if len(set(files)) < len(files):
+        twice = next(name for name in files if files.count(name) > 1)
+        raise RecordError(fields.key, "splits", f"{twice!r:.140} stands twice")
+    try:
+        manifest.to_json()
+    except UnicodeEncodeError:
+        raise RecordError(fields.key, "", "a name in it holds a lone surrogate") from None
+    return manifest
+
+
+def _split(fields: Fields) -> SplitInfo:
+    shards = tuple(_shard(Fields(body, fields.key, where)) for where, body in fields.items("shards"))
+    index, histograms = fields.inner("index"), fields.inner("histograms")
+    split = SplitInfo(
+        samples=fields.count("samples"),
+        groups=fields.count("groups"),
+        shards=shards,
+        index={"file": index.take("file", str), "sha256": _sha256(index)},
+        histograms={name: _counts(histograms.inner(name)) for name in list(histograms.body)},
+    )
+    index.done()
+    fields.done()
+    return split
+
+
+def _shard(fields: Fields) -> ShardInfo:
+    shard = ShardInfo(fields.take("file", str), fields.count("samples"), fields.count("bytes"), _sha256(fields))
+    fields.done()
+    return shard
+
+
+def _sha256(fields: Fields) -> str:
+    value = str(fields.take("sha256", str))
+    if not re.fullmatch(r"[0-9a-f]{64}", value):
+        raise RecordError(fields.key, fields.path("sha256"), "must be 64 hexadecimal digits")
+    return value
+
+
+def _counts(fields: Fields) -> dict[str, int]:
+    return {name: fields.count(name) for name in list(fields.body)}
+
+
+def _strings(fields: Fields) -> dict[str, str]:
+    return {name: fields.take(name, str) for name in list(fields.body)}
+
+
+def _level(fields: Fields, name: str) -> int:
+    if not re.fullmatch(r"-?[0-9]{1,3}", name):
+        raise RecordError(fields.key, fields.path(name), "is not a level")
+    return int(name)
 
 
 def new_manifest(

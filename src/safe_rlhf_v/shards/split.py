@@ -1,8 +1,10 @@
 """Random access to the records of one split through its index: one ``pread`` a sample, nothing streamed or unpickled."""
 
+import contextlib
 import hashlib
 import io
 import os
+import re
 import tarfile
 from pathlib import Path
 from typing import Any, Literal
@@ -11,8 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from safe_rlhf_v.records import Record, RecordError
-from safe_rlhf_v.shards.index import Index, Member, check_members, load_index
+from safe_rlhf_v.shards.index import MEMBER, Index, Member, check_members, load_index, sample_digest
 from safe_rlhf_v.shards.manifest import Manifest, ShardError
+from safe_rlhf_v.taxonomy import Taxonomy
 
 
 class ShardedSplit:
@@ -45,10 +48,10 @@ class ShardedSplit:
         for shard in info.shards:
             _verify(self.root / shard.file, shard.bytes, shard.sha256 if verify == "sha256" else None)
         path = self.root / info.index["file"]
-        _verify(path, None, info.index["sha256"])
-        self.index: Index = load_index(path, len(self.files))
+        self.index: Index = load_index(path, info.index["sha256"], [shard.bytes for shard in info.shards])
         if len(self.index) != info.samples:
             raise ShardError(f"{path}: {len(self.index)} rows, the manifest states {info.samples} samples")
+        self._digests = "digest" in (self.index.dtype.names or ())
         self._handles: dict[int, int] = {}
 
     def __len__(self) -> int:
@@ -66,15 +69,19 @@ class ShardedSplit:
         return self.index["group"]
 
     def __getitem__(self, row: int) -> Record:
-        """Read and validate one record.
+        """Read one record, check its bytes against their hash, and validate it.
 
         Raises:
             ShardError: Naming shard and key (and field, for a record that breaks the schema).
         """
         entry = self.index[row]
-        shard = self.files[int(entry["shard"])]
-        data = os.pread(self._handle(int(entry["shard"])), int(entry["length"]), int(entry["offset"]))
-        return parse_sample(data, int(entry["members"]), shard)
+        shard = int(entry["shard"])
+        try:
+            data = os.pread(self._handle(shard), int(entry["length"]), int(entry["offset"]))
+        except (OSError, MemoryError) as error:
+            raise ShardError(f"{self.root / self.files[shard]}: cannot be read ({error})") from None
+        digest = entry["digest"].tobytes() if self._digests else None
+        return parse_sample(data, int(entry["members"]), self.files[shard], digest, self.manifest.taxonomy)
 
     def _handle(self, shard: int) -> int:
         """A file descriptor of this process for a shard."""
@@ -95,12 +102,23 @@ class ShardedSplit:
             os.close(handle)
 
 
-def parse_sample(data: bytes, members: int, shard: str) -> Record:
+def parse_sample(
+    data: bytes, members: int, shard: str, digest: bytes | None = None, taxonomy: Taxonomy | None = None
+) -> Record:
     """A record from the bytes of its adjacent tar members.
+
+    Args:
+        data: From the first member's header to the end of the last member.
+        members: How many members there are.
+        shard: Name of the shard, for messages.
+        digest: What the index says of ``data``; without it only the images are checked, by the hashes in the JSON.
+        taxonomy: Categories that the record may have.
 
     Raises:
         ShardError: Naming shard and key (and field).
     """
+    if digest is not None and sample_digest(data) != digest:
+        raise ShardError(f"{shard}: record {_key_of(data)}: its bytes do not match their SHA-256: damaged or changed")
     found: list[Member] = []
     position = 0
     while position + 512 <= len(data) and len(found) < members:
@@ -119,7 +137,7 @@ def parse_sample(data: bytes, members: int, shard: str) -> Record:
     key = found[0].key
     bodies = [data[m.offset : m.offset + m.size] for m in found]
     try:
-        record = Record.from_json(bodies[-1], tuple(bodies[:-1]), key)
+        record = Record.from_json(bodies[-1], tuple(bodies[:-1]), key, taxonomy)
     except RecordError as error:
         raise ShardError(f"{shard}: {error}") from None
     for member, image in zip(found, record.images, strict=False):
@@ -127,19 +145,33 @@ def parse_sample(data: bytes, members: int, shard: str) -> Record:
             raise ShardError(
                 f"{shard}: record {key!r}: the image is stored as {member.suffix}, its JSON says {image.format}"
             )
-        if hashlib.sha256(image.data).hexdigest() != image.sha256:
+        if digest is None and hashlib.sha256(image.data).hexdigest() != image.sha256:
             raise ShardError(f"{shard}: record {key!r}, field 'images': the bytes do not match their SHA-256")
     return record
 
 
+def _key_of(data: bytes) -> str:
+    """The key that the first undamaged member header of a sample states, or its JSON, for messages."""
+    for position in range(0, len(data) - 511, 512):
+        with contextlib.suppress(tarfile.TarError, ValueError):
+            info = tarfile.TarInfo.frombuf(data[position : position + 512], "utf-8", "strict")
+            if found := MEMBER.fullmatch(info.name):
+                return repr(found["key"])
+    stated = re.search(rb'"key":"([A-Za-z0-9_\-]{1,128})"', data)
+    return repr(stated[1].decode()) if stated else "?"
+
+
 def _verify(path: Path, size: int | None, sha256: str | None) -> None:
     """Raises: ShardError: If a file is missing, or its size or hash differs."""
-    if not path.is_file():
-        raise ShardError(f"{path}: the manifest states this file, but it is missing")
-    if size is not None and path.stat().st_size != size:
-        raise ShardError(f"{path}: {path.stat().st_size} bytes, the manifest states {size}: damaged or cut off")
-    if sha256 is not None and file_sha256(path) != sha256:
-        raise ShardError(f"{path}: its SHA-256 is not the one in the manifest: damaged or changed")
+    try:
+        if not path.is_file():
+            raise ShardError(f"{path}: the manifest states this file, but it is missing")
+        if size is not None and path.stat().st_size != size:
+            raise ShardError(f"{path}: {path.stat().st_size} bytes, the manifest states {size}: damaged or cut off")
+        if sha256 is not None and file_sha256(path) != sha256:
+            raise ShardError(f"{path}: its SHA-256 is not the one in the manifest: damaged or changed")
+    except OSError as error:
+        raise ShardError(f"{path}: cannot be read ({error.strerror})") from None
 
 
 def file_sha256(path: Path) -> str:

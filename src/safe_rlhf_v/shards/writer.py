@@ -2,7 +2,6 @@
 
 import hashlib
 import io
-import os
 from collections import Counter
 from pathlib import Path
 from types import TracebackType
@@ -10,27 +9,52 @@ from typing import Any, Self
 
 import numpy as np
 
-from safe_rlhf_v.records import Record
-from safe_rlhf_v.shards.index import INDEX_DTYPE, scan_shard
-from safe_rlhf_v.shards.manifest import FILE_NAME, ShardError, ShardInfo, SplitInfo, new_manifest
+from safe_rlhf_v.records import Record, RecordError
+from safe_rlhf_v.shards.index import INDEX_DTYPE, MAX_MEMBER_BYTES, MAX_MEMBERS, MAX_NAME_BYTES, sample_digest, scan_shard
+from safe_rlhf_v.shards.manifest import ShardError, ShardInfo, SplitInfo, new_manifest
+from safe_rlhf_v.shards.target import SIZES, SPLIT_NAME, Target
 from safe_rlhf_v.taxonomy import Taxonomy
 
 
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write a whole file or nothing: a temporary file beside it, synced, then renamed."""
-    part = path.with_name(path.name + ".part")
-    with part.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)
+def encoded(record: Record, taxonomy: Taxonomy) -> bytes:
+    """The JSON of a record, after everything has been checked that its readers check.
+
+    Raises:
+        RecordError: Naming key and field.
+    """
+    try:
+        body = record.to_json()
+    except (TypeError, ValueError, RecursionError, AttributeError) as error:
+        record.validate(taxonomy)
+        raise RecordError(record.key, "json", f"cannot be written ({error})") from None
+    images = tuple(image.data for image in record.images)
+    Record.from_json(body, images, record.key, taxonomy)
+    if len(images) > MAX_MEMBERS:
+        raise RecordError(record.key, "images", f"{len(images)} images, the limit is {MAX_MEMBERS}")
+    longest = max(map(len, [*member_names(record), "json"]))
+    if len(record.key) + 1 + longest > MAX_NAME_BYTES:
+        raise RecordError(record.key, "key", f"must be at most {MAX_NAME_BYTES - 1 - longest} characters for these images")
+    for i, image in enumerate(record.images):
+        if len(image.data) > MAX_MEMBER_BYTES:
+            raise RecordError(
+                record.key, f"images[{i}]", f"{len(image.data)} bytes, the limit is {MAX_MEMBER_BYTES}"
+            )
+        if hashlib.sha256(image.data).hexdigest() != image.sha256:
+            raise RecordError(record.key, f"images[{i}].sha256", "is not the SHA-256 of the bytes")
+    return body
+
+
+def member_names(record: Record) -> list[str]:
+    """What follows ``KEY.`` in the names of the images' members."""
+    return [image.format if i == 0 else f"{i}.{image.format}" for i, image in enumerate(record.images)]
 
 
 class ShardWriter:
     """Write records into ``root``, split by split; equal input gives equal bytes.
 
     Leaving the ``with`` block normally writes the indexes, ``sizes.json`` and, last, ``manifest.json``. Leaving it by an
-    exception leaves no manifest, so a half-written folder can never be mistaken for a whole one.
+    exception removes what was written. A killed process leaves no manifest, so a half-written folder can never be mistaken for
+    a whole one, and a journal by which the next writer knows the leftovers. Files of other people are left alone.
     """
 
     def __init__(
@@ -44,7 +68,7 @@ class ShardWriter:
         samples_per_shard: int = 512,
     ) -> None:
         """Args:
-        root: Folder to fill; created if missing. Leftovers of a run that did not finish are replaced.
+        root: Folder to fill; created if missing. Leftovers of our own that a run did not finish are replaced.
         name: Data set name.
         licence: SPDX identifier or text.
         taxonomy: Categories that records may have.
@@ -52,14 +76,14 @@ class ShardWriter:
         samples_per_shard: Records per tar file; the last one of a split has fewer.
 
         Raises:
-            ShardError: If ``root`` already holds a finished data set, or foreign files named like shards.
+            ShardError: If ``root`` already holds a finished data set, holds foreign files named like shards, is being written
+                by another process, or cannot be written to.
+            ValueError: If ``samples_per_shard`` is not positive.
         """
+        if samples_per_shard < 1:
+            raise ValueError(f"samples_per_shard is {samples_per_shard}; it must be positive")
         self.root = Path(root)
-        if (self.root / FILE_NAME).exists():
-            raise ShardError(f"{self.root} already holds a finished data set; delete it or choose another folder")
-        self.root.mkdir(parents=True, exist_ok=True)
-        for leftover in [*self.root.glob("*.tar"), *self.root.glob("*.part"), *self.root.glob("*.index.npy")]:
-            leftover.unlink()
+        self._target = Target(root)
         self._about: dict[str, Any] = {"name": name, "licence": licence, "taxonomy": taxonomy, "origin": origin or {}}
         self._taxonomy, self._per_shard = taxonomy, samples_per_shard
         self._splits: dict[str, _SplitWriter] = {}
@@ -69,18 +93,19 @@ class ShardWriter:
         """Append one record to a split.
 
         Raises:
-            RecordError: If the record is invalid.
-            ShardError: If its key was used before, or the split's name is not letters, digits, ``_`` or ``-``.
+            RecordError: If the record is invalid; it is not written, and others may follow.
+            ShardError: If its key was used before, or the split's name is not letters, digits, ``_`` or ``-``; or if the disk is
+                full.
         """
-        record.validate(self._taxonomy)
+        body = encoded(record, self._taxonomy)
         if record.key in self._keys:
             raise ShardError(f"key {record.key!r} stands twice")
-        if not split.replace("_", "").replace("-", "").isalnum():
-            raise ShardError(f"split name {split!r} must be letters, digits, '_' or '-'")
+        if not SPLIT_NAME.fullmatch(split):
+            raise ShardError(f"split name {split!r:.140} must be 1-100 letters, digits, '_' or '-'")
         self._keys.add(record.key)
         if split not in self._splits:
-            self._splits[split] = _SplitWriter(self.root, split, self._taxonomy, self._per_shard)
-        self._splits[split].add(record)
+            self._splits[split] = _SplitWriter(self._target, split, self._taxonomy, self._per_shard)
+        self._splits[split].add(record, body)
 
     def __enter__(self) -> Self:
         """The writer itself."""
@@ -89,30 +114,35 @@ class ShardWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Finish the folder unless an exception is under way."""
+        """Finish the folder, or remove what was written if an exception is under way or arises."""
         if kind is not None:
+            self._target.discard()
             return
-        splits = {name: split.finish() for name, split in self._splits.items()}
-        sizes = {shard.file: shard.samples for split in splits.values() for shard in split.shards}
-        lines = ",\n".join(f' "{file}": {count}' for file, count in sizes.items())
-        write_atomically(self.root / "sizes.json", ("{\n" + lines + "\n}\n").encode())
-        write_atomically(self.root / FILE_NAME, new_manifest(**self._about, splits=splits).to_json())
+        try:
+            splits = {name: split.finish() for name, split in self._splits.items()}
+            sizes = {shard.file: shard.samples for split in splits.values() for shard in split.shards}
+            lines = ",\n".join(f' "{file}": {count}' for file, count in sizes.items())
+            self._target.add(SIZES, ("{\n" + lines + "\n}\n").encode())
+            self._target.finish(new_manifest(**self._about, splits=splits).to_json())
+        except BaseException:
+            self._target.discard()
+            raise
 
 
 class _SplitWriter:
     """Shards, index rows and histograms of one split."""
 
-    def __init__(self, root: Path, name: str, taxonomy: Taxonomy, per_shard: int) -> None:
-        self.root, self.name, self.taxonomy, self.per_shard = root, name, taxonomy, per_shard
-        self.pending: list[Record] = []
+    def __init__(self, target: Target, name: str, taxonomy: Taxonomy, per_shard: int) -> None:
+        self.target, self.name, self.taxonomy, self.per_shard = target, name, taxonomy, per_shard
+        self.pending: list[tuple[Record, bytes]] = []
         self.shards: list[ShardInfo] = []
-        self.rows: list[tuple[int, ...]] = []
+        self.rows: list[tuple[int | bytes, ...]] = []
         self.histograms: dict[str, Counter[str]] = {
             name: Counter() for name in ("category", "image_severity", "responses", "safety", "source")
         }
 
-    def add(self, record: Record) -> None:
-        self.pending.append(record)
+    def add(self, record: Record, body: bytes) -> None:
+        self.pending.append((record, body))
         self.histograms["category"][record.category or "none"] += 1
         self.histograms["image_severity"][str(record.image_severity)] += 1
         self.histograms["responses"][str(len(record.responses))] += 1
@@ -129,22 +159,21 @@ class _SplitWriter:
         buffer = io.BytesIO()
         # Fixed time stamps and owners make equal records give equal bytes.
         with webdataset.TarWriter(buffer, mtime=0, user="", group="", encoder=False) as tar:
-            for record in self.pending:
-                members = {
-                    image.format if i == 0 else f"{i}.{image.format}": image.data
-                    for i, image in enumerate(record.images)
-                }
-                tar.write({"__key__": record.key, **members, "json": record.to_json()})
+            for record, body in self.pending:
+                members = zip(member_names(record), (image.data for image in record.images), strict=True)
+                tar.write({"__key__": record.key, **dict(members), "json": body})
         data = buffer.getvalue()
-        path = self.root / f"{self.name}-{len(self.shards):06d}.tar"
-        write_atomically(path, data)
-        for record, sample in zip(self.pending, scan_shard(path), strict=True):
+        file = f"{self.name}-{len(self.shards):06d}.tar"
+        self.target.add(file, data)
+        for (record, _), sample in zip(self.pending, scan_shard(self.target.root / file), strict=True):
             start = min(member.header for member in sample)
+            end = max(member.offset + member.size for member in sample)
             group = int.from_bytes(hashlib.sha256(record.group.encode()).digest()[:8], "little")
             category = self.taxonomy.category_index(record.category)
-            length = max(member.offset + member.size for member in sample) - start
-            self.rows.append((len(self.shards), start, length, len(sample), category, group, len(record.responses)))
-        self.shards.append(ShardInfo(path.name, len(self.pending), len(data), hashlib.sha256(data).hexdigest()))
+            digest = sample_digest(data[start:end])
+            place = (len(self.shards), start, end - start, len(sample))
+            self.rows.append((*place, category, group, len(record.responses), digest))
+        self.shards.append(ShardInfo(file, len(self.pending), len(data), hashlib.sha256(data).hexdigest()))
         self.pending = []
 
     def finish(self) -> SplitInfo:
@@ -154,7 +183,7 @@ class _SplitWriter:
         buffer = io.BytesIO()
         np.save(buffer, index, allow_pickle=False)
         file = f"{self.name}.index.npy"
-        write_atomically(self.root / file, buffer.getvalue())
+        self.target.add(file, buffer.getvalue())
         about = {"file": file, "sha256": hashlib.sha256(buffer.getvalue()).hexdigest()}
         histograms = {name: dict(sorted(counts.items())) for name, counts in self.histograms.items()}
         return SplitInfo(len(index), len(np.unique(index["group"])), tuple(self.shards), about, histograms)

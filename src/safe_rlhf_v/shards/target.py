@@ -1,0 +1,217 @@
+"""The folder a data set is written into: nothing in it that we did not write is ever deleted or overwritten.
+
+A journal beside the shards names every file, with its hash, before the file appears; it goes when the manifest is there. What
+an interrupted run left is recognised by its journal, byte for byte, and by nothing else.
+"""
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import re
+import secrets
+import stat
+from pathlib import Path
+from typing import BinaryIO
+
+from safe_rlhf_v.shards.manifest import FILE_NAME, ShardError
+from safe_rlhf_v.user_files import FileError, lock, read_bounded
+
+JOURNAL = ".safe_rlhf_v.unfinished"
+SIZES = "sizes.json"
+SPLIT_NAME = re.compile(r"[A-Za-z0-9_\-]{1,100}")
+OURS = re.compile(rf"{SPLIT_NAME.pattern}(-\d{{6}}\.tar|\.index\.npy)|{re.escape(SIZES)}|{re.escape(FILE_NAME)}")
+"""Names that the writer gives; only such a file can be in its way."""
+
+_HEAD = "safe_rlhf_v.unfinished 1 "
+_MAX_JOURNAL_BYTES = 100_000_000
+
+
+class Target:
+    """Write whole files into a folder, or leave it as it was."""
+
+    def __init__(self, root: str | Path) -> None:
+        """Claim the folder for this process, creating it if it is missing, and clear away what an interrupted run of ours left.
+
+        Args:
+            root: The folder. Files in it that have other names than ours are left alone.
+
+        Raises:
+            ShardError: If it holds a finished data set or a foreign file where one of ours would be written, if another process
+                is writing into it, or if it cannot be written to.
+        """
+        self.root = Path(root)
+        self._new_folders: list[Path] = []
+        self._files: list[str] = []
+        self._token = secrets.token_hex(4)  # in the names of unfinished files, so that no foreign file can have one
+        if os.path.lexists(self.root / FILE_NAME):
+            raise ShardError(f"{self.root} already holds a finished data set; delete it or choose another folder")
+        try:
+            self._new_folders = [path for path in (self.root, *self.root.parents) if not path.exists()]
+            self.root.mkdir(parents=True, exist_ok=True)
+            self._journal = self._claim()
+            empty = not os.fstat(self._journal.fileno()).st_size
+            try:
+                self._clear()
+                self._journal.truncate(0)
+                self._note(f"{_HEAD}{self._token}")
+            except BaseException:
+                if empty:
+                    (self.root / JOURNAL).unlink(missing_ok=True)
+                self._journal.close()
+                raise
+        except OSError as error:
+            self._remove_new_folders()
+            raise ShardError(f"{self.root}: cannot be written to ({error.strerror or error})") from None
+
+    def _claim(self) -> BinaryIO:
+        """The journal, open and locked."""
+        path = self.root / JOURNAL
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | os.O_APPEND, 0o666)
+        journal = os.fdopen(handle, "r+b", buffering=0)
+        try:
+            if not stat.S_ISREG(os.fstat(handle).st_mode):
+                raise ShardError(f"{path}: not a file of ours; move it away or choose another folder")
+            with contextlib.suppress(OSError):  # file systems without locks
+                lock(journal, self.root)
+            if not os.path.lexists(path) or not os.path.samestat(os.fstat(handle), os.lstat(path)):
+                raise ShardError(f"{self.root}: another process has just finished writing it")
+        except FileError as error:
+            journal.close()
+            raise ShardError(str(error)) from None
+        except BaseException:
+            journal.close()
+            raise
+        return journal
+
+    def _clear(self) -> None:
+        """Delete what an interrupted run left; nothing is deleted before all is recognised."""
+        token, written = _read_journal(self.root / JOURNAL)
+        leftovers = [self.root / name for name in written if _is_ours(self.root / name, written[name])]
+        leftovers += [part for name in written if os.path.lexists(part := _part(self.root, name, token))]
+        known = {path.name for path in leftovers}
+        foreign = sorted(name for name in os.listdir(self.root) if OURS.fullmatch(name) and name not in known)
+        if foreign:
+            more = f" and {len(foreign) - 1} more" if len(foreign) > 1 else ""
+            raise ShardError(
+                f"{self.root / foreign[0]}{more}: stands where shards would be written, and no interrupted run of ours is "
+                "known to have written it; move it away or choose another folder"
+            )
+        for path in leftovers:
+            path.unlink()
+
+    def _note(self, line: str) -> None:
+        """Add a line to the journal."""
+        data = f"{line}\n".encode()
+        if self._journal.write(data) != len(data):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        _sync(self._journal)
+
+    def add(self, name: str, data: bytes) -> None:
+        """Write one whole file: journal, temporary file, sync, rename.
+
+        Args:
+            name: One of :data:`OURS`.
+            data: Its content.
+
+        Raises:
+            ShardError: If the disk is full or the file cannot be written, or a foreign one has its name by now.
+        """
+        path, part = self.root / name, _part(self.root, name, self._token)
+        try:
+            entry = {"file": name, "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+            self._note(json.dumps(entry))
+            if os.path.lexists(path):
+                raise ShardError(f"{path}: another program wrote this file meanwhile; choose another folder")
+            self._files.append(name)
+            with part.open("xb") as file:
+                file.write(data)
+                _sync(file)
+            part.rename(path)
+        except OSError as error:
+            raise ShardError(f"{self.root}: cannot write {name} ({error.strerror or error})") from None
+
+    def finish(self, manifest: bytes) -> None:
+        """Write the manifest, by which the folder is whole, and remove the journal."""
+        _sync_folder(self.root)
+        self.add(FILE_NAME, manifest)
+        _sync_folder(self.root)
+        with contextlib.suppress(OSError):
+            (self.root / JOURNAL).unlink()
+        self._journal.close()
+
+    def discard(self) -> None:
+        """Remove what was written, the manifest first; what cannot be removed stays recognisable by the journal."""
+        with contextlib.suppress(OSError):
+            for name in reversed(self._files):
+                _part(self.root, name, self._token).unlink(missing_ok=True)
+                (self.root / name).unlink(missing_ok=True)
+            (self.root / JOURNAL).unlink()
+        self._journal.close()
+        self._remove_new_folders()
+
+    def _remove_new_folders(self) -> None:
+        with contextlib.suppress(OSError):  # not empty: somebody else uses it
+            for folder in self._new_folders:
+                folder.rmdir()
+
+
+def _read_journal(path: Path) -> tuple[str, dict[str, tuple[int, str]]]:
+    """Token, and size and hash of every file that the run which wrote this journal had begun.
+
+    Raises:
+        ShardError: If it is no journal of ours.
+    """
+    refusal = ShardError(f"{path}: not a journal of ours; move it away or choose another folder")
+    try:
+        text = read_bounded(path, _MAX_JOURNAL_BYTES).decode()
+    except (FileError, UnicodeDecodeError):
+        raise refusal from None
+    head, *lines = text.split("\n")
+    if not lines and (_HEAD.startswith(head) or re.fullmatch(rf"{_HEAD}[0-9a-f]{{0,8}}", head)):
+        return "", {}  # interrupted before anything was written
+    if not re.fullmatch(rf"{_HEAD}[0-9a-f]{{8}}", head):
+        raise refusal
+    written: dict[str, tuple[int, str]] = {}
+    for line in lines[:-1]:  # what follows the last line break was being written, and its file does not exist
+        try:
+            entry = json.loads(line)
+            name, size, sha256 = entry["file"], entry["bytes"], entry["sha256"]
+            if not (OURS.fullmatch(name) and isinstance(size, int) and isinstance(sha256, str)):
+                raise refusal
+        except (ValueError, KeyError, TypeError, RecursionError):
+            raise refusal from None
+        written[name] = (size, sha256)
+    return head.removeprefix(_HEAD), written
+
+
+def _is_ours(path: Path, about: tuple[int, str]) -> bool:
+    """Whether a file is, byte for byte, the one a journal names."""
+    try:
+        if path.is_symlink() or not path.is_file() or path.stat().st_size != about[0]:
+            return False
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest() == about[1]
+    except OSError:
+        return False
+
+
+def _part(root: Path, name: str, token: str) -> Path:
+    """Where a file stands while it is written."""
+    return root / f".{name}.{token}.part"
+
+
+def _sync(file: BinaryIO) -> None:
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def _sync_folder(root: Path) -> None:
+    """Make renames durable where the system can."""
+    with contextlib.suppress(OSError):
+        handle = os.open(root, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
