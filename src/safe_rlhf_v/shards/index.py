@@ -55,7 +55,9 @@ class Member:
                 f"{shard}: member {info.name!r:.140} is not a plain KEY.json, KEY.jpg, KEY.png or KEY.webp file"
             )
         if not 0 <= info.size <= MAX_MEMBER_BYTES:
-            raise ShardError(f"{shard}: member {info.name!r:.140} claims {info.size} bytes, the limit is {MAX_MEMBER_BYTES}")
+            raise ShardError(
+                f"{shard}: member {info.name!r:.140} claims {info.size} bytes, the limit is {MAX_MEMBER_BYTES}"
+            )
         self.key, self.suffix = found["key"], found["suffix"]
         self.number = None if self.suffix == "json" else int(found["number"] or 0)
         self.header, self.offset, self.size = info.offset, info.offset_data, info.size

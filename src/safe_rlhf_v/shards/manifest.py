@@ -94,7 +94,9 @@ class Manifest:
             fields = Fields(parse_json(raw, str(path), MAX_BYTES), str(path))
             version = fields.take("format", str), fields.take("version", int)
             if version != (FORMAT, VERSION):
-                raise ShardError(f"{path}: format {version[0]!r:.80} version {version[1]}; this reads {FORMAT!r} {VERSION}")
+                raise ShardError(
+                    f"{path}: format {version[0]!r:.80} version {version[1]}; this reads {FORMAT!r} {VERSION}"
+                )
             return _manifest(fields, hashlib.sha256(raw).hexdigest())
         except (FileNotFoundError, NotADirectoryError):
             raise ShardError(f"{path}: no manifest (is this a shard folder, and was it written to the end?)") from None

@@ -68,7 +68,9 @@ class Target:
     def _claim(self) -> BinaryIO:
         """The journal, open and locked."""
         path = self.root / JOURNAL
-        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | os.O_APPEND, 0o666)
+        handle = os.open(
+            path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | os.O_APPEND, 0o666
+        )
         journal = os.fdopen(handle, "r+b", buffering=0)
         try:
             if not stat.S_ISREG(os.fstat(handle).st_mode):
@@ -91,7 +93,8 @@ class Target:
         leftovers = [self.root / name for name in written if _is_ours(self.root / name, written[name])]
         leftovers += [part for name in written if os.path.lexists(part := _part(self.root, name, token))]
         known = {path.name for path in leftovers}
-        foreign = sorted(name for name in os.listdir(self.root) if OURS.fullmatch(name) and name not in known)
+        there = (path.name for path in self.root.iterdir())
+        foreign = sorted(name for name in there if OURS.fullmatch(name) and name not in known)
         if foreign:
             more = f" and {len(foreign) - 1} more" if len(foreign) > 1 else ""
             raise ShardError(

@@ -10,7 +10,14 @@ from typing import Any, Self
 import numpy as np
 
 from safe_rlhf_v.records import Record, RecordError
-from safe_rlhf_v.shards.index import INDEX_DTYPE, MAX_MEMBER_BYTES, MAX_MEMBERS, MAX_NAME_BYTES, sample_digest, scan_shard
+from safe_rlhf_v.shards.index import (
+    INDEX_DTYPE,
+    MAX_MEMBER_BYTES,
+    MAX_MEMBERS,
+    MAX_NAME_BYTES,
+    sample_digest,
+    scan_shard,
+)
 from safe_rlhf_v.shards.manifest import ShardError, ShardInfo, SplitInfo, new_manifest
 from safe_rlhf_v.shards.target import SIZES, SPLIT_NAME, Target
 from safe_rlhf_v.taxonomy import Taxonomy
@@ -33,12 +40,12 @@ def encoded(record: Record, taxonomy: Taxonomy) -> bytes:
         raise RecordError(record.key, "images", f"{len(images)} images, the limit is {MAX_MEMBERS}")
     longest = max(map(len, [*member_names(record), "json"]))
     if len(record.key) + 1 + longest > MAX_NAME_BYTES:
-        raise RecordError(record.key, "key", f"must be at most {MAX_NAME_BYTES - 1 - longest} characters for these images")
+        raise RecordError(
+            record.key, "key", f"must be at most {MAX_NAME_BYTES - 1 - longest} characters for these images"
+        )
     for i, image in enumerate(record.images):
         if len(image.data) > MAX_MEMBER_BYTES:
-            raise RecordError(
-                record.key, f"images[{i}]", f"{len(image.data)} bytes, the limit is {MAX_MEMBER_BYTES}"
-            )
+            raise RecordError(record.key, f"images[{i}]", f"{len(image.data)} bytes, the limit is {MAX_MEMBER_BYTES}")
         if hashlib.sha256(image.data).hexdigest() != image.sha256:
             raise RecordError(record.key, f"images[{i}].sha256", "is not the SHA-256 of the bytes")
     return body
