@@ -1,6 +1,9 @@
 """Checkpoints survive kills, are found again, and refuse what does not fit."""
 
+import errno
+import fcntl
 import logging
+import math
 import os
 import signal
 import zipfile
@@ -14,6 +17,7 @@ import torch
 from safe_rlhf_v.checkpoints import (
     AtomicCheckpointIO,
     CheckpointError,
+    clear_leftovers,
     find_checkpoint,
     fingerprint,
     load_stage,
@@ -190,16 +194,140 @@ def test_folders_without_a_checkpoint_are_refused(tmp_path: Path) -> None:
         find_checkpoint(tmp_path)
 
 
-def test_damage_inside_is_seen_on_request(tmp_path: Path) -> None:
-    file = tmp_path / "x.ckpt"
-    AtomicCheckpointIO().save_checkpoint({"weights": torch.zeros(50_000)}, file)
-    content = bytearray(file.read_bytes())
-    middle = len(content) // 2
-    content[middle : middle + 4096] = b"\xff" * 4096
-    file.write_bytes(content)
-    assert read_checkpoint(file)["weights"].shape == (50_000,)
-    with pytest.raises(CheckpointError, match="damaged at"):
-        read_checkpoint(file, verify=True)
+def damage(path: Path, at: float = 0.5, count: int = 400) -> Path:
+    """Invert so many bytes, from that share of the file on; a link's target keeps its length and, as by rot, its time."""
+    content, about = bytearray(path.read_bytes()), path.stat()
+    start = int(len(content) * at)
+    content[start : start + count] = bytes(255 - byte for byte in content[start : start + count])
+    path.write_bytes(content)
+    os.utime(path, ns=(about.st_atime_ns, about.st_mtime_ns + 1))
+    return path
+
+
+def step(path: Path, number: int, width: int = 20_000) -> Path:
+    AtomicCheckpointIO().save_checkpoint({"weights": torch.zeros(width), "global_step": number}, path)
+    return path
+
+
+@pytest.mark.parametrize("count", [1, 400, 4096])
+def test_damage_is_refused_by_every_reader(tmp_path: Path, count: int) -> None:
+    file = damage(step(tmp_path / "x.ckpt", 1), count=count)
+    for reader in (find_checkpoint, read_checkpoint, read_stage, AtomicCheckpointIO().load_checkpoint):
+        with pytest.raises(CheckpointError, match="damaged at") as error:
+            reader(str(file))
+        assert one_line(error, "x.ckpt", "newest whole one")
+
+
+def test_any_damaged_byte_is_refused_or_changes_nothing(tmp_path: Path) -> None:
+    """Every byte of a small file in turn: also of the zip's headers, directory and padding."""
+    file, stored = tmp_path / "x.ckpt", {"weights": torch.arange(7.0), "global_step": 3, "name": "text"}
+    AtomicCheckpointIO().save_checkpoint(stored, file)
+    content, refused = file.read_bytes(), 0
+    for i in range(0, len(content), 4):
+        changed = bytearray(content)
+        changed[i] ^= 1 << (i // 4 % 8)
+        file.write_bytes(changed)
+        os.utime(file, (i + 1, i + 1))
+        try:
+            read = read_checkpoint(file)
+        except CheckpointError:
+            refused += 1
+        else:
+            assert torch.equal(read["weights"], stored["weights"])
+            assert (read["global_step"], read["name"]) == (3, "text")
+    assert refused > len(content) // 10  # the rest is alignment between the members
+
+
+def test_the_newest_has_the_most_steps_and_a_damaged_one_is_passed_over(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Neither the time of writing nor the name decides; two runs with equal steps: the one written last."""
+    age(step(tmp_path / "version_0" / "best.ckpt", 30), 10)
+    age(step(tmp_path / "version_0" / "step=99.ckpt", 20), 1)
+    newest = age(step(tmp_path / "version_1" / "a.ckpt", 40), 99)
+    assert find_checkpoint(tmp_path) == newest
+    later = age(step(tmp_path / "version_2" / "a.ckpt", 40), 50)
+    assert find_checkpoint(tmp_path) == later
+    damage(later)
+    with caplog.at_level(logging.WARNING):
+        assert find_checkpoint(tmp_path) == newest
+    assert f"passed over {later}" in caplog.text
+    damage(newest, at=0.1)
+    assert find_checkpoint(tmp_path) == tmp_path / "version_0" / "best.ckpt"
+    for name in ("best", "step=99"):
+        damage(tmp_path / "version_0" / f"{name}.ckpt")
+    with pytest.raises(CheckpointError, match=r"not whole: .*step=99\.ckpt"):
+        find_checkpoint(tmp_path)
+
+
+def test_only_our_own_leftovers_are_cleared_and_none_that_is_being_written(tmp_path: Path) -> None:
+    ours = tmp_path / "step=3.ckpt.1234.safe_rlhf_v-part"
+    busy = tmp_path / "step=4.ckpt.1235.safe_rlhf_v-part"
+    others = ["step=3.ckpt.part-1", "x.part", "step=3.ckpt.abc.safe_rlhf_v-part", "safe_rlhf_v-part", "notes.txt"]
+    for name in others:
+        (tmp_path / name).write_text("a stranger's")
+    (tmp_path / "9.1.safe_rlhf_v-part").symlink_to(tmp_path / "notes.txt")
+    (tmp_path / "8.1.safe_rlhf_v-part").mkdir()
+    ours.write_bytes(b"half")
+    busy.write_bytes(b"half")
+    before = {path.name for path in tmp_path.iterdir()}
+    with busy.open("rb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        clear_leftovers(tmp_path)
+        assert before - {path.name for path in tmp_path.iterdir()} == {ours.name}
+    clear_leftovers(tmp_path)
+    assert before - {path.name for path in tmp_path.iterdir()} == {ours.name, busy.name}
+    clear_leftovers(tmp_path / "missing")
+
+
+@pytest.mark.parametrize("where", ["writing", "syncing"])
+def test_a_full_disk_is_one_line_and_costs_nothing_that_was_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    file = step(tmp_path / "step=1.ckpt", 1)
+
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def wrapped(checkpoint: Any, part: Any) -> None:
+        part.write(b"PK half of it")
+        try:
+            full()
+        except OSError:
+            raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 768 vs 662")  # noqa: B904
+
+    monkeypatch.setattr(*(("torch.save", wrapped) if where == "writing" else ("os.fsync", full)))
+    with pytest.raises(CheckpointError) as error:
+        AtomicCheckpointIO().save_checkpoint({"global_step": 2}, tmp_path / "step=2.ckpt")
+    assert one_line(error, "step=2.ckpt", "the disk is full", "earlier checkpoints are as they were")
+    assert list(tmp_path.iterdir()) == [file] == [find_checkpoint(tmp_path)]
+
+
+def test_pickles_and_foreign_content_are_refused_without_running_them(tmp_path: Path) -> None:
+    class Evil:
+        def __reduce__(self) -> Any:
+            return (Path.touch, (tmp_path / "ran",))
+
+    torch.save({"global_step": 1, "x": Evil()}, tmp_path / "evil.ckpt")
+    torch.save([1, 2], tmp_path / "list.ckpt")
+    for name, words in (("evil", "no plain checkpoint"), ("list", "it holds a list")):
+        with pytest.raises(CheckpointError, match=words) as error:
+            read_checkpoint(tmp_path / f"{name}.ckpt")
+        assert one_line(error, f"{name}.ckpt")
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("name", ["backbone.linear.weight", "head.weight"])
+def test_a_stage_with_broken_weights_is_refused(tmp_path: Path, name: str, value: float) -> None:
+    file = save(tmp_path / "x.ckpt", Stub())
+    content = torch.load(file, weights_only=True)
+    content["state_dict"][name].view(-1)[0] = value
+    content["state_dict"]["dual.previous"] = torch.tensor(math.inf)  # means something there
+    AtomicCheckpointIO().save_checkpoint(content, file)
+    with pytest.raises(CheckpointError) as error:
+        read_stage(str(file))
+    assert one_line(error, "x.ckpt", name, "earlier checkpoint") and "dual" not in str(error.value)
 
 
 def test_a_stage_hands_on_its_backbone_and_nothing_else(tmp_path: Path) -> None:

@@ -2,9 +2,12 @@
 
 Beside what Lightning stores, a checkpoint carries the resolved configuration as text (``config_yaml``) and a fingerprint
 of its backbone. Frozen tensors that the backbone's pretrained base gives back are left out; ``rebuilt`` names them, and
-the base is recognised by one tensor's hash.
+the base is recognised by one tensor's hash. The check sums are those of the zip file that ``torch.save`` writes (a CRC-32
+of every member): a file copied alone can still be verified.
 """
 
+import errno
+import fcntl
 import hashlib
 import json
 import logging
@@ -12,6 +15,8 @@ import os
 import pickle
 import re
 import zipfile
+from contextlib import suppress
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +25,14 @@ from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from torch import Tensor
 
 from safe_rlhf_v import __version__
+from safe_rlhf_v.finite import non_finite_names
 from safe_rlhf_v.models.backbone import Backbone
 from safe_rlhf_v.models.sharding import whole
 
 log = logging.getLogger(__name__)
+
+_PART = "safe_rlhf_v-part"
+"""Last piece of the name of a file that is being written: ``NAME.PID.safe_rlhf_v-part``."""
 
 
 class CheckpointError(ValueError):
@@ -33,33 +42,107 @@ class CheckpointError(ValueError):
 class AtomicCheckpointIO(TorchCheckpointIO):
     """Writes a temporary file beside the target, syncs and renames it: a kill leaves the old file or the new one.
 
-    The command line plugs it in by itself; in Python::
+    What is loaded is verified first. The command line plugs it in by itself; in Python::
 
         Trainer(plugins=[AtomicCheckpointIO()])
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
-        """Write ``checkpoint`` to ``path``, and remove what an earlier kill left of it."""
+        """Write ``checkpoint`` to ``path``, and remove what earlier kills left in its folder.
+
+        Raises:
+            CheckpointError: If the disk is full; earlier checkpoints are as they were.
+        """
         target = Path(path)
         target.parent.mkdir(parents=True, exist_ok=True)
-        for leftover in target.parent.glob(f"{target.name}.part-*"):
-            leftover.unlink(missing_ok=True)
-        part = target.with_name(f"{target.name}.part-{os.getpid()}")
+        clear_leftovers(target.parent)
+        part = target.with_name(f"{target.name}.{os.getpid()}.{_PART}")
         try:
             with part.open("wb") as file:
+                with suppress(OSError):  # a file system without locks: then nobody clears up either
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 torch.save(checkpoint, file)
                 file.flush()
                 os.fsync(file.fileno())
-            part.replace(target)
+                part.replace(target)
+        except (OSError, RuntimeError) as error:
+            if not _disk_is_full(error):
+                raise
+            raise CheckpointError(
+                f"{target}: not written, the disk is full; make room or choose another folder, then resume: "
+                "earlier checkpoints are as they were"
+            ) from error
         finally:
             part.unlink(missing_ok=True)
+
+    def load_checkpoint(self, path: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Read a checkpoint; raises :class:`CheckpointError` if it is damaged."""
+        verify(Path(path))
+        return super().load_checkpoint(path, *args, **kwargs)
+
+
+def _disk_is_full(error: BaseException | None) -> bool:
+    """Whether an error, or what it followed from, is the lack of room; torch wraps the system's."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def clear_leftovers(folder: Path) -> None:
+    """Remove files of ours that a kill left half-written in ``folder``; one that is being written is locked, and stays."""
+    for path in folder.glob(f"*.{_PART}"):
+        if not re.fullmatch(rf".+\.\d+\.{_PART}", path.name) or path.is_symlink() or not path.is_file():
+            continue
+        with suppress(OSError), path.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            path.unlink(missing_ok=True)
 
 
 def is_whole(path: Path) -> bool:
     """Whether a checkpoint is complete: any cut is seen, in under a millisecond (a zip's directory sits at its end)."""
     if path.is_dir():  # sharded: rank 0 writes this file last
         return (path / "meta.pt").is_file()
-    return path.is_file() and zipfile.is_zipfile(path)
+    try:
+        return path.is_file() and zipfile.is_zipfile(path)
+    except zipfile.BadZipFile:  # a directory so damaged that Python's own test stumbles
+        return False
+
+
+def verify(path: Path) -> None:
+    """Compare every byte of a checkpoint with its check sums, once per process and file (about 1 s per GB).
+
+    Raises:
+        CheckpointError: If it is missing, cut off or damaged.
+    """
+    if path.is_symlink() and not path.exists():
+        raise CheckpointError(f"{path}: a link to {path.readlink()}, which is gone; name the folder {path.parent}")
+    if not path.exists():
+        raise CheckpointError(f"{path}: no such checkpoint; a folder's name finds its newest whole one")
+    if fault := _fault(*_identity(path)):
+        raise CheckpointError(f"{path}: {fault}; a folder's name finds its newest whole one")
+
+
+def _identity(path: Path) -> tuple[str, int, int]:
+    """Equal only for a file that has not changed meanwhile."""
+    about = path.stat()
+    return str(path.resolve()), about.st_mtime_ns, about.st_size
+
+
+@lru_cache(maxsize=256)
+def _fault(path: str, _changed: int, _size: int) -> str:
+    """What is wrong with a checkpoint's bytes, or ""."""
+    if not is_whole(Path(path)):
+        return "not a whole checkpoint (cut off while it was written?)"
+    if Path(path).is_dir():
+        return ""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            member = archive.testzip()
+        return f"damaged at {member!r}" if member is not None else ""
+    except Exception as error:  # damage of the directory: any reader's error may come
+        return f"damaged ({error})"
 
 
 def find_checkpoint(path: str | Path) -> Path:
@@ -73,20 +156,23 @@ def find_checkpoint(path: str | Path) -> Path:
     """
     root = Path(path)
     if root.is_file() or root.suffix == ".ckpt":
-        if is_whole(root):
-            return root
-        if root.is_symlink() and not root.exists():
-            raise CheckpointError(f"{root}: a link to {root.readlink()}, which is gone; name the folder {root.parent}")
-        state = "not a whole checkpoint (cut off while it was written?)" if root.exists() else "no such checkpoint"
-        raise CheckpointError(f"{root}: {state}; a folder's name finds its newest whole one")
+        verify(root)
+        return root
     found = checkpoints_below(root)
     whole = {file: steps for file in found if (steps := steps_of(file, root)) is not None}
-    for damaged in sorted(set(found) - set(whole)):
+    passed = sorted(set(found) - set(whole))
+    while whole:
+        file = max(whole, key=lambda file: (whole[file], not file.is_symlink(), natural_order(file)))
+        if not _fault(*_identity(file)):
+            break
+        passed.append(file)
+        del whole[file]
+    for damaged in passed:
         log.warning("passed over %s: not a whole checkpoint of this folder", damaged)
     if whole:
-        return max(whole, key=lambda file: (whole[file], not file.is_symlink(), natural_order(file)))
-    passed = f" (not whole: {', '.join(p.name for p in found)})" if found else ""
-    raise CheckpointError(f"{root}: no readable checkpoint{passed}; train that stage first, or name a .ckpt file")
+        return file
+    names = f" (not whole: {', '.join(p.name for p in passed)})" if passed else ""
+    raise CheckpointError(f"{root}: no readable checkpoint{names}; train that stage first, or name a .ckpt file")
 
 
 def steps_of(file: Path, root: Path) -> int | None:
@@ -110,26 +196,44 @@ def checkpoints_below(folder: Path) -> list[Path]:
     return [path for path in folder.rglob("*.ckpt") if path.is_symlink() or path.is_file() or path.is_dir()]
 
 
-def read_checkpoint(path: str | Path, *, verify: bool = False) -> dict[str, Any]:
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """Read a checkpoint onto the CPU without running anything stored in it; tensors are mapped, not copied.
 
     Args:
         path: File, or run folder.
-        verify: Also compare every byte with the file's check sums (0.25 s per 240 MB).
 
     Raises:
-        CheckpointError: If there is none, it is sharded, or ``verify`` finds damage.
+        CheckpointError: If there is none, it is sharded, damaged, or holds more than plain data and tensors.
     """
     file = find_checkpoint(path)
     if file.is_dir():
         raise CheckpointError(f"{file}: is sharded; save one file with 'save_distributed_checkpoint: false' instead")
-    if verify:
-        with zipfile.ZipFile(file) as archive:
-            if (member := archive.testzip()) is not None:
-                raise CheckpointError(f"{file}: damaged at {member!r}; use an older checkpoint")
-    content: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+    try:
+        content = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:
+        reason = str(error).partition("\n")[0].strip()[:100]
+        raise CheckpointError(f"{file}: no plain checkpoint ({reason}); nothing in it was run") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{file}: no checkpoint of this library, it holds a {type(content).__name__}")
     content["file"] = str(file)
     return content
+
+
+def refuse_non_finite(weights: dict[str, Tensor], file: str) -> None:
+    """Refuse weights that would break whatever starts from them.
+
+    Args:
+        weights: By name.
+        file: Where they are from, for the message.
+
+    Raises:
+        CheckpointError: If any is NaN or infinite, naming the first three.
+    """
+    if names := non_finite_names(weights):
+        more = f" (+{len(names) - 3})" if len(names) > 3 else ""
+        raise CheckpointError(
+            f"{file}: NaN or infinite weights in {', '.join(names[:3])}{more}; name an earlier checkpoint, or train again"
+        )
 
 
 def tokenizer_hash(tokenizer: Any) -> str:
@@ -192,13 +296,15 @@ def read_stage(path: str) -> dict[str, Any]:
     """The checkpoint of an earlier stage; nothing is built yet.
 
     Raises:
-        CheckpointError: If there is none, or it is no checkpoint of this library.
+        CheckpointError: If there is none, it is no checkpoint of this library, or its weights are not finite.
     """
     if (Path(path) / "config.json").is_file():
         raise CheckpointError(f"{path}: an exported model; name it as the backbone's model instead of in init_from")
     stage = read_checkpoint(path)
     if "fingerprint" not in stage:
         raise CheckpointError(f"{stage['file']}: carries no fingerprint; init_from takes checkpoints of this library")
+    networks = ("backbone.", "head.")  # not the buffers of a policy's controller: infinity is a value there
+    refuse_non_finite({k: v for k, v in stage["state_dict"].items() if k.startswith(networks)}, stage["file"])
     return stage
 
 
