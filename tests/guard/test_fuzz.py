@@ -77,6 +77,10 @@ def test_json_lines(lines):
     guard, folder = FUZZED["guard"], FUZZED["folder"]
     source, output = folder / "lines.jsonl", folder / "verdicts.out"
     source.write_bytes(b"\n".join(lines) + b"\n")
+    lines = [line for line in lines if line.strip()]
+    if not lines:
+        return
+    output.unlink(missing_ok=True)
     moderate_file(guard, open_entries(source, None), output, batch_size=4, progress=False)
     verdicts = [json.loads(row) for row in output.read_text().splitlines()]
     assert len(verdicts) == len(lines)

@@ -7,6 +7,8 @@ import subprocess
 import sys
 import time
 
+import pytest
+
 from safe_rlhf_v.guard import moderate
 from safe_rlhf_v.shards import ShardedSplit
 
@@ -31,6 +33,7 @@ def table(world, folder):
     return path
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_to_the_same_bytes(calibrated_run, world, tmp_path):
     command = ["--guard", str(calibrated_run), "--input", str(table(world, tmp_path)), "--batch-size", "50"]
     whole, cut = tmp_path / "whole.jsonl", tmp_path / "cut.jsonl"

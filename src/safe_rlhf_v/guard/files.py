@@ -10,6 +10,8 @@ from safe_rlhf_v.guard.inputs import Entries, Entry, batches
 from safe_rlhf_v.guard.moderation import Guard
 from safe_rlhf_v.guard.reading import Input
 from safe_rlhf_v.guard.verdict import Verdict
+from safe_rlhf_v.shards.writer import write_atomically
+from safe_rlhf_v.user_files import lock, read_bounded
 
 
 def moderate_file(
@@ -17,7 +19,8 @@ def moderate_file(
 ) -> dict[str, int]:
     """Judge every entry into ``output``, going on with what an interrupted call left.
 
-    Batches have a fixed membership, so a resumed run writes the bytes of an uninterrupted one.
+    Batches have a fixed membership, so a resumed run writes the bytes of an uninterrupted one. Each line holds the hash of
+    what was judged (``input_sha256``); a run is resumed only if every entry still has the hash of its line.
 
     Args:
         guard: The guard.
@@ -31,32 +34,36 @@ def moderate_file(
         Count of every decision, ``unchecked`` among them counted apart.
 
     Raises:
-        ValueError: If the unfinished work there is of another guard, input or setting.
+        FileError: If another process is writing there.
+        ValueError: If the unfinished work there is of another guard, input or setting; or ``output`` exists.
     """
     from tqdm import tqdm
 
-    part, note = output.with_name(output.name + ".part"), output.with_name(output.name + ".part.json")
+    part = output.with_name(output.name + ".part")
     task = {
         "guard": guard.identity,
         "calibration": hashlib.sha256(repr(guard.calibration).encode()).hexdigest()[:16],
         "entries": len(entries),
-        "ends": hashlib.sha256(f"{entries[0]}{entries[len(entries) - 1]}".encode()).hexdigest()[:16],
         "shape": shape,
         "batch_size": batch_size,
         "balanced_levels": guard.balanced_levels,
     }
     output.parent.mkdir(parents=True, exist_ok=True)
-    done = _resume(part, note, task)
-    with part.open("ab") as file, tqdm(total=len(entries), initial=done, unit="input", disable=not progress) as bar:
-        for batch in batches(entries, batch_size, done):
-            lines = [json.dumps(_line(entry, verdict, shape)) + "\n" for entry, verdict in _judge(guard, batch)]
-            file.write("".join(lines).encode())
-            file.flush()
-            bar.update(len(batch))
+    with part.open("ab") as file:
+        lock(file, output)  # of the file itself: it lasts until the verdicts have their final name
+        if output.exists():
+            raise ValueError(f"{output} exists; name another file or remove it")
+        with tqdm(total=len(entries), unit="input", disable=not progress) as bar:
+            done = _resume(part, task, entries, bar)
+            for batch in batches(entries, batch_size, done):
+                lines = [json.dumps(_line(entry, verdict, shape)) + "\n" for entry, verdict in _judge(guard, batch)]
+                file.write("".join(lines).encode())
+                file.flush()
+                bar.update(len(batch))
         os.fsync(file.fileno())
-    counts = _count(part, shape)
-    part.replace(output)
-    note.unlink()
+        counts = _count(part, shape)
+        part.replace(output)
+        _note(part).unlink()
     return counts
 
 
@@ -67,33 +74,58 @@ def _judge(guard: Guard, batch: Any) -> list[tuple[Entry, Verdict]]:
 
 
 def _line(entry: Entry, verdict: Verdict, shape: str) -> dict[str, Any]:
+    content = {"input_sha256": entry.digest}
     if shape == "openai":
         parts = (entry.input or Input()).parts
-        return {"id": entry.key, "model": verdict.model, "results": [verdict.to_openai(parts)]}
-    return {"key": entry.key, **verdict._asdict()}
+        return {"id": entry.key, "model": verdict.model, "results": [verdict.to_openai(parts)], **content}
+    return {"key": entry.key, **verdict._asdict(), **content}
 
 
-def _resume(part: Path, note: Path, task: dict[str, Any]) -> int:
+def _note(part: Path) -> Path:
+    """Beside unfinished work: whose it is."""
+    return part.with_name(part.name + ".json")
+
+
+def _resume(part: Path, task: dict[str, Any], entries: Entries, bar: Any) -> int:
     """Whole batches already written; what is cut off in mid-batch is dropped.
 
     Raises:
-        ValueError: If the unfinished work is another.
+        ValueError: If the unfinished work is another, or of other inputs.
     """
-    if not part.exists() or not note.exists():
-        part.write_bytes(b"")
-        note.write_text(json.dumps(task))
+    note = _note(part)
+    if not part.stat().st_size:
+        write_atomically(note, json.dumps(task).encode())
         return 0
-    before = json.loads(note.read_text())
+    advice = "remove it to start again, or name another output"
+    try:
+        before = dict(json.loads(read_bounded(note, 1_000_000)))
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{part} is not unfinished work of this command ({error}); {advice}") from None
     different = [name for name in task if before.get(name) != task[name]]
     if different:
-        raise ValueError(f"{part} is unfinished work with another {', '.join(different)}: finish that or remove it")
-    lines = part.read_bytes().splitlines(keepends=True)
-    whole = sum(line.endswith(b"\n") for line in lines)
-    size = int(task["batch_size"])
-    done = whole if whole == task["entries"] else whole // size * size
+        raise ValueError(f"{part} is unfinished work with another {', '.join(different)}: finish that, or {advice}")
+    done = at = end = 0
     with part.open("r+b") as file:
-        file.truncate(sum(map(len, lines[:done])))
+        for number, line in enumerate(file, start=1):
+            if (digest := _digest(line)) is None:
+                break
+            if number > len(entries) or (entry := entries[number - 1]).digest != digest:
+                name = f"entry {number}" if number > len(entries) else entry.key
+                raise ValueError(f"{part}: {name} is not the input that was judged there; {advice}")
+            at += len(line)
+            if number % task["batch_size"] == 0 or number == task["entries"]:
+                bar.update(number - done)
+                done, end = number, at
+        file.truncate(end)
     return done
+
+
+def _digest(line: bytes) -> str | None:
+    """Hash of the input that a line judges; ``None`` if it was not written whole."""
+    try:
+        return str(json.loads(line)["input_sha256"]) if line.endswith(b"\n") else None
+    except (ValueError, TypeError, KeyError):
+        return None
 
 
 def _count(path: Path, shape: str) -> dict[str, int]:

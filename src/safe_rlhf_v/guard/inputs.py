@@ -1,15 +1,24 @@
 """What ``moderate`` reads: shards, a JSON-lines file, or a folder of pictures; broken entries stay entries."""
 
+import hashlib
 import json
+from array import array
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, BinaryIO, NamedTuple, Protocol
 
 from safe_rlhf_v.guard.reading import Input
 from safe_rlhf_v.shards import Manifest, ShardedSplit
+from safe_rlhf_v.shards.images import MAX_BYTES
 from safe_rlhf_v.shards.manifest import ShardError
+from safe_rlhf_v.user_files import FileError, open_regular, read_bounded
 
-PICTURES = (".jpg", ".jpeg", ".png", ".webp")
+READABLE = (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".apng", ".webp")
+UNREADABLE = (".gif", ".bmp", ".tif", ".tiff", ".heic", ".heif", ".avif", ".jxl", ".jp2", ".svg", ".ico")
+"""Pictures, too, that no verdict can be given on: they are reported, not passed over."""
+MAX_LINE = 1_000_000
+"""Bytes of a line; the longest texts that a guard reads need half of it."""
+_MARK = b"\xef\xbb\xbf"
 
 
 class Entry(NamedTuple):
@@ -17,13 +26,24 @@ class Entry(NamedTuple):
 
     Attributes:
         key: What names it in the output.
-        input: Its parts; ``None`` if it could not be read.
+        input: Its parts, pictures as encoded bytes; ``None`` if it could not be read.
         problem: Why not, or "".
     """
 
     key: str
     input: Input | None
     problem: str = ""
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 (hex) of all that its verdict depends on but the guard."""
+        found = hashlib.sha256()
+        images, question, response = self.input or Input()
+        several = images if isinstance(images, (list, tuple)) else [images]
+        for part in (self.key, self.problem, question, response, *several):
+            body = part.encode("utf-8", "surrogatepass") if isinstance(part, str) else part
+            found.update(b"-" if body is None else f"{len(body)}:".encode() + body)
+        return found.hexdigest()
 
 
 class Entries(Protocol):
@@ -67,46 +87,77 @@ class ShardEntries:
 class JsonlEntries:
     """Lines ``{"key": ..., "image": PATH, "question": ..., "response": ...}``, all but one part optional.
 
-    Paths are relative to the file's folder and may not leave it.
+    Paths are relative to the file's folder and may not leave it. Blank lines and a byte-order mark are no inputs. The file
+    is never held in memory.
     """
 
     def __init__(self, path: Path) -> None:
         """Args:
         path: The file.
+
+        Raises:
+            FileError: If it is no regular file.
         """
         self.folder = path.parent.resolve()
-        self.lines = path.read_bytes().splitlines()
+        self._file = open_regular(path)
+        self._numbers, self._starts, self._lengths = array("Q"), array("Q"), array("Q")
+        mark = len(_MARK) if self._file.read(len(_MARK)) == _MARK else 0
+        self._file.seek(mark)
+        start = mark
+        for number, (length, blank) in enumerate(_line_lengths(self._file), start=1):
+            if not blank:
+                self._numbers.append(number)
+                self._starts.append(start)
+                self._lengths.append(length)
+            start += length
 
     def __len__(self) -> int:
         """How many."""
-        return len(self.lines)
+        return len(self._numbers)
 
     def __getitem__(self, number: int) -> Entry:
         """See :class:`Entries`."""
-        key = f"line {number + 1}"
+        key = f"line {self._numbers[number]}"
         try:
-            row = json.loads(self.lines[number].decode(), object_pairs_hook=_unique)
+            if (length := self._lengths[number]) > MAX_LINE:
+                return Entry(key, None, f"a line of {length} bytes, the limit is {MAX_LINE}")
+            self._file.seek(self._starts[number])
+            row = json.loads(self._file.read(length).decode(), object_pairs_hook=_unique)
             if not isinstance(row, dict):
                 return Entry(key, None, "not a JSON object")
-            key = str(row.get("key", key))[:128]
+            key = key if row.get("key") is None else str(row["key"])[:128]
             unknown = sorted(set(row) - {"key", "image", "question", "response"})
             wrong = [
                 name for name in ("image", "question", "response") if not isinstance(row.get(name), (str, type(None)))
             ]
             if unknown or wrong:
                 return Entry(key, None, f"unknown fields {unknown}" if unknown else f"field {wrong[0]!r} is not text")
-            return Entry(key, Input(self._inside(row.get("image")), row.get("question"), row.get("response")))
-        except (ValueError, RecursionError, OSError) as error:
+            return Entry(key, Input(self._picture(row.get("image")), row.get("question"), row.get("response")))
+        except FileError as error:
+            return Entry(key, None, str(error))
+        except (ValueError, RecursionError, RuntimeError, OSError) as error:
             return Entry(key, None, f"{type(error).__name__}: {error}")
 
-    def _inside(self, name: str | None) -> Path | None:
-        """Raises: ValueError: If a path leaves the folder."""
+    def _picture(self, name: str | None) -> bytes | None:
+        """Raises: ValueError: If a path leaves the folder, or cannot be read."""
         if name is None:
             return None
         path = (self.folder / name).resolve()
         if not path.is_relative_to(self.folder):
             raise ValueError(f"image {name!r} lies outside {self.folder}")
-        return path
+        return read_bounded(path, MAX_BYTES)
+
+
+def _line_lengths(file: BinaryIO) -> Iterator[tuple[int, bool]]:
+    """Bytes of each line, its end included, and whether it is blank; in pieces, for a line may be as long as the file."""
+    length, blank = 0, True
+    while piece := file.readline(MAX_LINE):
+        length, blank = length + len(piece), blank and not piece.strip()
+        if piece.endswith(b"\n"):
+            yield length, blank
+            length, blank = 0, True
+    if length:
+        yield length, blank
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -118,13 +169,14 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 class FolderEntries:
-    """Every JPEG, PNG and WebP of a folder, by name: pictures alone."""
+    """Every picture of a folder and its subfolders, by name: pictures alone."""
 
     def __init__(self, folder: Path) -> None:
         """Args:
         folder: The folder.
         """
-        self.files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in PICTURES and path.is_file())
+        named = (path for path in folder.rglob("*") if path.suffix.lower() in (*READABLE, *UNREADABLE))
+        self.files = sorted(path for path in named if path.is_symlink() or not path.is_dir())
         self.folder = folder
 
     def __len__(self) -> int:
@@ -134,14 +186,19 @@ class FolderEntries:
     def __getitem__(self, number: int) -> Entry:
         """See :class:`Entries`."""
         file = self.files[number]
-        return Entry(str(file.relative_to(self.folder)), Input(file))
+        key = str(file.relative_to(self.folder))
+        try:
+            return Entry(key, Input(read_bounded(file, MAX_BYTES)))
+        except FileError as error:
+            return Entry(key, None, str(error))
 
 
 def open_entries(path: Path, split: str | None) -> Entries:
     """The entries of whatever ``path`` is.
 
     Raises:
-        ValueError: If it is none of the three, empty, or a shard folder without the split's name.
+        FileError: If it is a file that cannot be read.
+        ValueError: If there is nothing in it, or it is a shard folder without the split's name.
     """
     entries: Any
     if (path / "manifest.json").is_file():
@@ -149,12 +206,12 @@ def open_entries(path: Path, split: str | None) -> Entries:
         if split not in known:
             raise ValueError(f"{path} is a shard folder: choose one of its splits with --split {{{','.join(known)}}}")
         entries = ShardEntries(path, split)
+    elif split is not None:
+        raise ValueError(f"--split {split}: {path} is no shard folder, it has no splits; leave --split out")
     elif path.is_dir():
         entries = FolderEntries(path)
-    elif path.is_file():
-        entries = JsonlEntries(path)
     else:
-        raise ValueError(f"{path}: no such file or folder")
+        entries = JsonlEntries(path)
     if not len(entries):
         raise ValueError(f"{path}: nothing to moderate in it")
     return entries  # type: ignore[no-any-return]

@@ -10,10 +10,11 @@ def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m safe_rlhf_v moderate",
         description="Judge shards, a JSON-lines file or a folder of pictures with a trained, calibrated guard. Writes one "
-        "line per input, in order. Interrupted, the same command goes on where it stopped. What cannot be checked is "
-        "blocked and says why.",
+        "line per input, in order. Interrupted, the same command goes on where it stopped, if every input is still the "
+        "one that was judged. What cannot be checked is blocked and says why.",
         epilog='JSON lines: {"key": "a1", "image": "photo.jpg", "question": "...", "response": "..."}; leave out what '
-        "there is not. Exit status 0, also where inputs were blocked; 2 for a wrong command.",
+        "there is not. Blank lines are no inputs; a line without a key is named by its number. Of a folder every file "
+        "named like a picture is judged. Exit status 0, also where inputs were blocked; 2 for a wrong command.",
     )
     parser.add_argument("--guard", type=Path, required=True, help="a guard's run folder, calibrated")
     parser.add_argument("--input", type=Path, required=True, help="shard folder, .jsonl file or folder of pictures")
