@@ -13,6 +13,7 @@ from safe_rlhf_v.records import Record, Response
 from safe_rlhf_v.shards import ShardedSplit, ShardWriter
 from safe_rlhf_v.shards.check import check
 from safe_rlhf_v.taxonomy import Taxonomy
+from safe_rlhf_v.user_files import FileError, locked_folder
 
 
 class Scripted:
@@ -192,3 +193,21 @@ def test_the_command_writes_shards_that_train(calibrated_run, world, tmp_path, c
     assert kept[0].truth == ShardedSplit(world, "test")[0].truth
     assert main([*command, "--output", str(tmp_path / "relabel")]) == 2
     assert "already holds a finished data set" in capsys.readouterr().err
+
+
+def test_two_processes_on_one_folder_are_refused_and_the_report_comes_before_the_manifest(tmp_path):
+    source, target = shards(tmp_path / "in", *RECORDS), tmp_path / "out"
+    with locked_folder(target), pytest.raises(FileError, match="another process is writing it"):
+        filter_shards(Scripted(), source, target, Rules(), progress=False)
+    assert not list(target.iterdir())
+    report, dropped = filter_shards(Scripted(), source, target, Rules(), progress=False)
+    assert json.loads((target / "filter.json").read_text()) == report
+    assert [json.loads(line) for line in (target / "dropped.jsonl").read_text().splitlines()] == dropped
+
+    class Full(Scripted):
+        def moderate_batch(self, inputs):
+            raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match="No space"):
+        filter_shards(Full(), source, tmp_path / "half", Rules(), progress=False)
+    assert not (tmp_path / "half" / "manifest.json").exists() and not (tmp_path / "half" / "filter.json").exists()

@@ -1,12 +1,9 @@
 """``python -m safe_rlhf_v filter``."""
 
 import argparse
-import json
 import sys
 from pathlib import Path
 from typing import Any
-
-REPORT, DROPPED = "filter.json", "dropped.jsonl"
 
 
 def main(argv: list[str]) -> int:
@@ -16,7 +13,7 @@ def main(argv: list[str]) -> int:
         description="Filter or relabel training shards with a trained, calibrated guard, into a new shard folder. 'drop' "
         "leaves out every record with something the guard does not allow; 'relabel' writes the guard's levels over the "
         "annotators'. A record with anything that could not be checked is left out either way, and counted.",
-        epilog=f"Beside the shards: {REPORT}, what was dropped or changed and why; {DROPPED}, one line per dropped record.",
+        epilog="Beside the shards: filter.json, what was dropped or changed and why; dropped.jsonl, one line per dropped record.",
     )
     parser.add_argument("--guard", type=Path, required=True, help="run folder of a calibrated guard")
     parser.add_argument("--input", type=Path, required=True, help="shard folder")
@@ -40,16 +37,12 @@ def main(argv: list[str]) -> int:
     try:
         rules = Rules(options.action, options.judge, options.keep_review, options.missing_only)
         guard = Guard.from_pretrained(options.guard, options.device)
-        found = filter_shards(guard, options.input, options.output, rules, options.split, options.batch_size)
+        report, _ = filter_shards(guard, options.input, options.output, rules, options.split, options.batch_size)
     except (ValueError, OSError, RuntimeError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    report, dropped = found
-    (options.output / REPORT).write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n")
-    with (options.output / DROPPED).open("w") as file:
-        file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in dropped)
     print(table(report))
-    print(f"written: {options.output} ({REPORT}, {DROPPED})")
+    print(f"written: {options.output} (filter.json, dropped.jsonl)")
     return 0
 
 

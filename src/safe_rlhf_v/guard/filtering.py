@@ -1,5 +1,6 @@
 """Training data through a guard: what it does not allow is left out, or what it says is written into the labels."""
 
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -12,6 +13,10 @@ from safe_rlhf_v.guard.verdict import Verdict
 from safe_rlhf_v.records import Record, Response
 from safe_rlhf_v.shards import Manifest, ShardedSplit, ShardWriter
 from safe_rlhf_v.shards.manifest import ShardError
+from safe_rlhf_v.shards.writer import write_atomically
+from safe_rlhf_v.user_files import locked_folder
+
+REPORT, DROPPED = "filter.json", "dropped.jsonl"
 
 
 @dataclass(frozen=True)
@@ -47,7 +52,9 @@ def filter_shards(
     batch_size: int = 32,
     progress: bool = True,
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Write what passes into a new shard folder; the manifest comes last, so a half-filtered folder is none.
+    """Write what passes into a new shard folder, and beside it the report and a line per dropped record.
+
+    The manifest comes last, so a half-filtered folder is none, and a whole one has its report.
 
     Args:
         guard: Calibrated.
@@ -62,6 +69,7 @@ def filter_shards(
         The report, and one line per dropped record.
 
     Raises:
+        FileError: If another process is writing to ``target``.
         ShardError: If ``source`` is no shard folder, or ``target`` is one already.
         ValueError: If a split does not exist.
     """
@@ -75,7 +83,9 @@ def filter_shards(
     counts: dict[str, dict[str, Any]] = {}
     dropped: list[dict[str, Any]] = []
     about: dict[str, Any] = {"licence": manifest.licence, "taxonomy": manifest.taxonomy, "origin": origin}
-    with ShardWriter(target, name=f"{manifest.name}-{rules.action}", **about) as writer:
+    settings = {"guard": guard.identity, "source": manifest.name, "rules": asdict(rules)}
+    report = {**settings, "thresholds": _thresholds(guard), "splits": counts}
+    with locked_folder(target), ShardWriter(target, name=f"{manifest.name}-{rules.action}", **about) as writer:
         for name in names:
             split, tally = ShardedSplit(source, name), Tally()
             bar = tqdm(total=len(split), desc=f"{name:>26}", unit="record", disable=not progress)
@@ -91,8 +101,10 @@ def filter_shards(
                 bar.update(len(rows))
             bar.close()
             counts[name] = tally.counts()
-    settings = {"guard": guard.identity, "source": manifest.name, "rules": asdict(rules)}
-    return {**settings, "thresholds": _thresholds(guard), "splits": counts}, dropped
+        lines = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in dropped)
+        write_atomically(target / DROPPED, lines.encode())
+        write_atomically(target / REPORT, (json.dumps(report, indent=1, ensure_ascii=False) + "\n").encode())
+    return report, dropped
 
 
 def _judge(guard: Guard, split: ShardedSplit, rows: Sequence[int], rules: Rules) -> Iterator[Judged]:
