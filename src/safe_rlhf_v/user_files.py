@@ -72,6 +72,16 @@ def read_bounded(path: str | Path, limit: int) -> bytes:
     return data
 
 
+def write_whole(path: Path, data: bytes) -> None:
+    """Write a whole file or nothing: into ``.part`` beside it, synced, then renamed."""
+    part = path.with_name(path.name + ".part")
+    with part.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    part.replace(path)
+
+
 def lock(file: BinaryIO, name: str | Path) -> None:
     """Hold an open file for this process alone; the kernel releases it when the file is closed or the process dies.
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from safe_rlhf_v.checkpoints import find_checkpoint
 from safe_rlhf_v.taxonomy import NUM_LEVELS
+from safe_rlhf_v.user_files import write_whole
 
 CALIBRATION_FILE = "calibration.json"
 
@@ -62,9 +63,7 @@ class Calibration:
     def save(self, folder: Path) -> Path:
         """Write it into a run's folder, whole or not at all."""
         path = folder / CALIBRATION_FILE
-        part = path.with_name(path.name + ".part")
-        part.write_text(json.dumps(asdict(self), indent=1) + "\n")
-        part.replace(path)
+        write_whole(path, (json.dumps(asdict(self), indent=1) + "\n").encode())
         return path
 
     @classmethod

@@ -10,8 +10,7 @@ from safe_rlhf_v.guard.inputs import Entries, Entry, batches
 from safe_rlhf_v.guard.moderation import Guard
 from safe_rlhf_v.guard.reading import Input
 from safe_rlhf_v.guard.verdict import Verdict
-from safe_rlhf_v.shards.writer import write_atomically
-from safe_rlhf_v.user_files import lock, read_bounded
+from safe_rlhf_v.user_files import lock, read_bounded, write_whole
 
 
 def moderate_file(
@@ -94,7 +93,7 @@ def _resume(part: Path, task: dict[str, Any], entries: Entries, bar: Any) -> int
     """
     note = _note(part)
     if not part.stat().st_size:
-        write_atomically(note, json.dumps(task).encode())
+        write_whole(note, json.dumps(task).encode())
         return 0
     advice = "remove it to start again, or name another output"
     try:

@@ -13,8 +13,7 @@ from safe_rlhf_v.guard.verdict import Verdict
 from safe_rlhf_v.records import Record, Response
 from safe_rlhf_v.shards import Manifest, ShardedSplit, ShardWriter
 from safe_rlhf_v.shards.manifest import ShardError
-from safe_rlhf_v.shards.writer import write_atomically
-from safe_rlhf_v.user_files import locked_folder
+from safe_rlhf_v.user_files import locked_folder, write_whole
 
 REPORT, DROPPED = "filter.json", "dropped.jsonl"
 
@@ -102,8 +101,8 @@ def filter_shards(
             bar.close()
             counts[name] = tally.counts()
         lines = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in dropped)
-        write_atomically(target / DROPPED, lines.encode())
-        write_atomically(target / REPORT, (json.dumps(report, indent=1, ensure_ascii=False) + "\n").encode())
+        write_whole(target / DROPPED, lines.encode())
+        write_whole(target / REPORT, (json.dumps(report, indent=1, ensure_ascii=False) + "\n").encode())
     return report, dropped
 
 
