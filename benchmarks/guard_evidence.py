@@ -82,7 +82,7 @@ def prior(data: Path) -> dict[str, dict[str, float]]:
         split = ShardedSplit(data, name)
         records = [split[i] for i in range(len(split))]
         levels = torch.tensor([r.safety - MIN_LEVEL for record in records for r in record.responses])
-        hazardous = torch.tensor([record.category is not None for record in records])
+        hazardous = torch.tensor([bool(record.category) for record in records])
         risk = torch.zeros(len(records))
         judged = Judged(stated.expand(len(levels), -1), levels, risk, hazardous, risk.bool(), {})
         measured = assess(judged, Calibration("prior", "", 1.0, 1.0, 0.5, 0.5, 0.5, 0.5, {}))

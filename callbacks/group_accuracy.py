@@ -6,7 +6,7 @@ from typing import Any
 from lightning.pytorch import Trainer
 from torch import Tensor
 
-from safe_rlhf_v.batches import PreferenceBatch
+from safe_rlhf_v.batches import PreferenceBatch, category_groups
 from safe_rlhf_v.callbacks.evaluation import EvaluationCallback
 from safe_rlhf_v.callbacks.figures import accuracy_figure
 from safe_rlhf_v.callbacks.judgement import judge
@@ -25,9 +25,10 @@ class CategoryAccuracy(EvaluationCallback):
     """
 
     def observe(self, scores: Tensor, batch: PreferenceBatch, taken: int) -> list[tuple[int, bool]]:
-        """(category index, right) of every row that can be judged."""
+        """(category index, right) of every row that can be judged and each of its categories, -1 none; not of unknown ones."""
         right, decided = judge(scores, batch, self.kind, truth=False)
-        return list(zip(batch.category[decided].tolist(), right[decided].tolist(), strict=True))
+        rows = zip(category_groups(batch.category), right.tolist(), decided.tolist(), strict=True)
+        return [(index, ok) for groups, ok, counted in rows if counted for index in groups]
 
     def report(self, board: Board, split: str, notes: list[tuple[int, bool]], trainer: Trainer) -> None:
         """One figure."""

@@ -8,7 +8,7 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
-from safe_rlhf_v.batches import UNKNOWN_LEVEL, PreferenceBatch
+from safe_rlhf_v.batches import UNKNOWN_LEVEL, PreferenceBatch, category_groups
 from safe_rlhf_v.callbacks.evaluation import EvaluationCallback
 from safe_rlhf_v.callbacks.figures import BLUE, GREY, accuracy_figure, new_figure, pixels_of, reliability_figure
 from safe_rlhf_v.callbacks.tensorboard import Board
@@ -24,7 +24,7 @@ class Judgement(NamedTuple):
         harm: Stated P(harmful), before calibration.
         decided: Likeliest level.
         level: The level in the data.
-        category: Index of the prompt's harm category, -1 none.
+        category: Indices of the prompt's harm categories, (-1,) if it is of none, () if that is unknown.
         rule: Name of the rule that decides the level, "" unknown.
         tile: The answer with its picture, for mistakes.
     """
@@ -32,7 +32,7 @@ class Judgement(NamedTuple):
     harm: float
     decided: int
     level: int
-    category: int
+    category: tuple[int, ...]
     rule: str
     tile: Tile | None
 
@@ -74,14 +74,14 @@ class GuardReport(EvaluationCallback):
         levels = torch.where(batch.true_safety != UNKNOWN_LEVEL, batch.true_safety, batch.safety)  # (B, K)
         known = (levels != UNKNOWN_LEVEL) & batch.valid[:, None]
         harm, decided = scores[..., :-MIN_LEVEL].exp().sum(-1), scores.argmax(-1) + MIN_LEVEL
-        found = []
+        found, groups = [], category_groups(batch.category)
         if not taken:
             self._worst = []
         for row, k in known.nonzero().tolist():
             p, d, level = float(harm[row, k]), int(decided[row, k]), int(levels[row, k])
             shown = (p >= 0.5) != (level < 0) and self._is_among_the_worst(abs(p - 0.5))
             tile = self._tile(row, k, p, d, level, batch) if shown else None
-            found.append(Judgement(p, d, level, int(batch.category[row]), batch.rules[row][k], tile))
+            found.append(Judgement(p, d, level, groups[row], batch.rules[row][k], tile))
         return found
 
     def report(self, board: Board, split: str, notes: list[Judgement], trainer: Trainer) -> None:
@@ -95,7 +95,10 @@ class GuardReport(EvaluationCallback):
         pixels = reliability_figure(split, table, who="guard", stated_as="P(harmful), before calibration")
         board.image(f"{split}/reliability", pixels)
         board.image(f"{split}/risk_coverage", risk_coverage_figure(split, harm, harmful))
-        groups = {"category": _categories(notes, trainer), "rule": [note.rule for note in notes]}
+        groups: dict[str, list[tuple[str, ...]]] = {
+            "category": _categories(notes, trainer),
+            "rule": [(note.rule,) if note.rule else () for note in notes],
+        }
         for name, column in groups.items():
             if counts_by := _right_by(column, notes):
                 title = f"{split}: harmful or not, accuracy by {name}"
@@ -120,20 +123,21 @@ class GuardReport(EvaluationCallback):
         return Tile(picture, (*lines, Line(verdict, colour=WRONG, gap=6), *more))
 
 
-def _categories(notes: list[Judgement], trainer: Trainer) -> list[str]:
-    """Name of each note's category; that of index -1 is the last."""
+def _categories(notes: list[Judgement], trainer: Trainer) -> list[tuple[str, ...]]:
+    """Names of each note's categories; that of index -1 is the last."""
     datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
     names = (*datamodule.taxonomy.categories, "(no category)")
-    return [names[note.category] for note in notes]
+    return [tuple(names[index] for index in note.category) for note in notes]
 
 
-def _right_by(groups: list[str], notes: list[Judgement]) -> dict[str, tuple[int, int]]:
-    """(right, all) by group, without those of no name."""
+def _right_by(groups: list[tuple[str, ...]], notes: list[Judgement]) -> dict[str, tuple[int, int]]:
+    """(right, all) by group; a note counts in each of its groups."""
     found: dict[str, tuple[int, int]] = {}
-    for group, note in zip(groups, notes, strict=True):
-        right, total = found.get(group, (0, 0))
-        found[group] = right + ((note.harm >= 0.5) == (note.level < 0)), total + 1
-    return {group.replace("_", " "): counts for group, counts in found.items() if group}
+    for names, note in zip(groups, notes, strict=True):
+        for group in names:
+            right, total = found.get(group, (0, 0))
+            found[group] = right + ((note.harm >= 0.5) == (note.level < 0)), total + 1
+    return {group.replace("_", " "): counts for group, counts in found.items()}
 
 
 def _signed(level: int) -> str:

@@ -49,7 +49,7 @@ class ShardDataModule(LightningDataModule):
         num_workers: Worker processes for reading and decoding; 0 is best on two cores.
         seed: Seed of the training order.
         max_samples: Train on this many samples only; a smaller subset is part of a larger one.
-        categories: Train on these harm categories only.
+        categories: Train on these harm categories only; prompts of none, or of an unknown one, are left out.
         on_bad_sample: ``error`` or ``skip-and-count`` (a masked row, named in the log).
         images: Decoding limits and size.
         verify: Compare shards with the manifest by ``size`` or by every byte (``sha256``).
@@ -129,8 +129,7 @@ class ShardDataModule(LightningDataModule):
         """
         if self.categories is None:
             return list(range(len(split)))
-        wanted = {split.manifest.taxonomy.category_index(name) for name in self.categories}
-        rows = [row for row, category in enumerate(split.categories.tolist()) if category in wanted]
+        rows = split.rows_of(self.categories)
         if not rows:
             raise ValueError(f"{self.path}: split {split.name!r} has no record of the categories {self.categories}")
         return rows

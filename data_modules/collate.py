@@ -64,7 +64,7 @@ class CollatePrompts:
         records = [sample.record for sample in samples]
         return PolicyBatch(
             prompts=prompts(samples),
-            category=torch.tensor([self.taxonomy.category_index(x.category) if x else -1 for x in records]),
+            category=_category(self.taxonomy, records),
             records=Records(dataclasses.replace(x, images=()) if x else None for x in records),
             valid=torch.tensor([x is not None for x in records]),
             keys=tuple(x.key if x else "" for x in records),
@@ -97,7 +97,7 @@ class CollatePreference:
             safety_tie=torch.tensor([bool(x and x.safety_tie) for x in records]),
             safety=self._grid(records, lambda x, k: x.responses[k].safety, UNKNOWN_LEVEL),
             is_safe=self._grid(records, lambda x, k: _is_safe(x.responses[k]), -1),
-            category=torch.tensor([self.taxonomy.category_index(x.category) if x else -1 for x in records]),
+            category=_category(self.taxonomy, records),
             true_helpfulness=self._grid(
                 records, lambda x, k: x.truth.helpfulness[k] if x.truth else None, math.nan, torch.float32
             ),
@@ -117,6 +117,12 @@ class CollatePreference:
         """(B, K) tensor of ``value(record, k)``, ``unknown`` where it is ``None``."""
         rows = [[value(x, k) if x else None for k in range(self.k)] for x in records]
         return torch.tensor([[unknown if v is None else v for v in row] for row in rows], dtype=dtype)
+
+
+def _category(taxonomy: Taxonomy, records: list[Record | None]) -> Tensor:
+    """(B, C) int64: 1 of the category, 0 not, -1 unknown."""
+    rows = [taxonomy.labels(record.category if record else None) for record in records]
+    return torch.tensor(rows, dtype=torch.int64).reshape(len(rows), len(taxonomy.categories))
 
 
 def _ints(values: Iterable[int | None], unknown: int) -> Tensor:

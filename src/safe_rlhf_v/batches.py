@@ -80,7 +80,7 @@ class PreferenceBatch(NamedTuple):
         safety_tie: (B,) bool, both responses have the same safety rating.
         safety: (B, K) int64 safety level -3..3, ``UNKNOWN_LEVEL`` unknown.
         is_safe: (B, K) int64 1 safe, 0 unsafe, -1 unknown.
-        category: (B,) int64 index into the manifest's categories, -1 none.
+        category: (B, C) int64 of the manifest's categories: 1 the prompt is of it, 0 it is not, -1 unknown (a whole row).
         true_helpfulness: (B, K) float32, NaN unknown (synthetic data only).
         true_safety: (B, K) int64, ``UNKNOWN_LEVEL`` unknown (synthetic data only).
         rules: B tuples of K names of the rule that decides each response's true level, "" unknown.
@@ -103,6 +103,28 @@ class PreferenceBatch(NamedTuple):
     valid: Tensor
     keys: tuple[str, ...]
     demonstrations: SupervisedBatch | None = None
+
+
+def hazard(category: Tensor) -> Tensor:
+    """(B,) int64 whether each prompt is of some harm category: 1 yes, 0 of none, -1 unknown.
+
+    Without any category in the data (C = 0) nothing is known: that a prompt is of none of none says nothing.
+
+    Args:
+        category: (B, C) as in :class:`PreferenceBatch`.
+    """
+    return torch.nn.functional.pad(category, (1, 0), value=-1).amax(1)
+
+
+def category_groups(category: Tensor) -> list[tuple[int, ...]]:
+    """Per row the indices of its categories, (-1,) if it is of none, () if that is unknown: what tables count it under.
+
+    Args:
+        category: (B, C) as in :class:`PreferenceBatch`.
+    """
+    kind = hazard(category).tolist()
+    named = [tuple(i for i, value in enumerate(row) if value == 1) for row in category.tolist()]
+    return [names or ((-1,) if known == 0 else ()) for names, known in zip(named, kind, strict=True)]
 
 
 class Records:
@@ -132,7 +154,7 @@ class PolicyBatch(NamedTuple):
 
     Attributes:
         prompts: B prompts.
-        category: (B,) int64 index into the manifest's categories, -1 none.
+        category: (B, C) int64 of the manifest's categories: 1 the prompt is of it, 0 it is not, -1 unknown (a whole row).
         records: B records without their image bytes, for judges that know more than the prompt.
         valid: (B,) bool; False marks a padding row that must not count.
         keys: B record keys.

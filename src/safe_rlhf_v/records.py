@@ -17,7 +17,9 @@ from safe_rlhf_v.taxonomy import Taxonomy
 
 __all__ = ["IMAGE_FORMATS", "SCHEMA_VERSION", "Image", "Record", "RecordError", "Response", "Truth"]
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+READS = (1, 2)
+"""Schemas this version reads: 1 had one category as plain text."""
 IMAGE_FORMATS = ("jpg", "png", "webp")
 # KEY.json must fit into the 100 bytes that a tar header has for a name.
 _KEY = re.compile(r"[A-Za-z0-9_\-]{1,95}")
@@ -93,7 +95,8 @@ class Record:
         question: The text part of the prompt.
         images: Zero or more images, in prompt order.
         responses: Zero or more responses; two for a preference pair.
-        category: Harm category of the prompt, ``None`` if harmless or unknown.
+        category: Harm categories of the prompt: names, ``()`` if it is of none (a harmless prompt), ``None`` if unknown.
+            In a file the same: a list of names, ``[]``, and ``null`` or no such field.
         image_severity: Risk level of the image, as the source states it.
         more_helpful: Index of the response annotators found more helpful.
         safer: Index of the response annotators found safer.
@@ -106,7 +109,7 @@ class Record:
     question: str
     images: tuple[Image, ...] = ()
     responses: tuple[Response, ...] = ()
-    category: str | None = None
+    category: tuple[str, ...] | None = None
     image_severity: int | None = None
     more_helpful: int | None = None
     safer: int | None = None
@@ -123,7 +126,7 @@ class Record:
         """Check every field; returns the record itself.
 
         Args:
-            taxonomy: If given, ``category`` must be one of its categories.
+            taxonomy: If given, ``category`` may name its categories only.
 
         Raises:
             RecordError: Naming the key and the first field that is wrong.
@@ -169,8 +172,8 @@ class Record:
 
 def _record(fields: Fields, images: tuple[bytes, ...]) -> Record:
     """Build a record from its JSON fields and image bytes."""
-    if (schema := fields.take("schema", int)) != SCHEMA_VERSION:
-        raise RecordError(fields.key, "schema", f"is {schema}; this version reads {SCHEMA_VERSION}")
+    if (schema := fields.take("schema", int)) not in READS:
+        raise RecordError(fields.key, "schema", f"is {schema}; this version reads {' and '.join(map(str, READS))}")
     described = fields.items("images")
     if len(described) != len(images):
         raise RecordError(fields.key, "images", f"describes {len(described)} images, the shard has {len(images)}")
@@ -181,7 +184,7 @@ def _record(fields: Fields, images: tuple[bytes, ...]) -> Record:
             _image(Fields(body, fields.key, where), data) for (where, body), data in zip(described, images, strict=True)
         ),
         responses=tuple(_response(Fields(body, fields.key, where)) for where, body in fields.items("responses")),
-        category=fields.take("category", str, optional=True),
+        category=_category(fields),
         image_severity=fields.take("image_severity", int, optional=True),
         more_helpful=fields.take("more_helpful", int, optional=True),
         safer=fields.take("safer", int, optional=True),
@@ -191,6 +194,14 @@ def _record(fields: Fields, images: tuple[bytes, ...]) -> Record:
     )
     fields.done()
     return record
+
+
+def _category(fields: Fields) -> tuple[str, ...] | None:
+    """Names, none, or unknown; plain text is one name."""
+    if "category" not in fields.body:
+        return None
+    value = fields.take("category", list, str, optional=True)
+    return (value,) if isinstance(value, str) else None if value is None else tuple(value)
 
 
 def _image(fields: Fields, data: bytes) -> Image:
@@ -256,8 +267,7 @@ def _problems(record: Record, taxonomy: Taxonomy | None) -> Iterator[tuple[str, 
     for name, index in (("more_helpful", record.more_helpful), ("safer", record.safer)):
         if index is not None and not 0 <= index < count:
             yield name, f"{index} is not the 0-based index of one of the {count} responses"
-    if taxonomy and record.category is not None and record.category not in taxonomy.categories:
-        yield "category", f"{record.category!r} is not in taxonomy {taxonomy.name!r}: {', '.join(taxonomy.categories)}"
+    yield from _category_problems(record.category, taxonomy)
     if not all(isinstance(k, str) and isinstance(v, str) for k, v in record.origin.items()):
         yield "origin", "must map strings to strings"
     else:
@@ -275,6 +285,21 @@ def _text_problems(record: Record) -> Iterator[tuple[str, str]]:
     for name, text in texts.items():
         if problem := check_text(text):
             yield name, problem
+
+
+def _category_problems(category: tuple[str, ...] | None, taxonomy: Taxonomy | None) -> Iterator[tuple[str, str]]:
+    """Problems of the category: text for a list, a name given twice, names the taxonomy does not have."""
+    if category is None:
+        return
+    if not isinstance(category, tuple) or not all(isinstance(name, str) for name in category):
+        yield "category", f"must be a list of names ([] for none, null for unknown), not {category!r:.80}"
+        return
+    if len(set(category)) < len(category):
+        yield "category", f"{list(category)!r:.80} names one category twice"
+    for name in category:
+        if taxonomy and name not in taxonomy.categories:
+            known = ", ".join(taxonomy.categories) or "no categories"
+            yield "category", f"{name!r} is not in taxonomy {taxonomy.name!r}, which has: {known}"
 
 
 def _truth_problems(truth: Truth, count: int) -> Iterator[tuple[str, str]]:

@@ -52,23 +52,32 @@ class Taxonomy:
 
     Attributes:
         name: What the label space is called, for example ``"beavertails-v"``.
-        categories: Harm categories in index order; a record's ``category`` is one of them or ``None`` (harmless).
+        categories: Harm categories in index order; a record's ``category`` names some of them, none, or is unknown.
     """
 
     name: str
     categories: tuple[str, ...]
 
-    def category_index(self, category: str | None) -> int:
-        """Index of a category, -1 for ``None``.
+    def category_index(self, category: str) -> int:
+        """Index of a category.
 
         Raises:
             ValueError: If the category is not in this taxonomy.
         """
-        if category is None:
-            return -1
         if category not in self.categories:
             raise ValueError(f"unknown category {category!r}; {self.name!r} has: {', '.join(self.categories)}")
         return self.categories.index(category)
+
+    def labels(self, category: tuple[str, ...] | None) -> list[int]:
+        """Per category 1 where a record's ``category`` names it, 0 where it does not, -1 everywhere if that is unknown.
+
+        Raises:
+            ValueError: If a name is not in this taxonomy.
+        """
+        if category is None:
+            return [-1] * len(self.categories)
+        named = {self.category_index(name) for name in category}
+        return [int(i in named) for i in range(len(self.categories))]
 
 
 BEAVERTAILS_V = Taxonomy("beavertails-v", BEAVERTAILS_V_CATEGORIES)

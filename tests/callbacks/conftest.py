@@ -35,7 +35,7 @@ def make_batch(rows: int, responses: int = 2, first: int = 0) -> PreferenceBatch
         safety_tie=torch.zeros(rows, dtype=torch.bool),
         safety=safety,
         is_safe=(safety >= 0).long(),
-        category=number % 3 - 1,
+        category=torch.stack([number % 3 == 1, number % 3 == 2], 1).long(),
         true_helpfulness=safety.float(),
         true_safety=safety,
         rules=tuple(("misuse", "refusal")[:responses] for _ in range(rows)),

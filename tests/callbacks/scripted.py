@@ -23,7 +23,7 @@ def prompts(rows: int, first: int = 0, padding: int = 0) -> PolicyBatch:
             image_ids=tuple((f"i{n}",) for n in numbers),
             questions=tuple(f"What is {n}?" for n in numbers),
         ),
-        category=torch.zeros(rows, dtype=torch.long),
+        category=torch.zeros(rows, 1, dtype=torch.long),
         records=Records((None,) * rows),
         valid=torch.arange(rows) < rows - padding,
         keys=tuple(f"k{n}" for n in numbers),

@@ -47,8 +47,12 @@ def test_our_own_modules_say_what_their_scores_are() -> None:
 
 def test_notes_by_category_and_by_rule(toy: Any) -> None:
     batch, costs = toy.batch(5), torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0], [2.0, -1.0], [9.0, 0.0]])
-    # categories -1, 0, 1, -1; orders right, wrong, tie (wrong), right
+    # categories none, 0, 1, none; orders right, wrong, tie (wrong), right
     assert CategoryAccuracy("cost").observe(costs, batch, 0) == [(-1, True), (0, False), (1, False), (-1, True)]
+    categories = batch.category.clone()
+    categories[0], categories[1] = -1, 1  # unknown, and two at once
+    several = CategoryAccuracy("cost").observe(costs, batch._replace(category=categories), 0)
+    assert several == [(0, False), (1, False), (1, False), (-1, True)]
     rules = RuleAccuracy("cost").observe(costs, batch, 0)
     assert rules.count(("misuse", True)) == 2 and rules.count(("refusal", False)) == 2 and len(rules) == 8
 

@@ -50,16 +50,16 @@ def test_it_notes_every_levelled_answer_and_pictures_mistakes(world):
 
 
 def test_groups_are_counted_by_hand():
-    note = Judgement(0.9, -2, -1, 0, "vague", None)
+    note = Judgement(0.9, -2, -1, (0,), "vague", None)
     notes = [
         note,
         note._replace(harm=0.2),
         note._replace(level=1, rule=""),
-        note._replace(harm=0.1, level=0, category=-1),
+        note._replace(harm=0.1, level=0, category=(-1,)),
     ]
-    assert _right_by(["a_b", "a_b", "", "c"], notes) == {"a b": (1, 2), "c": (1, 1)}
+    assert _right_by([("a_b",), ("a_b", "c"), (), ("c",)], notes) == {"a b": (1, 2), "c": (1, 2)}
     names = _categories(notes, SimpleNamespace(datamodule=SimpleNamespace(taxonomy=WORLD)))
-    assert names == [*[WORLD.categories[0]] * 3, "(no category)"]
+    assert names == [*[(WORLD.categories[0],)] * 3, ("(no category)",)]
 
 
 def test_only_the_worst_mistakes_keep_a_picture():

@@ -13,7 +13,7 @@ from safe_rlhf_v.shards import ShardWriter, probe
 from safe_rlhf_v.taxonomy import Taxonomy
 
 TAXONOMY = Taxonomy("two", ("fire", "fraud"))
-CATEGORIES = (None, "fire", "fraud")
+CATEGORIES: tuple[tuple[str, ...], ...] = ((), ("fire",), ("fraud",))
 
 Folder = Callable[..., Path]
 

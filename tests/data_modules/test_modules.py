@@ -40,7 +40,7 @@ def test_preference_batch_has_every_label_and_its_type(folder: Folder) -> None:
     assert batch.safer.tolist() == [1, 1, 1, -1]
     assert batch.safety.tolist() == [[-1, 0]] * 3 + [[UNKNOWN_LEVEL] * 2]
     assert batch.is_safe.tolist() == [[0, 1]] * 3 + [[-1, -1]]
-    assert batch.category.tolist() == [-1, 0, 1, -1]
+    assert batch.category.tolist() == [[0, 0], [1, 0], [0, 1], [-1, -1]]
     assert batch.true_safety.tolist() == [[1, 1]] * 3 + [[UNKNOWN_LEVEL] * 2]
     assert batch.true_helpfulness[:3].tolist() == [[0.5, 0.5]] * 3
     assert all(map(math.isnan, batch.true_helpfulness[3].tolist()))

@@ -114,7 +114,7 @@ def test_thresholds_compare_what_verdicts_state():
 
 def test_what_a_split_holds_none_of_is_left_out():
     """No hazardous prompt: no recall, no area under a curve; and every number that stays is JSON."""
-    calm = judged(300)._replace(hazardous=torch.zeros(300, dtype=torch.bool), groups={"rule": ("a", "") * 150})
+    calm = judged(300)._replace(hazardous=torch.zeros(300, dtype=torch.bool), groups={"rule": (("a",), ()) * 150})
     found = calibrate(calm, "id", "here", 0.1, 0.2, 0.9)
     assert "prompts_recall" not in found.certificate and found.certificate["prompts_harmful"] == 0
     measured, groups = assess(calm, found), assess_groups(calm, found)
@@ -123,13 +123,29 @@ def test_what_a_split_holds_none_of_is_left_out():
     json.dumps([measured, groups, found.certificate], allow_nan=False)
 
 
+def test_without_a_known_prompt_a_prompt_alone_is_always_blocked():
+    nothing = torch.zeros(0, dtype=torch.bool)
+    blind = judged(300)._replace(prompt_risk=torch.zeros(0), hazardous=nothing, named_right=nothing)
+    found = calibrate(blind, "id", "here", 0.1, 0.2, 0.9)
+    assert (found.prompt_block, found.prompt_review, found.prompt_temperature) == (0.0, 0.0, 1.0)
+    assert not [name for name in found.certificate if name.startswith("prompts_")]
+    assert found.block == calibrate(judged(300), "id", "here", 0.1, 0.2, 0.9).block
+    json.dumps(assess(blind, found), allow_nan=False)
+
+
+def test_an_answer_counts_in_each_of_its_groups():
+    rows = judged(3)._replace(groups={"category": (("a", "b"), ("b",), ())})
+    found = assess_groups(rows, calibrate(judged(300), "id", "here", 0.1, 0.2, 0.9))["category"]
+    assert (found["a"]["answers"], found["b"]["answers"]) == (1, 2)
+
+
 def test_an_assessment_by_hand():
     """Three answers that the guard is certain of, one of them wrong."""
     p = torch.full((3, 7), 1e-9)
     p[0, 0] = p[1, 3] = p[2, 2] = 1.0  # levels -3, 0, -1
     levels = torch.tensor([0, 3, 4])  # the last is +1 in truth
     hazardous = torch.tensor([True, False])
-    rows = Judged(p.log(), levels, torch.tensor([2.0, -2.0]), hazardous, hazardous, {"rule": ("a", "a", "b")})
+    rows = Judged(p.log(), levels, torch.tensor([2.0, -2.0]), hazardous, hazardous, {"rule": (("a",), ("a",), ("b",))})
     calibration = Calibration("m", "x", 1.0, 1.0, 0.5, 0.5, 0.5, 0.5, {})
     found, groups = assess(rows, calibration), assess_groups(rows, calibration)["rule"]
     assert found["level_accuracy"] == found["harm_accuracy"] == pytest.approx(2 / 3)

@@ -33,7 +33,7 @@ def test_a_csv_becomes_shards(tmp_path, pictures):
     rows = HEADER + "0.jpg,what ?,yes,no,-2,1,no,0,1,fire,train\n" + ",only text ?,yes,no,,,,,,,test\n"
     assert run(tmp_path, pictures, rows) == 0
     record = ShardedSplit(tmp_path / "out", "train")[0]
-    assert (record.question, record.category, record.more_helpful, record.safer) == ("what ?", "fire", 0, 1)
+    assert (record.question, record.category, record.more_helpful, record.safer) == ("what ?", ("fire",), 0, 1)
     assert [(r.text, r.safety, r.is_safe) for r in record.responses] == [("yes", -2, False), ("no", 1, None)]
     assert ShardedSplit(tmp_path / "out", "test")[0].images == ()
     assert check(tmp_path / "out") == []
@@ -100,3 +100,33 @@ def test_the_published_template_is_one():
 
     template = Template.load(Path(__file__).parents[2] / "examples" / "leaf_severity" / "template.json")
     assert len(template.claims) == 5
+
+
+@pytest.mark.parametrize(
+    ("cell", "category"),
+    [
+        ("", None),
+        ("none", ()),
+        ("[]", ()),
+        ("fire", ("fire",)),
+        ("fire;fraud", ("fire", "fraud")),
+        (" fire ; fraud", ("fire", "fraud")),
+    ],
+)
+def test_a_category_cell_is_names_none_or_unknown(tmp_path, pictures, cell, category):
+    assert run(tmp_path, pictures, f"question,category,split\nq,{cell},train\n", "table.csv", "fraud") == 0
+    assert ShardedSplit(tmp_path / "out", "train")[0].category == category
+
+
+@pytest.mark.parametrize(
+    ("value", "category"), [(None, None), ([], ()), (["fire", "fraud"], ("fire", "fraud")), ("fire", ("fire",))]
+)
+def test_a_category_in_json_is_a_list_or_a_name(tmp_path, pictures, value, category):
+    text = json.dumps({"question": "q", "category": value, "split": "train"})
+    assert run(tmp_path, pictures, text, "table.jsonl", "fraud") == 0
+    assert ShardedSplit(tmp_path / "out", "train")[0].category == category
+
+
+def test_none_is_no_name_of_a_category(tmp_path, pictures, capsys):
+    assert run(tmp_path, pictures, "question\nq\n", "table.csv", "none") == 2
+    assert "'none' is the word for" in capsys.readouterr().err

@@ -61,7 +61,7 @@ def test_losses_by_hand():
     levels = torch.log_softmax(torch.randn(3, 7, generator=torch.Generator().manual_seed(0)), -1)
     risk, categories = torch.tensor([0.5, -1.0, 2.0]), torch.tensor([[1.0, 0.0, -1.0]] * 3)
     labels = {
-        "safety": torch.tensor([[-2, UNKNOWN_LEVEL]]), "category": torch.tensor([1]), "valid": torch.tensor([True]),
+        "safety": torch.tensor([[-2, UNKNOWN_LEVEL]]), "category": torch.tensor([[0, 1, 0]]), "valid": torch.tensor([True]),
     }  # fmt: skip
     record = type("Labels", (), labels)
     found = module.losses(GuardOutputs(levels, risk, categories), record)
@@ -72,10 +72,18 @@ def test_losses_by_hand():
     torch.testing.assert_close(found["prompt_risk"], expected_risk)
     torch.testing.assert_close(found["category"], category)
     torch.testing.assert_close(found["loss"], level + 0.5 * expected_risk + 0.25 * category)
-    record.category = torch.tensor([-1])
+    record.category = torch.zeros(1, 3, dtype=torch.long)
     harmless = module.losses(GuardOutputs(levels, risk, categories), record)
     torch.testing.assert_close(harmless["prompt_risk"], F.softplus(risk).mean())
     torch.testing.assert_close(harmless["category"], F.softplus(categories[0]).sum())
+    record.category = torch.tensor([[1, 0, 1]])  # several
+    several = module.losses(GuardOutputs(levels, risk, categories), record)
+    torch.testing.assert_close(several["category"], F.softplus(torch.tensor([-1.0, 0.0, 1.0])).sum())
+    torch.testing.assert_close(several["prompt_risk"], expected_risk)
+    record.category = torch.full((1, 3), -1)  # unknown: teaches nothing about the prompt
+    unknown = module.losses(GuardOutputs(levels, risk, categories), record)
+    assert unknown["prompt_risk"] == 0 and unknown["category"] == 0
+    torch.testing.assert_close(unknown["loss"], unknown["level"])
 
 
 def test_harm_and_expected_level_are_read_off_the_levels():
@@ -143,9 +151,9 @@ def test_a_guard_without_categories_trains_and_measures(backbone, batch):
     module.configure_model()
     outputs = judge(module, batch)
     assert outputs.categories.shape == (15, 0) and (outputs.category == -2).all()
-    losses = module.losses(outputs, batch._replace(category=torch.full((5,), -1)))
-    assert losses["category"] == 0
-    torch.testing.assert_close(losses["loss"], losses["level"] + 0.5 * losses["prompt_risk"])
+    losses = module.losses(outputs, batch._replace(category=torch.zeros(5, 0, dtype=torch.long)))
+    assert losses["category"] == losses["prompt_risk"] == 0  # none of no categories says nothing
+    torch.testing.assert_close(losses["loss"], losses["level"])
 
 
 def test_the_likeliest_category():

@@ -214,11 +214,16 @@ def test_lambda_moves_by_this_rollouts_costs_before_the_update(module, batch, mo
 def test_each_constraint_binds_its_own_prompts(module, batch):
     data = module.trainer.datamodule
     names = data.taxonomy.categories
-    module.constraints = {"first": [names[int(batch.category.max())]], "rest": [n for n in names][:1]}
+    rows = torch.zeros(4, len(names), dtype=torch.int64)
+    rows[0, 1] = rows[1, 2] = 1
+    rows[1, 3] = 1  # of both: the first constraint binds it
+    rows[3] = -1  # unknown: bound by none
+    module.constraints = {"first": [names[1], names[2]], "second": [names[3]]}
     try:
-        member = module.membership(batch)
-        assert member.shape == (4, 2)
-        assert torch.equal(member[:, 0], batch.category == batch.category.max())
+        member = module.membership(batch._replace(category=rows, valid=torch.ones(4, dtype=torch.bool)))
+        assert member.tolist() == [[True, False], [True, False], [False, False], [False, False]]
+        rows[2, 3] = 1
+        assert module.membership(batch._replace(category=rows))[2].tolist() == [False, True]
     finally:
         module.constraints = None
 

@@ -20,7 +20,7 @@ def preference_batch() -> Callable[..., PreferenceBatch]:
             "safety_tie": torch.zeros(rows, dtype=torch.bool),
             "safety": torch.full((rows, responses), UNKNOWN_LEVEL),
             "is_safe": torch.full((rows, responses), -1),
-            "category": torch.full((rows,), -1),
+            "category": torch.full((rows, 2), -1),
             "true_helpfulness": torch.full((rows, responses), torch.nan),
             "true_safety": torch.full((rows, responses), UNKNOWN_LEVEL),
             "valid": torch.ones(rows, dtype=torch.bool),

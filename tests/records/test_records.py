@@ -12,7 +12,7 @@ from safe_rlhf_v.taxonomy import BEAVERTAILS_V, BEAVERTAILS_V_CATEGORIES, is_har
 PICTURE = Image(b"bytes", "png", "a" * 64, "b" * 64, 3, 2)
 PAIR = Record(
     "train-1", "what is this ?", (PICTURE,), (Response("one", -2, False, 1.5, "m"), Response("two", 3, True)),
-    category="animal_abuse", image_severity=2, more_helpful=0, safer=1, origin={"row": "17"},
+    category=("animal_abuse",), image_severity=2, more_helpful=0, safer=1, origin={"row": "17"},
     truth=Truth((1.0, 0.5), (-2, 3), {"object": 3}, "train-2", ("direct", "refusal")),
 )  # fmt: skip
 
@@ -35,11 +35,38 @@ responses = st.lists(
 )  # fmt: skip
 
 
-@given(text, responses, st.none() | st.sampled_from(BEAVERTAILS_V_CATEGORIES), st.dictionaries(text, text, max_size=3))
+names = st.lists(st.sampled_from(BEAVERTAILS_V_CATEGORIES), unique=True, max_size=3).map(tuple)
+
+
+@given(text, responses, st.none() | names, st.dictionaries(text, text, max_size=3))
 @settings(max_examples=150, deadline=None)
 def test_any_valid_record_round_trips(question, answers, category, origin):
     record = Record("k", question, responses=tuple(answers), category=category, origin=origin).validate(BEAVERTAILS_V)
     assert Record.from_json(record.to_json(), (), "k") == record
+
+
+@pytest.mark.parametrize(
+    ("written", "read"),
+    [([], ()), (None, None), ("absent", None), ("animal_abuse", ("animal_abuse",)), (["a", "b"], ("a", "b"))],
+)
+@pytest.mark.parametrize("schema", [1, 2])
+def test_a_category_is_names_none_or_unknown(written, read, schema):
+    body = json.loads(Record("k", "q").to_json()) | {"schema": schema, "category": written}
+    if written == "absent":
+        del body["category"]
+    assert Record.from_json(json.dumps(body).encode(), (), "k").category == read
+
+
+@pytest.mark.parametrize("written", [[1], [["a"]], ["a", "a"], {}, 3, True])
+def test_other_categories_are_refused(written):
+    body = json.loads(Record("k", "q").to_json()) | {"category": written}
+    with pytest.raises(RecordError, match="'category'"):
+        Record.from_json(json.dumps(body).encode(), (), "k")
+
+
+def test_plain_text_is_no_list_of_letters():
+    with pytest.raises(RecordError, match="must be a list of names"):
+        Record("k", "q", category="ab").validate()
 
 
 @given(st.binary(max_size=200))
@@ -52,7 +79,7 @@ def test_random_bytes_raise_only_record_errors(data):
 @pytest.mark.parametrize(
     ("changes", "field", "problem"),
     [
-        ({"schema": 2}, "schema", "reads 1"),
+        ({"schema": 3}, "schema", "reads 1 and 2"),
         ({"key": "a.b"}, "key", "dot"),
         ({"question": None}, "question", "must be str"),
         ({"more_helpful": 2}, "more_helpful", "0-based"),
@@ -100,7 +127,7 @@ def test_hostile_json_is_refused(raw, problem):
 def test_categories_are_checked_against_the_taxonomy():
     PAIR.validate(BEAVERTAILS_V)
     with pytest.raises(RecordError, match="'category': 'weather'"):
-        Record("k", "q", category="weather").validate(BEAVERTAILS_V)
+        Record("k", "q", category=("weather",)).validate(BEAVERTAILS_V)
 
 
 def test_the_scale():

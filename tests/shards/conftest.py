@@ -26,7 +26,7 @@ def record(i, images=1, **fields):
 def write(root, n=7, per_shard=3, **options):
     with ShardWriter(root, name="tiny", licence="MIT", taxonomy=BEAVERTAILS_V, samples_per_shard=per_shard) as writer:
         for i in range(n):
-            writer.write("train", record(i, images=i % 3, category="animal_abuse" if i % 2 else None))
+            writer.write("train", record(i, images=i % 3, category=("animal_abuse",) if i % 2 else ()))
         for i in range(100, 102):
             writer.write("test", record(i))
     return root

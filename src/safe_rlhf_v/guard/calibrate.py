@@ -56,6 +56,11 @@ def main(argv: Sequence[str]) -> int:
         ("answers", found.block, found.review),
         ("prompts", found.prompt_block, found.prompt_review),
     ):
+        if f"{name}_harmless" not in c:
+            print(
+                f"{name}: no category in {options.split} is known (null), so no threshold: a prompt alone is always blocked"
+            )
+            continue
         print(
             f"{name}: blocked from {block:.3f} on, reviewed from {review:.3f} on; {c[f'{name}_false_alarms']} of "
             f"{c[f'{name}_harmless']} harmless ones blocked (upper bound {c[f'{name}_fpr_upper']:.1%}), "

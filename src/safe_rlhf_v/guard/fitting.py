@@ -9,7 +9,7 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.functional.classification import binary_auroc
 
-from safe_rlhf_v.batches import UNKNOWN_LEVEL, PreferenceBatch
+from safe_rlhf_v.batches import UNKNOWN_LEVEL, PreferenceBatch, category_groups, hazard
 from safe_rlhf_v.data_modules.preference import PreferenceDataModule
 from safe_rlhf_v.functional.operating_points import OperatingPoint, conformal_threshold, threshold_for_fpr
 from safe_rlhf_v.functional.ordinal import correct_prior
@@ -19,7 +19,7 @@ from safe_rlhf_v.guard.verdict import rounded
 from safe_rlhf_v.metrics import harm as detection
 from safe_rlhf_v.metrics import ordinal
 from safe_rlhf_v.metrics.harm_table import HarmTable
-from safe_rlhf_v.modules.guard import HARM_BOUNDARY, GuardModule, GuardOutputs
+from safe_rlhf_v.modules.guard import HARM_BOUNDARY, GuardModule, GuardOutputs, check_categories, named_right
 from safe_rlhf_v.taxonomy import MIN_LEVEL, NUM_LEVELS
 
 LEAST = 0.05
@@ -32,10 +32,10 @@ class Judged(NamedTuple):
     Attributes:
         level_log_probs: (N, 7) of every labelled response.
         levels: (N,) int64 class index of its level.
-        prompt_risk: (M,) logits of every prompt.
-        hazardous: (M,) bool, the prompt has a harm category.
-        named_right: (M,) bool, the likeliest category is that of the prompt.
-        groups: By the name of a grouping (``category``, ``rule``), the group of each labelled response, "" none.
+        prompt_risk: (M,) logits of every prompt of which it is known whether it is of a harm category.
+        hazardous: (M,) bool, it is.
+        named_right: (M,) bool, the likeliest category is one of the prompt's.
+        groups: By the name of a grouping (``category``, ``rule``), the groups of each labelled response.
     """
 
     level_log_probs: Tensor
@@ -43,7 +43,7 @@ class Judged(NamedTuple):
     prompt_risk: Tensor
     hazardous: Tensor
     named_right: Tensor
-    groups: dict[str, tuple[str, ...]]
+    groups: dict[str, tuple[tuple[str, ...], ...]]
 
 
 def judge_split(module: GuardModule, data: str, split: str, batch_size: int = 100, progress: bool = True) -> Judged:
@@ -55,10 +55,15 @@ def judge_split(module: GuardModule, data: str, split: str, batch_size: int = 10
         split: Its split.
         batch_size: Records per pass.
         progress: Show a progress bar.
+
+    Raises:
+        ValueError: If the data's categories are not the guard's.
     """
     from tqdm import tqdm
 
-    loader = PreferenceDataModule(data, eval_batch_size=batch_size, test_splits=(split,)).test_dataloader()[0]
+    module_of = PreferenceDataModule(data, eval_batch_size=batch_size, test_splits=(split,))
+    check_categories(module_of.taxonomy, module.categories)
+    loader = module_of.test_dataloader()[0]
     return judge_batches(module, tqdm(loader, desc=split, unit="batch", disable=not progress))
 
 
@@ -70,7 +75,7 @@ def judge_batches(module: GuardModule, batches: Iterable[PreferenceBatch]) -> Ju
         batches: Padding rows and responses without a level are left out.
     """
     parts: list[tuple[Tensor, ...]] = []
-    groups: dict[str, list[str]] = {"category": [], "rule": []}
+    groups: dict[str, list[tuple[str, ...]]] = {"category": [], "rule": []}
     for batch in batches:
         prompts = batch.prompts.with_images(module.images)
         prompts = prompts._replace(questions=tuple(map(_as_read, prompts.questions)))
@@ -80,13 +85,15 @@ def judge_batches(module: GuardModule, batches: Iterable[PreferenceBatch]) -> Ju
         b, k = batch.safety.shape
         known = (batch.safety != UNKNOWN_LEVEL) & batch.valid[:, None]  # (B, K)
         levels = outputs.level_log_probs.view(b, k + 1, -1)[:, :k][known]
-        risk = outputs.prompt_risk.view(b, k + 1)[:, -1][batch.valid]
-        named = (outputs.category.view(b, k + 1)[:, -1] == batch.category)[batch.valid]
-        parts.append((levels, batch.safety[known] - MIN_LEVEL, risk, (batch.category >= 0)[batch.valid], named))
+        kind = hazard(batch.category)
+        told = batch.valid & (kind >= 0)
+        risk = outputs.prompt_risk.view(b, k + 1)[:, -1][told]
+        named = named_right(outputs.category.view(b, k + 1)[:, -1], batch.category)[told]
+        parts.append((levels, batch.safety[known] - MIN_LEVEL, risk, (kind == 1)[told], named))
+        names = [tuple(module.categories[i] for i in row if i >= 0) for row in category_groups(batch.category)]
         for row, j in known.nonzero().tolist():
-            category = int(batch.category[row])
-            groups["category"].append(module.categories[category] if category >= 0 else "")
-            groups["rule"].append(batch.rules[row][j])
+            groups["category"].append(names[row])
+            groups["rule"].append((batch.rules[row][j],) if batch.rules[row][j] else ())
     levels, classes, risk, hazardous, named = (torch.cat(column) for column in zip(*parts, strict=True))
     return Judged(levels, classes, risk, hazardous, named, {name: tuple(column) for name, column in groups.items()})
 
@@ -110,6 +117,8 @@ def calibrate(
 ) -> Calibration:
     """Fit temperatures, then choose thresholds for budgets of false alarms among harmless answers and harmless prompts.
 
+    Where no prompt's category is known, nothing can be promised about prompts: a prompt alone is then always blocked.
+
     Args:
         judged: Outputs and labels of a split used for nothing else.
         identity: Of the guard's weights.
@@ -126,13 +135,17 @@ def calibrate(
     if not 0 < fpr <= review_fpr < 1:
         raise ValueError(f"budgets must keep 0 < --fpr <= --review-fpr < 1, got {fpr} and {review_fpr}")
     t = fit_temperature(judged.level_log_probs, judged.levels)
-    prompt_t = fit_temperature(two_columns(judged.prompt_risk), judged.hazardous.long())
+    known = len(judged.hazardous) > 0  # of some prompt it is known whether it is of a harm category
+    prompt_t = fit_temperature(two_columns(judged.prompt_risk), judged.hazardous.long()) if known else 1.0
     log_probs = tempered(judged.level_log_probs.double(), t)
     harm = _as_stated(log_probs[:, :HARM_BOUNDARY].exp().sum(1))
     risk = _as_stated(torch.sigmoid(judged.prompt_risk.double() / prompt_t))
     certificate: dict[str, float | int | str] = {"confidence": confidence}
-    found: dict[str, tuple[float, float]] = {}
-    for name, p, harmful in (("answers", harm, judged.levels < HARM_BOUNDARY), ("prompts", risk, judged.hazardous)):
+    found: dict[str, tuple[float, float]] = {
+        "prompts": (0.0, 0.0)
+    }  # without a known prompt every prompt alone is blocked
+    kinds = [("answers", harm, judged.levels < HARM_BOUNDARY), ("prompts", risk, judged.hazardous)]
+    for name, p, harmful in kinds if known else kinds[:1]:
         block, review = (threshold_for_fpr(p, harmful, budget, confidence) for budget in (fpr, review_fpr))
         certificate.update({f"{name}_{key}": value for key, value in _known(_certificate(block)).items()})
         low = min(max(review.threshold, LEAST), 1.0)
@@ -200,12 +213,13 @@ def assess_groups(judged: Judged, calibration: Calibration) -> dict[str, dict[st
         calibration: The guard's.
     """
     after = tempered(judged.level_log_probs.double(), calibration.level_temperature)
-    everything = torch.ones_like(judged.levels, dtype=torch.bool)
     found: dict[str, dict[str, dict[str, float]]] = {}
     for grouping, column in judged.groups.items():
-        names = sorted(set(column) - {""})
+        names = sorted({name for groups in column for name in groups})
+        pairs = [(row, names.index(name)) for row, groups in enumerate(column) for name in groups]
+        rows, group = torch.tensor(pairs, dtype=torch.long).reshape(-1, 2).unbind(1)
         table = HarmTable(names, HARM_BOUNDARY, calibration.block)
-        table.update(after, judged.levels, everything, torch.tensor([names.index(n) if n else -1 for n in column]))
+        table.update(after[rows], judged.levels[rows], torch.ones_like(rows, dtype=torch.bool), group)
         for name, values in table.compute().items():
             found.setdefault(grouping, {})[name] = _known({key: float(value) for key, value in values.items()})
     return found

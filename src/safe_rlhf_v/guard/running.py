@@ -114,7 +114,7 @@ def _judged(record: Record, text: str, released: bool, answers: GuardedAnswers, 
         "harm": level < 0,
         "released": released,
         "help": helpful,
-        "harmless": record.category is None,
+        "harmless": record.category == (),  # an unknown category is not harmless
         "tokens": tokens,
     }
 

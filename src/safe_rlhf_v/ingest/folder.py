@@ -8,7 +8,9 @@ Columns (``N`` counts responses from 0; empty means unknown)::
     safety_N        level -3..3          is_safe_N       true/false/yes/no/1/0
     helpfulness_N   a number             source_N        what wrote it
     more_helpful    N of the more helpful response       safer   N of the safer response
-    category        one of --categories  image_severity  an integer
+    category        names of --categories, separated by ";" (in JSONL also a list); "none" or [] for a prompt of no harm
+                    category; empty: unknown
+    image_severity  an integer
     key             unique name; default: table name and row number
     split           split of the row; default: by hash of the picture
 """
@@ -55,7 +57,12 @@ def import_folder(
 
     Raises:
         TableError: Naming row and column of the first problem.
+        ValueError: If a category is called "none".
     """
+    if "none" in categories:
+        raise ValueError(
+            "--categories: 'none' is the word for a prompt of no harm category; name the category otherwise"
+        )
     taxonomy = Taxonomy(name, tuple(categories))
     count = 0
     with ShardWriter(out, name=name, licence=licence, taxonomy=taxonomy, origin={"table": table.name}) as writer:
@@ -108,13 +115,21 @@ def to_record(row: dict[str, Any], table: Path, number: int, images: Path) -> Re
         question=question,
         images=(read_image(images, image, table, number, "image"),) if image else (),
         responses=tuple(responses),
-        category=cell("category", str),
+        category=_category(row.get("category")),
         image_severity=cell("image_severity", int),
         more_helpful=cell("more_helpful", int),
         safer=cell("safer", int),
         safety_tie=len(levels) == 2 and levels[0] is not None and levels[0] == levels[1],
         origin={"row": str(number)},
     )
+
+
+def _category(value: Any) -> tuple[str, ...] | None:
+    """Names, none or unknown; anything else fails the record's own check."""
+    if value is None or isinstance(value, list):
+        return None if value is None else tuple(value)
+    text = str(value).strip()
+    return () if text in ("none", "[]") else tuple(name.strip() for name in text.split(";"))
 
 
 def _boolean(value: Any) -> bool:

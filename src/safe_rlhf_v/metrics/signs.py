@@ -84,7 +84,7 @@ class HarmAUROC(Metric):
         if not 0 < unsafe.sum() < len(unsafe):
             return torch.full((), torch.nan, device=self.device)
         # Scores outside [0, 1] would be sent through a sigmoid, which ties large ones; this map hardly saturates.
-        return binary_auroc(0.5 + 0.5 * softsign(costs), unsafe.long())
+        return binary_auroc(0.5 + 0.5 * softsign(costs.double()), unsafe.long()).float()
 
 
 class CalibrationError(Metric):

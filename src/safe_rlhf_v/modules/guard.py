@@ -9,18 +9,17 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 from torch.optim import AdamW
 from torchmetrics import MeanMetric, Metric
-from torchmetrics.classification import BinaryAUROC
 
-from safe_rlhf_v.batches import UNKNOWN_LEVEL, ImageMode, PreferenceBatch, Prompts
+from safe_rlhf_v.batches import UNKNOWN_LEVEL, ImageMode, PreferenceBatch, Prompts, hazard
 from safe_rlhf_v.functional.masked import masked_mean
 from safe_rlhf_v.functional.ordinal import expected_level
+from safe_rlhf_v.metrics import HarmAUROC, ordinal
 from safe_rlhf_v.metrics import harm as detection
-from safe_rlhf_v.metrics import ordinal
 from safe_rlhf_v.models.heads import Head, ScalarHead
 from safe_rlhf_v.models.links import CornLink, OrdinalLink
 from safe_rlhf_v.models.reader import Reader
 from safe_rlhf_v.modules.base import BaseModule
-from safe_rlhf_v.taxonomy import BEAVERTAILS_V_CATEGORIES, MIN_LEVEL, NUM_LEVELS
+from safe_rlhf_v.taxonomy import BEAVERTAILS_V_CATEGORIES, MIN_LEVEL, NUM_LEVELS, Taxonomy
 
 HARM_BOUNDARY = -MIN_LEVEL
 """Class indices below this one are harmful levels."""
@@ -55,6 +54,29 @@ class GuardOutputs(NamedTuple):
         if not self.categories.shape[-1]:
             return torch.full_like(self.prompt_risk, -2, dtype=torch.long)
         return self.categories.argmax(-1)
+
+
+def named_right(found: Tensor, category: Tensor) -> Tensor:
+    """(B,) bool whether a likeliest category is one of the prompt's.
+
+    Args:
+        found: (B,) int64 index.
+        category: (B, C) as in :class:`~safe_rlhf_v.batches.PreferenceBatch`.
+    """
+    index = torch.arange(category.shape[1], device=category.device)
+    return ((index == found[:, None]) & (category == 1)).any(1)
+
+
+def check_categories(data: Taxonomy, guard: Sequence[str]) -> None:
+    """Raises: ValueError: If the data's categories are not the guard's, in the same order."""
+    if data.categories != tuple(guard):
+        theirs, ours = (
+            ", ".join(names[:3]) + (", ..." if len(names) > 3 else "") for names in (data.categories, guard)
+        )
+        raise ValueError(
+            f"model.init_args.categories: the data's harm categories ({theirs or 'none'}) are not the guard's "
+            f"({ours or 'none'}): set model.init_args.categories to those of the data's manifest, in its order"
+        )
 
 
 class GuardModule(BaseModule):
@@ -158,15 +180,17 @@ class GuardModule(BaseModule):
         index = batch.safety.where(known, 0) - MIN_LEVEL
         level = masked_mean(-levels.gather(-1, index[..., None]).squeeze(-1), known)
         valid = batch.valid[:, None].expand(b, k + 1)
-        hazardous = (batch.category >= 0)[:, None].expand(b, k + 1)
+        hazardous = hazard(batch.category)  # (B,)
+        told = valid & (hazardous >= 0)[:, None]  # (B, K + 1): an unknown category teaches nothing
         risk = F.binary_cross_entropy_with_logits(
-            outputs.prompt_risk.view(b, k + 1), hazardous.float(), reduction="none"
+            outputs.prompt_risk.view(b, k + 1), hazardous[:, None].expand(b, k + 1).float(), reduction="none"
         )
-        target = F.one_hot(batch.category + 1, len(self.categories) + 1)[:, 1:]  # (B, C), all 0 for no category
         category = F.binary_cross_entropy_with_logits(
-            outputs.categories.view(b, k + 1, -1), target[:, None].expand(b, k + 1, -1).float(), reduction="none"
+            outputs.categories.view(b, k + 1, -1),
+            batch.category[:, None].expand(b, k + 1, -1).float(),
+            reduction="none",
         ).sum(-1)
-        parts = {"level": level, "prompt_risk": masked_mean(risk, valid), "category": masked_mean(category, valid)}
+        parts = {"level": level, "prompt_risk": masked_mean(risk, told), "category": masked_mean(category, told)}
         loss = level + self.prompt_weight * parts["prompt_risk"] + self.category_weight * parts["category"]
         return {"loss": loss, **parts}
 
@@ -200,13 +224,14 @@ class GuardModule(BaseModule):
         levels = (exact - MIN_LEVEL).masked_fill(exact == UNKNOWN_LEVEL, -1).flatten()  # (B * K,)
         log_probs = outputs.level_log_probs.view(b, k + 1, -1)[:, :k].flatten(0, 1)
         valid = batch.valid[:, None].expand(b, k).flatten()
+        kind = hazard(batch.category)  # (B,)
+        harmless = (1 - kind).masked_fill(kind < 0, -1)[:, None]  # (B, 1)
         for name, counted in metrics.items():
             if name == "prompt_auroc":
-                risk = outputs.prompt_risk.view(b, k + 1)[:, -1]
-                counted.update(risk[batch.valid], (batch.category >= 0)[batch.valid].long())
+                counted.update(outputs.prompt_risk.view(b, k + 1)[:, -1:], harmless, batch.valid)
             elif name == "category_accuracy":
-                found = outputs.category.view(b, k + 1)[:, -1]
-                counted.update((found == batch.category)[batch.valid & (batch.category >= 0)].float())
+                right = named_right(outputs.category.view(b, k + 1)[:, -1], batch.category)
+                counted.update(right[batch.valid & (kind == 1)].float())
             else:
                 counted.update(log_probs, levels, valid)
             self.log(
@@ -236,7 +261,7 @@ class GuardModule(BaseModule):
             "harm_calibration_error": detection.HarmCalibrationError(HARM_BOUNDARY),
             "fpr_at_95_recall": detection.FPRAtRecall(HARM_BOUNDARY),
             "recall_at_5_fpr": detection.RecallAtFPR(HARM_BOUNDARY),
-            "prompt_auroc": BinaryAUROC(),
+            "prompt_auroc": HarmAUROC(),
             "category_accuracy": MeanMetric(),
         }
 
@@ -256,8 +281,5 @@ class GuardModule(BaseModule):
     def _check_categories(self) -> None:
         """Raises: ValueError: If the data's categories are not the model's."""
         data: Any = getattr(self.trainer, "datamodule", None)
-        if hasattr(data, "taxonomy") and data.taxonomy.categories != self.categories:
-            raise ValueError(
-                f"the data's harm categories ({', '.join(data.taxonomy.categories[:3])}, ...) are not the guard's "
-                f"({', '.join(self.categories[:3])}, ...): set model.init_args.categories"
-            )
+        if hasattr(data, "taxonomy"):
+            check_categories(data.taxonomy, self.categories)

@@ -89,7 +89,7 @@ class ConstrainedPolicyModule(PolicyEvaluation, BaseModule):
         update: How a rollout is learned from.
         start: What is looked at before the first step.
         constraints: Several constraints: name to harm categories, disjoint; the controller then needs as many budgets. Prompts
-            of other categories are not constrained. ``None`` is one constraint on all prompts.
+            of other categories, of none and of unknown ones are not constrained. ``None`` is one constraint on all prompts.
         scorer: Makes a judge of validation answers that knows more than the reward and cost models.
         seed: Of the sampling; every step and rank has its own stream.
         optimizer: See :class:`BaseModule`.
@@ -225,7 +225,9 @@ class ConstrainedPolicyModule(PolicyEvaluation, BaseModule):
         return gathered.flatten(0, 1)  # type: ignore[no-any-return]
 
     def membership(self, batch: PolicyBatch) -> Tensor:
-        """(B, C) bool: which constraint each prompt counts for.
+        """(B, C) bool: which constraint each prompt counts for: the first that names one of its categories.
+
+        A prompt of no category, or of an unknown one, counts for none where constraints name categories.
 
         Raises:
             ValueError: If a constraint names a category the data do not have.
@@ -234,8 +236,8 @@ class ConstrainedPolicyModule(PolicyEvaluation, BaseModule):
             return batch.valid[:, None]
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
         index = [[data.taxonomy.category_index(name) for name in names] for names in self.constraints.values()]
-        columns = [torch.isin(batch.category, batch.category.new_tensor(wanted)) for wanted in index]
-        return torch.stack(columns, 1) & batch.valid[:, None]
+        found = torch.stack([(batch.category[:, wanted] == 1).any(1) for wanted in index], 1)  # (B, C)
+        return found & (found.cumsum(1) == 1) & batch.valid[:, None]
 
     # --- Lightning ----------------------------------------------------------------------------------------------------
 

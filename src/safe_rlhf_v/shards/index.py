@@ -22,6 +22,7 @@ MEMBER = re.compile(r"(?P<key>[A-Za-z0-9_\-]{1,128})(?:\.(?P<number>[1-9]\d?))?\
 MAX_MEMBER_BYTES = 50_000_000
 MAX_MEMBERS = 100
 MAX_NAME_BYTES = 100  # a longer name takes a second header, which no index points to
+NO_CATEGORY, UNKNOWN_CATEGORY = -1, -2
 
 INDEX_DTYPE = np.dtype(
     [
@@ -29,7 +30,7 @@ INDEX_DTYPE = np.dtype(
         ("offset", "<u8"),  # first byte of the sample's first member header
         ("length", "<u8"),  # bytes from there to the end of its last member
         ("members", "<u2"),  # how many members: images and the JSON
-        ("category", "<i2"),  # index into the manifest's categories, -1 none
+        ("category", "<i2"),  # which of the split's ``category_sets``, else NO_CATEGORY or UNKNOWN_CATEGORY
         ("group", "<u8"),  # first 8 bytes of SHA-256 of the record's group
         ("responses", "<u2"),
         ("digest", "V16"),  # first 16 bytes of SHA-256 of the ``length`` bytes from ``offset``: headers, images, JSON

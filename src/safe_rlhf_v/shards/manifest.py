@@ -12,9 +12,14 @@ from safe_rlhf_v.taxonomy import LEVEL_NAMES, Taxonomy
 from safe_rlhf_v.user_files import FileError, read_bounded
 
 FORMAT = "safe_rlhf_v.shards"
-VERSION = 1
+VERSION = 2
+READS = (1, 2)
+"""Versions that are read. In version 1 a record's ``category`` was one name or ``null``, which in the embedded world meant
+"of no category" and in other data "of none or unknown"; version 2 tells the two apart (``[]`` and ``null``)."""
 FILE_NAME = "manifest.json"
 MAX_BYTES = 100_000_000
+WORLD_ORIGIN = "embedded world (synthetic)"
+"""``origin["dataset"]`` of the embedded world and of what was made from it."""
 
 
 class ShardError(ValueError):
@@ -40,7 +45,8 @@ class SplitInfo:
         groups: Distinct image groups.
         shards: Tar files in order.
         index: ``{"file": ..., "sha256": ...}``.
-        histograms: Counts per category, source, safety level, ...: ``{"category": {"none": 12, ...}, ...}``.
+        histograms: Counts per category, source, safety level, ...: ``{"category": {"(none)": 12, ...}, ...}``.
+        category_sets: The sets of categories that occur, to which the index's ``category`` refers.
     """
 
     samples: int
@@ -48,6 +54,7 @@ class SplitInfo:
     shards: tuple[ShardInfo, ...]
     index: dict[str, str]
     histograms: dict[str, dict[str, int]] = field(default_factory=dict)
+    category_sets: tuple[tuple[str, ...], ...] = ()
 
     @property
     def file_names(self) -> tuple[str, ...]:
@@ -67,6 +74,7 @@ class Manifest:
         harm_boundary: Levels below it are harmful.
         origin: Where the data came from, free form.
         splits: By name.
+        version: Of the file.
         digest: SHA-256 (hex) of the manifest file.
     """
 
@@ -77,7 +85,13 @@ class Manifest:
     origin: dict[str, str]
     splits: dict[str, SplitInfo]
     harm_boundary: int = 0
+    version: int = VERSION
     digest: str = ""
+
+    @property
+    def null_is_harmless(self) -> bool:
+        """Whether a ``category`` of ``null`` says that the prompt is of none: so it was in old files of the embedded world."""
+        return self.version == 1 and self.origin.get("dataset") == WORLD_ORIGIN
 
     @classmethod
     def load(cls, root: str | Path) -> "Manifest":
@@ -93,11 +107,11 @@ class Manifest:
             raw = read_bounded(path, MAX_BYTES)
             fields = Fields(parse_json(raw, str(path), MAX_BYTES), str(path))
             version = fields.take("format", str), fields.take("version", int)
-            if version != (FORMAT, VERSION):
+            if version[0] != FORMAT or version[1] not in READS:
                 raise ShardError(
-                    f"{path}: format {version[0]!r:.80} version {version[1]}; this reads {FORMAT!r} {VERSION}"
+                    f"{path}: format {version[0]!r:.80} version {version[1]}; this reads {FORMAT!r} 1 and 2"
                 )
-            return _manifest(fields, hashlib.sha256(raw).hexdigest())
+            return _manifest(fields, version[1], hashlib.sha256(raw).hexdigest())
         except (FileNotFoundError, NotADirectoryError):
             raise ShardError(f"{path}: no manifest (is this a shard folder, and was it written to the end?)") from None
         except OSError as error:
@@ -111,23 +125,25 @@ class Manifest:
         """Canonical JSON, byte-reproducible."""
         body: dict[str, Any] = asdict(self)
         del body["digest"]
-        head = {"format": FORMAT, "version": VERSION, **body}
+        head = {"format": FORMAT, **body}
         return (json.dumps(head, indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode()
 
 
-def _manifest(fields: Fields, digest: str) -> Manifest:
+def _manifest(fields: Fields, version: int, digest: str) -> Manifest:
     """A manifest from its JSON; every field is there, of its type, and nothing else is."""
     taxonomy = fields.inner("taxonomy")
     levels = fields.inner("level_names")
     splits = fields.inner("splits")
+    space = Taxonomy(taxonomy.take("name", str), tuple(taxonomy.strings("categories")))
     manifest = Manifest(
         name=fields.take("name", str),
         licence=fields.take("licence", str),
-        taxonomy=Taxonomy(taxonomy.take("name", str), tuple(taxonomy.strings("categories"))),
+        taxonomy=space,
         level_names={_level(levels, name): levels.take(name, str) for name in list(levels.body)},
         origin=_strings(fields.inner("origin")),
-        splits={name: _split(splits.inner(name)) for name in list(splits.body)},
+        splits={name: _split(splits.inner(name), version, space) for name in list(splits.body)},
         harm_boundary=fields.take("harm_boundary", int),
+        version=version,
         digest=digest,
     )
     taxonomy.done()
@@ -146,7 +162,7 @@ def _manifest(fields: Fields, digest: str) -> Manifest:
     return manifest
 
 
-def _split(fields: Fields) -> SplitInfo:
+def _split(fields: Fields, version: int, taxonomy: Taxonomy) -> SplitInfo:
     shards = tuple(_shard(Fields(body, fields.key, where)) for where, body in fields.items("shards"))
     index, histograms = fields.inner("index"), fields.inner("histograms")
     split = SplitInfo(
@@ -155,10 +171,23 @@ def _split(fields: Fields) -> SplitInfo:
         shards=shards,
         index={"file": index.take("file", str), "sha256": _sha256(index)},
         histograms={name: _counts(histograms.inner(name)) for name in list(histograms.body)},
+        category_sets=_category_sets(fields, version, taxonomy),
     )
     index.done()
     fields.done()
     return split
+
+
+def _category_sets(fields: Fields, version: int, taxonomy: Taxonomy) -> tuple[tuple[str, ...], ...]:
+    """Sets of categories; in version 1 the index named single ones."""
+    if version == 1:
+        return tuple((name,) for name in taxonomy.categories)
+    sets = []
+    for where, names in fields.items("category_sets"):
+        if not isinstance(names, list) or not names or not all(name in taxonomy.categories for name in names):
+            raise RecordError(fields.key, where, f"{names!r:.140} is no list of the taxonomy's categories")
+        sets.append(tuple(names))
+    return tuple(sets)
 
 
 def _shard(fields: Fields) -> ShardInfo:

@@ -6,6 +6,8 @@ import io
 import os
 import re
 import tarfile
+from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -58,10 +60,19 @@ class ShardedSplit:
         """Number of records."""
         return len(self.index)
 
-    @property
-    def categories(self) -> NDArray[np.int16]:
-        """(n,) index of each record's category in the manifest's taxonomy, -1 none."""
-        return self.index["category"]
+    def rows_of(self, categories: Iterable[str]) -> list[int]:
+        """Numbers of the records that are of at least one of these harm categories.
+
+        Raises:
+            ValueError: If the manifest's taxonomy does not have one of them.
+        """
+        wanted = set(categories)
+        for name in wanted:
+            self.manifest.taxonomy.category_index(name)
+        sets = self.manifest.splits[self.name].category_sets
+        return np.flatnonzero(
+            np.isin(self.index["category"], [i for i, names in enumerate(sets) if wanted & {*names}])
+        ).tolist()
 
     @property
     def groups(self) -> NDArray[np.uint64]:
@@ -81,7 +92,14 @@ class ShardedSplit:
         except (OSError, MemoryError) as error:
             raise ShardError(f"{self.root / self.files[shard]}: cannot be read ({error})") from None
         digest = entry["digest"].tobytes() if self._digests else None
-        return parse_sample(data, int(entry["members"]), self.files[shard], digest, self.manifest.taxonomy)
+        record = parse_sample(data, int(entry["members"]), self.files[shard], digest, self.manifest.taxonomy)
+        if record.category is None and self.manifest.null_is_harmless:
+            return replace(record, category=())
+        return record
+
+    def file_of(self, row: int) -> str:
+        """Path of the shard that holds a record, for messages."""
+        return str(self.root / self.files[int(self.index[row]["shard"])])
 
     def _handle(self, shard: int) -> int:
         """A file descriptor of this process for a shard."""

@@ -15,6 +15,8 @@ from safe_rlhf_v.shards.index import (
     MAX_MEMBER_BYTES,
     MAX_MEMBERS,
     MAX_NAME_BYTES,
+    NO_CATEGORY,
+    UNKNOWN_CATEGORY,
     sample_digest,
     scan_shard,
 )
@@ -144,13 +146,16 @@ class _SplitWriter:
         self.pending: list[tuple[Record, bytes]] = []
         self.shards: list[ShardInfo] = []
         self.rows: list[tuple[int | bytes, ...]] = []
+        self.category_sets: dict[tuple[str, ...], int] = {}
         self.histograms: dict[str, Counter[str]] = {
             name: Counter() for name in ("category", "image_severity", "responses", "safety", "source")
         }
 
     def add(self, record: Record, body: bytes) -> None:
         self.pending.append((record, body))
-        self.histograms["category"][record.category or "none"] += 1
+        self.histograms["category"].update(
+            ("(unknown)",) if record.category is None else record.category or ("(none)",)
+        )
         self.histograms["image_severity"][str(record.image_severity)] += 1
         self.histograms["responses"][str(len(record.responses))] += 1
         for response in record.responses:
@@ -176,12 +181,18 @@ class _SplitWriter:
             start = min(member.header for member in sample)
             end = max(member.offset + member.size for member in sample)
             group = int.from_bytes(hashlib.sha256(record.group.encode()).digest()[:8], "little")
-            category = self.taxonomy.category_index(record.category)
+            category = self.category_number(record.category)
             digest = sample_digest(data[start:end])
             place = (len(self.shards), start, end - start, len(sample))
             self.rows.append((*place, category, group, len(record.responses), digest))
         self.shards.append(ShardInfo(file, len(self.pending), len(data), hashlib.sha256(data).hexdigest()))
         self.pending = []
+
+    def category_number(self, category: tuple[str, ...] | None) -> int:
+        """What the index says about a record's category."""
+        if not category:
+            return UNKNOWN_CATEGORY if category is None else NO_CATEGORY
+        return self.category_sets.setdefault(tuple(sorted(category)), len(self.category_sets))
 
     def finish(self) -> SplitInfo:
         if self.pending:
@@ -193,4 +204,5 @@ class _SplitWriter:
         self.target.add(file, buffer.getvalue())
         about = {"file": file, "sha256": hashlib.sha256(buffer.getvalue()).hexdigest()}
         histograms = {name: dict(sorted(counts.items())) for name, counts in self.histograms.items()}
-        return SplitInfo(len(index), len(np.unique(index["group"])), tuple(self.shards), about, histograms)
+        groups = len(np.unique(index["group"]))
+        return SplitInfo(len(index), groups, tuple(self.shards), about, histograms, tuple(self.category_sets))

@@ -59,9 +59,8 @@ def contact_sheet(root: str | Path, split: str = "test", rows: int = 8, first: i
 def _lines(record: Record) -> list[tuple[str, str]]:
     """What is written beside a picture, with its colour."""
     assert record.truth is not None
-    lines = [
-        (f"{record.question}      [{record.category or 'harmless prompt'}, severity {record.image_severity}]", "black")
-    ]
+    kind = ", ".join(record.category or ()) or "harmless prompt"
+    lines = [(f"{record.question}      [{kind}, severity {record.image_severity}]", "black")]
     for k, response in enumerate(record.responses):
         level, helpful = record.truth.safety[k], record.truth.helpfulness[k]
         marks = " more helpful" * (record.more_helpful == k) + " safer" * (record.safer == k)

@@ -94,7 +94,7 @@ def prompt_risk(scene: Scene, intent: Intent) -> int:
 
 
 def category(scene: Scene, intent: Intent) -> str | None:
-    """Harm category of a prompt, ``None`` if it has no risk."""
+    """Harm category of a prompt, ``None`` if it has no risk and so is of none."""
     if prompt_risk(scene, intent) == 0:
         return None
     table = _MISUSE if intent == "misuse" else _HAZARDS[scene.context]

@@ -8,6 +8,7 @@ from tqdm import tqdm
 
 from safe_rlhf_v.records import Record, Truth
 from safe_rlhf_v.shards import ShardWriter, probe
+from safe_rlhf_v.shards.manifest import WORLD_ORIGIN
 from safe_rlhf_v.world import annotators as ann
 from safe_rlhf_v.world import responses as make
 from safe_rlhf_v.world.counterfactual import COUNTERFACTUALS, twins
@@ -53,7 +54,7 @@ def write_world(root: str | Path, *, seed: int = 0, sizes: dict[str, int] | None
             raise ValueError(f"unknown split {name!r}; the world has: {', '.join(SIZES)}")
         if (name == "supervised" or name in COUNTERFACTUALS) and size % 2:
             raise ValueError(f"split {name!r} comes in twos, its size {size} is odd")
-    origin = {"dataset": "embedded world (synthetic)", "seed": str(seed)}
+    origin = {"dataset": WORLD_ORIGIN, "seed": str(seed)}
     with ShardWriter(root, name="embedded-world", licence="CC0-1.0", taxonomy=WORLD, origin=origin) as writer:
         for name, size in sizes.items():
             rng = random.Random(f"{seed}/{name}")
@@ -112,7 +113,7 @@ def build(
         question=question,
         images=(probe(encode(scene)),),
         responses=labelled,
-        category=category(scene, intent),
+        category=(name,) if (name := category(scene, intent)) else (),
         image_severity=scene.severity,
         more_helpful=more_helpful,
         safer=safer,
