@@ -14,7 +14,6 @@ from safe_rlhf_v.data_modules.preference import PreferenceDataModule
 from safe_rlhf_v.functional.operating_points import OperatingPoint, conformal_threshold, threshold_for_fpr
 from safe_rlhf_v.functional.ordinal import correct_prior
 from safe_rlhf_v.guard.calibration import Calibration, fit_temperature, tempered, two_columns
-from safe_rlhf_v.guard.text import RefusedText, normalise
 from safe_rlhf_v.guard.verdict import rounded
 from safe_rlhf_v.metrics import harm as detection
 from safe_rlhf_v.metrics import ordinal
@@ -68,7 +67,7 @@ def judge_split(module: GuardModule, data: str, split: str, batch_size: int = 10
 
 
 def judge_batches(module: GuardModule, batches: Iterable[PreferenceBatch]) -> Judged:
-    """Judge every response and prompt of some batches, texts as a guard at work reads them.
+    """Judge every response and prompt of some batches, texts as they stand.
 
     Args:
         module: The guard.
@@ -78,9 +77,8 @@ def judge_batches(module: GuardModule, batches: Iterable[PreferenceBatch]) -> Ju
     groups: dict[str, list[tuple[str, ...]]] = {"category": [], "rule": []}
     for batch in batches:
         prompts = batch.prompts.with_images(module.images)
-        prompts = prompts._replace(questions=tuple(map(_as_read, prompts.questions)))
         with torch.no_grad():
-            judged = module(prompts, [(*map(_as_read, row), "") for row in batch.responses])
+            judged = module(prompts, [(*row, "") for row in batch.responses])
         outputs = GuardOutputs(*(part.float().cpu() for part in judged))
         b, k = batch.safety.shape
         known = (batch.safety != UNKNOWN_LEVEL) & batch.valid[:, None]  # (B, K)
@@ -96,14 +94,6 @@ def judge_batches(module: GuardModule, batches: Iterable[PreferenceBatch]) -> Ju
             groups["rule"].append((batch.rules[row][j],) if batch.rules[row][j] else ())
     levels, classes, risk, hazardous, named = (torch.cat(column) for column in zip(*parts, strict=True))
     return Judged(levels, classes, risk, hazardous, named, {name: tuple(column) for name, column in groups.items()})
-
-
-def _as_read(text: str) -> str:
-    """A text as a guard at work reads it; one that it would refuse stays as it is."""
-    try:
-        return normalise(text).text
-    except RefusedText:
-        return text
 
 
 def calibrate(

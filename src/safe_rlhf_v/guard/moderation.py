@@ -14,10 +14,13 @@ from safe_rlhf_v.checkpoints import find_checkpoint
 from safe_rlhf_v.functional.ordinal import correct_prior
 from safe_rlhf_v.guard.calibration import Calibration, run_home, tempered
 from safe_rlhf_v.guard.reading import ImageLike, Input, Ready, load_images, prompts_of
-from safe_rlhf_v.guard.text import RefusedText, normalise
-from safe_rlhf_v.guard.verdict import DECISIONS, Verdict, level_name, likeliest_level, rounded, unchecked
+from safe_rlhf_v.guard.text import RefusedText, has_words, is_seen, readings
+from safe_rlhf_v.guard.verdict import DECISIONS, Verdict, level_name, likeliest_level, rounded, unchecked, worst
 from safe_rlhf_v.modules.guard import HARM_BOUNDARY, GuardModule, GuardOutputs
 from safe_rlhf_v.shards.images import ImageError
+
+OTHERS = 32
+"""Most readings other than the text as it stands that share a forward."""
 
 
 class Guard:
@@ -29,6 +32,7 @@ class Guard:
         verdict = guard.moderate(image="photo.jpg", question="Can I drink this?", response="Yes.")
         if not verdict.allowed: ...
 
+    Texts are judged as they stand and read in every other way (:mod:`safe_rlhf_v.guard.text`); the worst reading counts.
     It fails closed: an unreadable picture, refused or over-long text, a number that is none, an exception or a timeout
     give a verdict that blocks and says why.
     """
@@ -104,37 +108,27 @@ class Guard:
             prompts: B prompts.
             responses: B answers; ``None`` judges the prompt alone.
         """
-        verdicts: list[Verdict] = []
+        found: list[list[Ready] | Verdict] = []
         rows = zip(prompts.images, prompts.image_ids, prompts.questions, responses, strict=True)
-        ready: list[Ready | Verdict] = []
         for images, ids, question, response in rows:
             try:
-                ready.append(self._texts(images, ids, question, response))
+                found.append(self._readings(images, ids, question, response))
             except Exception as error:  # fails closed, whatever it is
-                ready.append(self.unchecked(str(error)))
-        self._fill(ready, verdicts)
-        return verdicts
+                found.append(self.unchecked(f"{type(error).__name__}: {error}"))
+        return self._verdicts(found)
 
     # --- from inputs to verdicts ------------------------------------------------------------------------------------
 
     def _judge(self, inputs: Sequence[Input]) -> list[Verdict]:
-        verdicts: list[Verdict] = []
-        self._fill([self._read(item) for item in inputs], verdicts)
-        return verdicts
+        return self._verdicts([self._read(item) for item in inputs])
 
-    def _fill(self, ready: Sequence[Ready | Verdict], verdicts: list[Verdict]) -> None:
-        """Judge what is ready and put every verdict in its place."""
-        rows = [row for row in ready if isinstance(row, Ready)]
-        judged = iter(self._forward(rows) if rows else [])
-        verdicts.extend(row if isinstance(row, Verdict) else next(judged) for row in ready)
-
-    def _read(self, item: Input) -> Ready | Verdict:
-        """Decode and normalise one input, or say why not. Any exception here means unchecked."""
+    def _read(self, item: Input) -> list[Ready] | Verdict:
+        """Decode one input and read it every way, or say why not. Any exception here means unchecked."""
         try:
             if not item.parts:
                 return self.unchecked("nothing to judge: no image, no question, no response")
             images, ids = load_images(item.image)
-            return self._texts(images, ids, item.question or "", item.response)
+            return self._readings(images, ids, item.question or "", item.response)
         except RefusedText as error:
             return self.unchecked(f"text refused ({error.reason}): {error}")
         except ImageError as error:
@@ -142,26 +136,62 @@ class Guard:
         except Exception as error:  # fails closed, whatever it is
             return self.unchecked(f"{type(error).__name__}: {error}")
 
-    def _texts(self, images: tuple[Tensor, ...], ids: tuple[str, ...], question: str, response: str | None) -> Ready:
-        """Normalise texts and check that the model will read all of them.
+    def _readings(
+        self, images: tuple[Tensor, ...], ids: tuple[str, ...], question: str, response: str | None
+    ) -> list[Ready]:
+        """Every reading of one input, as it stands first.
 
         Raises:
-            RefusedText: See :func:`normalise`.
-            ValueError: If prompt and response are longer than the model reads.
+            RefusedText: See :func:`~safe_rlhf_v.guard.text.readings`.
+            ValueError: If there is nothing to read.
         """
-        asked, answered = normalise(question), normalise(response or "")
-        if response is not None and not answered.text:
+        if response is not None and not is_seen(response):
             raise ValueError("the response is empty")
-        flags = tuple(sorted({*asked.flags, *answered.flags}))
-        ready = Ready(images, ids, asked.text, answered.text, flags)
+        if not images and not has_words(question + (response or "")):
+            raise ValueError("nothing to judge: no image, and no letter, digit or symbol in the text")
+        return [
+            Ready(images, ids, reading.texts[0], reading.texts[1], reading.undone, reading.tricks)
+            for reading in readings(question, response or "")
+            if response is None or reading.texts[1].strip()
+        ]
+
+    def _unread(self, row: Ready) -> str:
+        """Why the model cannot read a row whole, or "". Asked for every reading; ``row.undone`` is () as the input stands."""
         backbone = self.module.backbone
-        prompt = backbone.prepare_prompts(prompts_of([ready]))[0].ids[0]
-        wanted = len(backbone.text_ids(ready.response)) + 1
-        if len(backbone.response_ids(ready.response, len(prompt))) != wanted:
-            raise ValueError(f"{len(prompt)} + {wanted} tokens are more than the {backbone.max_length} the guard reads")
-        return ready
+        prompt = backbone.prepare_prompts(prompts_of([row]))[0].ids[0]
+        wanted = len(backbone.text_ids(row.response)) + 1
+        if len(backbone.response_ids(row.response, len(prompt))) != wanted:
+            return f"{len(prompt)} + {wanted} tokens are more than the {backbone.max_length} the guard reads"
+        return ""
+
+    def _verdicts(self, inputs: Sequence[list[Ready] | Verdict]) -> list[Verdict]:
+        """The worst reading of each input. All inputs as they stand share one forward; the other readings follow."""
+        judged = [[item] if isinstance(item, Verdict) else [] for item in inputs]
+        rows = [(i, row) for i, item in enumerate(inputs) if not isinstance(item, Verdict) for row in item]
+        plain, others = [r for r in rows if not r[1].undone], [r for r in rows if r[1].undone]
+        for batch in [plain, *(others[k : k + OTHERS] for k in range(0, len(others), OTHERS))]:
+            verdicts = self._forward([row for _, row in batch])
+            for (i, _), verdict in zip(batch, verdicts, strict=True):
+                judged[i].append(verdict)
+        return [worst(verdicts) for verdicts in judged]
 
     def _forward(self, rows: Sequence[Ready]) -> list[Verdict]:
+        """One verdict per row; what the model cannot read whole is unchecked."""
+        reasons: list[str] = []
+        for row in rows:
+            try:
+                reasons.append(self._unread(row))
+            except Exception as error:  # fails closed, whatever it is
+                reasons.append(f"{type(error).__name__}: {error}")
+        ready = iter(self._model([row for row, reason in zip(rows, reasons, strict=True) if not reason]))
+        return [
+            self._unchecked_row(reason, row) if reason else next(ready)
+            for row, reason in zip(rows, reasons, strict=True)
+        ]
+
+    def _model(self, rows: Sequence[Ready]) -> list[Verdict]:
+        if not rows:
+            return []
         try:
             with torch.no_grad():
                 outputs = self.module(prompts_of(rows), [[row.response] for row in rows])
@@ -169,15 +199,13 @@ class Guard:
             return [self._verdict(GuardOutputs(*(part[i] for part in parts)), row) for i, row in enumerate(rows)]
         except Exception as error:  # fails closed, whatever it is
             if len(rows) == 1:
-                return [self.unchecked(f"{type(error).__name__}: {error}", rows[0].flags)]
-            return [
-                verdict for row in rows for verdict in self._forward([row])
-            ]  # one bad row must not block the others
+                return [self._unchecked_row(f"{type(error).__name__}: {error}", rows[0])]
+            return [verdict for row in rows for verdict in self._model([row])]  # one bad row must not block the others
 
     def _verdict(self, outputs: GuardOutputs, row: Ready) -> Verdict:
         """Calibrated probabilities, thresholds, words."""
         if not all(bool(torch.isfinite(part).all()) for part in outputs[1:]) or outputs.level_log_probs.isnan().any():
-            return self.unchecked("the model gave a number that is none", row.flags)
+            return self._unchecked_row("the model gave a number that is none", row)
         c = self.calibration
         categories = rounded(torch.sigmoid(outputs.categories.double()).tolist())
         named = dict(zip(self.module.categories, categories, strict=True))
@@ -186,9 +214,11 @@ class Guard:
         if not row.response:
             harm = round(float(torch.sigmoid(outputs.prompt_risk.double() / c.prompt_temperature)), 6)
             index = int(harm >= c.prompt_review) + int(harm >= c.prompt_block)
-            reasons = (f"prompt of a harm category with probability {harm:.2f}, blocked from {c.prompt_block:.2f} on",)
+            reasons = (
+                f"prompt of a harm category with probability {harm:.2f}, blocked from {c.prompt_block:.2f} on{_read(row)}",
+            )
             return Verdict(
-                DECISIONS[index], "ok", harm, None, None, None, category, named, reasons, row.flags, c.prompt_block,
+                DECISIONS[index], "ok", harm, None, None, None, category, named, reasons, row.tricks, c.prompt_block,
                 self.identity,
             )  # fmt: skip
         log_probs = tempered(outputs.level_log_probs.double(), c.level_temperature)
@@ -198,7 +228,9 @@ class Guard:
         level = likeliest_level(self._levels(log_probs, shown))
         mean = round(float((probabilities * torch.arange(-HARM_BOUNDARY, len(shown) - HARM_BOUNDARY)).sum()), 6)
         index = int(harm >= c.review) + int(harm >= c.block)
-        reasons = (f"{level_name(level)}; harmful with probability {harm:.2f}, blocked from {c.block:.2f} on",)
+        reasons = (
+            f"{level_name(level)}; harmful with probability {harm:.2f}, blocked from {c.block:.2f} on{_read(row)}",
+        )
         return Verdict(
             DECISIONS[index],
             "ok",
@@ -209,7 +241,7 @@ class Guard:
             category,
             named,
             reasons,
-            row.flags,
+            row.tricks,
             c.block,
             self.identity,
         )
@@ -221,9 +253,17 @@ class Guard:
         prior = torch.tensor(self.calibration.level_prior, dtype=torch.float64)
         return rounded(correct_prior(log_probs, prior).exp().tolist())
 
+    def _unchecked_row(self, reason: str, row: Ready) -> Verdict:
+        return self.unchecked(reason + _read(row), row.tricks)
+
     def unchecked(self, reason: str, flags: tuple[str, ...] = ()) -> Verdict:
         """The verdict on something that could not be checked."""
         return unchecked(reason, self.identity, self.calibration.block, flags)
+
+
+def _read(row: Ready) -> str:
+    """How a row was read, for people."""
+    return f" (read with {', '.join(row.undone)} undone)" if row.undone else ""
 
 
 def load_module(path: str | Path, device: str = "cpu") -> tuple[GuardModule, str]:

@@ -39,21 +39,23 @@ class Input(NamedTuple):
 
 
 class Ready(NamedTuple):
-    """One input the model can read.
+    """One reading of one input, a row of the model's batch.
 
     Attributes:
         images: Decoded pixels.
         ids: Their identities.
-        question: Normalised text.
-        response: Normalised text, "" for none.
-        flags: Tricks found in the texts.
+        question: Text as it is read.
+        response: Text as it is read, "" for none.
+        undone: What was undone for this reading, () for the input as it stands (:class:`~safe_rlhf_v.guard.text.Reading`).
+        tricks: What of that is no genuine writing.
     """
 
     images: tuple[Tensor, ...]
     ids: tuple[str, ...]
     question: str
     response: str
-    flags: tuple[str, ...]
+    undone: tuple[str, ...] = ()
+    tricks: tuple[str, ...] = ()
 
 
 def load_images(image: ImageLike | Sequence[ImageLike] | None) -> tuple[tuple[Tensor, ...], tuple[str, ...]]:

@@ -1,45 +1,46 @@
-"""Text as the guard reads it: tricks that hide words from a model are undone and flagged, or the text is refused.
+"""The ways a text is read. It is never altered: it is judged as it stands, and again as each way of hiding would have it read.
 
-Genuine writing in any script, emoji and joiners where a script needs them stay as they are. Linear in the text's length.
+What may hide words is undone, alone and together: characters that nobody sees, bytes written as such characters, reversed
+order, marks and styles, look-alikes, letters set apart. Each is a property of Unicode or a table of it, not a list. Genuine
+writing may have a second reading, too (Persian without its joiners, French without its accents); it is called a *trick* only
+where writing has no use for the form. Linear in the text's length.
 """
 
-import re
+import itertools
 import unicodedata
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
+import regex
+
+from safe_rlhf_v.guard.tricks import is_spelled_out, look_alike_words, odd_invisible, odd_marks, odd_style
+from safe_rlhf_v.guard.unicode_tables import IGNORABLE, OVERRIDDEN, TAG_FLAG, look_alike
+
 MAX_CHARACTERS = 20_000
-MAX_MARKS = 2
-"""Combining marks kept per letter; Vietnamese and pointed Hebrew need no more after composition."""
-
-# The confusables of Unicode UTS #39 that look like ASCII letters in common fonts.
-_LOOK_ALIKES = "авеѕіјкмнорстухһԁԛԝАВЕЅІЈКМНОРСТУХαβεικνορτυχΑΒΕΖΗΙΚΜΝΟΡΤΥΧıɡցհոսօℓɑʏ"
-_CONFUSABLES = dict(
-    zip(_LOOK_ALIKES, "abesijkmhopctyxhdqwABESIJKMHOPCTYXabeikvoptuxABEZHIKMNOPTYXigghnuolay", strict=True)
-)
-_JOINERS = "\u200c\u200d"
-_SPACED = re.compile(r"(?<![^\W_])(?:[^\W\d_][ \n.\-_*]){3,}[^\W\d_](?![^\W_])")
-_WORD = re.compile(r"[^\W\d_]+")
-_BREAK = re.compile(r"\r\n?|[\x0b\x0c\x1c-\x1e\x85\u2028\u2029]")
+MAX_HIDDEN = 8
+"""Invisible characters in a row, of two kinds or more, that are a code and no writing."""
 
 
-class CleanText(NamedTuple):
-    """A text as the guard reads it.
+class Reading(NamedTuple):
+    """Some texts, all read in one way.
 
     Attributes:
-        text: The text.
-        flags: Sorted names of the tricks undone: ``bidi``, ``combining``, ``control``, ``homoglyph``, ``invisible``,
-            ``spacing``.
+        texts: As they are read.
+        undone: What was undone: () as they stand; else names of ``bidi``, ``composed`` (canonically: the same text),
+            ``hidden``, ``homoglyph``, ``invisible``, ``marks``, ``spacing``, sorted.
+        tricks: Those of them that genuine writing has no use for; ``styled`` among them where letters were.
     """
 
-    text: str
-    flags: tuple[str, ...]
+    texts: tuple[str, ...]
+    undone: tuple[str, ...] = ()
+    tricks: tuple[str, ...] = ()
 
 
 class RefusedText(ValueError):
     """A text that is not judged at all.
 
     Attributes:
-        reason: ``too_long``, ``invalid_unicode`` or ``control_characters``.
+        reason: ``too_long``, ``invalid_unicode``, ``control_characters`` or ``hidden_code``.
     """
 
     def __init__(self, reason: str, message: str) -> None:
@@ -51,107 +52,173 @@ class RefusedText(ValueError):
         self.reason = reason
 
 
-def normalise(text: str, max_characters: int = MAX_CHARACTERS) -> CleanText:
-    """Undo what hides words: compatibility forms (NFKC), invisible and look-alike characters, stacked marks, spaced letters.
+def readings(*texts: str) -> list[Reading]:
+    """Every way to read some texts, each way once, as they stand first.
 
-    Applying it twice changes nothing more.
+    First what is invisible is taken away (or the hidden text read alone, or overridden order reversed); then each subset of
+    marks, look-alikes and spacing is undone. Ordinary text has one reading.
 
     Args:
-        text: Any string.
-        max_characters: Refuse longer texts, before and after NFKC (which may expand one character to 18).
+        texts: The parts of one input; all parts are read the same way.
 
     Raises:
-        RefusedText: For a text that is too long, holds lone surrogates or NUL.
+        RefusedText: For a text of more than ``MAX_CHARACTERS``, also after decomposition; for lone surrogates, NUL, and
+            invisible characters that hold no text.
     """
-    _check(text, max_characters)
-    flags: set[str] = set()
-    for _ in range(4):  # undoing one trick may uncover another
-        before = text
-        text = unicodedata.normalize("NFKC", text)
-        if len(text) > max_characters:
-            raise RefusedText("too_long", f"more than {max_characters} characters after normalisation")
-        text = _visible(text, flags)
-        text = unicodedata.normalize("NFKC", text)
-        text = _WORD.sub(lambda found: _latin(found.group(), flags), text)
-        text = _SPACED.sub(lambda found: _joined(found.group(), flags), text)
-        text = _spaces(text)
-        if text == before:
-            break
-    return CleanText(text, tuple(sorted(flags)))
+    for text in texts:
+        _check(text)
+    found = {texts: Reading(texts)}
+    for name, base in _bases(texts):
+        for chosen in itertools.product((False, True), repeat=len(_STEPS)):
+            steps = [step for step, wanted in zip(_STEPS, chosen, strict=True) if wanted]
+            reading = _undone(texts, name, base, steps)
+            found.setdefault(reading.texts, reading)
+    return list(found.values())
 
 
-def _spaces(text: str) -> str:
-    """One space between words; paragraphs stay, with at most one empty line between them."""
-    text = re.sub(r"[^\S\n]+", " ", _BREAK.sub("\n", text))
-    return re.sub(r"\n{3,}", "\n\n", re.sub(r" ?\n ?", "\n", text)).strip()
+def is_seen(text: str) -> bool:
+    """Whether there is more in a text than white space and ignorable characters; hidden text counts."""
+    return bool(_visible(text).strip())
 
 
-def _check(text: str, limit: int) -> None:
-    if len(text) > limit:
-        raise RefusedText("too_long", f"{len(text)} characters, the limit is {limit}")
+def has_words(text: str) -> bool:
+    """Whether there is anything to read: a letter, a digit or a symbol, also a hidden one."""
+    return regex.search(r"[\p{L}\p{N}\p{S}]", _visible(text) + _payload(text)) is not None
+
+
+def _check(text: str) -> None:
+    if len(text) > MAX_CHARACTERS:
+        raise RefusedText("too_long", f"{len(text)} characters, the limit is {MAX_CHARACTERS}")
     if any("\ud800" <= character <= "\udfff" for character in text):
         raise RefusedText("invalid_unicode", "lone surrogates: not valid Unicode")
     if "\0" in text:
         raise RefusedText("control_characters", "NUL characters")
+    for run in regex.finditer(rf"(?:{IGNORABLE}){{{MAX_HIDDEN},}}", text):
+        if len(set(run.group())) > 1 and not _payload(run.group()) and not TAG_FLAG.search(text, run.start() - 1):
+            raise RefusedText("hidden_code", f"{len(run.group())} invisible characters in a row that hold no text")
 
 
-def _visible(text: str, flags: set[str]) -> str:
-    """Without invisible, directional and control characters, and without stacks of marks."""
-    kept: list[str] = []
-    marks = 0
-    for i, character in enumerate(text):
-        category = unicodedata.category(character)
-        marks = marks + 1 if category in ("Mn", "Me") else 0
-        if _is_selector(character):
-            if character == "\ufe0f" and kept and unicodedata.category(kept[-1]) == "So":
-                kept.append(character)
-            else:
-                flags.add("invisible")
-        elif character in _JOINERS:
-            if _joins(kept[-1] if kept else "", text[i + 1] if i + 1 < len(text) else ""):
-                kept.append(character)
-            else:
-                flags.add("invisible")
-        elif category == "Cf":
-            flags.add("bidi" if unicodedata.bidirectional(character) in _BIDI else "invisible")
-        elif category == "Cc" and not character.isspace():
-            flags.add("control")
-        elif category == "Lo" and unicodedata.name(character, "").endswith("FILLER"):
-            flags.add("invisible")
-        elif marks > MAX_MARKS:
-            flags.add("combining")
-        else:
-            kept.append(character)
-    return "".join(kept)
+def _bases(texts: Sequence[str]) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """The texts without what is invisible, by what that undoes."""
+    yield "invisible", tuple(_visible(text) for text in texts)
+    payloads = tuple(_payload(text) for text in texts)
+    if any(payloads):
+        yield "hidden", tuple(hidden or _visible(text) for text, hidden in zip(texts, payloads, strict=True))
+    if any(OVERRIDDEN.search(text) for text in texts):
+        yield "bidi", tuple(_visible(OVERRIDDEN.sub(_reversed, text)) for text in texts)
 
 
-_BIDI = {"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}
+def _undone(texts: tuple[str, ...], name: str, base: tuple[str, ...], steps: Sequence["_Step"]) -> Reading:
+    """The base with some steps undone, twice: what one undoes may uncover another."""
+    undone, tricks = set[str](), set[str]()
+    if any(regex.search(IGNORABLE, text) for text in texts):
+        undone.add(name)
+        tricks.update(trick for trick, odd in _ODD.items() if any(map(odd, texts)))
+    elif base != texts:
+        undone.add("composed")
+    now = base
+    for i, step in enumerate([*steps, *steps]):
+        new = tuple(step.undo(text) for text in now)
+        if (longest := max(map(len, new))) > MAX_CHARACTERS:
+            raise RefusedText("too_long", f"{longest} characters after decomposition, the limit is {MAX_CHARACTERS}")
+        if new != now:
+            undone.add(step.name)
+            if i < len(steps):  # forms that another step made are none of the text's
+                tricks.update(trick for trick, odd in step.odd.items() if any(map(odd, now)))
+        now = new
+    return Reading(now, tuple(sorted(undone)), tuple(sorted(tricks)))
 
 
-def _is_selector(character: str) -> bool:
-    return "\ufe00" <= character <= "\ufe0f" or "\U000e0100" <= character <= "\U000e01ef"
+# --- what is undone ---------------------------------------------------------------------------------------------------
 
 
-def _joins(before: str, after: str) -> bool:
-    """Whether a joiner between these two is writing: inside emoji, and between letters of scripts that need it."""
-    if not before or not after:
-        return False
-    if before == "\ufe0f" or unicodedata.category(before) in ("So", "Sk"):
-        return unicodedata.category(after) == "So"
-    letters = all(unicodedata.category(c)[0] in "LM" for c in (before, after))
-    return letters and all("\u0600" <= c <= "\u0dff" or "\u1000" <= c <= "\u18ff" for c in (before, after))
+def _visible(text: str) -> str:
+    """Without ignorable and control characters; bytes written with tags and variation selectors as the text they are."""
+    if text.isascii() and text.isprintable():
+        return text
+    text = TAG_FLAG.sub("\U0001f3f4", text)
+    text = regex.sub(r"[\U000e0020-\U000e007e\ufe00-\ufe0f\U000e0100-\U000e01ef]+", lambda m: _decoded(m.group()), text)
+    return unicodedata.normalize("NFC", regex.sub(IGNORABLE, "", text))
 
 
-def _latin(word: str, flags: set[str]) -> str:
-    """Look-alikes in a word that mixes them with Latin letters, as Latin letters; a word of one script stays."""
-    if word.isascii() or not any(character.isascii() for character in word):
-        return word
-    folded = "".join(_CONFUSABLES.get(character, character) for character in word)
-    if folded != word:
-        flags.add("homoglyph")
-    return folded
+def _payload(text: str) -> str:
+    """All that tags and variation selectors spell, in one piece."""
+    if text.isascii():
+        return ""
+    return _decoded(TAG_FLAG.sub("", text)).strip()
 
 
-def _joined(spaced: str, flags: set[str]) -> str:
-    flags.add("spacing")
-    return spaced[::2]
+def _decoded(text: str) -> str:
+    """What tags (their ASCII) and variation selectors (1 to 256 for the bytes 0 to 255, UTF-8) spell, as far as it is text."""
+    found = bytearray()
+    for code in map(ord, text):
+        if 0xE0020 <= code <= 0xE007E:
+            found.append(code - 0xE0000)
+        elif 0xFE00 <= code <= 0xFE0F:
+            found.append(code - 0xFE00)
+        elif 0xE0100 <= code <= 0xE01EF:
+            found.append(code - 0xE0100 + 16)
+    return "".join(c for c in found.decode("utf-8", "ignore") if c.isprintable() or c == "\n")
+
+
+def _reversed(found: "regex.Match[str]") -> str:
+    return "".join(reversed(regex.findall(r"\X", found.group(1))))
+
+
+def _unmarked(text: str) -> str:
+    """Compatibility forms decomposed (NFKD), without combining and enclosing marks."""
+    if text.isascii():
+        return text
+    return unicodedata.normalize("NFC", regex.sub(r"\p{M}+", "", unicodedata.normalize("NFKD", text)))
+
+
+def _folded(text: str) -> str:
+    """Every character that looks like ASCII, as that."""
+    if text.isascii():
+        return text
+    return unicodedata.normalize("NFC", "".join(map(look_alike, unicodedata.normalize("NFD", text))))
+
+
+_SPACED = regex.compile(
+    r"(?<![\p{L}\p{N}\p{M}])(?:[\p{L}\p{N}]\p{M}*+[^\p{L}\p{N}\p{M}]{1,8}+){2,}[\p{L}\p{N}]\p{M}*+(?![\p{L}\p{N}])"
+)
+
+
+def _joined(text: str) -> str:
+    """Three and more letters set apart, as words: what parts letters goes, what parts words is one space.
+
+    Words are parted by the longer separator, or by white space where letters are parted by something else.
+    """
+    return str(_SPACED.sub(lambda found: _one_word(found.group()), text))
+
+
+def _one_word(spaced: str) -> str:
+    if len(regex.findall(r"\p{L}", spaced)) < 3:
+        return spaced
+    parts = regex.split(r"([^\p{L}\p{N}\p{M}]+)", spaced)
+    separators = parts[1::2]
+    shortest, only_space = min(map(len, separators)), all(s.isspace() for s in separators)
+    gaps = [len(s) > shortest or (s.isspace() and not only_space) for s in separators]
+    return "".join(letter + (" " if gap else "") for letter, gap in zip(parts[::2], [*gaps, False], strict=True))
+
+
+class _Step(NamedTuple):
+    name: str
+    undo: Callable[[str], str]
+    odd: dict[str, Callable[[str], bool]]
+
+
+_STEPS = (
+    _Step("marks", _unmarked, {"marks": odd_marks, "styled": odd_style}),
+    _Step("homoglyph", _folded, {"homoglyph": look_alike_words, "styled": odd_style}),
+    _Step(
+        "spacing",
+        _joined,
+        {"spacing": lambda text: any(is_spelled_out(_one_word(run)) for run in _SPACED.findall(text))},
+    ),
+)
+_ODD: dict[str, Callable[[str], bool]] = {
+    "invisible": odd_invisible,
+    "hidden": lambda text: bool(_payload(text)),
+    "bidi": lambda text: OVERRIDDEN.search(text) is not None,
+}

@@ -1,6 +1,7 @@
 """What a guard says, in our own shape and in that of the OpenAI moderation API."""
 
 import re
+from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
 from safe_rlhf_v.taxonomy import LEVEL_NAMES, MIN_LEVEL
@@ -8,6 +9,8 @@ from safe_rlhf_v.taxonomy import LEVEL_NAMES, MIN_LEVEL
 Decision = Literal["allow", "review", "block"]
 DECISIONS: tuple[Decision, ...] = ("allow", "review", "block")
 DIGITS = 6
+WORSE_BY = 0.1
+"""A reading with so much more harm than the text as it stands is worse, also where the decision is the same."""
 
 
 class Verdict(NamedTuple):
@@ -23,7 +26,8 @@ class Verdict(NamedTuple):
         category: Likeliest harm category, ``None`` where the prompt is more likely of none.
         category_probabilities: P(prompt is of the category), by name.
         reasons: Why, in words.
-        flags: Tricks found in the texts (see :mod:`safe_rlhf_v.guard.text`).
+        flags: Tricks of the reading that counts, if it is worse than the text as it stands (see :func:`worst`): ``bidi``,
+            ``hidden``, ``homoglyph``, ``invisible``, ``marks``, ``spacing``, ``styled``.
         threshold: P(harmful) from which on is blocked.
         model: Identity of the guard.
     """
@@ -53,6 +57,9 @@ class Verdict(NamedTuple):
 
         Args:
             parts: ``"text"`` and ``"image"``, as far as the input has them.
+
+        Returns:
+            Its fields, and ``flags`` beside them.
         """
         flagged = self.decision != "allow"
         return {
@@ -60,7 +67,26 @@ class Verdict(NamedTuple):
             "categories": {name: flagged and p >= 0.5 for name, p in self.category_probabilities.items()},
             "category_scores": dict(self.category_probabilities),
             "category_applied_input_types": {name: list(parts) for name in self.category_probabilities},
+            "flags": list(self.flags),
         }
+
+
+def worst(readings: Sequence[Verdict]) -> Verdict:
+    """The verdict on an input from those on its readings: the worst counts, unchecked before blocked; of equals the first.
+
+    It names tricks only where it is worse than the text as it stands: unchecked or a stricter decision where that is not, or
+    harm higher by ``WORSE_BY``.
+
+    Args:
+        readings: One per reading, that of the text as it stands first.
+    """
+    plain, found = readings[0], max(readings, key=lambda verdict: (*_severity(verdict), verdict.harm))
+    worse = _severity(found) > _severity(plain) or found.harm >= plain.harm + WORSE_BY
+    return found if worse else found._replace(flags=())
+
+
+def _severity(verdict: Verdict) -> tuple[bool, int]:
+    return verdict.status == "error", DECISIONS.index(verdict.decision)
 
 
 def unchecked(reason: str, model: str, threshold: float, flags: tuple[str, ...] = ()) -> Verdict:
