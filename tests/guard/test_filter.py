@@ -12,8 +12,8 @@ from safe_rlhf_v.guard.verdict import unchecked
 from safe_rlhf_v.records import Record, Response
 from safe_rlhf_v.shards import ShardedSplit, ShardWriter
 from safe_rlhf_v.shards.check import check
+from safe_rlhf_v.shards.manifest import ShardError
 from safe_rlhf_v.taxonomy import Taxonomy
-from safe_rlhf_v.user_files import FileError, locked_folder
 
 
 class Scripted:
@@ -197,9 +197,12 @@ def test_the_command_writes_shards_that_train(calibrated_run, world, tmp_path, c
 
 def test_two_processes_on_one_folder_are_refused_and_the_report_comes_before_the_manifest(tmp_path):
     source, target = shards(tmp_path / "in", *RECORDS), tmp_path / "out"
-    with locked_folder(target), pytest.raises(FileError, match="another process is writing it"):
-        filter_shards(Scripted(), source, target, Rules(), progress=False)
-    assert not list(target.iterdir())
+    with ShardWriter(target, name="x", licence="x", taxonomy=Taxonomy("t", ())) as other:
+        other.write("train", RECORDS[0])
+        with pytest.raises(ShardError, match="another process is writing it"):
+            filter_shards(Scripted(), source, target, Rules(), progress=False)
+    assert not (target / "filter.json").exists()
+    target = tmp_path / "out2"
     report, dropped = filter_shards(Scripted(), source, target, Rules(), progress=False)
     assert json.loads((target / "filter.json").read_text()) == report
     assert [json.loads(line) for line in (target / "dropped.jsonl").read_text().splitlines()] == dropped

@@ -13,7 +13,7 @@ from safe_rlhf_v.guard.verdict import Verdict
 from safe_rlhf_v.records import Record, Response
 from safe_rlhf_v.shards import Manifest, ShardedSplit, ShardWriter
 from safe_rlhf_v.shards.manifest import ShardError
-from safe_rlhf_v.user_files import locked_folder, write_whole
+from safe_rlhf_v.user_files import write_whole
 
 REPORT, DROPPED = "filter.json", "dropped.jsonl"
 
@@ -68,8 +68,7 @@ def filter_shards(
         The report, and one line per dropped record.
 
     Raises:
-        FileError: If another process is writing to ``target``.
-        ShardError: If ``source`` is no shard folder, or ``target`` is one already.
+        ShardError: If ``source`` is no shard folder, or ``target`` is one already or being written by another process.
         ValueError: If a split does not exist.
     """
     from tqdm import tqdm
@@ -84,7 +83,7 @@ def filter_shards(
     about: dict[str, Any] = {"licence": manifest.licence, "taxonomy": manifest.taxonomy, "origin": origin}
     settings = {"guard": guard.identity, "source": manifest.name, "rules": asdict(rules)}
     report = {**settings, "thresholds": _thresholds(guard), "splits": counts}
-    with locked_folder(target), ShardWriter(target, name=f"{manifest.name}-{rules.action}", **about) as writer:
+    with ShardWriter(target, name=f"{manifest.name}-{rules.action}", **about) as writer:
         for name in names:
             split, tally = ShardedSplit(source, name), Tally()
             bar = tqdm(total=len(split), desc=f"{name:>26}", unit="record", disable=not progress)
