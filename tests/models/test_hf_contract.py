@@ -16,6 +16,7 @@ from transformers import DynamicCache
 
 from safe_rlhf_v.batches import Prompts
 from safe_rlhf_v.models.backbone import Prepared
+from safe_rlhf_v.models.hf_edges import pad_to_square
 from safe_rlhf_v.models.hf_vlm import HFVLM
 from safe_rlhf_v.models.layout import PaddingSide
 from safe_rlhf_v.models.lora import LoraSettings
@@ -75,6 +76,8 @@ def reference(vlm: HFVLM, row: int, response: str) -> tuple[Any, int]:
     one = prompts(row)
     text = vlm._writer.write(one.questions[0], len(one.images[0]))
     pictures = [Image.fromarray(image.numpy()) for image in one.images[0]]
+    if vlm.model.config.model_type == "llava":  # whose processor would cut off the ends
+        pictures = [pad_to_square(picture, vlm.processor) for picture in pictures]
     bos = text.startswith(vlm.tokenizer.bos_token)
     inputs = vlm.processor(text=[text], images=pictures or None, add_special_tokens=not bos, return_tensors="pt")
     length = inputs["input_ids"].shape[1]

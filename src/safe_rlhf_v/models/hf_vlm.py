@@ -17,6 +17,7 @@ from safe_rlhf_v.batches import Prompts
 from safe_rlhf_v.models import hf_families as families
 from safe_rlhf_v.models.adapters import DEFAULT
 from safe_rlhf_v.models.backbone import Backbone
+from safe_rlhf_v.models.hf_edges import needs_padding, pad_to_square
 from safe_rlhf_v.models.hf_masks import attention_masks, image_blocks, sees_images_both_ways
 from safe_rlhf_v.models.layout import PromptTokens, position_ids
 from safe_rlhf_v.models.lora import LoraSettings, apply_lora, merged_state
@@ -80,7 +81,7 @@ class HFVLM(Backbone):
             local_files_only: Never go to the network.
 
         Raises:
-            ValueError: If the settings contradict each other or the family is not supported.
+            ValueError: If the settings contradict each other, the family is not supported, or its processor crops pictures.
         """
         super().__init__(feature_cache)
         if feature_cache and not (freeze_tower and freeze_projector):
@@ -93,6 +94,7 @@ class HFVLM(Backbone):
         if not isinstance(source, str):
             raise ValueError("processor: name a hub model or folder; a bare config has no tokenizer")
         self.processor = families.load_processor(source, self.model.config, min_pixels, max_pixels, **hub)
+        self._pads = needs_padding(self.processor)
         self.tokenizer = self.processor.tokenizer
         self._writer = families.PromptWriter(self.processor, self.model.config, self.model.generation_config)
         self.banned_ids, self.max_length = self._writer.banned_ids, max_length
@@ -157,6 +159,8 @@ class HFVLM(Backbone):
         from PIL import Image
 
         pictures = [Image.fromarray(image.cpu().numpy()) for image in row]
+        if self._pads:
+            pictures = [pad_to_square(picture, self.processor) for picture in pictures]
         text = self._writer.write(question, len(pictures))
         bos = self.tokenizer.bos_token
         special = bos is None or not text.startswith(bos)  # a template may write it itself
