@@ -64,6 +64,19 @@ def build(backbone, objective=DPO, **options):
     return module
 
 
+def test_policy_and_reference_drop_nothing(world, batch):
+    """The same batch twice in training mode: equal, and before the first step exactly 0."""
+    decoder = {**DECODER, "attention_dropout": 0.5}
+    tower = TowerSettings(vision_cfg={"layers": [1, 1, 1, 1], "width": 8, "image_size": 64})
+    lora = LoraSettings(r=2, alpha=4.0, dropout=0.5)
+    module = build(lambda: ClipDecoder(str(world / "tokenizer"), tower, decoder, SlotSettings(3, 16), lora=lora))
+    module.train()
+    assert not module.log_ratios(batch.prompts, batch.responses).any()
+    disturb(module.backbone)
+    first, second = (module.log_ratios(batch.prompts, batch.responses) for _ in range(2))
+    assert torch.equal(first, second) and first.any()
+
+
 def disturb(network, scale=0.05):
     generator = torch.Generator().manual_seed(7)
     with torch.no_grad():

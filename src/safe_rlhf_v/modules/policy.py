@@ -30,6 +30,7 @@ from safe_rlhf_v.dual import DualController
 from safe_rlhf_v.evaluation.scorers import ResponseScorer
 from safe_rlhf_v.functional.policy import kl_estimate, terminal_signal
 from safe_rlhf_v.models.backbone import Backbone
+from safe_rlhf_v.models.dropout import switch_off_dropout
 from safe_rlhf_v.models.roles import Roles
 from safe_rlhf_v.models.sampling import SamplingOptions
 from safe_rlhf_v.modules.base import BaseModule
@@ -133,9 +134,7 @@ class ConstrainedPolicyModule(PolicyEvaluation, BaseModule):
                 f"kl.where is {self.kl.where!r}, but {type(self.advantages).__name__} reads no token signals: set it to 'loss'"
             )
         self.roles.build(self.backbone, self.advantages.critics)
-        for module in self.modules():  # recorded log-probabilities are those of the network without dropout
-            if isinstance(module, nn.Dropout):
-                module.p = 0.0
+        switch_off_dropout(self)  # recorded log-probabilities are those of the network without dropout
 
     def assemble(self) -> None:
         """As every stage; frozen roles are given back by their runs and stay out of checkpoints."""

@@ -15,6 +15,7 @@ from safe_rlhf_v.functional.pairwise import preferred
 from safe_rlhf_v.functional.preference_optimisation import helpful_pairs, safer_pairs
 from safe_rlhf_v.metrics import PairwiseAccuracy
 from safe_rlhf_v.models.backbone import Backbone
+from safe_rlhf_v.models.dropout import switch_off_dropout
 from safe_rlhf_v.models.frozen_copy import FrozenCopy, frozen_names
 from safe_rlhf_v.modules.base import BaseModule
 from safe_rlhf_v.objectives.preference_optimisation import DirectObjective
@@ -22,6 +23,8 @@ from safe_rlhf_v.objectives.preference_optimisation import DirectObjective
 
 class PreferenceOptimisationModule(BaseModule):
     """Trains the backbone itself on labelled pairs, held to a frozen reference; no reward model, no rollouts.
+
+    Dropout is off in policy and reference, as in TRL: the loss compares the two.
 
     The reference is the policy as it starts (``init_from``), or the backbone of another run. It travels in the checkpoint,
     except for tensors it shares with the policy (:class:`FrozenCopy`), so a resumed run needs no other folder, and later
@@ -74,6 +77,7 @@ class PreferenceOptimisationModule(BaseModule):
     def build(self) -> None:
         """Create policy and objective, and a reference that is not the policy's start before the start is loaded."""
         self.backbone = self.make_backbone()
+        switch_off_dropout(self.backbone)  # in the reference, a copy, too: their difference is not to be noise
         self.objective = self.make_objective()
         if self.reference_from:
             self.reference = FrozenCopy(self.backbone, shared=())
