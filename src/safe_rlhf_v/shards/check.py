@@ -2,23 +2,62 @@
 
 import hashlib
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from tqdm import tqdm
 
-from safe_rlhf_v.records import Record, RecordError
+from safe_rlhf_v.records import Record
+from safe_rlhf_v.shards.contradictions import contradictions
+from safe_rlhf_v.shards.histograms import Histograms
 from safe_rlhf_v.shards.images import ImageError, probe
-from safe_rlhf_v.shards.index import scan_shard
-from safe_rlhf_v.shards.manifest import FILE_NAME, Manifest, ShardError, SplitInfo
-from safe_rlhf_v.shards.split import ShardedSplit, file_sha256
+from safe_rlhf_v.shards.index import Member, group_hash, scan_shard
+from safe_rlhf_v.shards.manifest import FILE_NAME, Manifest, ShardError, ShardInfo, SplitInfo
+from safe_rlhf_v.shards.split import ShardedSplit, file_sha256, parse_sample
+from safe_rlhf_v.shards.target import OURS, SIZES
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something that ``check`` found.
+
+    Attributes:
+        severity: ``error``: the folder is damaged or breaks the schema. ``warning``: labels contradict each other, or a file
+            does not belong there; such data can be trained on.
+        kind: Of a contradiction: one of :data:`~safe_rlhf_v.shards.contradictions.KINDS`; else ``""``.
+        file: Shard or other file.
+        key: Record, or ``""``.
+        field: Field of the record, or ``""``.
+        problem: What is wrong.
+    """
+
+    severity: Literal["error", "warning"]
+    kind: str
+    file: str
+    key: str
+    field: str
+    problem: str
+
+    def __str__(self) -> str:
+        """One line."""
+        place = f": record {self.key!r}" if self.key else ""
+        place += f", field {self.field!r}" if self.field else ""
+        return f"{self.file}{place}: {self.problem}" if self.file else self.problem
 
 
 def check(root: str | Path, *, progress: bool = False) -> list[str]:
-    """Every problem found, each naming file, and shard, key and field where they are known; empty if all is well.
+    """Every error of :func:`examine`, one line each; empty if all is well."""
+    return [str(finding) for finding in examine(root, progress=progress) if finding.severity == "error"]
 
-    Recomputed are: sizes and SHA-256 of all files, the index from the tar headers, every record against the schema and the
-    taxonomy, every image (decoded, both hashes), counts, unique keys, and that no image group stands in two splits.
+
+def examine(root: str | Path, *, progress: bool = False) -> Iterator[Finding]:
+    """Every finding, each naming file, and shard, key and field where they are known.
+
+    Recomputed are: sizes and SHA-256 of all files, the index from the tar headers and from the records, every sample's hash,
+    every record against the schema and the taxonomy, every image (decoded, both hashes), counts, histograms, unique keys, and
+    that no image group stands in two splits. Beyond that, labels of a record are compared with each other.
 
     Args:
         root: Shard folder.
@@ -27,93 +66,169 @@ def check(root: str | Path, *, progress: bool = False) -> list[str]:
     root = Path(root)
     try:
         manifest = Manifest.load(root)
+        yield from _strangers(root, manifest)
     except ShardError as error:
-        return [str(error)]
-    problems = [f"{root / name}: not in the manifest" for name in _strangers(root, manifest)]
-    keys: dict[str, str] = {}
-    groups: dict[str, str] = {}
-    total = sum(split.samples for split in manifest.splits.values())
-    with tqdm(total=total, desc="checking", unit="record", disable=not progress) as bar:
-        for name, split in manifest.splits.items():
-            problems += _files(root, split)
-            problems += _index(root, name)
-            for shard in split.shards:
-                count = 0
-                for key, record, found in _records(root / shard.file, manifest):
-                    bar.update()
-                    count += 1
-                    problems += found
-                    if key in keys:
-                        problems.append(f"{shard.file}: key {key!r} stands in {keys[key]!r} too")
-                    keys[key] = name
-                    if record and groups.setdefault(record.group, name) != name:
-                        problems.append(
-                            f"{shard.file}: record {key!r}: its image stands in split {groups[record.group]!r} too"
-                        )
-                if count != shard.samples:
-                    problems.append(f"{shard.file}: {count} whole samples, the manifest states {shard.samples}")
-    return problems
+        yield _error("", str(error))
+        return
+    seen = _Seen()
+    with tqdm(total=sum(s.samples for s in manifest.splits.values()), desc="checking", disable=not progress) as bar:
+        for name, about in manifest.splits.items():
+            yield from _files(root, about)
+            histograms, groups, whole = Histograms(), set(), True
+            for shard, row, record in _records(root, manifest, name):
+                bar.update()
+                if isinstance(record, Finding):
+                    whole = False  # the rest counts otherwise
+                    yield record
+                    continue
+                histograms.add(record)
+                groups.add(record.group)
+                found = [*_row_problems(row, record), *_image_problems(record), *seen.problems(name, shard, record)]
+                yield from (_error(shard, problem, record.key, where) for where, problem in found)
+                for kind, where, problem in contradictions(record):
+                    yield Finding("warning", kind, shard, record.key, where, problem)
+            stated, counted = dict(about.histograms), histograms.counts()
+            if manifest.version == 1:  # other words for "none" and "unknown"
+                stated["category"] = counted["category"]
+            if whole and (len(groups), counted) != (about.groups, stated):
+                yield _error(FILE_NAME, f"split {name!r}: its groups or histograms are not those of the records")
+    yield from seen.twins()
 
 
-def _strangers(root: Path, manifest: Manifest) -> list[str]:
-    """Tar and index files that the manifest does not know."""
-    known = {shard.file for split in manifest.splits.values() for shard in split.shards}
-    known |= {split.index["file"] for split in manifest.splits.values()} | {FILE_NAME, "sizes.json"}
-    return sorted(
-        path.name for path in root.iterdir() if path.suffix in (".tar", ".npy", ".part") and path.name not in known
-    )
+def _error(file: str, problem: str, key: str = "", where: str = "") -> Finding:
+    return Finding("error", "", file, key, where, problem)
 
 
-def _files(root: Path, split: SplitInfo) -> Iterator[str]:
+def _strangers(root: Path, manifest: Manifest) -> Iterator[Finding]:
+    """Tar and index files that the manifest does not know; an error if they look like shards of the data set."""
+    known = {name for split in manifest.splits.values() for name in split.file_names} | {FILE_NAME, SIZES}
+    for path in sorted(root.iterdir()):
+        if path.suffix in (".tar", ".npy", ".part") and path.name not in known:
+            severity: Literal["error", "warning"] = "error" if OURS.fullmatch(path.name) else "warning"
+            yield Finding(severity, "", path.name, "", "", "not in the manifest")
+
+
+def _files(root: Path, split: SplitInfo) -> Iterator[Finding]:
     """Missing files and wrong hashes."""
     for file, sha256 in [*((s.file, s.sha256) for s in split.shards), (split.index["file"], split.index["sha256"])]:
-        if not (root / file).is_file():
-            yield f"{file}: missing"
-        elif file_sha256(root / file) != sha256:
-            yield f"{file}: its SHA-256 is not the one in the manifest: damaged or changed"
-
-
-def _index(root: Path, name: str) -> Iterator[str]:
-    """The index against the tar headers."""
-    try:
-        split = ShardedSplit(root, name)
-        for number, file in enumerate(split.files):
-            offsets = [min(member.header for member in sample) for sample in scan_shard(root / file)]
-            stated = split.index["offset"][split.index["shard"] == number]
-            if not np.array_equal(stated, np.array(offsets, dtype=stated.dtype)):
-                yield f"{split.manifest.splits[name].index['file']}: does not match the members of {file}"
-    except ShardError as error:
-        yield str(error)
-
-
-def _records(path: Path, manifest: Manifest) -> Iterator[tuple[str, Record | None, list[str]]]:
-    """Key, record (``None`` if unreadable) and problems of every sample of a shard."""
-    try:
-        samples = scan_shard(path)
-        data = path.read_bytes()
-    except (ShardError, OSError) as error:
-        yield "", None, [str(error)]
-        return
-    for members in samples:
-        key = members[0].key
-        bodies = [data[member.offset : member.offset + member.size] for member in members]
         try:
-            record = Record.from_json(bodies[-1], tuple(bodies[:-1]), key).validate(manifest.taxonomy)
-        except RecordError as error:
-            yield key, None, [f"{path.name}: {error}"]
-            continue
-        yield key, record, [f"{path.name}: record {key!r}, {problem}" for problem in _image_problems(record)]
+            if not (root / file).is_file():
+                yield _error(file, "missing")
+            elif file_sha256(root / file) != sha256:
+                yield _error(file, "its SHA-256 is not the one in the manifest: damaged or changed")
+        except OSError as error:
+            yield _error(file, f"cannot be read ({error.strerror})")
 
 
-def _image_problems(record: Record) -> Iterator[str]:
+def _records(root: Path, manifest: Manifest, name: str) -> Iterator[tuple[str, np.void | None, Record | Finding]]:
+    """Shard, row of the index if there is one, and record or what is wrong with it; by the index, or where that is damaged by
+    the tar headers.
+    """
+    about = manifest.splits[name]
+    try:
+        split: ShardedSplit | None = ShardedSplit(root, name)
+    except ShardError as error:
+        split = None
+        yield "", None, _error("", str(error))
+    for number, shard in enumerate(about.shards):
+        try:
+            samples: list[list[Member]] | None = scan_shard(root / shard.file)
+        except ShardError as error:
+            samples = None
+            yield shard.file, None, _error("", str(error))
+        if split is None:
+            for record in _by_headers(root / shard.file, samples or [], manifest):
+                yield shard.file, None, record
+        else:
+            yield from _by_index(split, number, samples)
+        yield from ((shard.file, None, finding) for finding in _count(shard, samples))
+
+
+def _count(shard: ShardInfo, samples: list[list[Member]] | None) -> Iterator[Finding]:
+    if samples is not None and len(samples) != shard.samples:
+        yield _error(shard.file, f"{len(samples)} whole samples, the manifest states {shard.samples}")
+
+
+def _by_index(
+    split: ShardedSplit, number: int, samples: list[list[Member]] | None
+) -> Iterator[tuple[str, np.void | None, Record | Finding]]:
+    """Records of a shard as training reads them."""
+    rows = np.flatnonzero(split.index["shard"] == number).tolist()
+    for row in rows:
+        try:
+            yield split.files[number], split.index[row], split[row]
+        except ShardError as error:
+            yield split.files[number], None, _error("", str(error))
+    if samples is not None:
+        stated = [tuple(int(split.index[row][name]) for name in ("offset", "length", "members")) for row in rows]
+        if stated != [(*_span(sample), len(sample)) for sample in samples]:
+            file = split.manifest.splits[split.name].index["file"]
+            yield file, None, _error(file, f"does not match the members of {split.files[number]}")
+
+
+def _by_headers(path: Path, samples: list[list[Member]], manifest: Manifest) -> Iterator[Record | Finding]:
+    """Records of a shard without an index."""
+    try:
+        with path.open("rb") as file:
+            for sample in samples:
+                offset, length = _span(sample)
+                file.seek(offset)
+                try:
+                    yield parse_sample(file.read(length), len(sample), path.name, None, manifest.taxonomy)
+                except ShardError as error:
+                    yield _error("", str(error))
+    except OSError as error:
+        yield _error(path.name, f"cannot be read ({error.strerror})")
+
+
+def _span(sample: list[Member]) -> tuple[int, int]:
+    """Offset and length of a sample."""
+    start = min(member.header for member in sample)
+    return start, max(member.offset + member.size for member in sample) - start
+
+
+def _row_problems(row: np.void | None, record: Record) -> Iterator[tuple[str, str]]:
+    """The index's copies against the record."""
+    if row is not None and (int(row["group"]), int(row["responses"])) != (group_hash(record), len(record.responses)):
+        yield "", "the index states another image group or number of responses"
+
+
+def _image_problems(record: Record) -> Iterator[tuple[str, str]]:
     """What is wrong with a record's images."""
     for i, image in enumerate(record.images):
         try:
             found = probe(image.data)
         except ImageError as error:
-            yield f"field 'images[{i}]': {error}"
+            yield f"images[{i}]", str(error)
             continue
         if hashlib.sha256(image.data).hexdigest() != image.sha256:
-            yield f"field 'images[{i}].sha256': the bytes do not match"
+            yield f"images[{i}].sha256", "the bytes do not match"
         if (found.id, found.format, found.width, found.height) != (image.id, image.format, image.width, image.height):
-            yield f"field 'images[{i}]': id, format or size do not match the picture"
+            yield f"images[{i}]", "id, format or size do not match the picture"
+
+
+@dataclass
+class _Seen:
+    """What records have to agree on with each other."""
+
+    keys: dict[str, str] = field(default_factory=dict)
+    groups: dict[str, str] = field(default_factory=dict)
+    partners: dict[str, tuple[str, str]] = field(default_factory=dict)
+
+    def problems(self, split: str, shard: str, record: Record) -> Iterator[tuple[str, str]]:
+        """Keys and image groups that stand elsewhere, too."""
+        if record.key in self.keys:
+            yield "key", f"stands in {self.keys[record.key]!r} too"
+        self.keys[record.key] = split
+        if self.groups.setdefault(record.group, split) != split:
+            what = "image" if record.images else "question"
+            yield "", f"its {what} stands in split {self.groups[record.group]!r} too"
+        if record.truth is not None and record.truth.twin:
+            self.partners[record.key] = (shard, record.truth.twin)
+
+    def twins(self) -> Iterator[Finding]:
+        """Counterfactual partners that do not exist, or do not name each other."""
+        for key, (shard, twin) in self.partners.items():
+            if self.partners.get(twin, ("", ""))[1] != key:
+                problem = f"{twin!r:.140} {'names another' if twin in self.keys else 'does not exist'}"
+                yield Finding("warning", "twin", shard, key, "truth.twin", problem)

@@ -1,10 +1,16 @@
 """``python -m safe_rlhf_v shards``: write, look at and check shard folders."""
 
 import argparse
+import contextlib
+import json
 import sys
+from collections import Counter
+from dataclasses import asdict
 from pathlib import Path
 
-from safe_rlhf_v.shards.manifest import Manifest, ShardError
+from tqdm import tqdm
+
+from safe_rlhf_v.shards.manifest import Manifest
 
 EXAMPLES = """examples:
   python -m safe_rlhf_v shards world --out data/world              # the embedded world, synthetic, 17,800 records
@@ -13,6 +19,11 @@ EXAMPLES = """examples:
   python -m safe_rlhf_v shards check data/world                    # recompute everything, list every problem
   python -m safe_rlhf_v shards import --table mine.csv --images pictures --name mine --licence CC0-1.0 --out data/mine
 """
+CHECKS = (
+    "recompute everything, list every problem; exit status 1 for errors (damage, broken records, an image in two splits). Labels "
+    "of a record that contradict each other are warnings, as noisy labels are normal."
+)
+SHOWN_ERRORS, SHOWN_WARNINGS = 50, 3  # the latter of each kind
 
 
 def main(argv: list[str]) -> int:
@@ -24,9 +35,11 @@ def main(argv: list[str]) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(dest="command", required=True)
-    for name, about in (("inspect", "print counts and label histograms"), ("check", "list every problem")):
-        command = commands.add_parser(name, help=about, description=about)
+    for name, about in (("inspect", "print counts and label histograms"), ("check", CHECKS)):
+        command = commands.add_parser(name, help=about.partition(";")[0], description=about)
         command.add_argument("path", type=Path, help="shard folder")
+        if name == "check":
+            command.add_argument("--report", type=Path, help="file to write everything found to, one JSON line each")
     world = commands.add_parser(
         "world", help="write the embedded world", description="Write the embedded world (synthetic)."
     )
@@ -39,7 +52,10 @@ def main(argv: list[str]) -> int:
     run = {"inspect": _inspect, "check": _check, "world": _world, "import": _import, "import-ordinal": _import_ordinal}
     try:
         return run[options.command](options)
-    except (ShardError, ValueError) as error:
+    except OSError as error:
+        print(f"error: {error.filename or 'disk'}: {error.strerror or error}", file=sys.stderr)
+        return 2
+    except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
 
@@ -123,13 +139,32 @@ def _inspect(options: argparse.Namespace) -> int:
 
 
 def _check(options: argparse.Namespace) -> int:
-    from safe_rlhf_v.shards.check import check
+    from safe_rlhf_v.shards.check import examine
+    from safe_rlhf_v.shards.contradictions import KINDS
 
-    problems = check(options.path, progress=True)
-    for problem in problems:
-        print(problem)
-    print(f"{len(problems)} problem(s) in {options.path}" if problems else f"{options.path}: no problem found")
-    return int(bool(problems))
+    counts: Counter[tuple[str, str]] = Counter()
+    report = None if options.report is None else options.report.open("x", encoding="utf-8")
+    with contextlib.nullcontext() if report is None else report:
+        for finding in examine(options.path, progress=True):
+            group = (finding.severity, finding.kind)
+            counts[group] += 1
+            if report is not None:
+                report.write(json.dumps(asdict(finding), ensure_ascii=False) + "\n")
+            if counts[group] <= (SHOWN_ERRORS if finding.severity == "error" else SHOWN_WARNINGS):
+                tqdm.write(f"{finding.severity}: {finding}")
+    errors = sum(count for (severity, _), count in counts.items() if severity == "error")
+    if errors > SHOWN_ERRORS:
+        print(f"... and {errors - SHOWN_ERRORS} more errors")
+    contradictions = [
+        f"{counts['warning', kind]} x {about}" for kind, about in KINDS.items() if counts["warning", kind]
+    ]
+    if contradictions:
+        print("labels that contradict each other: " + "; ".join(contradictions))
+        print("noisy labels do that; if no noise is expected, see to their source. Training uses them as they are.")
+    if sum(counts.values()) > min(errors, SHOWN_ERRORS) and options.report is None:
+        print("--report FILE writes all of them, one JSON line each")
+    print(f"{options.path}: {errors} error(s)" if errors else f"{options.path}: no error")
+    return int(bool(errors))
 
 
 def _world(options: argparse.Namespace) -> int:

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from safe_rlhf_v.records import Record
 from safe_rlhf_v.shards.manifest import ShardError
 from safe_rlhf_v.user_files import FileError, read_bounded
 
@@ -110,6 +111,11 @@ def sample_digest(data: bytes) -> bytes:
     return hashlib.sha256(data).digest()[:16]
 
 
+def group_hash(record: Record) -> int:
+    """What the index holds of a record's group."""
+    return int.from_bytes(hashlib.sha256(record.group.encode()).digest()[:8], "little")
+
+
 def load_index(path: Path, sha256: str, shard_bytes: Sequence[int]) -> Index:
     """Read an index file.
 
@@ -129,10 +135,10 @@ def load_index(path: Path, sha256: str, shard_bytes: Sequence[int]) -> Index:
     if hashlib.sha256(data).hexdigest() != sha256:
         raise ShardError(f"{path}: its SHA-256 is not the one in the manifest: damaged or changed")
     try:
-        index: Index = np.load(io.BytesIO(data), allow_pickle=False)
-    except (OSError, ValueError, EOFError, SyntaxError, MemoryError, OverflowError) as error:
-        raise ShardError(f"{path}: unreadable index ({type(error).__name__}: {error})") from None
-    if not isinstance(index, np.ndarray) or index.dtype not in (INDEX_DTYPE, WITHOUT_DIGEST) or index.ndim != 1:
+        index: Index = np.lib.format.read_array(io.BytesIO(data), allow_pickle=False)
+    except Exception as error:  # NumPy's reading of a stranger's header fails in many ways
+        raise ShardError(f"{path}: unreadable index ({type(error).__name__}: {error!s:.80})") from None
+    if index.dtype not in (INDEX_DTYPE, WITHOUT_DIGEST) or index.ndim != 1:
         raise ShardError(f"{path}: not an index of this version")
     if not len(index):
         return index

@@ -2,7 +2,6 @@
 
 import hashlib
 import io
-from collections import Counter
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -10,6 +9,7 @@ from typing import Any, Self
 import numpy as np
 
 from safe_rlhf_v.records import Record, RecordError
+from safe_rlhf_v.shards.histograms import Histograms
 from safe_rlhf_v.shards.index import (
     INDEX_DTYPE,
     MAX_MEMBER_BYTES,
@@ -17,6 +17,7 @@ from safe_rlhf_v.shards.index import (
     MAX_NAME_BYTES,
     NO_CATEGORY,
     UNKNOWN_CATEGORY,
+    group_hash,
     sample_digest,
     scan_shard,
 )
@@ -147,20 +148,11 @@ class _SplitWriter:
         self.shards: list[ShardInfo] = []
         self.rows: list[tuple[int | bytes, ...]] = []
         self.category_sets: dict[tuple[str, ...], int] = {}
-        self.histograms: dict[str, Counter[str]] = {
-            name: Counter() for name in ("category", "image_severity", "responses", "safety", "source")
-        }
+        self.histograms = Histograms()
 
     def add(self, record: Record, body: bytes) -> None:
         self.pending.append((record, body))
-        self.histograms["category"].update(
-            ("(unknown)",) if record.category is None else record.category or ("(none)",)
-        )
-        self.histograms["image_severity"][str(record.image_severity)] += 1
-        self.histograms["responses"][str(len(record.responses))] += 1
-        for response in record.responses:
-            self.histograms["safety"][str(response.safety)] += 1
-            self.histograms["source"][response.source or "unknown"] += 1
+        self.histograms.add(record)
         if len(self.pending) == self.per_shard:
             self.flush()
 
@@ -180,11 +172,10 @@ class _SplitWriter:
         for (record, _), sample in zip(self.pending, scan_shard(self.target.root / file), strict=True):
             start = min(member.header for member in sample)
             end = max(member.offset + member.size for member in sample)
-            group = int.from_bytes(hashlib.sha256(record.group.encode()).digest()[:8], "little")
             category = self.category_number(record.category)
             digest = sample_digest(data[start:end])
             place = (len(self.shards), start, end - start, len(sample))
-            self.rows.append((*place, category, group, len(record.responses), digest))
+            self.rows.append((*place, category, group_hash(record), len(record.responses), digest))
         self.shards.append(ShardInfo(file, len(self.pending), len(data), hashlib.sha256(data).hexdigest()))
         self.pending = []
 
@@ -203,6 +194,5 @@ class _SplitWriter:
         file = f"{self.name}.index.npy"
         self.target.add(file, buffer.getvalue())
         about = {"file": file, "sha256": hashlib.sha256(buffer.getvalue()).hexdigest()}
-        histograms = {name: dict(sorted(counts.items())) for name, counts in self.histograms.items()}
-        groups = len(np.unique(index["group"]))
-        return SplitInfo(len(index), groups, tuple(self.shards), about, histograms, tuple(self.category_sets))
+        groups, sets = len(np.unique(index["group"])), tuple(self.category_sets)
+        return SplitInfo(len(index), groups, tuple(self.shards), about, self.histograms.counts(), sets)
