@@ -116,7 +116,7 @@ def test_the_world_contradicts_itself_only_by_the_noise_of_its_labels(tmp_path):
     from safe_rlhf_v.world import write_world
     from safe_rlhf_v.world.write import SIZES
 
-    sizes = {name: 40 for name in SIZES}
+    sizes = {name: 16 for name in SIZES}
     write_world(tmp_path / "world", sizes=sizes, progress=False)
     found = list(examine(tmp_path / "world"))
     assert {finding.severity for finding in found} <= {"warning"}

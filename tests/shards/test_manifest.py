@@ -58,7 +58,7 @@ json_values = st.recursive(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(st.data())
 def test_any_value_in_any_place_gives_a_manifest_or_one_line(tmp_path_factory, body, data):
     path = data.draw(st.sampled_from(list(places(body))))

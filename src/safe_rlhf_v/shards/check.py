@@ -13,7 +13,7 @@ from safe_rlhf_v.records import Record
 from safe_rlhf_v.shards.contradictions import contradictions
 from safe_rlhf_v.shards.histograms import Histograms
 from safe_rlhf_v.shards.images import ImageError, probe
-from safe_rlhf_v.shards.index import Member, group_hash, scan_shard
+from safe_rlhf_v.shards.index import NO_CATEGORY, UNKNOWN_CATEGORY, Member, group_hash, scan_shard
 from safe_rlhf_v.shards.manifest import FILE_NAME, Manifest, ShardError, ShardInfo, SplitInfo
 from safe_rlhf_v.shards.split import ShardedSplit, file_sha256, parse_sample
 from safe_rlhf_v.shards.target import OURS, SIZES
@@ -83,7 +83,11 @@ def examine(root: str | Path, *, progress: bool = False) -> Iterator[Finding]:
                     continue
                 histograms.add(record)
                 groups.add(record.group)
-                found = [*_row_problems(row, record), *_image_problems(record), *seen.problems(name, shard, record)]
+                found = [
+                    *_row_problems(row, record, manifest, about),
+                    *_image_problems(record),
+                    *seen.problems(name, shard, record),
+                ]
                 yield from (_error(shard, problem, record.key, where) for where, problem in found)
                 for kind, where, problem in contradictions(record):
                     yield Finding("warning", kind, shard, record.key, where, problem)
@@ -187,10 +191,18 @@ def _span(sample: list[Member]) -> tuple[int, int]:
     return start, max(member.offset + member.size for member in sample) - start
 
 
-def _row_problems(row: np.void | None, record: Record) -> Iterator[tuple[str, str]]:
+def _row_problems(
+    row: np.void | None, record: Record, manifest: Manifest, split: SplitInfo
+) -> Iterator[tuple[str, str]]:
     """The index's copies against the record."""
-    if row is not None and (int(row["group"]), int(row["responses"])) != (group_hash(record), len(record.responses)):
+    if row is None:
+        return
+    if (int(row["group"]), int(row["responses"])) != (group_hash(record), len(record.responses)):
         yield "", "the index states another image group or number of responses"
+    numbers = {frozenset(names): number for number, names in enumerate(split.category_sets)}
+    known = NO_CATEGORY if record.category == () else numbers.get(frozenset(record.category or ()), UNKNOWN_CATEGORY)
+    if manifest.version > 1 and int(row["category"]) != known:
+        yield "category", "the index states another"
 
 
 def _image_problems(record: Record) -> Iterator[tuple[str, str]]:
