@@ -3,14 +3,18 @@
 import dataclasses
 import math
 from collections.abc import Callable, Iterable
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
 from safe_rlhf_v.batches import UNKNOWN_LEVEL, PolicyBatch, PreferenceBatch, Prompts, Records, SupervisedBatch
-from safe_rlhf_v.data_modules.source import Sample
+from safe_rlhf_v.data_modules.source import MASKED, Sample
 from safe_rlhf_v.records import Record, Response
 from safe_rlhf_v.taxonomy import Taxonomy, is_harmful
+
+DemonstrationsFrom = Literal["helpful", "safe", "helpful_and_safe"]
+"""Which response of a record is imitated: see :func:`demonstration`."""
 
 
 def prompts(samples: list[Sample]) -> Prompts:
@@ -22,32 +26,59 @@ def prompts(samples: list[Sample]) -> Prompts:
     )
 
 
-def demonstration(record: Record) -> str:
-    """The response to imitate: the only one, or the more helpful one.
+def demonstration(record: Record, chosen: DemonstrationsFrom) -> str | None:
+    """The response to imitate, ``None`` if the record has none of that kind.
 
-    Raises:
-        ValueError: If the record has neither.
+    The only response of the kind; of several the one that the record's preference names, without such a preference the one
+    with the highest rating. A response is safe if its safety label says so, or its level where only that is given; one
+    without either is not known to be safe.
+
+    Args:
+        record: With its labels.
+        chosen: ``helpful``: the more helpful response, whatever its safety; ``safe``: of the safe responses the safer;
+            ``helpful_and_safe``: of the safe responses the more helpful.
     """
-    if len(record.responses) == 1:
-        return record.responses[0].text
-    if record.more_helpful is None:
-        raise ValueError(
-            f"record {record.key!r}: {len(record.responses)} responses and no 'more_helpful': nothing to imitate"
+    kind = [i for i, x in enumerate(record.responses) if chosen == "helpful" or is_safe(x)]
+    preferred = record.safer if chosen == "safe" else record.more_helpful
+    if len(kind) == 1 or preferred in kind:
+        return record.responses[preferred if preferred in kind else kind[0]].text
+    rated = [(x.safety if chosen == "safe" else x.helpfulness, i) for i in kind for x in [record.responses[i]]]
+    known = sorted((rating, i) for rating, i in rated if rating is not None)
+    if not known or len(known) < len(rated) or known[-1][0] == known[-2][0]:
+        return None
+    return record.responses[known[-1][1]].text
+
+
+class CollateSupervised:
+    """Demonstrations and, for synthetic data, what the pictures show; a record without a demonstration is a masked row."""
+
+    def __init__(self, chosen: DemonstrationsFrom) -> None:
+        """Args:
+        chosen: See :func:`demonstration`.
+
+        Raises:
+            ValueError: If it is another word.
+        """
+        if chosen not in get_args(DemonstrationsFrom):
+            names = ", ".join(get_args(DemonstrationsFrom))
+            raise ValueError(f"data.demonstrations_from is {chosen!r}, it must be one of: {names}")
+        self.chosen = chosen
+
+    def __call__(self, samples: list[Sample]) -> SupervisedBatch:
+        """Collate."""
+        texts = [demonstration(sample.record, self.chosen) if sample.record else None for sample in samples]
+        without = sum(s.record is not None and text is None for s, text in zip(samples, texts, strict=True))
+        kept = [s if text is not None else MASKED for s, text in zip(samples, texts, strict=True)]
+        truths = [sample.record.truth.attributes if sample.record and sample.record.truth else {} for sample in kept]
+        names = sorted({name for truth in truths for name in truth})
+        return SupervisedBatch(
+            prompts=prompts(kept),
+            responses=tuple(text or "" for text in texts),
+            attributes={name: torch.tensor([truth.get(name, -1) for truth in truths]) for name in names},
+            valid=torch.tensor([sample.record is not None for sample in kept]),
+            keys=tuple(sample.record.key if sample.record else "" for sample in kept),
+            without_demonstration=without,
         )
-    return record.responses[record.more_helpful].text
-
-
-def collate_supervised(samples: list[Sample]) -> SupervisedBatch:
-    """Demonstrations and, for synthetic data, what the pictures show."""
-    truths = [sample.record.truth.attributes if sample.record and sample.record.truth else {} for sample in samples]
-    names = sorted({name for truth in truths for name in truth})
-    return SupervisedBatch(
-        prompts=prompts(samples),
-        responses=tuple(demonstration(sample.record) if sample.record else "" for sample in samples),
-        attributes={name: torch.tensor([truth.get(name, -1) for truth in truths]) for name in names},
-        valid=torch.tensor([sample.record is not None for sample in samples]),
-        keys=tuple(sample.record.key if sample.record else "" for sample in samples),
-    )
 
 
 class CollatePrompts:
@@ -96,7 +127,7 @@ class CollatePreference:
             safer=_ints((x.safer if x else None for x in records), -1),
             safety_tie=torch.tensor([bool(x and x.safety_tie) for x in records]),
             safety=self._grid(records, lambda x, k: x.responses[k].safety, UNKNOWN_LEVEL),
-            is_safe=self._grid(records, lambda x, k: _is_safe(x.responses[k]), -1),
+            is_safe=self._grid(records, lambda x, k: is_safe(x.responses[k]), -1),
             category=_category(self.taxonomy, records),
             true_helpfulness=self._grid(
                 records, lambda x, k: x.truth.helpfulness[k] if x.truth else None, math.nan, torch.float32
@@ -129,7 +160,7 @@ def _ints(values: Iterable[int | None], unknown: int) -> Tensor:
     return torch.tensor([unknown if value is None else value for value in values])
 
 
-def _is_safe(response: Response) -> bool | None:
+def is_safe(response: Response) -> bool | None:
     """The yes/no label, or what the level says where only that is given (below 0 is harmful)."""
     if response.is_safe is None and response.safety is not None:
         return not is_harmful(response.safety)

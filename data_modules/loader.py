@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader
 
+from safe_rlhf_v.batches import SupervisedBatch
 from safe_rlhf_v.data_modules.plan import Plan, Position
 from safe_rlhf_v.data_modules.source import Source
 
@@ -46,7 +47,7 @@ class PlannedLoader:
         max_bad_in_a_row: Stop after this many broken samples without a good one between.
         """
         self.plan, self.position = plan, Position(0, 0)
-        self.bad_samples = 0
+        self.bad_samples = self.without_demonstration = self._without_in_a_row = 0
         self._bad_in_a_row, self._max_bad = 0, max_bad_in_a_row
         self._numbers: list[list[int]] = []
         self._loader: DataLoader[Any] = DataLoader(
@@ -83,10 +84,22 @@ class PlannedLoader:
         for batch, problems in self._loader:
             for problem in problems:
                 self._count(problem)
+            if isinstance(batch, SupervisedBatch):
+                self._count_demonstrations(batch)
             if advance:
                 epoch, number = self.position
                 self.position = Position(epoch, number + 1) if number < len(self) else Position(epoch + 1, 1)
             yield batch
+
+    def _count_demonstrations(self, batch: SupervisedBatch) -> None:
+        """Take note of records that gave no demonstration; where none of many does, the rule does not suit the data."""
+        self.without_demonstration += batch.without_demonstration
+        self._without_in_a_row = 0 if bool(batch.valid.any()) else self._without_in_a_row + batch.without_demonstration
+        if self._without_in_a_row >= self._max_bad:
+            raise ValueError(
+                f"data.demonstrations_from: {self._without_in_a_row} records in a row give no demonstration, because none "
+                "of their responses is labelled safe or preferred; with 'helpful' the safety of a demonstration does not count"
+            )
 
     def _count(self, problem: str) -> None:
         """Take note of one sample ("" = a good one)."""

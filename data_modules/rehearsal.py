@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from safe_rlhf_v.data_modules.base import ShardDataModule
-from safe_rlhf_v.data_modules.collate import collate_supervised
+from safe_rlhf_v.data_modules.collate import CollateSupervised, DemonstrationsFrom
 from safe_rlhf_v.data_modules.loader import PlannedLoader
 from safe_rlhf_v.data_modules.plan import Position
 
@@ -16,16 +16,25 @@ class RehearsalDataModule(ShardDataModule):
         self,
         path: str,
         demonstrations: str | None = None,
+        demonstrations_from: DemonstrationsFrom = "helpful_and_safe",
         demonstration_batch_size: int | None = None,
         **options: Any,
     ) -> None:
         """Args:
         path: Shard folder (with ``manifest.json``).
         demonstrations: Split whose responses are rehearsed; ``None`` for no rehearsal.
+        demonstrations_from: Which response of a record: of the safe ones the more helpful (``helpful_and_safe``) or the safer
+            (``safe``), or the more helpful whatever its safety (``helpful``). A record without such a response (none is
+            labelled safe, or it is not known which of several is better) gives no demonstration: its row is masked and
+            counted as ``train/without_demonstration``.
         demonstration_batch_size: Demonstrations per device and step; ``None`` is ``batch_size``.
         options: See :class:`ShardDataModule`.
+
+        Raises:
+            ValueError: If ``demonstrations_from`` is another word.
         """
         super().__init__(path, **options)
+        self._collate_demonstrations = CollateSupervised(demonstrations_from)
         self.demonstrations = demonstrations
         self.demonstration_batch_size = demonstration_batch_size or self.batch_size
         self._rehearsal: PlannedLoader | None = None
@@ -45,14 +54,21 @@ class RehearsalDataModule(ShardDataModule):
         split = self.split(self.demonstrations)
         rows = list(range(len(split)))
         position = self._rehearsal.position if self._rehearsal else self._rehearsal_position
-        self._rehearsal = self._make(split, rows, self.demonstration_batch_size, self.seed, collate_supervised)
+        self._rehearsal = self._make(
+            split, rows, self.demonstration_batch_size, self.seed, self._collate_demonstrations
+        )
         self._rehearsal.position = position
         return PairedLoader(batches, self._rehearsal)
 
     def _stream(self) -> dict[str, Any]:
         world = self.trainer.world_size if self.trainer else 1
         rehearsed = self.demonstration_batch_size * world if self.demonstrations else 0
-        return {**super()._stream(), "demonstrations": self.demonstrations, "demonstration_batch": rehearsed}
+        return {
+            **super()._stream(),
+            "demonstrations": self.demonstrations,
+            "demonstration_batch": rehearsed,
+            "demonstrations_from": self._collate_demonstrations.chosen if self.demonstrations else None,
+        }
 
     def state_dict(self) -> dict[str, Any]:
         """Both positions."""

@@ -24,6 +24,10 @@ class Sample(NamedTuple):
     problem: str = ""
 
 
+MASKED = Sample(None, ())
+"""A row that must not count."""
+
+
 @dataclass
 class ImageOptions:
     """How pictures are decoded.
@@ -68,7 +72,7 @@ class Source:
             ShardError: For a broken sample, unless it is to be skipped.
         """
         if number == PADDING:
-            return Sample(None, ())
+            return MASKED
         try:
             record = self.split[self.rows[number]]
             options = {"max_pixels": self.images.max_pixels, "size": self.images.size}

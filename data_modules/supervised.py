@@ -4,13 +4,13 @@ from collections.abc import Callable
 from typing import Any
 
 from safe_rlhf_v.data_modules.base import ShardDataModule
-from safe_rlhf_v.data_modules.collate import collate_supervised
+from safe_rlhf_v.data_modules.collate import CollateSupervised, DemonstrationsFrom
 from safe_rlhf_v.data_modules.source import Sample
 from safe_rlhf_v.shards import ShardedSplit
 
 
 class SupervisedDataModule(ShardDataModule):
-    """One response per record to imitate: its only one, or the more helpful one.
+    """One response per record to imitate: its only one, or the more helpful one. A record without one is masked and counted.
 
     YAML::
 
@@ -19,6 +19,19 @@ class SupervisedDataModule(ShardDataModule):
           init_args: {path: data/world, train_split: supervised, batch_size: 64}
     """
 
+    def __init__(self, path: str, demonstrations_from: DemonstrationsFrom = "helpful", **options: Any) -> None:
+        """Args:
+        path: Shard folder (with ``manifest.json``).
+        demonstrations_from: ``helpful`` is the more helpful response whatever its safety; ``safe`` the safer of the safe
+            ones, ``helpful_and_safe`` the more helpful of the safe ones.
+        options: See :class:`ShardDataModule`.
+
+        Raises:
+            ValueError: If ``demonstrations_from`` is another word.
+        """
+        super().__init__(path, **options)
+        self._collate = CollateSupervised(demonstrations_from)
+
     def collate(self, split: ShardedSplit) -> Callable[[list[Sample]], Any]:
         """To :class:`safe_rlhf_v.batches.SupervisedBatch`."""
-        return collate_supervised
+        return self._collate

@@ -58,8 +58,9 @@ class SupervisedBatch(NamedTuple):
         prompts: B prompts.
         responses: B demonstrated answers.
         attributes: Class index of what the picture shows, by name; each (B,) int64, -1 unknown (synthetic data only).
-        valid: (B,) bool; False marks a padding row that must not count.
+        valid: (B,) bool; False marks a row that must not count: padding, or a record without a demonstration.
         keys: B record keys.
+        without_demonstration: Number of records that gave no demonstration.
     """
 
     prompts: Prompts
@@ -67,6 +68,7 @@ class SupervisedBatch(NamedTuple):
     attributes: dict[str, Tensor]
     valid: Tensor
     keys: tuple[str, ...]
+    without_demonstration: int = 0
 
 
 class PreferenceBatch(NamedTuple):

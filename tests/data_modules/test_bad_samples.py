@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from safe_rlhf_v.data_modules import PreferenceDataModule, SupervisedDataModule
-from safe_rlhf_v.data_modules.collate import collate_supervised
+from safe_rlhf_v.data_modules.collate import CollateSupervised
 from safe_rlhf_v.data_modules.loader import PlannedLoader, TooManyBadSamples
 from safe_rlhf_v.data_modules.plan import Plan
 from safe_rlhf_v.data_modules.source import Source
@@ -62,7 +62,9 @@ def test_training_goes_on_at_the_same_places(folder: Folder, damage: Damage) -> 
 
 
 def limited(root: Path, samples: int, batch: int, limit: int) -> PlannedLoader:
-    source = Source(ShardedSplit(root, "train"), range(samples), collate_supervised, on_bad_sample="skip-and-count")
+    source = Source(
+        ShardedSplit(root, "train"), range(samples), CollateSupervised("helpful"), on_bad_sample="skip-and-count"
+    )
     return PlannedLoader(source, Plan(samples, batch), max_bad_in_a_row=limit)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 SCRIPT = """
 import multiprocessing
 import sys
-from safe_rlhf_v.data_modules.collate import collate_supervised
+from safe_rlhf_v.data_modules.collate import CollateSupervised
 from safe_rlhf_v.data_modules.loader import PlannedLoader
 from safe_rlhf_v.data_modules.plan import Plan
 from safe_rlhf_v.data_modules.source import Source
@@ -16,7 +16,7 @@ from safe_rlhf_v.shards import ShardedSplit
 
 def spy(samples):
     heavy = ("open_clip", "transformers", "lightning", "torchmetrics", "webdataset", "peft", "jsonargparse", "safe_rlhf_v.models")
-    return collate_supervised(samples)._replace(keys=(multiprocessing.get_start_method(), *(name for name in heavy if name in sys.modules)))
+    return CollateSupervised("helpful")(samples)._replace(keys=(multiprocessing.get_start_method(), *(name for name in heavy if name in sys.modules)))
 
 if __name__ == "__main__":
     source = Source(ShardedSplit(sys.argv[1], "train"), range(4), spy)
