@@ -22,7 +22,9 @@ def selectors(text: str) -> str:
 HIDDEN = [  # (as it is written, what it says, the trick)
     ("p\u043e\u0456son it", "poison it", "homoglyph"),
     ("\u0440\u043e\u0456\u0455\u043e\u0578 it", "poison it", "homoglyph"),  # no Latin letter, Cyrillic and Armenian
-    ("\u03c1\u03bf\u0456\u0455\u03bf\u03b7 it", "poison it", "homoglyph"),  # Greek
+    ("\u03c1\u03bf\u0456\u0455\u03bf\u03b7 it", "poison it", ""),  # Greek; its eta has a mark, so it is not called one
+    ("\u0440\u043e\u0456\u0455\u043e\u0578", "poison", ""),  # one word alone may be one
+    ("\u03c1\u03bf\u03bf\u217c it", "pool it", "homoglyph"),
     ("p\u0585\u1d0fl it", "pool it", "homoglyph"),
     ("\uff50\uff4f\uff49\uff53\uff4f\uff4e it", "poison it", "styled"),
     ("\U0001d4c5\U0001d45c\U0001d4be\U0001d4c8\U0001d45c\U0001d4c3 it", "poison it", "styled"),
@@ -64,7 +66,7 @@ def test_what_is_hidden_is_one_of_the_readings_and_the_first_is_the_text_as_it_s
     found = readings(written)
     assert found[0] == ((written,), (), ())
     (reading,) = [reading for reading in found if reading.texts == (said,)]
-    assert trick in reading.tricks and reading.undone
+    assert reading.undone and (not trick or trick in reading.tricks)
 
 
 def _strike(text):

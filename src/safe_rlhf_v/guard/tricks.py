@@ -7,12 +7,16 @@ import unicodedata
 
 import regex
 
-from safe_rlhf_v.guard.unicode_tables import IGNORABLE, TAG_FLAG, is_styled, look_alike
+from safe_rlhf_v.guard.unicode_tables import IGNORABLE, TAG_FLAG, ascii_twin, is_styled
 
 MIN_STYLED = 3
 """Styled letters in a row that are a style and no abbreviation or formula (20th, m2, TM)."""
 MIN_SPELLED = 4
 """Letters set apart in a row that are a hidden word and no abbreviation."""
+MIN_WORD = 3
+"""Letters of a word that is none by chance."""
+MIN_WORDS = 3
+"""Words in a text without Latin ones that do not look Latin by chance."""
 
 # Where Unicode has a use for an ignorable character: beside letters of scripts without capitals (joiners, fillers, selectors;
 # also U+200B between words of Thai), after emoji and symbols, as a byte-order mark.
@@ -26,6 +30,8 @@ _ODD_MARKS = regex.compile(r"\p{L}\p{M}*[\p{ccc=1}\p{Me}]|[\p{Lu}\p{Ll}\p{Lt}]\p
 _EAST_ASIAN = regex.compile(r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Hangul}\p{Bopomofo}]")
 _WIDE = regex.compile(r"[\uff01-\uff5e]")
 _MARKS = regex.compile(r"\p{M}")
+_OTHER_SCRIPT = regex.compile(r"[^\p{Latin}\p{Common}\p{Inherited}]")
+_CASED = regex.compile(r"[\p{Lu}\p{Ll}\p{M}]+")
 _LETTERS = regex.compile(r"\p{L}[\p{L}\p{M}]*")
 
 
@@ -52,18 +58,27 @@ def odd_style(text: str) -> bool:
 
 
 def look_alike_words(text: str) -> bool:
-    """Whether Latin words are written with letters of other scripts.
+    """Whether Latin words are written with letters of other scripts that have the same prototypes (UTS #39).
 
-    A word that mixes both and becomes ASCII, or a text whose every word of other scripts becomes ASCII: of genuine Cyrillic
-    or Greek only some words do.
+    A word that mixes both and becomes ASCII; or every word of other scripts becomes ASCII, beside Latin words or ``MIN_WORDS``
+    times: of genuine Cyrillic or Greek only some words do.
     """
-    foreign = [word for word in _LETTERS.findall(text) if regex.search(r"[^\p{Latin}\p{Common}\p{Inherited}]", word)]
-    as_latin = [_MARKS.sub("", unicodedata.normalize("NFD", "".join(map(look_alike, word)))) for word in foreign]
-    words = [new for new in as_latin if new.isascii() and new.isalpha() and len(new) >= 3]
-    mixed = any(new in words and regex.search("[a-zA-Z]", old) for old, new in zip(foreign, as_latin, strict=True))
-    return mixed or (bool(words) and all(new.isascii() for new in as_latin))
+    words = _LETTERS.findall(unicodedata.normalize("NFD", text))
+    foreign = [word for word in words if _OTHER_SCRIPT.search(word)]
+    latin = [_MARKS.sub("", "".join(c if c.isascii() else ascii_twin(c) or c for c in word)) for word in foreign]
+    long = [new.isascii() and new.isalpha() and len(new) >= MIN_WORD for new in latin]
+    if any(found and regex.search("[a-zA-Z]", word) for found, word in zip(long, foreign, strict=True)):
+        return True
+    beside_latin = any(word.isascii() and len(word) > 1 for word in words)
+    return all(new.isascii() for new in latin) and sum(long) >= (1 if beside_latin else MIN_WORDS)
 
 
 def is_spelled_out(joined: str) -> bool:
-    """Whether letters that stood apart make a word: four or more, and not in the order of an alphabet (``A B C D``)."""
-    return any(len(word) >= MIN_SPELLED and list(word) != sorted(word) for word in _LETTERS.findall(joined))
+    """Whether letters that stood apart make a word of a script with capitals: four or more, not in alphabetical order.
+
+    ``A B C D`` does not, nor do syllables, which some scripts part.
+    """
+    return any(
+        len(word) >= MIN_SPELLED and _CASED.fullmatch(word) and list(word) != sorted(word)
+        for word in _LETTERS.findall(joined)
+    )

@@ -36,14 +36,14 @@ def look_alike(character: str) -> str:
     """
     if character.isascii():
         return character
-    if found := _ascii_twin(character):
+    if found := ascii_twin(character):
         return found
     for twin in _twins(character):
         bare = regex.sub(r"\p{M}", "", unicodedata.normalize("NFD", twin))
         if bare and bare.isascii():
             return twin
     capital = character.upper()
-    if len(capital) == 1 and capital != character and (found := _ascii_twin(capital)):
+    if len(capital) == 1 and capital != character and (found := ascii_twin(capital)):
         return found.lower()
     return _by_name(character) or character
 
@@ -71,8 +71,13 @@ def _by_name(character: str) -> str:
     return letter.lower() if small else letter
 
 
-def _ascii_twin(character: str) -> str:
-    """The ASCII string with the same prototype: a letter of the same case, or the shortest, letters first; "" for none."""
+@functools.cache
+def ascii_twin(character: str) -> str:
+    """The ASCII string with the same prototype: a letter of the same case, or the shortest, letters first; "" for none.
+
+    Args:
+        character: One character.
+    """
     known = [twin for twin in _twins(character) if twin.isascii()]
     return min(
         known,
