@@ -1,37 +1,59 @@
 """A folder of images and a table of questions, responses and labels, to shards.
 
-Columns (``N`` counts responses from 0; empty means unknown)::
+Columns (``N`` counts responses from 0; an empty cell, "" and null mean unknown)::
 
     question        required
     image           file name inside the image folder; empty for a text-only record
     response_N      text of a response; response_0 and response_1 make a preference pair
-    safety_N        level -3..3          is_safe_N       true/false/yes/no/1/0
+    safety_N        level -3..3          is_safe_N       true/false/yes/no/1/0 (JSONL: true or false)
     helpfulness_N   a number             source_N        what wrote it
     more_helpful    N of the more helpful response       safer   N of the safer response
     category        names of --categories, separated by ";" (in JSONL also a list); "none" or [] for a prompt of no harm
                     category; empty: unknown
-    image_severity  an integer
-    key             unique name; default: table name and row number
-    split           split of the row; default: by hash of the picture
+    image_severity  a whole number
+    key             unique name, letters, digits, _ and -; default: table name and row number
+    split           split of the row, likewise; default: by hash of the picture
+
+The table is .csv (commas, a header) or .jsonl (an object a line), in UTF-8. It is read strictly: every row that cannot be used
+is listed with its columns, and nothing is written unless --on-bad-row skip leaves them out.
 """
 
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from tqdm import tqdm
 
-from safe_rlhf_v.ingest.table import TableError, read_image, read_rows
+from safe_rlhf_v.ingest.bad_rows import BadRows, OnBadRow, beside
+from safe_rlhf_v.ingest.pictures import check_folder, read_picture
+from safe_rlhf_v.ingest.rows import Row, shown
+from safe_rlhf_v.ingest.table import read_table
 from safe_rlhf_v.records import Record, RecordError, Response
 from safe_rlhf_v.shards import ShardWriter, split_of
+from safe_rlhf_v.shards.target import SPLIT_NAME
 from safe_rlhf_v.taxonomy import Taxonomy
 
-COLUMN = re.compile(
-    r"question|image|key|split|category|image_severity|more_helpful|safer|(response|safety|is_safe|helpfulness|source)_\d"
-)
 FRACTIONS = {"train": 0.8, "validation": 0.1, "test": 0.1}
-_TRUE, _FALSE = ("true", "yes", "1"), ("false", "no", "0")
+MAX_RESPONSES = 10
+_OF_RECORD = ("question", "image", "key", "split", "category", "image_severity", "more_helpful", "safer")
+_OF_RESPONSE = ("response", "safety", "is_safe", "helpfulness", "source")
+_COLUMNS = (*_OF_RECORD, *(f"{name}_{n}" for n in range(MAX_RESPONSES) for name in _OF_RESPONSE))
+
+
+@dataclass(frozen=True)
+class Imported:
+    """What an import did.
+
+    Attributes:
+        records: Written.
+        skipped: Rows left out.
+        bad_rows: The file that lists them.
+    """
+
+    records: int
+    skipped: int
+    bad_rows: Path
 
 
 def import_folder(
@@ -43,8 +65,10 @@ def import_folder(
     licence: str,
     categories: Sequence[str] = (),
     fractions: dict[str, float] | None = None,
-) -> int:
-    """Write shards; returns the number of records. Nothing counts as written until the manifest is there.
+    on_bad_row: OnBadRow = "error",
+    bad_rows: Path | None = None,
+) -> Imported:
+    """Write shards. Nothing counts as written until the manifest is there.
 
     Args:
         table: CSV or JSONL file, columns as above.
@@ -54,86 +78,137 @@ def import_folder(
         licence: Licence of the data.
         categories: Harm categories that may occur.
         fractions: Split shares for rows without ``split``; by hash of the picture, so that a picture stands in one split.
+        on_bad_row: ``error``: nothing is written if a row cannot be used; ``skip``: such rows are left out.
+        bad_rows: Where they are listed; ``None``: beside ``out``, ending in ``.bad_rows.jsonl``.
 
     Raises:
-        TableError: Naming row and column of the first problem.
-        ValueError: If a category is called "none".
+        TableError: If the table cannot be read, or (``BadRowsError``) rows cannot be used.
+        FileError: If it is missing or no regular file.
+        ShardError: If ``out`` cannot be written.
+        ValueError: If there is no folder of images, or a category has an impossible name.
     """
-    if "none" in categories:
-        raise ValueError(
-            "--categories: 'none' is the word for a prompt of no harm category; name the category otherwise"
-        )
+    for category in categories:
+        if not category.strip() or category in ("none", "[]") or ";" in category or categories.count(category) > 1:
+            raise ValueError(
+                f"--categories: {category!r} is empty, stands twice, holds ';', or is the word for a prompt of no category"
+            )
+    check_folder(images)
     taxonomy = Taxonomy(name, tuple(categories))
+    seen = _Seen()
+    rows = read_table(table, frozenset(_COLUMNS).__contains__, _COLUMNS)
     count = 0
-    with ShardWriter(out, name=name, licence=licence, taxonomy=taxonomy, origin={"table": table.name}) as writer:
-        for number, row in tqdm(read_rows(table), desc="importing", unit="record"):
-            for column in row:
-                if not COLUMN.fullmatch(column):
-                    raise TableError(table, number, column, "is not a known column; see --help")
-            try:
-                record = to_record(row, table, number, images).validate(taxonomy)
-            except RecordError as error:
-                raise TableError(table, number, error.field, error.problem) from None
-            writer.write(row.get("split") or split_of(record.group, fractions or FRACTIONS), record)
-            count += 1
-    return count
+    with (
+        ShardWriter(out, name=name, licence=licence, taxonomy=taxonomy, origin={"table": table.name}) as writer,
+        BadRows(table, bad_rows or beside(out), on_bad_row) as bad,
+    ):
+        for row in tqdm(rows, desc="importing", unit="record", disable=None):
+            record, split = (None, "") if row.problems else _read(row, table, images, fractions or FRACTIONS)
+            if record is not None:
+                seen.check(row, record, split)
+            if record is not None and not row.problems:
+                _write(writer, split, record, row)
+            if record is None or row.problems:
+                bad.add(row)
+            else:
+                seen.add(row, record, split)
+                count += 1
+        bad.finish(count)
+    return Imported(count, bad.count, bad.file)
 
 
-def to_record(row: dict[str, Any], table: Path, number: int, images: Path) -> Record:
-    """One row as a record (not yet validated)."""
+def _read(row: Row, table: Path, images: Path, fractions: dict[str, float]) -> tuple[Record | None, str]:
+    """The record of a row and its split; what is wrong is noted in the row."""
+    record, split = to_record(row, table, images), row.text("split")
+    if split is not None and not SPLIT_NAME.fullmatch(split):
+        row.bad("split", f"{shown(split)} must be 1-100 letters, digits, '_' or '-'")
+    if record is None:
+        return None, ""
+    return record, split or split_of(record.group, fractions)
 
-    def cell(column: str, kind: type) -> Any:
-        value = row.get(column)
-        if value is None:
-            return None
-        try:
-            if kind is bool:
-                return _boolean(value)
-            if kind is int and float(value) != int(float(value)):
-                raise ValueError
-            return int(float(value)) if kind is int else kind(value)
-        except (ValueError, TypeError, OverflowError):
-            raise TableError(table, number, column, f"{value!r} is not {kind.__name__}") from None
 
-    question, image = cell("question", str), cell("image", str)
-    if not question:
-        raise TableError(table, number, "question", "is missing")
-    responses: list[Response] = []
-    while (text := cell(f"response_{len(responses)}", str)) is not None:
-        n = len(responses)
-        response = Response(
-            text,
-            cell(f"safety_{n}", int),
-            cell(f"is_safe_{n}", bool),
-            cell(f"helpfulness_{n}", float),
-            cell(f"source_{n}", str) or "",
-        )
-        responses.append(response)
+def _write(writer: ShardWriter, split: str, record: Record, row: Row) -> None:
+    """Write a record, or note why its readers would refuse it."""
+    try:
+        writer.write(split, record)
+    except RecordError as error:
+        row.bad(_column(error.field), error.problem)
+
+
+def to_record(row: Row, table: Path, images: Path) -> Record | None:
+    """One row as a record; ``None`` where a part is missing, with the problem noted."""
+    question, name = row.text("question"), row.text("image")
+    if not row.has("question"):
+        row.bad("question", "is missing")
+    responses = _responses(row)
     levels = [response.safety for response in responses]
+    image = read_picture(images, name, row, "image") if name is not None else None
+    key = row.text("key") or f"{re.sub('[^A-Za-z0-9_-]', '-', table.stem)[:80]}-{row.number:08d}"
+    category, severity = row.names("category"), row.integer("image_severity")
+    more_helpful, safer = row.integer("more_helpful"), row.integer("safer")
+    if question is None:
+        return None
     return Record(
-        key=cell("key", str) or f"{re.sub('[^A-Za-z0-9_-]', '-', table.stem)}-{number:08d}",
+        key=key,
         question=question,
-        images=(read_image(images, image, table, number, "image"),) if image else (),
-        responses=tuple(responses),
-        category=_category(row.get("category")),
-        image_severity=cell("image_severity", int),
-        more_helpful=cell("more_helpful", int),
-        safer=cell("safer", int),
+        images=() if image is None else (image,),
+        responses=responses,
+        category=category,
+        image_severity=severity,
+        more_helpful=more_helpful,
+        safer=safer,
         safety_tie=len(levels) == 2 and levels[0] is not None and levels[0] == levels[1],
-        origin={"row": str(number)},
+        origin={"row": str(row.number)},
     )
 
 
-def _category(value: Any) -> tuple[str, ...] | None:
-    """Names, none or unknown; anything else fails the record's own check."""
-    if value is None or isinstance(value, list):
-        return None if value is None else tuple(value)
-    text = str(value).strip()
-    return () if text in ("none", "[]") else tuple(name.strip() for name in text.split(";"))
+def _responses(row: Row) -> tuple[Response, ...]:
+    """The responses, without a gap, and nothing said about one that is not there."""
+    given = [n for n in range(MAX_RESPONSES) if row.has(f"response_{n}")]
+    for n in range(max(given, default=-1)):
+        if n not in given:
+            row.bad(f"response_{n}", f"is empty, but response_{max(given)} is given")
+    for n in range(MAX_RESPONSES):
+        for name in _OF_RESPONSE:
+            if n not in given and row.has(f"{name}_{n}"):
+                row.bad(f"{name}_{n}", f"is given, but response_{n} is empty")
+    return tuple(
+        Response(
+            row.text(f"response_{n}") or "",
+            row.integer(f"safety_{n}"),
+            row.boolean(f"is_safe_{n}"),
+            row.decimal(f"helpfulness_{n}"),
+            row.text(f"source_{n}") or "",
+        )
+        for n in given
+    )
 
 
-def _boolean(value: Any) -> bool:
-    word = str(value).strip().lower()
-    if word not in (*_TRUE, *_FALSE):
-        raise ValueError
-    return word in _TRUE
+def _column(field: str) -> str:
+    """The column that a field of a record comes from."""
+    if found := re.fullmatch(r"responses\[(\d+)\]\.(\w+)", field):
+        return f"{'response' if found[2] == 'text' else found[2]}_{found[1]}"
+    if field.startswith("images"):
+        return "image"
+    return field if field in _OF_RECORD else ""
+
+
+class _Seen:
+    """What rows must not share: keys, and a picture in two splits."""
+
+    def __init__(self) -> None:
+        self._keys: dict[str, int] = {}
+        self._groups: dict[str, tuple[str, int]] = {}
+
+    def check(self, row: Row, record: Record, split: str) -> None:
+        """Note where key or split disagree with the rows before."""
+        if record.key in self._keys:
+            row.bad("key", f"{record.key!r:.140} is the key of row {self._keys[record.key]}, too")
+        there, other = self._groups.get(record.group, (split, 0))
+        if there != split:
+            what = "picture" if record.images else "question"
+            row.bad("split", f"is {split!r:.140}, but row {other} puts the same {what} into {there!r}")
+
+    def add(self, row: Row, record: Record, split: str) -> None:
+        """Remember a row that is written."""
+        self._keys[record.key] = row.number
+        self._groups.setdefault(record.group, (split, row.number))

@@ -5,18 +5,25 @@ harmless; the exact level is preventive (+1). All labels follow from the human l
 as right as its annotators were.
 """
 
-import json
+import itertools
 import random
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
+from safe_rlhf_v.ingest.bad_rows import BadRows, OnBadRow, beside
 from safe_rlhf_v.ingest.folder import FRACTIONS
-from safe_rlhf_v.ingest.table import TableError, read_image, read_rows
-from safe_rlhf_v.records import Image, Record, Response, Truth
+from safe_rlhf_v.ingest.pictures import check_folder, read_picture
+from safe_rlhf_v.ingest.rows import Row
+from safe_rlhf_v.ingest.table import read_table
+from safe_rlhf_v.record_parsing import MAX_JSON_BYTES, Fields, parse_json
+from safe_rlhf_v.records import Image, Record, RecordError, Response, Truth
 from safe_rlhf_v.shards import ShardWriter, split_of
 from safe_rlhf_v.taxonomy import Taxonomy
+from safe_rlhf_v.user_files import read_bounded
 
 
 @dataclass(frozen=True)
@@ -39,13 +46,18 @@ class Template:
             ValueError: If the file does not hold both.
         """
         try:
-            body = json.loads(path.read_text(encoding="utf-8"))
-            template = cls(tuple(body["questions"]), tuple(tuple(level) for level in body["claims"]))
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{path}: not a template ({type(error).__name__}: {error})") from None
-        if not template.questions or len(template.claims) < 2 or not all(template.claims):
-            raise ValueError(f"{path}: needs questions, and claims of at least two levels")
-        return template
+            fields = Fields(parse_json(read_bounded(path, MAX_JSON_BYTES), str(path)), str(path))
+            questions = fields.strings("questions")
+            claims = [
+                Fields({"level": texts}, str(path), where).strings("level") if isinstance(texts, list) else []
+                for where, texts in fields.items("claims")
+            ]
+        except RecordError as error:
+            raise ValueError(f"{path}: not a template: field {error.field!r}: {error.problem}") from None
+        texts = [*questions, *itertools.chain(*claims)]
+        if not questions or len(claims) < 2 or not all(claims) or not all(map(str.strip, texts)):
+            raise ValueError(f"{path}: needs questions, and claims of at least two levels, none of them empty")
+        return cls(tuple(questions), tuple(map(tuple, claims)))
 
 
 def safety_of(claim: int, label: int) -> int:
@@ -90,6 +102,8 @@ def import_ordinal(
     pattern: str = "{}.jpg",
     pairs_per_image: int = 4,
     seed: int = 0,
+    on_bad_row: OnBadRow = "error",
+    bad_rows: Path | None = None,
 ) -> dict[str, int]:
     """Write shards with ``train``, ``validation`` and ``test`` by picture; returns records per split.
 
@@ -106,31 +120,63 @@ def import_ordinal(
         pairs_per_image: Pairs of a picture of the commonest level; rarer levels get more, up to five times as many, so that
             a model cannot win by the prior. Evaluation splits have one pair per picture.
         seed: Seed of claims and wordings.
+        on_bad_row: See :func:`~safe_rlhf_v.ingest.folder.import_folder`.
+        bad_rows: Likewise.
 
     Raises:
-        TableError: Naming row and column of the first problem.
+        TableError: If the table cannot be read, or (``BadRowsError``) rows cannot be used.
+        FileError: If it is missing or no regular file.
+        ShardError: If ``out`` cannot be written.
+        ValueError: If there is no folder of images, ``pattern`` has no ``{}``, or ``pairs_per_image`` is not positive.
     """
-    rows = list(read_rows(table))
-    labels = [_label(row, table, number, label_column, len(template.claims)) for number, row in rows]
-    commonest = max(labels.count(level) for level in set(labels))
+    check_folder(images)
+    if "{}" not in pattern:
+        raise ValueError(f"--pattern: {pattern!r} has no {{}}, the place of the id")
+    if pairs_per_image < 1:
+        raise ValueError(f"--pairs is {pairs_per_image}; it must be positive")
     counts: dict[str, int] = {}
-    with ShardWriter(
-        out, name=name, licence=licence, taxonomy=Taxonomy(name, ()), origin={"table": table.name}
-    ) as writer:
-        for (number, row), label in tqdm(list(zip(rows, labels, strict=True)), desc="importing", unit="image"):
-            identity = str(row.get(id_column) or "")
-            image = read_image(images, pattern.format(identity), table, number, id_column)
+    about: dict[str, Any] = {"name": name, "licence": licence, "taxonomy": Taxonomy(name, ())}
+    with (
+        ShardWriter(out, origin={"table": table.name}, **about) as writer,
+        BadRows(table, bad_rows or beside(out), on_bad_row) as bad,
+    ):
+        rows = [(row, _label(row, label_column, len(template.claims))) for row in read_table(table)]
+        frequency = Counter(label for row, label in rows if not row.problems)
+        good = 0
+        for row, label in tqdm(rows, desc="importing", unit="image", disable=None):
+            image = _image(row, images, id_column, pattern)
+            if image is None or label is None:
+                bad.add(row)
+                continue
             split = split_of(image.id, FRACTIONS)
-            share = min(5.0, commonest / labels.count(label))
+            share = min(5.0, max(frequency.values()) / frequency[label])
             rng = random.Random(f"{seed}/{image.id}")
             for i in range(round(pairs_per_image * share) if split == "train" else 1):
-                writer.write(split, pair(f"{split}-{number:06d}-{i}", image, label, template, rng))
+                writer.write(split, pair(f"{split}-{row.number:06d}-{i}", image, label, template, rng))
                 counts[split] = counts.get(split, 0) + 1
+            good += 1
+        bad.finish(good)
     return counts
 
 
-def _label(row: dict[str, object], table: Path, number: int, column: str, levels: int) -> int:
-    value = row.get(column)
-    if value is None or not str(value).isdigit() or int(str(value)) >= levels:
-        raise TableError(table, number, column, f"{value!r} is not a level 0..{levels - 1}")
-    return int(str(value))
+def _image(row: Row, images: Path, column: str, pattern: str) -> Image | None:
+    """The picture of a row that can be read, its id being a text or, in JSON, a whole number."""
+    if not row.has(column) and not row.problems:
+        row.bad(column, "is missing")
+    number = isinstance(row.cells.get(column), int)
+    identity = row.integer(column) if number else row.text(column)
+    return None if identity is None else read_picture(images, pattern.replace("{}", str(identity)), row, column)
+
+
+def _label(row: Row, column: str, levels: int) -> int | None:
+    """The level, noted as a problem unless it is one."""
+    if row.problems:
+        return None
+    label = row.integer(column)
+    if label is None:
+        if not row.has(column):
+            row.bad(column, "is missing")
+    elif not 0 <= label < levels:
+        row.bad(column, f"{label} is not a level 0..{levels - 1}")
+        return None
+    return label

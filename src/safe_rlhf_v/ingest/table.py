@@ -1,67 +1,165 @@
-"""Rows of a CSV or JSONL file, and the images they name; every message says which row and column."""
+"""Rows of a CSV or JSONL file, read strictly: what cannot be read whole is a problem of its row, never half a row.
+
+Both formats give the same :class:`~safe_rlhf_v.ingest.rows.Row`; a further format is one more function in ``_READERS``.
+"""
 
 import csv
-import json
-from collections.abc import Iterator
+import io
+from collections.abc import Callable, Iterator, Sequence
+from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import BinaryIO
 
-from safe_rlhf_v.records import Image
-from safe_rlhf_v.shards.images import ImageError, probe
+from safe_rlhf_v.ingest.rows import Row, shown
+from safe_rlhf_v.record_parsing import RecordError, parse_json
+from safe_rlhf_v.user_files import open_regular
+
+MAX_LINE = 4_000_000
+"""Bytes (CSV: characters) of a line and of a cell. The JSON of a record has at most 1 MB."""
+
+Columns = Callable[[str], bool]
 
 
 class TableError(ValueError):
-    """A row cannot be read; the message names file, row and column."""
-
-    def __init__(self, path: Path, row: int, column: str, problem: str) -> None:
-        """Args:
-        path: The table.
-        row: 1-based number of the data row.
-        column: The column.
-        problem: What is wrong.
-        """
-        super().__init__(f"{path}, row {row}, column {column!r}: {problem}")
+    """A table that cannot be read at all; the message names the file."""
 
 
-def read_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Number (from 1) and columns of each row; empty cells of a CSV are ``None``.
+def read_table(path: Path, is_column: Columns | None = None, names: Sequence[str] = ()) -> Iterator[Row]:
+    """The rows, in order; what is wrong with one stands in its ``problems``.
+
+    Args:
+        path: ``.csv`` (commas, a header) or ``.jsonl``, in UTF-8, with or without a byte-order mark.
+        is_column: Whether a column may occur; ``None`` admits all.
+        names: Names of columns, to suggest the nearest.
 
     Raises:
-        TableError: For a row that is no row.
-        ValueError: If the file is neither ``.csv`` nor ``.jsonl``.
+        TableError: If the file is of another format or encoding, its header is wrong, or a quotation mark stays open.
+        FileError: If it is missing or no regular file.
     """
-    if path.suffix == ".csv":
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            for number, row in enumerate(csv.DictReader(file), start=1):
-                if None in row or None in row.values():
-                    raise TableError(path, number, "?", "has another number of cells than the header")
-                yield number, {name: value or None for name, value in row.items()}
-    elif path.suffix == ".jsonl":
-        with path.open(encoding="utf-8") as file:
-            for number, line in enumerate(filter(str.strip, file), start=1):
-                try:
-                    body = json.loads(line)
-                except ValueError as error:
-                    raise TableError(path, number, "?", f"not JSON ({error})") from None
-                if not isinstance(body, dict):
-                    raise TableError(path, number, "?", "must be a JSON object")
-                yield number, body
-    else:
-        raise ValueError(f"{path}: tables are .csv or .jsonl files")
+    reader = _READERS.get(path.suffix.lower())
+    if reader is None:
+        raise TableError(f"{path}: tables are {' or '.join(_READERS)} files")
+    with open_regular(path) as file:
+        head = file.read(4)
+        file.seek(0)
+        if head[:2] in (b"\xff\xfe", b"\xfe\xff") or b"\0" in head:
+            raise TableError(f"{path}: is UTF-16, UTF-32 or no text; save it as UTF-8")
+
+        def unknown(column: str) -> str:
+            if is_column is None or is_column(column):
+                return ""
+            near = get_close_matches(column, names, n=1, cutoff=0.7)
+            return "is not a known column; " + (f"did you mean {near[0]!r}?" if near else "see --help")
+
+        yield from reader(path, file, unknown)
 
 
-def read_image(folder: Path, name: str, path: Path, row: int, column: str) -> Image:
-    """The image a row names.
+def _jsonl(path: Path, file: BinaryIO, unknown: Callable[[str], str]) -> Iterator[Row]:
+    """One JSON object a line."""
+    number = line = 0
+    while data := file.readline(MAX_LINE + 1):
+        line += 1
+        if line == 1:
+            data = data.removeprefix(b"\xef\xbb\xbf")
+        if not data.strip():
+            continue
+        number += 1
+        if len(data) > MAX_LINE:
+            while data and not data.endswith(b"\n"):
+                data = file.readline(MAX_LINE)
+            yield Row(number, line, {}, problem=f"the line is longer than {MAX_LINE} bytes")
+            continue
+        try:
+            row = Row(number, line, parse_json(data, "", MAX_LINE))
+        except RecordError as error:
+            yield Row(number, line, {}, problem=error.problem, column="" if error.field == "json" else error.field)
+            continue
+        for column in row.cells:
+            if problem := unknown(column):
+                row.bad(column, problem)
+        yield row
 
-    Raises:
-        TableError: If it lies outside the folder, is missing, or is no readable picture.
-    """
-    file = (folder / name).resolve()
-    if not file.is_relative_to(folder.resolve()):
-        raise TableError(path, row, column, f"{name!r} lies outside {folder}")
-    if not file.is_file():
-        raise TableError(path, row, column, f"there is no {folder / name}")
+
+def _csv(path: Path, file: BinaryIO, unknown: Callable[[str], str]) -> Iterator[Row]:
+    """RFC 4180: commas, quotation marks doubled within quotation marks, line breaks within them."""
+    before = csv.field_size_limit(MAX_LINE)
     try:
-        return probe(file.read_bytes())
-    except ImageError as error:
-        raise TableError(path, row, column, f"{name}: {error}") from None
+        yield from _csv_rows(path, _Lines(file), unknown)
+    finally:
+        csv.field_size_limit(before)
+
+
+def _csv_rows(path: Path, lines: "_Lines", unknown: Callable[[str], str]) -> Iterator[Row]:
+    reader = csv.reader(lines, strict=True)
+    header: list[str] | None = None
+    number = 0
+    while True:
+        first, cells, problem = lines.number + 1, [], ""
+        try:
+            cells = next(reader)
+        except StopIteration:
+            break
+        except csv.Error as error:
+            if lines.ended:
+                raise TableError(
+                    f"{path}: a quotation mark in the row from line {first} on is never closed, so the rest cannot be read"
+                ) from None
+            problem = f"not CSV ({error})"
+        if not cells and not problem:
+            continue  # a blank line
+        if lines.too_long >= first:
+            problem = f"a line is longer than {MAX_LINE} characters"
+        if header is None:
+            header = _header(path, cells, problem, unknown)
+            continue
+        number += 1
+        if not problem and len(cells) != len(header):
+            problem = f"has {len(cells)} cells, the header has {len(header)}: another number of cells"
+        yield Row(number, first, {} if problem else dict(zip(header, cells, strict=True)), typed=False, problem=problem)
+    if header is None:
+        raise TableError(f"{path}: is empty; the first line must name the columns")
+
+
+def _header(path: Path, cells: list[str], problem: str, unknown: Callable[[str], str]) -> list[str]:
+    """The columns' names.
+
+    Raises:
+        TableError: Listing everything that is wrong with them.
+    """
+    problems = [problem] if problem else []
+    for column in dict.fromkeys(cells):
+        if not column.strip():
+            problems.append("a column has no name")
+        elif cells.count(column) > 1:
+            problems.append(f"column {shown(column)} stands {cells.count(column)} times")
+        elif why := unknown(column):
+            problems.append(f"column {shown(column)}: {why}")
+    if len(cells) == 1 and problems and (";" in cells[0] or "\t" in cells[0]):
+        problems = ["cells must be separated by commas"]
+    if problems:
+        raise TableError(f"{path}, header: {'; '.join(problems[:20])}")
+    return cells
+
+
+class _Lines(Iterator[str]):
+    """Lines of a CSV file, bounded and counted; a byte that is not UTF-8 is kept as a surrogate, to be named by its cell."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._text = io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="")
+        self.number, self.too_long, self.ended = 0, 0, False
+
+    def __next__(self) -> str:
+        line = self._text.readline(MAX_LINE + 1)
+        if not line:
+            self.ended = True
+            raise StopIteration
+        self.number += 1
+        if len(line) > MAX_LINE:
+            self.too_long = self.number
+            while line and not line.endswith(("\n", "\r")):
+                line = self._text.readline(MAX_LINE)
+            return "too long\n"
+        return line
+
+
+_READERS = {".csv": _csv, ".jsonl": _jsonl}

@@ -71,7 +71,9 @@ def examine(root: str | Path, *, progress: bool = False) -> Iterator[Finding]:
         yield _error("", str(error))
         return
     seen = _Seen()
-    with tqdm(total=sum(s.samples for s in manifest.splits.values()), desc="checking", disable=not progress) as bar:
+    with tqdm(
+        total=sum(s.samples for s in manifest.splits.values()), desc="checking", disable=None if progress else True
+    ) as bar:
         for name, about in manifest.splits.items():
             yield from _files(root, about)
             histograms, groups, whole = Histograms(), set(), True

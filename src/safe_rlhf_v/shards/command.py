@@ -56,6 +56,10 @@ def main(argv: list[str]) -> int:
         print(f"error: {error.filename or 'disk'}: {error.strerror or error}", file=sys.stderr)
         return 2
     except ValueError as error:
+        for problem in getattr(error, "problems", ()):
+            print(problem, file=sys.stderr)
+        if more := getattr(error, "more", 0):
+            print(f"... and {more} more problems", file=sys.stderr)
         print(f"error: {error}", file=sys.stderr)
         return 2
 
@@ -71,11 +75,20 @@ def _add_imports(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
         command = commands.add_parser(
             name, help=about, description=text or about, formatter_class=argparse.RawDescriptionHelpFormatter
         )
-        command.add_argument("--table", type=Path, required=True, help="CSV or JSONL file")
+        command.add_argument("--table", type=Path, required=True, help=".csv or .jsonl file")
         command.add_argument("--images", type=Path, required=True, help="folder of the images")
         command.add_argument("--out", type=Path, required=True, help="folder to create")
         command.add_argument("--name", required=True, help="name of the data set")
         command.add_argument("--licence", required=True, help="licence of the data (kept in the manifest)")
+        command.add_argument(
+            "--on-bad-row",
+            choices=("error", "skip"),
+            default="error",
+            help="a row that cannot be used: write nothing, or leave it out (%(default)s)",
+        )
+        command.add_argument(
+            "--bad-rows", type=Path, metavar="FILE", help="where such rows are listed (default: OUT.bad_rows.jsonl)"
+        )
         if name == "import":
             command.add_argument("--categories", nargs="*", default=[], help="harm categories that may occur")
         else:
@@ -92,9 +105,25 @@ def _add_imports(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
 def _import(options: argparse.Namespace) -> int:
     from safe_rlhf_v.ingest.folder import import_folder
 
-    about = {"name": options.name, "licence": options.licence}
-    count = import_folder(options.table, options.images, options.out, categories=options.categories, **about)
-    print(f"{count} records written to {options.out}")
+    found = import_folder(
+        options.table,
+        options.images,
+        options.out,
+        name=options.name,
+        licence=options.licence,
+        categories=options.categories,
+        on_bad_row=options.on_bad_row,
+        bad_rows=options.bad_rows,
+    )
+    print(f"{found.records} records written to {options.out}")
+    if found.skipped:
+        print(f"{found.skipped} rows left out; they are listed in {found.bad_rows}")
+    for name, split in Manifest.load(options.out).splits.items():
+        if len(numbers := split.histograms["responses"]) > 1:
+            counts = ", ".join(f"{count} with {number}" for number, count in numbers.items())
+            print(
+                f"note: records of {name!r} differ in their responses ({counts}); preference training takes one number"
+            )
     return 0
 
 
@@ -113,6 +142,8 @@ def _import_ordinal(options: argparse.Namespace) -> int:
         pattern=options.pattern,
         pairs_per_image=options.pairs,
         seed=options.seed,
+        on_bad_row=options.on_bad_row,
+        bad_rows=options.bad_rows,
     )
     print(f"written to {options.out}: " + ", ".join(f"{count} {split}" for split, count in counts.items()))
     return 0

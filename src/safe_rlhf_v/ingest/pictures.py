@@ -1,0 +1,42 @@
+"""The picture that a row names."""
+
+from pathlib import Path
+
+from safe_rlhf_v.ingest.rows import Row, shown
+from safe_rlhf_v.records import Image
+from safe_rlhf_v.shards.images import MAX_BYTES, ImageError, probe
+from safe_rlhf_v.user_files import FileError, read_bounded
+from safe_rlhf_v.user_files import shown as path_shown
+
+
+def read_picture(folder: Path, name: str, row: Row, column: str) -> Image | None:
+    """The picture; ``None``, with a problem noted, if its file leaves the folder, is missing, or is no readable picture.
+
+    Args:
+        folder: Folder of the pictures.
+        name: File name inside it.
+        row: Row that names it.
+        column: Column that names it.
+    """
+    try:
+        file = (folder / name).resolve()
+        inside = file.is_relative_to(folder.resolve())
+    except (OSError, ValueError, RuntimeError) as error:  # too long, a NUL, a loop of links
+        row.bad(column, f"{shown(name)} names no file ({error!s:.80})")
+        return None
+    if not inside:
+        row.bad(column, f"{shown(name)} lies outside {folder}")
+        return None
+    try:
+        return probe(read_bounded(file, MAX_BYTES))
+    except FileError as error:
+        row.bad(column, f"{shown(name)}: {str(error).removeprefix(f'{path_shown(file)}: ')}")
+    except ImageError as error:
+        row.bad(column, f"{shown(name)}: {error}")
+    return None
+
+
+def check_folder(folder: Path) -> None:
+    """Raises: ValueError: If there is no such folder."""
+    if not folder.is_dir():
+        raise ValueError(f"{folder}: no such folder of images")

@@ -1,0 +1,33 @@
+"""Pictures, and tables of them to import."""
+
+import json
+
+import pytest
+from tests.shards.conftest import picture
+
+from safe_rlhf_v.shards.command import main
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pictures")
+    for i in range(30):
+        (folder / f"{i}.jpg").write_bytes(picture(i, "JPEG"))
+    return folder
+
+
+@pytest.fixture
+def run(tmp_path, pictures):
+    """``run(text_or_bytes, "table.csv", "--on-bad-row", "skip")`` imports into ``tmp_path / "out"``; gives the exit status."""
+
+    def importer(text, name="table.csv", *extra, images=pictures):
+        table = tmp_path / name
+        table.write_bytes(text if isinstance(text, bytes) else text.encode())
+        return main(["import", "--table", str(table), "--images", str(images), "--out", str(tmp_path / "out"),
+                     "--name", "mine", "--licence", "CC0-1.0", "--categories", "fire", "fraud", *extra])  # fmt: skip
+
+    return importer
+
+
+def lines(*rows):
+    return "".join(json.dumps(row) + "\n" for row in rows)
