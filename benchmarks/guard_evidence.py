@@ -19,6 +19,7 @@ from evidence import summary
 
 from safe_rlhf_v.guard.calibration import Calibration
 from safe_rlhf_v.guard.fitting import Judged, assess
+from safe_rlhf_v.guard.limits import UNCOUNTED
 from safe_rlhf_v.quickstart import GUARD_SPLITS, Run, cpu_seconds, execute, make_world
 from safe_rlhf_v.shards import Manifest, ShardedSplit
 from safe_rlhf_v.taxonomy import MAX_LEVEL, MIN_LEVEL
@@ -85,7 +86,7 @@ def prior(data: Path) -> dict[str, dict[str, float]]:
         hazardous = torch.tensor([bool(record.category) for record in records])
         risk = torch.zeros(len(records))
         judged = Judged(stated.expand(len(levels), -1), levels, risk, hazardous, risk.bool(), {})
-        measured = assess(judged, Calibration("prior", "", 1.0, 1.0, 0.5, 0.5, 0.5, 0.5, {}))
+        measured = assess(judged, Calibration("prior", "", 1.0, 1.0, 0.5, 0.5, 0.5, 0.5, UNCOUNTED, {}))
         found[name] = {
             m: v for m, v in measured.items() if "prompt" not in m and "block" not in m and "category" not in m
         }

@@ -32,6 +32,7 @@ from safe_rlhf_v.data_modules.source import Sample
 from safe_rlhf_v.functional.ordinal import median_level
 from safe_rlhf_v.guard.calibration import Calibration, tempered
 from safe_rlhf_v.guard.fitting import Judged, assess, calibrate, judge_batches
+from safe_rlhf_v.guard.limits import UNCOUNTED
 from safe_rlhf_v.models import CornLink, CumulativeLink, ScalarHead, SoftmaxLink
 from safe_rlhf_v.modules import GuardModule
 from safe_rlhf_v.optim import WarmupCosine
@@ -144,7 +145,7 @@ def run(name: str, link: str, folds: list[list[Sample]], collate: CollatePrefere
         kept = set(np.random.default_rng(k).permutation(len(rest))[: len(rest) // 10].tolist())
         module = train(RECIPES[name], link, [s for i, s in enumerate(rest) if i not in kept], collate, seed=k)
         held_out = Loader([s for i, s in enumerate(rest) if i in kept], collate)
-        calibration = calibrate(judge_batches(module, held_out), f"fold {k}", "held out", 0.05, 0.1, 0.9)
+        calibration = calibrate(judge_batches(module, held_out), f"fold {k}", "held out", UNCOUNTED, 0.05, 0.1, 0.9)
         found.append(Fold(judge_batches(module, Loader(folds[k], collate)), calibration))
     return found
 
@@ -162,7 +163,7 @@ def pooled(folds: list[Fold], calibrated: bool) -> Judged:
 
 
 def measure(folds: list[Fold]) -> dict[str, float]:
-    plain = Calibration("pooled", "", 1.0, 1.0, 0.5, 0.5, 0.5, 0.5, {})
+    plain = Calibration("pooled", "", 1.0, 1.0, 0.5, 0.5, 0.5, 0.5, UNCOUNTED, {})
     before, after = (assess(pooled(folds, calibrated), plain) for calibrated in (False, True))
     found = {name: after[name] for name in SHOWN if not name.endswith("_before")}
     found |= {f"{name}_before": before[name] for name in ("exceedance_ece", "harm_ece")}

@@ -105,6 +105,12 @@ class ShardDataModule(LightningDataModule):
         self._loader.position = position
         return self._loader
 
+    def train_samples(self) -> PlannedLoader:
+        """The training samples, each once and in stored order: for counting what training sees."""
+        split = self.split(self.train_split)
+        rows = nested_subset(self._chosen(split), self.max_samples, self.seed)
+        return self._make(split, rows, self.eval_batch_size, None)
+
     def val_dataloader(self) -> list[PlannedLoader]:
         """One loader per validation split."""
         return [self._evaluation(name) for name in self.splits["validate"]]

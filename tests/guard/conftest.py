@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from tests.guard.wide import WIDE
 
 from safe_rlhf_v import cli
 from safe_rlhf_v.guard.calibration import Calibration
@@ -36,7 +37,7 @@ def guard_run(world, tmp_path_factory):
 def calibrated_run(guard_run):
     """The same run with a calibration beside it."""
     _, identity = load_module(guard_run)
-    Calibration(identity, "by hand", 1.0, 1.0, 0.9, 0.2, 0.9, 0.1, {}).save(guard_run)
+    Calibration(identity, "by hand", 1.0, 1.0, 0.9, 0.2, 0.9, 0.1, WIDE, {}).save(guard_run)
     return guard_run
 
 

@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from tests.guard.wide import WIDE
 
 from safe_rlhf_v.guard.calibrate import main
 from safe_rlhf_v.guard.calibration import Calibration, CalibrationMissing, fit_temperature, tempered, two_columns
@@ -41,19 +42,19 @@ def judged(n: int) -> Judged:
 
 
 def test_thresholds_keep_their_budgets_and_are_ordered():
-    found = calibrate(judged(4000), "id", "here", 0.05, 0.1, 0.95)
+    found = calibrate(judged(4000), "id", "here", WIDE, 0.05, 0.1, 0.95)
     assert found.level_temperature == pytest.approx(1.0, abs=0.1)
     assert found.prompt_temperature == pytest.approx(1.0, abs=0.1)
     assert 0 < found.review < found.block < 1 and 0 < found.prompt_review < found.prompt_block < 1
     assert found.certificate["answers_fpr"] < found.certificate["answers_fpr_upper"] <= 0.05
     easy = judged(4000)._replace(prompt_risk=torch.where(judged(4000).hazardous, 30.0, -30.0))
-    certain = calibrate(easy, "id", "here", 0.05, 0.1, 0.95)
+    certain = calibrate(easy, "id", "here", WIDE, 0.05, 0.1, 0.95)
     assert certain.certificate["prompts_recall"] == 1.0
     assert certain.prompt_review >= LEAST
     with pytest.raises(ValueError, match="at least 59 are needed"):
-        calibrate(judged(60), "id", "here", 0.05, 0.1, 0.95)
+        calibrate(judged(60), "id", "here", WIDE, 0.05, 0.1, 0.95)
     with pytest.raises(ValueError, match="budgets must keep"):
-        calibrate(judged(60), "id", "here", 0.2, 0.1, 0.95)
+        calibrate(judged(60), "id", "here", WIDE, 0.2, 0.1, 0.95)
 
 
 def drawn(n, generator):
@@ -73,7 +74,7 @@ def test_every_promise_is_kept_on_fresh_data():
     broken = {"block": 0, "prompt_block": 0}
     missed, prompts_missed = [], []
     for _ in range(draws):
-        found = calibrate(drawn(400, generator), "id", "here", budget, 0.2, 0.95, alpha)
+        found = calibrate(drawn(400, generator), "id", "here", WIDE, budget, 0.2, 0.95, alpha)
         assert found.level_temperature == pytest.approx(2, rel=0.3) and found.prompt_temperature == pytest.approx(
             2, rel=0.4
         )
@@ -93,20 +94,20 @@ def test_every_promise_is_kept_on_fresh_data():
 
 
 def test_a_miss_rate_lowers_what_is_reviewed_and_says_what_it_costs():
-    plain = calibrate(judged(4000), "id", "here", 0.05, 0.1, 0.95)
-    strict = calibrate(judged(4000), "id", "here", 0.05, 0.1, 0.95, 0.01)
+    plain = calibrate(judged(4000), "id", "here", WIDE, 0.05, 0.1, 0.95)
+    strict = calibrate(judged(4000), "id", "here", WIDE, 0.05, 0.1, 0.95, 0.01)
     assert strict.review < plain.review and strict.prompt_review < plain.prompt_review
     assert (strict.block, strict.prompt_block) == (plain.block, plain.prompt_block)
     assert strict.certificate["answers_miss_rate"] == 0.01 and "answers_miss_rate" not in plain.certificate
     assert strict.certificate["answers_reviewed_or_blocked_fpr"] > plain.certificate["answers_reviewed_or_blocked_fpr"]
     with pytest.raises(ValueError, match="are needed"):
-        calibrate(judged(100), "id", "here", 0.1, 0.2, 0.9, 0.001)
+        calibrate(judged(100), "id", "here", WIDE, 0.1, 0.2, 0.9, 0.001)
 
 
 def test_thresholds_compare_what_verdicts_state():
     """Harm is rounded to six digits before it is compared: a harmless row that rounds up must still stay below."""
     log_probs = judged(200).level_log_probs
-    found = calibrate(judged(200), "id", "here", 0.1, 0.2, 0.9)
+    found = calibrate(judged(200), "id", "here", WIDE, 0.1, 0.2, 0.9)
     harm = tempered(log_probs.double(), found.level_temperature)[:, :3].exp().sum(1)
     harmless = [round(p, 6) for p, level in zip(harm.tolist(), judged(200).levels.tolist(), strict=True) if level >= 3]
     assert sum(p >= found.block for p in harmless) == found.certificate["answers_false_alarms"]
@@ -115,7 +116,7 @@ def test_thresholds_compare_what_verdicts_state():
 def test_what_a_split_holds_none_of_is_left_out():
     """No hazardous prompt: no recall, no area under a curve; and every number that stays is JSON."""
     calm = judged(300)._replace(hazardous=torch.zeros(300, dtype=torch.bool), groups={"rule": (("a",), ()) * 150})
-    found = calibrate(calm, "id", "here", 0.1, 0.2, 0.9)
+    found = calibrate(calm, "id", "here", WIDE, 0.1, 0.2, 0.9)
     assert "prompts_recall" not in found.certificate and found.certificate["prompts_harmful"] == 0
     measured, groups = assess(calm, found), assess_groups(calm, found)
     assert not {"prompt_auroc", "prompt_recall_at_block", "category_accuracy"} & set(measured)
@@ -126,16 +127,16 @@ def test_what_a_split_holds_none_of_is_left_out():
 def test_without_a_known_prompt_a_prompt_alone_is_always_blocked():
     nothing = torch.zeros(0, dtype=torch.bool)
     blind = judged(300)._replace(prompt_risk=torch.zeros(0), hazardous=nothing, named_right=nothing)
-    found = calibrate(blind, "id", "here", 0.1, 0.2, 0.9)
+    found = calibrate(blind, "id", "here", WIDE, 0.1, 0.2, 0.9)
     assert (found.prompt_block, found.prompt_review, found.prompt_temperature) == (0.0, 0.0, 1.0)
     assert not [name for name in found.certificate if name.startswith("prompts_")]
-    assert found.block == calibrate(judged(300), "id", "here", 0.1, 0.2, 0.9).block
+    assert found.block == calibrate(judged(300), "id", "here", WIDE, 0.1, 0.2, 0.9).block
     json.dumps(assess(blind, found), allow_nan=False)
 
 
 def test_an_answer_counts_in_each_of_its_groups():
     rows = judged(3)._replace(groups={"category": (("a", "b"), ("b",), ())})
-    found = assess_groups(rows, calibrate(judged(300), "id", "here", 0.1, 0.2, 0.9))["category"]
+    found = assess_groups(rows, calibrate(judged(300), "id", "here", WIDE, 0.1, 0.2, 0.9))["category"]
     assert (found["a"]["answers"], found["b"]["answers"]) == (1, 2)
 
 
@@ -146,7 +147,7 @@ def test_an_assessment_by_hand():
     levels = torch.tensor([0, 3, 4])  # the last is +1 in truth
     hazardous = torch.tensor([True, False])
     rows = Judged(p.log(), levels, torch.tensor([2.0, -2.0]), hazardous, hazardous, {"rule": (("a",), ("a",), ("b",))})
-    calibration = Calibration("m", "x", 1.0, 1.0, 0.5, 0.5, 0.5, 0.5, {})
+    calibration = Calibration("m", "x", 1.0, 1.0, 0.5, 0.5, 0.5, 0.5, WIDE, {})
     found, groups = assess(rows, calibration), assess_groups(rows, calibration)["rule"]
     assert found["level_accuracy"] == found["harm_accuracy"] == pytest.approx(2 / 3)
     assert found["macro_mae"] == pytest.approx(2 / 3) and found["within_one"] == pytest.approx(2 / 3)
@@ -162,7 +163,7 @@ def test_a_guard_without_its_own_calibration_makes_no_decisions(guard_run, tmp_p
     module, identity = load_module(guard_run)
     with pytest.raises(CalibrationMissing, match="python -m safe_rlhf_v calibrate"):
         Calibration.load(tmp_path)
-    foreign = Calibration("someone else", "x", 1.0, 1.0, 0.5, 0.5, 0.5, 0.5, {})
+    foreign = Calibration("someone else", "x", 1.0, 1.0, 0.5, 0.5, 0.5, 0.5, WIDE, {})
     with pytest.raises(ValueError, match=f"these weights are {identity}"):
         Guard(module, foreign, identity)
 
@@ -181,7 +182,7 @@ def test_a_guard_without_its_own_calibration_makes_no_decisions(guard_run, tmp_p
     ],
 )
 def test_a_damaged_calibration_is_refused(change, tmp_path):
-    path = Calibration("m", "x", 1.0, 1.0, 0.9, 0.2, 0.9, 0.2, {}).save(tmp_path)
+    path = Calibration("m", "x", 1.0, 1.0, 0.9, 0.2, 0.9, 0.2, WIDE, {}).save(tmp_path)
     assert Calibration.load(tmp_path).block == 0.9
     path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
     with pytest.raises(ValueError, match="calibration"):

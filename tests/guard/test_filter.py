@@ -4,6 +4,7 @@ import json
 from dataclasses import replace
 
 import pytest
+from tests.guard.wide import WIDE
 
 from safe_rlhf_v.guard.calibration import Calibration
 from safe_rlhf_v.guard.filter import main, table
@@ -20,7 +21,7 @@ class Scripted:
     """Judges a response by its words "LEVEL HARM", and a prompt by the same words in the question."""
 
     identity = "scripted"
-    calibration = Calibration("scripted", "by hand", 1.0, 1.0, 0.8, 0.4, 0.8, 0.4, {})
+    calibration = Calibration("scripted", "by hand", 1.0, 1.0, 0.8, 0.4, 0.8, 0.4, WIDE, {})
 
     def __init__(self):
         self.inputs = []

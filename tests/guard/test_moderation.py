@@ -104,7 +104,7 @@ def test_an_over_long_input_is_blocked_not_cut(guard, picture, monkeypatch):
         Input(picture, "a", "b"), Input(picture, "a", "bb " * 30), Input(picture, "aa " * 60, "b"),
     ])  # fmt: skip
     assert fits.status == "ok" and blocked(cut) and blocked(huge)
-    assert "more than the 30 the guard reads" in cut.reasons[0] and "max_length" in huge.reasons[0]
+    assert "more than the 30 that the guard reads" in cut.reasons[0] and "max_length" in huge.reasons[0]
 
 
 def test_a_failing_model_blocks_only_what_it_failed_on(guard, picture, monkeypatch):
@@ -163,9 +163,9 @@ def test_every_picture_of_an_input_is_read(guard, picture, world):
 
 
 def test_in_a_generation_loop_it_fails_closed_too(guard, picture, monkeypatch):
-    from safe_rlhf_v.guard.reading import load_images
+    from safe_rlhf_v.guard.reading import load_views
 
-    images, ids = load_images(picture)
+    images, ids = load_views(picture)[0]
     prompts = Prompts((images,) * 3, (ids,) * 3, ("a",) * 3)
     monkeypatch.setattr(type(guard.module.backbone), "text_ids", _stumble(type(guard.module.backbone).text_ids))
     fine, bad, empty = guard.judge_texts(prompts, ["fine", "boom", ""])

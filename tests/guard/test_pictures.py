@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from safe_rlhf_v.guard.reading import load_views
+from safe_rlhf_v.guard.reading import Input, load_views
 from safe_rlhf_v.shards import ShardedSplit
 from safe_rlhf_v.shards.images import MAX_BYTES, MAX_FRAMES, ImageError
 
@@ -111,3 +111,32 @@ def test_a_path_that_is_no_picture_file_is_unchecked_at_once(kind, guard, tmp_pa
     )
     verdict = guard.moderate(path, "a", "b")
     assert (verdict.status, verdict.decision) == ("error", "block") and words in verdict.reasons[0]
+
+
+@pytest.mark.parametrize(
+    ("format", "options"), [("PNG", {}), ("PNG", {"default_image": True}), ("WEBP", {"lossless": True}), ("MPO", {})]
+)
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_of_the_pictures_of_one_file_the_worst_counts(place, format, options, guard, world):
+    """Wherever it stands; the hidden default picture of an animation, too."""
+    split = ShardedSplit(world, "test")
+    pictures = [Image.open(io.BytesIO(split[i].images[0].data)).convert("RGB") for i in range(12)]
+    asked = ("can i use it ?", "sure it is fine")
+    ordered = sorted(pictures, key=lambda one: guard.moderate(one, *asked).harm)
+    frames = ordered[:2]
+    frames.insert(place, ordered[-1])
+    data = encoded(frames[0], format, save_all=True, append_images=frames[1:], **options)
+    file = load_views(data)
+    assert len(file) == 3
+    alone = [guard.moderate(Image.fromarray(images[0].numpy()), *asked) for images, _ in file]
+    together = guard.moderate(data, *asked)
+    assert together.harm == pytest.approx(max(one.harm for one in alone), abs=2e-5)
+    assert alone[place].harm == max(one.harm for one in alone) > min(one.harm for one in alone)
+    company = guard.moderate_batch([Input(frames[1], *asked), Input(data, *asked), Input(None, "a", "b")])
+    assert company[1].harm == pytest.approx(together.harm, abs=2e-5) and company[2].status == "ok"
+
+
+def test_more_frames_than_are_looked_at_are_unchecked(guard, picture):
+    still = [picture.rotate(angle) for angle in range(MAX_FRAMES + 1)]
+    verdict = guard.moderate(encoded(still[0], "PNG", save_all=True, append_images=still[1:]), "a", "b")
+    assert verdict.status == "error" and f"the limit is {MAX_FRAMES}" in verdict.reasons[0]

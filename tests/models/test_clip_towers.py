@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 import torch.nn.functional as F
+from tests.guard.wide import WIDE
 
 from safe_rlhf_v import cli
 from safe_rlhf_v.batches import Prompts
@@ -186,10 +187,10 @@ def test_a_light_guard_trains_reloads_and_moderates(world, tmp_path):
     ])  # fmt: skip
     module, identity = load_module(tmp_path / "run")
     assert isinstance(module.backbone, ClipTowers)
-    Calibration(identity, "by hand", 1.0, 1.0, 0.9, 0.2, 0.9, 0.1, {}).save(tmp_path / "run")
+    Calibration(identity, "by hand", 1.0, 1.0, 0.9, 0.2, 0.9, 0.1, WIDE, {}).save(tmp_path / "run")
     guard = Guard.from_pretrained(tmp_path / "run")
     fine, prompt, long = (
         guard.moderate(question="can i use it ?", response=text) for text in ("yes you can .", None, "yes " * 200)
     )
     assert fine.status == prompt.status == "ok" and fine.level is not None and prompt.level is None
-    assert long.status == "error" and "more than the 80 the guard reads" in long.reasons[0]
+    assert long.status == "error" and "more than the 80 that the guard reads" in long.reasons[0]

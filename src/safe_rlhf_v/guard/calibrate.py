@@ -7,16 +7,21 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from safe_rlhf_v.user_files import locked_folder, write_whole
 
-def main(argv: Sequence[str]) -> int:
-    """Run the command; returns the exit status."""
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m safe_rlhf_v calibrate",
         description="Fit a trained guard's temperatures and choose its thresholds for stated budgets of false alarms, on a "
-        "split used for nothing else. Writes calibration.json into the guard's run folder; 'moderate' needs it.",
+        "split used for nothing else, and count what its training covered: beyond that nothing is judged. Writes "
+        "calibration.json into the guard's run folder; 'moderate' needs it.",
     )
     parser.add_argument("--guard", type=Path, required=True, help="run folder of the guard")
     parser.add_argument("--data", required=True, help="shard folder")
+    parser.add_argument(
+        "--train-data", help="shard folder that the guard was trained on (default: the one its run names)"
+    )
     parser.add_argument("--split", default="calibration", help="split to fit on (%(default)s)")
     parser.add_argument(
         "--fpr", type=float, default=0.05, help="most harmless inputs that may be blocked (%(default)s)"
@@ -32,24 +37,35 @@ def main(argv: Sequence[str]) -> int:
         "--report", nargs="*", default=[], metavar="SPLIT", help="also measure these, into assessment.json"
     )
     parser.add_argument("--device", default="cpu", help="where the guard runs: cpu, cuda, ... (%(default)s)")
-    options = parser.parse_args(argv)
-    from safe_rlhf_v.guard.calibration import run_home
-    from safe_rlhf_v.guard.fitting import assess, assess_groups, calibrate, judge_split  # torch: seconds to import
+    return parser
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the command; returns the exit status."""
+    options = _parser().parse_args(argv)
+    from safe_rlhf_v.guard.calibration import run_home  # torch: seconds to import
+    from safe_rlhf_v.guard.fitting import assess, assess_groups, calibrate, count_limits, judge_split, training_data
+    from safe_rlhf_v.guard.limits import WINDOW
     from safe_rlhf_v.guard.moderation import load_module
 
     try:
         module, identity = load_module(options.guard, options.device)
-        judged = judge_split(module, options.data, options.split)
-        budgets = (options.fpr, options.review_fpr, options.confidence, options.miss_rate)
-        found = calibrate(judged, identity, f"{options.data}:{options.split}", *budgets)
-        measured: dict[str, dict[str, Any]] = {}
-        for split in options.report:
-            judged = judge_split(module, options.data, split)
-            measured[split] = {**assess(judged, found), "groups": assess_groups(judged, found)}
+        training = training_data(options.guard, options.train_data)
+        with locked_folder(run_home(options.guard)):
+            judged = judge_split(module, options.data, options.split)
+            limits = count_limits(module, training, options.data, options.split)
+            budgets = (options.fpr, options.review_fpr, options.confidence, options.miss_rate)
+            found = calibrate(judged, identity, f"{options.data}:{options.split}", limits, *budgets)
+            measured: dict[str, dict[str, Any]] = {}
+            for split in options.report:
+                judged = judge_split(module, options.data, split)
+                measured[split] = {**assess(judged, found), "groups": assess_groups(judged, found)}
+            path = found.save(run_home(options.guard))
+            if measured:
+                write_whole(path.with_name("assessment.json"), (json.dumps(measured, indent=1) + "\n").encode())
     except (ValueError, OSError, RuntimeError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    path = found.save(run_home(options.guard))
     c = found.certificate
     print(f"temperatures: levels {found.level_temperature:.2f}, prompts {found.prompt_temperature:.2f}")
     for name, block, review in (
@@ -69,7 +85,10 @@ def main(argv: Sequence[str]) -> int:
     for split, values in measured.items():
         shown = ("level_accuracy", "within_one", "quadratic_kappa", "harm_accuracy", "harm_ece_before", "harm_ece")
         print(f"{split}: " + ", ".join(f"{name} {values[name]:.3f}" for name in shown))
-    if measured:
-        path.with_name("assessment.json").write_text(json.dumps(measured, indent=1) + "\n")
+    print(
+        f"judged up to {limits.longest_input} tokens and {limits.most_images} pictures; of {WINDOW} tokens in a row "
+        f"{limits.rare_share:.0%} may be rare (seen less than {limits.rare_below} times in training), which leaves "
+        f"{limits.unchecked:.1%} of the harmless held-out inputs unchecked"
+    )
     print(f"written: {path}")
     return 0

@@ -11,10 +11,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from safe_rlhf_v.checkpoints import find_checkpoint
+from safe_rlhf_v.guard.limits import Limits
 from safe_rlhf_v.taxonomy import NUM_LEVELS
-from safe_rlhf_v.user_files import write_whole
+from safe_rlhf_v.user_files import read_bounded, write_whole
 
 CALIBRATION_FILE = "calibration.json"
+MAX_BYTES = 100_000_000
 
 
 class CalibrationMissing(ValueError):
@@ -34,6 +36,7 @@ class Calibration:
         review: Answers at or above this, below ``block``, need a person's eye.
         prompt_block: The same for prompts, by prompt risk.
         prompt_review: The same for prompts, by prompt risk.
+        limits: What the guard's training covered; beyond it nothing is judged.
         certificate: What was measured when the thresholds were chosen, for people.
         level_prior: Frequencies of the levels in the data it was fitted on, none of them 0.
     """
@@ -46,6 +49,7 @@ class Calibration:
     review: float
     prompt_block: float
     prompt_review: float
+    limits: Limits
     certificate: dict[str, float | int | str]
     level_prior: tuple[float, ...] = (1 / NUM_LEVELS,) * NUM_LEVELS
 
@@ -71,7 +75,7 @@ class Calibration:
         """Read it.
 
         Raises:
-            CalibrationMissing: If there is none.
+            CalibrationMissing: If there is none, or one without limits.
             ValueError: If it is damaged.
         """
         path = folder / CALIBRATION_FILE
@@ -81,9 +85,17 @@ class Calibration:
                 "thresholds; fit them with 'python -m safe_rlhf_v calibrate'"
             )
         try:
-            body = json.loads(path.read_text())
-            return cls(**{**body, "level_prior": tuple(body["level_prior"])})
-        except (TypeError, KeyError, json.JSONDecodeError) as error:
+            body = dict(json.loads(read_bounded(path, MAX_BYTES)))
+            if "limits" not in body:
+                raise CalibrationMissing(
+                    f"{path}: written before a calibration said what the guard's training covered; run "
+                    "'python -m safe_rlhf_v calibrate' again"
+                )
+            limits, prior = Limits.from_json(body["limits"]), tuple(body["level_prior"])
+            return cls(**{**body, "limits": limits, "level_prior": prior})
+        except CalibrationMissing:
+            raise
+        except (TypeError, KeyError, AttributeError, ValueError, RecursionError) as error:
             raise ValueError(f"{path}: not a calibration of this version ({error})") from None
 
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -10,15 +11,20 @@ from torchmetrics import Metric
 from torchmetrics.functional.classification import binary_auroc
 
 from safe_rlhf_v.batches import UNKNOWN_LEVEL, PreferenceBatch, category_groups, hazard
+from safe_rlhf_v.checkpoints import read_stage
+from safe_rlhf_v.data_modules.base import ShardDataModule
 from safe_rlhf_v.data_modules.preference import PreferenceDataModule
+from safe_rlhf_v.data_modules.source import ImageOptions
 from safe_rlhf_v.functional.operating_points import OperatingPoint, conformal_threshold, threshold_for_fpr
 from safe_rlhf_v.functional.ordinal import correct_prior
 from safe_rlhf_v.guard.calibration import Calibration, fit_temperature, tempered, two_columns
+from safe_rlhf_v.guard.limits import Coverage, Limits, harmless_inputs
 from safe_rlhf_v.guard.verdict import rounded
 from safe_rlhf_v.metrics import harm as detection
 from safe_rlhf_v.metrics import ordinal
 from safe_rlhf_v.metrics.harm_table import HarmTable
 from safe_rlhf_v.modules.guard import HARM_BOUNDARY, GuardModule, GuardOutputs, check_categories, named_right
+from safe_rlhf_v.runs import stored_config
 from safe_rlhf_v.taxonomy import MIN_LEVEL, NUM_LEVELS
 
 LEAST = 0.05
@@ -100,6 +106,7 @@ def calibrate(
     judged: Judged,
     identity: str,
     split: str,
+    limits: Limits,
     fpr: float,
     review_fpr: float,
     confidence: float,
@@ -113,6 +120,7 @@ def calibrate(
         judged: Outputs and labels of a split used for nothing else.
         identity: Of the guard's weights.
         split: Name of the data, for the record.
+        limits: What the guard's training covered; see :func:`count_limits`.
         fpr: Budget of the share of harmless inputs that are blocked.
         review_fpr: Budget of the share that are blocked or sent to review, at least ``fpr``.
         confidence: With which each budget is kept.
@@ -146,7 +154,57 @@ def calibrate(
         found[name] = min(max(block.threshold, LEAST), 1.0), low
     counts = torch.bincount(judged.levels, minlength=NUM_LEVELS).double() + 1  # one not seen is rare, not impossible
     prior = tuple((counts / counts.sum()).tolist())
-    return Calibration(identity, split, t, prompt_t, *found["answers"], *found["prompts"], certificate, prior)
+    return Calibration(identity, split, t, prompt_t, *found["answers"], *found["prompts"], limits, certificate, prior)
+
+
+def training_data(run: str | Path, folder: str | None = None) -> PreferenceDataModule:
+    """The data a guard was trained on, as its run's configuration names them.
+
+    Args:
+        run: Its run folder or checkpoint.
+        folder: Shard folder instead of the one that the run names, which may have moved.
+
+    Raises:
+        CheckpointError: If there is no readable checkpoint with a configuration.
+        ValueError: If the data are not there.
+    """
+    stored = dict(stored_config(read_stage(str(run))).get("data", {}).get("init_args", {}))
+    path = folder or stored.get("path")
+    if path is None or not (Path(path) / "manifest.json").is_file():
+        raise ValueError(
+            f"--train-data: the limits of a guard are counted over what it was trained on, and there is no shard folder "
+            f"{path or 'named in its run'}; name it"
+        )
+    names = ("train_split", "max_samples", "categories", "seed", "on_bad_sample")
+    kept = {name: stored[name] for name in names if stored.get(name) is not None}
+    return PreferenceDataModule(
+        str(path), eval_batch_size=100, images=ImageOptions(**(stored.get("images") or {})), **kept
+    )
+
+
+def count_limits(
+    module: GuardModule, training: ShardDataModule, data: str, split: str, progress: bool = True
+) -> Limits:
+    """What a guard's training covered, counted over its training samples; only the tokenizer runs.
+
+    Args:
+        module: The guard.
+        training: Its own training data.
+        data: Shard folder of the held-out split.
+        split: That split; its harmless inputs bound the rare tokens.
+        progress: Show a progress bar.
+
+    Raises:
+        ValueError: If there is no training record or no harmless input.
+    """
+    from tqdm import tqdm
+
+    coverage = Coverage(module.backbone)
+    for batch in tqdm(training.train_samples(), desc="what training covered", unit="batch", disable=not progress):
+        coverage.add(batch)
+    held_out = PreferenceDataModule(data, eval_batch_size=100, test_splits=(split,)).test_dataloader()[0]
+    harmless = [texts for batch in held_out for texts in harmless_inputs(batch)]
+    return coverage.limits(f"{training.path}:{training.train_split}", harmless)
 
 
 def _as_stated(p: Tensor) -> Tensor:

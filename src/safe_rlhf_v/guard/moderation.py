@@ -13,11 +13,22 @@ from safe_rlhf_v.batches import Prompts
 from safe_rlhf_v.checkpoints import find_checkpoint
 from safe_rlhf_v.functional.ordinal import correct_prior
 from safe_rlhf_v.guard.calibration import Calibration, run_home, tempered
-from safe_rlhf_v.guard.reading import ImageLike, Input, Ready, load_images, prompts_of
+from safe_rlhf_v.guard.limits import Gate
+from safe_rlhf_v.guard.reading import ImageLike, Input, Ready, load_views, prompts_of
 from safe_rlhf_v.guard.text import RefusedText, has_words, is_seen, readings
-from safe_rlhf_v.guard.verdict import DECISIONS, Verdict, level_name, likeliest_level, rounded, unchecked, worst
+from safe_rlhf_v.guard.verdict import (
+    DECISIONS,
+    Verdict,
+    level_name,
+    likeliest_level,
+    rounded,
+    severest,
+    unchecked,
+    worst,
+)
 from safe_rlhf_v.modules.guard import HARM_BOUNDARY, GuardModule, GuardOutputs
 from safe_rlhf_v.shards.images import ImageError
+from safe_rlhf_v.user_files import FileError
 
 OTHERS = 32
 """Most readings other than the text as it stands that share a forward."""
@@ -33,8 +44,9 @@ class Guard:
         if not verdict.allowed: ...
 
     Texts are judged as they stand and read in every other way (:mod:`safe_rlhf_v.guard.text`); the worst reading counts.
-    It fails closed: an unreadable picture, refused or over-long text, a number that is none, an exception or a timeout
-    give a verdict that blocks and says why.
+    Every picture of an animation is looked at, and the worst counts.
+    It fails closed: an unreadable picture, refused or over-long text, more pictures or other words than training had, a number
+    that is none, an exception or a timeout give a verdict that blocks and says why.
     """
 
     def __init__(
@@ -57,6 +69,7 @@ class Guard:
             )
         self.module, self.calibration, self.identity = module.eval(), calibration, identity
         self.balanced_levels = balanced_levels
+        self.gate = Gate(module.backbone, calibration.limits)
 
     @classmethod
     def from_pretrained(cls, path: str | Path, device: str = "cpu", balanced_levels: bool = False) -> Self:
@@ -115,24 +128,29 @@ class Guard:
                 found.append(self._readings(images, ids, question, response))
             except Exception as error:  # fails closed, whatever it is
                 found.append(self.unchecked(f"{type(error).__name__}: {error}"))
-        return self._verdicts(found)
+        return self._verdicts(found, len(found))
 
     # --- from inputs to verdicts ------------------------------------------------------------------------------------
 
     def _judge(self, inputs: Sequence[Input]) -> list[Verdict]:
-        return self._verdicts([self._read(item) for item in inputs])
+        """Of an input's views and of their readings the worst counts."""
+        read = [self._read(item) for item in inputs]
+        views = [[item] if isinstance(item, Verdict) else item for item in read]
+        judged = iter(self._verdicts([view for several in views for view in several], len(inputs)))
+        return [severest([next(judged) for _ in several]) for several in views]
 
-    def _read(self, item: Input) -> list[Ready] | Verdict:
-        """Decode one input and read it every way, or say why not. Any exception here means unchecked."""
+    def _read(self, item: Input) -> list[list[Ready]] | Verdict:
+        """Decode one input and read every view of it every way, or say why not. Any exception here means unchecked."""
         try:
             if not item.parts:
                 return self.unchecked("nothing to judge: no image, no question, no response")
-            images, ids = load_images(item.image)
-            return self._readings(images, ids, item.question or "", item.response)
+            return [self._readings(*view, item.question or "", item.response) for view in load_views(item.image)]
         except RefusedText as error:
             return self.unchecked(f"text refused ({error.reason}): {error}")
         except ImageError as error:
             return self.unchecked(f"image refused: {error}")
+        except FileError as error:
+            return self.unchecked(str(error))
         except Exception as error:  # fails closed, whatever it is
             return self.unchecked(f"{type(error).__name__}: {error}")
 
@@ -156,20 +174,18 @@ class Guard:
         ]
 
     def _unread(self, row: Ready) -> str:
-        """Why the model cannot read a row whole, or "". Asked for every reading; ``row.undone`` is () as the input stands."""
-        backbone = self.module.backbone
-        prompt = backbone.prepare_prompts(prompts_of([row]))[0].ids[0]
-        wanted = len(backbone.text_ids(row.response)) + 1
-        if len(backbone.response_ids(row.response, len(prompt))) != wanted:
-            return f"{len(prompt)} + {wanted} tokens are more than the {backbone.max_length} the guard reads"
-        return ""
+        """Why a row is not judged, or "". Asked for every reading; only of the input as it stands the words are looked at."""
+        return self.gate.refusal(prompts_of([row]), row.response, as_it_stands=not row.undone)
 
-    def _verdicts(self, inputs: Sequence[list[Ready] | Verdict]) -> list[Verdict]:
-        """The worst reading of each input. All inputs as they stand share one forward; the other readings follow."""
+    def _verdicts(self, inputs: Sequence[list[Ready] | Verdict], size: int) -> list[Verdict]:
+        """The worst reading of each input. ``size`` inputs as they stand share a forward; the other readings follow."""
         judged = [[item] if isinstance(item, Verdict) else [] for item in inputs]
         rows = [(i, row) for i, item in enumerate(inputs) if not isinstance(item, Verdict) for row in item]
         plain, others = [r for r in rows if not r[1].undone], [r for r in rows if r[1].undone]
-        for batch in [plain, *(others[k : k + OTHERS] for k in range(0, len(others), OTHERS))]:
+        batches = [
+            part[k : k + n] for part, n in ((plain, max(size, 1)), (others, OTHERS)) for k in range(0, len(part), n)
+        ]
+        for batch in batches:
             verdicts = self._forward([row for _, row in batch])
             for (i, _), verdict in zip(batch, verdicts, strict=True):
                 judged[i].append(verdict)

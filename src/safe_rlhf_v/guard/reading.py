@@ -58,20 +58,6 @@ class Ready(NamedTuple):
     tricks: tuple[str, ...] = ()
 
 
-def load_images(image: ImageLike | Sequence[ImageLike] | None) -> tuple[tuple[Tensor, ...], tuple[str, ...]]:
-    """Pixels and identities of every picture of an input without animations; see :func:`load_views`.
-
-    Raises:
-        ImageError: If one of them is refused, or a file holds several pictures.
-        FileError: If a file cannot be read.
-        ValueError: If an empty list is given: nothing was there to be looked at.
-    """
-    views = load_views(image)
-    if len(views) > 1:
-        raise ImageError("a file holds several pictures")
-    return views[0]
-
-
 def load_views(image: ImageLike | Sequence[ImageLike] | None) -> list[tuple[tuple[Tensor, ...], tuple[str, ...]]]:
     """Pixels and identities of everything that an input's pictures show, through the one door of untrusted images.
 

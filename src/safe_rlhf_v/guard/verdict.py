@@ -80,9 +80,18 @@ def worst(readings: Sequence[Verdict]) -> Verdict:
     Args:
         readings: One per reading, that of the text as it stands first.
     """
-    plain, found = readings[0], max(readings, key=lambda verdict: (*_severity(verdict), verdict.harm))
+    plain, found = readings[0], severest(readings)
     worse = _severity(found) > _severity(plain) or found.harm >= plain.harm + WORSE_BY
     return found if worse else found._replace(flags=())
+
+
+def severest(verdicts: Sequence[Verdict]) -> Verdict:
+    """The one with the strictest decision and the most harm, unchecked before blocked; of equals the first.
+
+    Args:
+        verdicts: At least one.
+    """
+    return max(verdicts, key=lambda verdict: (*_severity(verdict), verdict.harm))
 
 
 def _severity(verdict: Verdict) -> tuple[bool, int]:

@@ -40,6 +40,7 @@ class Backbone(nn.Module, ABC):
         image_shape: (P, D_image) of ``ResponseStates.images``; P = 1 (mean-pooled) where the number of tokens varies.
         banned_ids: Token ids that must never be sampled (image placeholders, padding, ...).
         max_length: Most tokens of prompt + response; ``None`` for no limit.
+        context_length: Most tokens that the network was built for; ``None`` if its config does not say.
         base: The pretrained model (hub name and revision, or folder) that gives back every frozen tensor when built again;
             ``None`` if there is none. Checkpoints leave those tensors out.
         lora: How its adapters look; ``None`` without adapters.
@@ -50,6 +51,7 @@ class Backbone(nn.Module, ABC):
     image_shape: tuple[int, int]
     banned_ids: tuple[int, ...]
     max_length: int | None = None
+    context_length: int | None = None
     base: str | None = None
     lora: LoraSettings | None = None
 
@@ -284,6 +286,12 @@ class Backbone(nn.Module, ABC):
             value = features.tokens[image]
             first.setdefault(row, value if value.shape[0] == p else value.mean(0, keepdim=True))
         return torch.stack([first.get(row, empty).to(empty.dtype) for row in tokens.response_row.tolist()])
+
+
+def context_length(config: Any) -> int | None:
+    """Most tokens that the positions of a language model reach, by its Hugging Face config; ``None`` if it does not say."""
+    length = getattr(config, "max_position_embeddings", None)
+    return int(length) if length else None
 
 
 def before_tokens(prompt: Tensor, hidden: Tensor) -> Tensor:

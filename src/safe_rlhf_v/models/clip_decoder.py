@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from safe_rlhf_v.batches import Prompts
 from safe_rlhf_v.models.adapters import DEFAULT
-from safe_rlhf_v.models.backbone import Backbone
+from safe_rlhf_v.models.backbone import Backbone, context_length
 from safe_rlhf_v.models.corpus_tokenizer import IMAGE_TOKEN
 from safe_rlhf_v.models.images import fit_square
 from safe_rlhf_v.models.layout import PromptTokens
@@ -95,6 +95,7 @@ class ClipDecoder(Backbone):
         self.image_shape = self.resampler.shape if self.resampler else self.tower.shape
         self.decoder = _build_decoder(decoder, len(self.tokenizer), gguf_file, getattr(torch, dtype))
         self.hidden_size = int(self.decoder.config.hidden_size)
+        self.context_length = context_length(self.decoder.config)
         self.projector = _projector(self.image_shape[1], self.hidden_size, projector_layers)
         specials = set(self.tokenizer.all_special_ids) - {self.eos_id}
         self.banned_ids = tuple(sorted(specials | {self.image_id}))

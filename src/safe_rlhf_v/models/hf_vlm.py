@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from safe_rlhf_v.batches import Prompts
 from safe_rlhf_v.models import hf_families as families
 from safe_rlhf_v.models.adapters import DEFAULT
-from safe_rlhf_v.models.backbone import Backbone
+from safe_rlhf_v.models.backbone import Backbone, context_length
 from safe_rlhf_v.models.hf_edges import needs_padding, pad_to_square
 from safe_rlhf_v.models.hf_masks import attention_masks, image_blocks, sees_images_both_ways
 from safe_rlhf_v.models.layout import PromptTokens, position_ids
@@ -98,7 +98,8 @@ class HFVLM(Backbone):
         self.tokenizer = self.processor.tokenizer
         self._writer = families.PromptWriter(self.processor, self.model.config, self.model.generation_config)
         self.banned_ids, self.max_length = self._writer.banned_ids, max_length
-        self.hidden_size = int(self.model.config.get_text_config().hidden_size)
+        text = self.model.config.get_text_config()
+        self.hidden_size, self.context_length = int(text.hidden_size), context_length(text)
         self.image_shape = (1, self.hidden_size)
         self._image_id = int(self.model.config.image_token_id)
         self._freeze(freeze_tower, freeze_projector, freeze_language, lora)

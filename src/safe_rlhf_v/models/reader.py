@@ -20,6 +20,7 @@ class Reader(nn.Module, ABC):
         hidden_size: D.
         image_shape: (P, D_image) of ``ResponseStates.images``.
         max_length: Most tokens that are read; ``None`` for no limit.
+        context_length: Most tokens that the network was built for; ``None`` if that is not known.
         base: See :class:`~safe_rlhf_v.models.Backbone`.
     """
 
@@ -27,6 +28,7 @@ class Reader(nn.Module, ABC):
     hidden_size: int
     image_shape: tuple[int, int]
     max_length: int | None = None
+    context_length: int | None = None
     base: str | None = None
 
     @abstractmethod
