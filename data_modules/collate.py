@@ -77,6 +77,7 @@ class CollateSupervised:
             attributes={name: torch.tensor([truth.get(name, -1) for truth in truths]) for name in names},
             valid=torch.tensor([sample.record is not None for sample in kept]),
             keys=tuple(sample.record.key if sample.record else "" for sample in kept),
+            shards=tuple(sample.shard for sample in kept),
             without_demonstration=without,
         )
 
@@ -99,6 +100,7 @@ class CollatePrompts:
             records=Records(dataclasses.replace(x, images=()) if x else None for x in records),
             valid=torch.tensor([x is not None for x in records]),
             keys=tuple(x.key if x else "" for x in records),
+            shards=tuple(sample.shard for sample in samples),
         )
 
 
@@ -136,6 +138,7 @@ class CollatePreference:
             rules=tuple(x.truth.rule if x and x.truth and x.truth.rule else ("",) * self.k for x in records),
             valid=torch.tensor([x is not None for x in records]),
             keys=tuple(x.key if x else "" for x in records),
+            shards=tuple(sample.shard for sample in samples),
         )
 
     def _grid(

@@ -17,11 +17,15 @@ OnBadSample = Literal["error", "skip-and-count"]
 
 
 class Sample(NamedTuple):
-    """A record and its decoded images, each uint8 (H, W, 3); ``problem`` says what was broken about a masked row."""
+    """A record and its decoded images, each uint8 (H, W, 3).
+
+    ``problem`` says what was broken about a masked row, ``shard`` where the record is stored.
+    """
 
     record: Record | None
     images: tuple[NDArray[np.uint8], ...]
     problem: str = ""
+    shard: str = ""
 
 
 MASKED = Sample(None, ())
@@ -76,7 +80,8 @@ class Source:
         try:
             record = self.split[self.rows[number]]
             options = {"max_pixels": self.images.max_pixels, "size": self.images.size}
-            return Sample(record, tuple(self._decode(record, i, options) for i in range(len(record.images))))
+            images = tuple(self._decode(record, i, options) for i in range(len(record.images)))
+            return Sample(record, images, shard=self.split.file_of(self.rows[number]))
         except ShardError as error:
             if self.on_bad_sample == "error":
                 raise

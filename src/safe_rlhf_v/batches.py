@@ -5,8 +5,8 @@ Labels are tensors. B rows (prompts), K responses per row (2 for preference pair
 Unknown labels are -1 for indices and booleans, ``UNKNOWN_LEVEL`` for levels, NaN for floats.
 """
 
-from collections.abc import Iterable, Iterator
-from typing import Literal, NamedTuple, TypeVar
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ from safe_rlhf_v.records import Record
 UNKNOWN_LEVEL = -128
 
 Moved = TypeVar("Moved")
+Batch = TypeVar("Batch", "SupervisedBatch", "PreferenceBatch", "PolicyBatch")
 ImageMode = Literal["real", "shuffled", "blank"]
 
 
@@ -31,6 +32,14 @@ class Prompts(NamedTuple):
     images: tuple[tuple[Tensor, ...], ...]
     image_ids: tuple[tuple[str, ...], ...]
     questions: tuple[str, ...]
+
+    def take(self, rows: Sequence[int]) -> "Prompts":
+        """The prompts with these numbers."""
+        return Prompts(
+            tuple(self.images[row] for row in rows),
+            tuple(self.image_ids[row] for row in rows),
+            tuple(self.questions[row] for row in rows),
+        )
 
     def with_images(self, mode: ImageMode) -> "Prompts":
         """The same questions with other pictures, to measure what a model reads from them.
@@ -60,6 +69,7 @@ class SupervisedBatch(NamedTuple):
         attributes: Class index of what the picture shows, by name; each (B,) int64, -1 unknown (synthetic data only).
         valid: (B,) bool; False marks a row that must not count: padding, or a record without a demonstration.
         keys: B record keys.
+        shards: B paths of the shards they are stored in, for messages.
         without_demonstration: Number of records that gave no demonstration.
     """
 
@@ -68,6 +78,7 @@ class SupervisedBatch(NamedTuple):
     attributes: dict[str, Tensor]
     valid: Tensor
     keys: tuple[str, ...]
+    shards: tuple[str, ...] = ()
     without_demonstration: int = 0
 
 
@@ -88,6 +99,7 @@ class PreferenceBatch(NamedTuple):
         rules: B tuples of K names of the rule that decides each response's true level, "" unknown.
         valid: (B,) bool; False marks a padding row that must not count.
         keys: B record keys.
+        shards: B paths of the shards they are stored in, for messages.
         demonstrations: Rehearsed beside these, or ``None``.
     """
 
@@ -104,6 +116,7 @@ class PreferenceBatch(NamedTuple):
     rules: tuple[tuple[str, ...], ...]
     valid: Tensor
     keys: tuple[str, ...]
+    shards: tuple[str, ...] = ()
     demonstrations: SupervisedBatch | None = None
 
 
@@ -160,6 +173,7 @@ class PolicyBatch(NamedTuple):
         records: B records without their image bytes, for judges that know more than the prompt.
         valid: (B,) bool; False marks a padding row that must not count.
         keys: B record keys.
+        shards: B paths of the shards they are stored in, for messages.
         demonstrations: What the policy should not forget; ``None`` if nothing is rehearsed.
     """
 
@@ -168,7 +182,50 @@ class PolicyBatch(NamedTuple):
     records: Records
     valid: Tensor
     keys: tuple[str, ...]
+    shards: tuple[str, ...] = ()
     demonstrations: SupervisedBatch | None = None
+
+
+def without_rows(batch: Batch, rows: Collection[int]) -> Batch:
+    """The batch with some rows masked: no pictures, no text, and they do not count.
+
+    Args:
+        batch: B rows.
+        rows: Numbers of those that cannot be used.
+    """
+
+    def emptied(values: tuple[Any, ...], empty: Any) -> tuple[Any, ...]:
+        return tuple(empty if row in rows else value for row, value in enumerate(values))
+
+    images, ids, questions = batch.prompts
+    valid = batch.valid.clone()
+    valid[list(rows)] = False
+    prompts = Prompts(emptied(images, ()), emptied(ids, ()), emptied(questions, ""))
+    changed: dict[str, Any] = {"prompts": prompts, "valid": valid, "keys": emptied(batch.keys, "")}
+    if isinstance(batch, PolicyBatch):
+        changed["records"] = Records(emptied(tuple(batch.records), None))
+    elif isinstance(batch, SupervisedBatch):
+        changed["responses"] = emptied(batch.responses, "")
+    else:
+        changed["responses"] = emptied(batch.responses, ("",) * batch.safety.shape[1])
+    return batch._replace(**changed)
+
+
+def without_order(batch: PreferenceBatch, same: Tensor) -> PreferenceBatch:
+    """The batch without a preference, annotated or true, between responses that are the same to the model.
+
+    Labels of single responses stay; the truth, known for synthetic data only, goes as a whole.
+
+    Args:
+        batch: B rows.
+        same: (B,) bool.
+    """
+    return batch._replace(
+        more_helpful=batch.more_helpful.masked_fill(same, -1),
+        safer=batch.safer.masked_fill(same, -1),
+        true_helpfulness=batch.true_helpfulness.masked_fill(same[:, None], torch.nan),
+        true_safety=batch.true_safety.masked_fill(same[:, None], UNKNOWN_LEVEL),
+    )
 
 
 def to_device(value: Moved, device: torch.device) -> Moved:

@@ -84,7 +84,7 @@ def test_long_texts_are_read_in_windows_and_the_strongest_counts(towers):
     text = " ".join(["what is it ?", "this is one red knife .", "yes you can ."] * 2)[:200]
     ids = towers.text_ids(text)
     assert towers.room == 10 and 20 < len(ids) <= 30 and towers.max_length == 30
-    windows = torch.tensor(towers._windows(text))
+    windows = torch.tensor(towers._windows(towers.text_ids(text)))
     assert windows.shape == (3, 12) and windows[0].tolist() == [1, *ids[:10], 2] and (windows[:, 0] == 1).all()
     with torch.no_grad():
         expected = F.normalize(towers._texts(windows).amax(0), dim=-1)
@@ -110,7 +110,7 @@ def test_what_cannot_be_read_whole_is_refused(towers):
 
 def test_special_tokens_in_a_text_are_not_special(towers):
     assert towers.tokenizer.eos_token_id not in towers.text_ids("it <eos> is <pad> safe")
-    for window in towers._windows("it <eos> is"):
+    for window in towers._windows(towers.text_ids("it <eos> is")):
         assert window.count(towers.tokenizer.eos_token_id) == 1
 
 

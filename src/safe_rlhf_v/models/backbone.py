@@ -20,15 +20,25 @@ from safe_rlhf_v.batches import Prompts
 from safe_rlhf_v.functional.language import token_log_probs
 from safe_rlhf_v.models.layout import PaddingSide, PromptTokens, layout, position_ids, visibility
 from safe_rlhf_v.models.lora import LoraSettings
+from safe_rlhf_v.models.refused import row_by_row
 from safe_rlhf_v.models.sharding import is_sharded
 from safe_rlhf_v.models.types import ImageFeatures, ImageInputs, ResponseStates, TokenBatch
 
 
 class Prepared(NamedTuple):
-    """Inputs of one forward: token rows and the images they refer to."""
+    """Inputs of one forward: token rows and the images they refer to.
+
+    Attributes:
+        tokens: N responses, prompt by prompt.
+        images: Of the prompts.
+        cut: (N,) bool, the response was longer than ``max_length`` leaves room for.
+        same: (B,) bool, several responses and all of them are the same tokens, as pairs may become by the cut.
+    """
 
     tokens: TokenBatch
     images: ImageInputs
+    cut: Tensor
+    same: Tensor
 
 
 class Backbone(nn.Module, ABC):
@@ -154,20 +164,44 @@ class Backbone(nn.Module, ABC):
             side: Padding side.
 
         Raises:
-            ValueError: If a prompt alone is longer than ``max_length`` (a prompt is never truncated).
+            RefusedRows: Naming the rows that cannot be prepared: the processor refuses the picture or the text, or a prompt
+                alone is longer than ``max_length`` (a prompt is never truncated).
         """
-        prompt_tokens, images = self.prepare_prompts(prompts)
-        if responses is None:
-            for ids in prompt_tokens.ids:
+
+        def tokenise(
+            prompts: Prompts, responses: Sequence[Sequence[str]] | None
+        ) -> tuple[PromptTokens, ImageInputs, list[list[list[int]]]]:
+            tokens, images = self.prepare_prompts(prompts)
+            rooms = [self.room(len(ids)) for ids in tokens.ids]
+            texts = [()] * len(rooms) if responses is None else responses
+            ids = [[[*self.text_ids(t), self.eos_id] for t in row] for _, row in zip(rooms, texts, strict=True)]
+            return tokens, images, ids
+
+        prompt_tokens, images, whole = row_by_row(tokenise, prompts, responses)
+        answers = [
+            [ids[: self.room(len(prompt))] for ids in row] for prompt, row in zip(prompt_tokens.ids, whole, strict=True)
+        ]
+        side = "left" if responses is None else side
+        tokens = layout(prompt_tokens, answers, pad_id=self.pad_id, packed=packed, side=side)
+        pairs = [list(zip(full, kept, strict=True)) for full, kept in zip(whole, answers, strict=True)]
+        cut = torch.tensor([len(kept) < len(full) for row in pairs for full, kept in row], dtype=torch.bool)
+        same = torch.tensor([len(row) > 1 and all(ids == row[0] for ids in row) for row in answers], dtype=torch.bool)
+        return Prepared(tokens, images, cut, same)
+
+    def checked_prompts(self, prompts: Prompts) -> tuple[PromptTokens, ImageInputs]:
+        """:meth:`prepare_prompts`, for prompts that are to be answered.
+
+        Raises:
+            RefusedRows: Naming the rows that the processor refuses, or that leave no room for a response.
+        """
+
+        def tokenise(prompts: Prompts, _: Any) -> tuple[PromptTokens, ImageInputs]:
+            tokens, images = self.prepare_prompts(prompts)
+            for ids in tokens.ids:
                 self.room(len(ids))
-            tokens = layout(prompt_tokens, [[] for _ in prompt_tokens.ids], pad_id=self.pad_id, side="left")
-        else:
-            answers = [
-                [self.response_ids(text, len(ids)) for text in row]
-                for ids, row in zip(prompt_tokens.ids, responses, strict=True)
-            ]
-            tokens = layout(prompt_tokens, answers, pad_id=self.pad_id, packed=packed, side=side)
-        return Prepared(tokens, images)
+            return tokens, images
+
+        return row_by_row(tokenise, prompts)
 
     @property
     def pad_id(self) -> int:

@@ -18,6 +18,7 @@ from safe_rlhf_v.models.clip_pair import ClipSettings, build_pair, pixel_statist
 from safe_rlhf_v.models.images import fit_square
 from safe_rlhf_v.models.layout import PromptTokens
 from safe_rlhf_v.models.reader import Reader
+from safe_rlhf_v.models.refused import row_by_row
 from safe_rlhf_v.models.types import ResponseStates
 
 
@@ -29,12 +30,14 @@ class TowerInputs(NamedTuple):
         windows: (W, L) int64 token ids, padded.
         windows_of: (T, most) int64 windows of each text; shorter rows repeat their first.
         parts: (N, 3) int64: which image, which text is the question, which the response; -1 where there is none.
+        cut: (N,) bool, question or response is longer than what is read.
     """
 
     pixels: Tensor
     windows: Tensor
     windows_of: Tensor
     parts: Tensor
+    cut: Tensor
 
 
 class ClipTowers(Reader):
@@ -141,12 +144,15 @@ class ClipTowers(Reader):
             packed: Of no effect: nothing is laid out in rows.
 
         Raises:
-            ValueError: If a prompt has several images.
+            RefusedRows: Naming the rows that cannot be prepared: a prompt has several images, or a text is none.
         """
+        return row_by_row(self._prepare, prompts, responses)
+
+    def _prepare(self, prompts: Prompts, responses: Sequence[Sequence[str]] | None) -> TowerInputs:
         pixels: dict[str, Tensor] = {}
         texts: dict[str, int] = {}
         parts: list[list[int]] = []
-        rows = zip(prompts.images, prompts.image_ids, prompts.questions, responses, strict=True)
+        rows = zip(prompts.images, prompts.image_ids, prompts.questions, responses or (), strict=True)
         for images, ids, question, answers in rows:
             _one_image(images)
             for key, image in zip(ids, images, strict=True):
@@ -156,10 +162,13 @@ class ClipTowers(Reader):
             for answer in answers:
                 number = [texts.setdefault(text, len(texts)) if text else -1 for text in (question, answer)]
                 parts.append([shown, *number])
+        encoded = [self.text_ids(text) for text in texts]
+        long = {i for i, row in enumerate(encoded) if self.max_length is not None and len(row) > self.max_length}
+        cut = [not long.isdisjoint(numbers) for _, *numbers in parts]
         windows: list[list[int]] = []
         windows_of: list[list[int]] = []
-        for text in texts:
-            found = self._windows(text)
+        for row in encoded:
+            found = self._windows(row)
             windows_of.append([len(windows) + i for i in range(len(found))])
             windows += found
         most = max(map(len, windows_of), default=1)
@@ -170,11 +179,12 @@ class ClipTowers(Reader):
             torch.tensor(windows, dtype=torch.long).view(-1, length),
             torch.tensor(padded or [[0]], dtype=torch.long),
             torch.tensor(parts, dtype=torch.long).view(-1, 3),
+            torch.tensor(cut, dtype=torch.bool),
         )
 
-    def _windows(self, text: str) -> list[list[int]]:
-        """Token ids of a text as padded windows of the context's length."""
-        ids, end = self.text_ids(text)[: self.max_length], int(self.tokenizer.eos_token_id)
+    def _windows(self, ids: list[int]) -> list[list[int]]:
+        """A text's token ids as padded windows of the context's length."""
+        ids, end = ids[: self.max_length], int(self.tokenizer.eos_token_id)
         pieces = [ids[i : i + self.room] for i in range(0, max(len(ids), 1), self.room)]
         pad = int(self.text.pad_id)
         return [[*self.start, *piece, end, *[pad] * (self.room - len(piece))] for piece in pieces]

@@ -45,7 +45,11 @@ class Reader(nn.Module, ABC):
 
     @abstractmethod
     def prepare(self, prompts: Prompts, responses: Sequence[Sequence[str]], *, packed: bool = False) -> Any:
-        """Inputs of :meth:`response_states`, on the CPU, as a nested tuple of tensors."""
+        """Inputs of :meth:`response_states`, on the CPU, as a nested tuple of tensors; its ``cut`` says which were cut.
+
+        Raises:
+            RefusedRows: Naming the rows that cannot be prepared.
+        """
 
     @abstractmethod
     def response_states(self, prepared: Any, *, log_probs: bool = False) -> ResponseStates:
