@@ -14,6 +14,7 @@ from safe_rlhf_v.guard.verdict import unchecked
 from safe_rlhf_v.models.sampling import SamplingOptions
 from safe_rlhf_v.models.types import Generation
 from safe_rlhf_v.shards import ShardedSplit
+from safe_rlhf_v.user_files import lock
 
 
 class Scripted:
@@ -140,6 +141,10 @@ def test_the_command_answers_every_prompt(calibrated_run, world, tmp_path, capsy
     ])  # fmt: skip
     command = ["--policy", str(tmp_path / "supervised"), "--guard", str(calibrated_run), "--data", str(world),
                "--rounds", "1", "--max-new-tokens", "6", "--batch-size", "5"]  # fmt: skip
+    with (tmp_path / "a.jsonl.part").open("ab") as other:
+        lock(other, "a.jsonl")
+        assert main([*command, "--output", str(tmp_path / "a.jsonl")]) == 2
+    assert "a.jsonl: another process is writing it" in capsys.readouterr().err
     assert main([*command, "--output", str(tmp_path / "a.jsonl")]) == 0
     assert main([*command, "--output", str(tmp_path / "b.jsonl")]) == 0
     assert (tmp_path / "a.jsonl").read_bytes() == (tmp_path / "b.jsonl").read_bytes()

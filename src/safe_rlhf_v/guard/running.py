@@ -21,6 +21,7 @@ from safe_rlhf_v.guard.moderation import Guard
 from safe_rlhf_v.models.sampling import SamplingOptions
 from safe_rlhf_v.records import Record
 from safe_rlhf_v.runs import load_backbone
+from safe_rlhf_v.user_files import lock
 from safe_rlhf_v.world.judge import judge
 
 Row = dict[str, Any]
@@ -39,6 +40,7 @@ def run(options: argparse.Namespace) -> list[Row]:
         options: Those of the command.
 
     Raises:
+        FileError: If another process is writing the output.
         ValueError: If policy, guard or data cannot be used.
     """
     from tqdm import tqdm
@@ -56,26 +58,28 @@ def run(options: argparse.Namespace) -> list[Row]:
     drafts = options.output.with_suffix(".drafts.jsonl")
     parts = [path.with_name(path.name + ".part") for path in (options.output, drafts)]
     judged: list[list[Row]] = []
-    with (
-        parts[0].open("w") as file,
-        parts[1].open("w") as draft_file,
-        tqdm(total=len(split), unit="prompt", desc="guarded generation") as bar,
-    ):
-        row = 0
-        for batch in data.test_dataloader()[0]:
-            count = int(batch.valid.sum())
-            answers = generate(batch.prompts, generator)
-            for i in range(count):
-                line = {"key": batch.keys[i], "answer": answers.texts[i], "round": answers.released[i]}
-                file.write(json.dumps(line, ensure_ascii=False) + "\n")
-            draft_file.writelines(_draft_lines(answers, batch.keys[:count]))
-            records = [split[row + i] for i in range(count)]
-            if all(record.truth is not None for record in records):
-                judged += _outcomes(answers, records, options)
-            row += count
-            bar.update(count)
-    for part, path in zip(parts, (options.output, drafts), strict=True):
-        part.replace(path)
+    with parts[0].open("ab") as claim:
+        lock(claim, options.output)
+        with (
+            parts[0].open("w") as file,
+            parts[1].open("w") as draft_file,
+            tqdm(total=len(split), unit="prompt", desc="guarded generation") as bar,
+        ):
+            row = 0
+            for batch in data.test_dataloader()[0]:
+                count = int(batch.valid.sum())
+                answers = generate(batch.prompts, generator)
+                for i in range(count):
+                    line = {"key": batch.keys[i], "answer": answers.texts[i], "round": answers.released[i]}
+                    file.write(json.dumps(line, ensure_ascii=False) + "\n")
+                draft_file.writelines(_draft_lines(answers, batch.keys[:count]))
+                records = [split[row + i] for i in range(count)]
+                if all(record.truth is not None for record in records):
+                    judged += _outcomes(answers, records, options)
+                row += count
+                bar.update(count)
+        for part, path in zip(parts, (options.output, drafts), strict=True):
+            part.replace(path)
     return [_mean(name, [outcome[i] for outcome in judged]) for i, name in enumerate(_names(options))] if judged else []
 
 
