@@ -169,27 +169,21 @@ class Coverage:
         """
         self.reader = reader
         self.longest_input = self.longest_question = self.longest_response = self.most_images = 0
-        self._texts: Counter[str] = Counter()
-        self._ids: dict[str, list[int]] = {}
+        self._counts: Counter[int] = Counter()
 
     def add(self, batch: PreferenceBatch) -> None:
         """Count one batch, but for its padding rows."""
         tokens = self.reader.prepare_prompts(batch.prompts)[0].ids
         for row in batch.valid.nonzero().flatten().tolist():
-            question, responses = batch.prompts.questions[row], batch.responses[row]
-            self._texts.update((question, *responses))
-            prompt = len(tokens[row])
+            responses, prompt = batch.responses[row], len(tokens[row])
+            question, *answers = (token_ids(self.reader, text) for text in (batch.prompts.questions[row], *responses))
+            for ids in (question, *answers):
+                self._counts.update(i for i in ids if i >= 0)
             longest = max((len(self.reader.response_ids(text, prompt)) for text in responses), default=1)
             self.longest_input = max(self.longest_input, prompt + longest)
-            self.longest_question = max(self.longest_question, len(self.ids(question)))
-            self.longest_response = max([self.longest_response, *(len(self.ids(text)) for text in responses)])
+            self.longest_question = max(self.longest_question, len(question))
+            self.longest_response = max([self.longest_response, *map(len, answers)])
             self.most_images = max(self.most_images, len(batch.prompts.images[row]))
-
-    def ids(self, text: str) -> list[int]:
-        """See :func:`token_ids`; each text is tokenised once."""
-        if text not in self._ids:
-            self._ids[text] = token_ids(self.reader, text)
-        return self._ids[text]
 
     def limits(self, data: str, harmless: Iterable[tuple[str, ...]]) -> Limits:
         """The limits, with the strictest bound on rare tokens that harmless held-out inputs allow.
@@ -204,10 +198,8 @@ class Coverage:
         Raises:
             ValueError: If there is no training record or no harmless input.
         """
-        counts: Counter[int] = Counter()
-        for text, times in self._texts.items():
-            counts.update({i: n * times for i, n in Counter(self.ids(text)).items() if i >= 0})
-        inputs = [[self.ids(text) for text in texts] for texts in harmless]
+        counts = self._counts
+        inputs = [[token_ids(self.reader, text) for text in texts] for texts in harmless]
         if not inputs or not self.longest_input:
             raise ValueError("limits need training records, and harmless inputs of the split that is calibrated on")
 
