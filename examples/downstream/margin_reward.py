@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from safe_rlhf_v.batches import PreferenceBatch
+from safe_rlhf_v.functional.shares import Share, masked_share
 from safe_rlhf_v.modules import RewardModule
 
 
@@ -26,13 +27,9 @@ class MarginRewardModule(RewardModule):
         super().__init__(*args, **kwargs)
         self.margin, self.hinge = margin, hinge
 
-    def training_step(self, batch: PreferenceBatch, batch_idx: int) -> Tensor:
-        """The reward model's loss plus the margin term."""
-        loss = super().training_step(batch, batch_idx)
-        scores = self.score(batch.prompts, batch.responses)  # (B, 2)
+    def loss_shares(self, scores: Tensor, batch: PreferenceBatch) -> dict[str, Share]:
+        """The reward model's terms and one more, over the labelled pairs; scores are (B, 2)."""
         sign = (1 - 2 * batch.more_helpful).masked_fill(batch.more_helpful < 0, 0)  # (B,)
-        lead = (scores[:, 0] - scores[:, 1]) * sign
+        shortfall = (self.margin - (scores[:, 0] - scores[:, 1]) * sign).clamp(min=0)
         counted = batch.valid & (sign != 0)
-        shortfall = ((self.margin - lead).clamp(min=0) * counted).sum() / counted.sum().clamp(min=1)
-        self.log("train/shortfall", shortfall.detach())
-        return loss + self.hinge * shortfall
+        return {**super().loss_shares(scores, batch), "shortfall": masked_share(shortfall, counted, self.hinge)}

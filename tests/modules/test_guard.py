@@ -8,6 +8,7 @@ import torch.nn.functional as F
 
 from safe_rlhf_v.batches import UNKNOWN_LEVEL
 from safe_rlhf_v.data_modules import PreferenceDataModule
+from safe_rlhf_v.functional.shares import loss_and_means
 from safe_rlhf_v.models import ClipDecoder, CornLink, CumulativeLink, EvidenceHead, ScalarHead, SoftmaxLink
 from safe_rlhf_v.models.tower import SlotSettings, TowerSettings
 from safe_rlhf_v.modules.guard import GuardModule, GuardOutputs
@@ -51,7 +52,7 @@ def judge(module, batch):
 @pytest.mark.parametrize("head", [ScalarHead, partial(EvidenceHead, fusion=8)])
 def test_every_trainable_tensor_gets_a_gradient(link, head, backbone, batch):
     module = build(backbone, link, head)
-    module.losses(judge(module, batch), batch)["loss"].backward()
+    loss_and_means(module.loss_shares(judge(module, batch), batch))["loss"].backward()
     assert [n for n, p in module.named_parameters() if p.requires_grad and p.grad is None] == []
 
 
@@ -64,7 +65,7 @@ def test_losses_by_hand():
         "safety": torch.tensor([[-2, UNKNOWN_LEVEL]]), "category": torch.tensor([[0, 1, 0]]), "valid": torch.tensor([True]),
     }  # fmt: skip
     record = type("Labels", (), labels)
-    found = module.losses(GuardOutputs(levels, risk, categories), record)
+    found = loss_and_means(module.loss_shares(GuardOutputs(levels, risk, categories), record))
     level = -levels[0, 1]
     expected_risk = F.softplus(-risk).mean()
     category = F.softplus(torch.tensor(1.0)) + F.softplus(torch.tensor(0.0)) + F.softplus(torch.tensor(-1.0))
@@ -73,15 +74,15 @@ def test_losses_by_hand():
     torch.testing.assert_close(found["category"], category)
     torch.testing.assert_close(found["loss"], level + 0.5 * expected_risk + 0.25 * category)
     record.category = torch.zeros(1, 3, dtype=torch.long)
-    harmless = module.losses(GuardOutputs(levels, risk, categories), record)
+    harmless = loss_and_means(module.loss_shares(GuardOutputs(levels, risk, categories), record))
     torch.testing.assert_close(harmless["prompt_risk"], F.softplus(risk).mean())
     torch.testing.assert_close(harmless["category"], F.softplus(categories[0]).sum())
     record.category = torch.tensor([[1, 0, 1]])  # several
-    several = module.losses(GuardOutputs(levels, risk, categories), record)
+    several = loss_and_means(module.loss_shares(GuardOutputs(levels, risk, categories), record))
     torch.testing.assert_close(several["category"], F.softplus(torch.tensor([-1.0, 0.0, 1.0])).sum())
     torch.testing.assert_close(several["prompt_risk"], expected_risk)
     record.category = torch.full((1, 3), -1)  # unknown: teaches nothing about the prompt
-    unknown = module.losses(GuardOutputs(levels, risk, categories), record)
+    unknown = loss_and_means(module.loss_shares(GuardOutputs(levels, risk, categories), record))
     assert unknown["prompt_risk"] == 0 and unknown["category"] == 0
     torch.testing.assert_close(unknown["loss"], unknown["level"])
 
@@ -101,7 +102,7 @@ def test_masked_rows_change_neither_loss_nor_gradient(backbone, batch):
         if n == 3:
             prompts = type(batch.prompts)(*(part[:3] for part in batch.prompts))
             cut = type(batch)(prompts, *(part[:3] for part in batch[1:-1]))  # without demonstrations
-        loss = module.losses(judge(module, cut), cut)["loss"]
+        loss = loss_and_means(module.loss_shares(judge(module, cut), cut))["loss"]
         loss.backward()
         grads.append((loss, module.head.end.weight.grad))
     torch.testing.assert_close(grads[0][0], grads[1][0])
@@ -151,7 +152,7 @@ def test_a_guard_without_categories_trains_and_measures(backbone, batch):
     module.configure_model()
     outputs = judge(module, batch)
     assert outputs.categories.shape == (15, 0) and (outputs.category == -2).all()
-    losses = module.losses(outputs, batch._replace(category=torch.zeros(5, 0, dtype=torch.long)))
+    losses = loss_and_means(module.loss_shares(outputs, batch._replace(category=torch.zeros(5, 0, dtype=torch.long))))
     assert losses["category"] == losses["prompt_risk"] == 0  # none of no categories says nothing
     torch.testing.assert_close(losses["loss"], losses["level"])
 

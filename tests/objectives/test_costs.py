@@ -109,7 +109,7 @@ def test_padding_and_unlabelled_responses_weigh_nothing(
 def test_a_half_labelled_pair_counts_its_known_response(term: type[AbsoluteTerm], preference_batch: Build) -> None:
     value = term()(torch.tensor([[0.7, 9.0]]), preference_batch(1, safety=[[-2, UNKNOWN_LEVEL]], is_safe=[[0, -1]]))
     full = term()(torch.tensor([[0.7, 0.7]]), preference_batch(1, safety=[[-2, -2]], is_safe=[[0, 0]]))
-    torch.testing.assert_close(value, full)
+    torch.testing.assert_close(value.mean, full.mean)
 
 
 @pytest.mark.parametrize("term", TERMS)
@@ -144,11 +144,11 @@ def test_ties_at_half_smoothing_say_nothing_about_order(preference_batch: Build)
 
 def test_classifier_options(preference_batch: Build) -> None:
     batch = preference_batch(1, is_safe=[[0, 1]])
-    plain, weighted = (ClassifierTerm(harmful_weight=w)(torch.zeros(1, 2), batch).item() for w in (1.0, 3.0))
+    plain, weighted = (ClassifierTerm(harmful_weight=w)(torch.zeros(1, 2), batch).mean.item() for w in (1.0, 3.0))
     assert plain == pytest.approx(2 * math.log(2)) and weighted == pytest.approx(4 * math.log(2))
     smooth = ClassifierTerm(label_smoothing=0.5)
     ones = torch.ones(1, 2)
-    torch.testing.assert_close(smooth(ones, batch), smooth(-ones, batch))
+    torch.testing.assert_close(smooth(ones, batch).mean, smooth(-ones, batch).mean)
 
 
 class TestOrdinalTerm:
@@ -158,7 +158,7 @@ class TestOrdinalTerm:
         optimizer = torch.optim.SGD(term.parameters(), lr=5.0)
         for _ in range(20):
             optimizer.zero_grad()
-            term(torch.zeros(1, 2), preference_batch(1, safety=[[-1, 1]])).backward()
+            term(torch.zeros(1, 2), preference_batch(1, safety=[[-1, 1]])).mean.backward()
             optimizer.step()
         after = term.thresholds
         assert after[2] == 0 and bool((after.diff() > 0).all())
@@ -171,7 +171,7 @@ class TestOrdinalTerm:
         a = math.log(3)
         term = OrdinalTerm(thresholds=[-2 * a, -a, 0, a, 2 * a, 3 * a])
         # cost 0, level 0: sigma(0) - sigma(-ln 3) = 1/4; level -1: sigma(ln 3) - sigma(0) = 1/4
-        value = term(torch.zeros(1, 2), preference_batch(1, safety=[[0, -1]]))
+        value = term(torch.zeros(1, 2), preference_batch(1, safety=[[0, -1]])).mean
         assert value.item() == pytest.approx(2 * math.log(4), rel=1e-5)
 
     def test_state_round_trips_and_keeps_float32(self) -> None:

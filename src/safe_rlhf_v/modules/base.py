@@ -20,8 +20,8 @@ from safe_rlhf_v.checkpoints import (
     load_stage,
     read_stage,
 )
-from safe_rlhf_v.functional.masked import masked_mean
-from safe_rlhf_v.models.backbone import Backbone
+from safe_rlhf_v.functional.shares import Share, masked_share
+from safe_rlhf_v.models.backbone import Backbone, Prepared
 from safe_rlhf_v.models.sharding import shard
 from safe_rlhf_v.modules.resume import UserOptions, gather_random_states, restore_random_states
 from safe_rlhf_v.optim import group_names, parameter_groups
@@ -129,16 +129,29 @@ class BaseModule(LightningModule):
         """A nested tuple of tensors on the module's device."""
         return to_device(prepared, self.device)
 
-    def log_likelihood(self, batch: SupervisedBatch) -> tuple[Tensor, Tensor]:
-        """(B, R) float32 log-probability of every response token, and (B, R) bool which of them count."""
-        prepared = self.backbone.prepare(batch.prompts, [(text,) for text in batch.responses])
-        states = self.backbone.response_states(self.move(prepared), log_probs=True)
-        assert states.log_probs is not None
-        return states.log_probs, states.mask & self.move(batch.valid)[:, None]
+    def total(self, value: Tensor) -> Tensor:
+        """The sum of a tensor over all ranks."""
+        if self._trainer is None or self.trainer.world_size == 1:
+            return value
+        reduced: Tensor = self.trainer.strategy.reduce(value.clone(), reduce_op="sum")
+        return reduced
 
-    def rehearsal_loss(self, demonstrations: SupervisedBatch) -> Tensor:
-        """PTX: scalar token-mean negative log-likelihood of demonstrations (InstructGPT, arXiv 2203.02155)."""
-        return -masked_mean(*self.log_likelihood(demonstrations))
+    def demonstration_inputs(self, batch: SupervisedBatch) -> tuple[Prepared, Tensor]:
+        """The network's inputs, on the CPU, and (B, R) bool on the module's device which response tokens count."""
+        prepared = self.backbone.prepare(batch.prompts, [(text,) for text in batch.responses])
+        return prepared, self.move(prepared.tokens.response_mask) & self.move(batch.valid)[:, None]
+
+    def likelihood_share(self, prepared: Prepared, mask: Tensor, weight: float = 1.0) -> Share:
+        """Negative log-likelihood of demonstrations, summed over their tokens (PTX: InstructGPT, arXiv 2203.02155).
+
+        Args:
+            prepared: What :meth:`demonstration_inputs` gave.
+            mask: What :meth:`demonstration_inputs` gave.
+            weight: In the loss.
+        """
+        log_probs = self.backbone.response_states(self.move(prepared), log_probs=True).log_probs
+        assert log_probs is not None
+        return masked_share(-log_probs, mask, weight)
 
     def split_name(self, stage: str, loader: int) -> str:
         """Name of a stage's ``loader``-th split, from the data module if it says."""

@@ -11,14 +11,15 @@ from torch.optim import AdamW
 from torchmetrics import MeanMetric, Metric
 
 from safe_rlhf_v.batches import UNKNOWN_LEVEL, ImageMode, PreferenceBatch, Prompts, hazard
-from safe_rlhf_v.functional.masked import masked_mean
 from safe_rlhf_v.functional.ordinal import expected_level
+from safe_rlhf_v.functional.shares import Share, masked_share
 from safe_rlhf_v.metrics import HarmAUROC, ordinal
 from safe_rlhf_v.metrics import harm as detection
+from safe_rlhf_v.models.backbone import Prepared
 from safe_rlhf_v.models.heads import Head, ScalarHead
 from safe_rlhf_v.models.links import CornLink, OrdinalLink
 from safe_rlhf_v.models.reader import Reader
-from safe_rlhf_v.modules.base import BaseModule
+from safe_rlhf_v.modules.loss_module import TAKEN, LossModule
 from safe_rlhf_v.taxonomy import BEAVERTAILS_V_CATEGORIES, MIN_LEVEL, NUM_LEVELS, Taxonomy
 
 HARM_BOUNDARY = -MIN_LEVEL
@@ -79,7 +80,7 @@ def check_categories(data: Taxonomy, guard: Sequence[str]) -> None:
         )
 
 
-class GuardModule(BaseModule):
+class GuardModule(LossModule):
     """Level, prompt risk and category from one forward over image, question and response; any of them may be missing.
 
     An empty response means prompt moderation: then ``prompt_risk`` speaks. All three losses are unweighted likelihoods, so
@@ -152,23 +153,35 @@ class GuardModule(BaseModule):
             prompts: B prompts.
             responses: B x K texts.
         """
-        prepared = self.move(self.backbone.prepare(prompts, responses, packed=True))
-        outputs = self.head(self.backbone.response_states(prepared, log_probs=self.head.needs_log_probs))  # (N, F+1+C)
+        return self.judge_prepared(self.backbone.prepare(prompts, responses, packed=True))
+
+    def judge_prepared(self, prepared: Prepared) -> GuardOutputs:
+        """Judge what the backbone's ``prepare`` gave."""
+        states = self.backbone.response_states(self.move(prepared), log_probs=self.head.needs_log_probs)
+        outputs = self.head(states)  # (N, F + 1 + C)
         level, risk, categories = outputs.split([self.link.features, 1, len(self.categories)], dim=1)
         return GuardOutputs(self.link.log_probs(level), risk[:, 0], categories)
 
-    def training_step(self, batch: PreferenceBatch, batch_idx: int) -> Tensor:
-        """Level, prompt-risk and category losses; the prompt alone is judged in the same pass."""
+    def prepare(self, batch: PreferenceBatch) -> tuple[PreferenceBatch, Prepared]:
+        """See :class:`LossModule`; the prompt alone is judged in the same pass."""
         self._check_categories()
         prompts = self._drop_parts(batch.prompts.with_images(self.images))
-        outputs = self(prompts, [(*row, "") for row in batch.responses])
-        losses = self.losses(outputs, batch)
-        for name, value in losses.items():
-            self.log(f"train/{name}", value.detach(), prog_bar=name == "loss", batch_size=len(batch.keys))
-        return losses["loss"]
+        prepared = self.backbone.prepare(prompts, [(*row, "") for row in batch.responses], packed=True)
+        return batch._replace(prompts=TAKEN), prepared
 
-    def losses(self, outputs: GuardOutputs, batch: PreferenceBatch) -> dict[str, Tensor]:
-        """Loss and its parts; outputs are those of the K responses and then of the empty one, per prompt.
+    def counts(self, batch: PreferenceBatch, inputs: Prepared) -> dict[str, Tensor]:
+        """Those of :meth:`loss_shares`, which follow from the labels whatever the outputs."""
+        b, k = batch.safety.shape
+        blank = torch.zeros(b * (k + 1), NUM_LEVELS + 1 + len(self.categories), device=self.device)
+        outputs = GuardOutputs(blank[:, :NUM_LEVELS], blank[:, NUM_LEVELS], blank[:, NUM_LEVELS + 1 :])
+        return {name: share.count for name, share in self.loss_shares(outputs, batch).items()}
+
+    def shares(self, batch: PreferenceBatch, inputs: Prepared) -> dict[str, Share]:
+        """Level, prompt-risk and category losses."""
+        return self.loss_shares(self.judge_prepared(inputs), batch)
+
+    def loss_shares(self, outputs: GuardOutputs, batch: PreferenceBatch) -> dict[str, Share]:
+        """The terms of the loss; outputs are those of the K responses and then of the empty one, per prompt.
 
         Args:
             outputs: N = B x (K + 1) judgements.
@@ -178,7 +191,7 @@ class GuardModule(BaseModule):
         levels = outputs.level_log_probs.view(b, k + 1, -1)[:, :k]  # (B, K, 7)
         known = (batch.safety != UNKNOWN_LEVEL) & batch.valid[:, None]  # (B, K)
         index = batch.safety.where(known, 0) - MIN_LEVEL
-        level = masked_mean(-levels.gather(-1, index[..., None]).squeeze(-1), known)
+        level = masked_share(-levels.gather(-1, index[..., None]).squeeze(-1), known)
         valid = batch.valid[:, None].expand(b, k + 1)
         hazardous = hazard(batch.category)  # (B,)
         told = valid & (hazardous >= 0)[:, None]  # (B, K + 1): an unknown category teaches nothing
@@ -190,9 +203,11 @@ class GuardModule(BaseModule):
             batch.category[:, None].expand(b, k + 1, -1).float(),
             reduction="none",
         ).sum(-1)
-        parts = {"level": level, "prompt_risk": masked_mean(risk, told), "category": masked_mean(category, told)}
-        loss = level + self.prompt_weight * parts["prompt_risk"] + self.category_weight * parts["category"]
-        return {"loss": loss, **parts}
+        return {
+            "level": level,
+            "prompt_risk": masked_share(risk, told, self.prompt_weight),
+            "category": masked_share(category, told, self.category_weight),
+        }
 
     def validation_step(self, batch: PreferenceBatch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
         """Level log-probabilities (B, K, 7) as ``scores``, for callbacks; metrics are logged per split."""

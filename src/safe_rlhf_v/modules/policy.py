@@ -209,13 +209,6 @@ class ConstrainedPolicyModule(PolicyEvaluation, BaseModule):
 
     # --- what they share --------------------------------------------------------------------------------------------
 
-    def total(self, value: Tensor) -> Tensor:
-        """The sum of a tensor over all ranks."""
-        if self._trainer is None or self.trainer.world_size == 1:
-            return value
-        reduced: Tensor = self.trainer.strategy.reduce(value.clone(), reduce_op="sum")
-        return reduced
-
     def gather(self, value: Tensor) -> Tensor:
         """(N, ...) of all ranks one after the other; N is the same on every rank."""
         if self._trainer is None or self.trainer.world_size == 1:

@@ -20,6 +20,7 @@ from safe_rlhf_v.advantages import Signals
 from safe_rlhf_v.batches import SupervisedBatch
 from safe_rlhf_v.functional.policy import kl_estimate
 from safe_rlhf_v.functional.policy_losses import clipped_surrogate, clipped_value_loss, reduce_tokens, reduction_count
+from safe_rlhf_v.functional.shares import divided
 from safe_rlhf_v.models.sharding import whole
 from safe_rlhf_v.modules.policy_rollout import of_rows
 from safe_rlhf_v.rollouts import Part, Rollout, Scores, Values, assemble
@@ -174,8 +175,10 @@ class PolicyUpdate:
 
     def _rehearse(self, step: int, demonstrations: SupervisedBatch) -> None:
         """Gradients of the demonstrations' loss."""
+        inputs, mask = self.module.demonstration_inputs(demonstrations)
         with self.module.roles.acting(self.module.backbone):
-            loss = self.module.rehearsal_loss(demonstrations)
+            share = self.module.likelihood_share(inputs, mask)
+        loss = divided(share.total, self._over_ranks(share.count))
         self._note(step, "rehearsal", loss)
         self._backward(self.settings.ptx_weight * loss)
 
@@ -184,9 +187,11 @@ class PolicyUpdate:
     def _count(self, parts: tuple[Part, ...]) -> Tensor:
         """What the minibatch's losses are divided by, over all ranks."""
         rows = torch.cat([part.rows for part in parts])
-        own = reduction_count(self.rollout.mask[rows], self.settings.reduction).double()
-        # DDP averages over ranks: dividing by a rank's mean share gives the global mean.
-        return self.module.total(own) / self.module.trainer.world_size
+        return self._over_ranks(reduction_count(self.rollout.mask[rows], self.settings.reduction).double())
+
+    def _over_ranks(self, count: Tensor) -> Tensor:
+        """The ranks' mean count: DDP averages their gradients, so what is divided by it becomes the mean over all ranks."""
+        return self.module.total(count) / self.module.trainer.world_size
 
     def _backward(self, loss: Tensor, *, last: bool = False) -> None:
         """Add a loss's gradients. Ranks exchange them in the last backward pass of a step."""

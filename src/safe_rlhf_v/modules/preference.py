@@ -4,22 +4,24 @@ from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 from torch.optim import AdamW
-from torchmetrics import MeanMetric, Metric, SumMetric
+from torchmetrics import Metric, SumMetric
 
 from safe_rlhf_v.batches import ImageMode, PreferenceBatch, Prompts
-from safe_rlhf_v.metrics import GroundingGap, PairwiseAccuracy
-from safe_rlhf_v.models.backbone import Backbone
+from safe_rlhf_v.functional.shares import Share
+from safe_rlhf_v.metrics import GroundingGap, LossMean, PairwiseAccuracy
+from safe_rlhf_v.models.backbone import Backbone, Prepared
 from safe_rlhf_v.models.heads import Head, ScalarHead
-from safe_rlhf_v.modules.base import BaseModule
+from safe_rlhf_v.modules.loss_module import TAKEN, LossModule
 from safe_rlhf_v.objectives import PreferenceObjective
 
 OTHER_IMAGES: tuple[ImageMode, ImageMode] = ("shuffled", "blank")
 
 
-class PreferenceModule(BaseModule):
+class PreferenceModule(LossModule):
     """A backbone, a head with one output, an objective, and the metrics of every evaluation split.
 
     A subclass says what its labels and its truth are; it logs ``{split}/{metric}``.
@@ -70,9 +72,17 @@ class PreferenceModule(BaseModule):
             prompts: B prompts.
             responses: B x K texts.
         """
-        prepared = self.move(self.backbone.prepare(prompts, responses, packed=self.packed))
-        states = self.backbone.response_states(prepared, log_probs=self.head.needs_log_probs)
-        return self.head(states).reshape(len(responses), -1)  # type: ignore[no-any-return]
+        return self.score_prepared(self.backbone.prepare(prompts, responses, packed=self.packed), len(responses))
+
+    def score_prepared(self, prepared: Prepared, rows: int) -> Tensor:
+        """(B, K) float32 score of every response.
+
+        Args:
+            prepared: What the backbone's ``prepare`` gave.
+            rows: B.
+        """
+        states = self.backbone.response_states(self.move(prepared), log_probs=self.head.needs_log_probs)
+        return self.head(states).reshape(rows, -1)  # type: ignore[no-any-return]
 
     @abstractmethod
     def labels(self, batch: PreferenceBatch) -> Tensor:
@@ -90,13 +100,29 @@ class PreferenceModule(BaseModule):
     def update_metrics(self, metrics: dict[str, Metric], scores: Tensor, batch: PreferenceBatch) -> None:
         """Count one batch of scores with the module's own picture mode."""
 
-    def training_step(self, batch: PreferenceBatch, batch_idx: int) -> Tensor:
-        """The objective and its parts."""
-        scores = self.score(batch.prompts.with_images(self.images), batch.responses)
-        losses = self.objective(scores, batch)
-        for name, value in losses.items():
-            self.log(f"train/{name}", value.detach(), prog_bar=name == "loss", batch_size=len(batch.keys))
-        return losses["loss"]  # type: ignore[no-any-return]
+    def prepare(self, batch: PreferenceBatch) -> tuple[PreferenceBatch, Prepared]:
+        """See :class:`LossModule`."""
+        prompts = batch.prompts.with_images(self.images)
+        prepared = self.backbone.prepare(prompts, batch.responses, packed=self.packed)
+        return batch._replace(prompts=TAKEN), prepared
+
+    def counts(self, batch: PreferenceBatch, inputs: Prepared) -> dict[str, Tensor]:
+        """Those of :meth:`loss_shares`, which follow from the labels whatever the scores."""
+        scores = torch.zeros(batch.safety.shape, device=self.device)
+        return {name: share.count for name, share in self.loss_shares(scores, batch).items()}
+
+    def shares(self, batch: PreferenceBatch, inputs: Prepared) -> dict[str, Share]:
+        """See :class:`LossModule`."""
+        return self.loss_shares(self.score_prepared(inputs, len(batch.keys)), batch)
+
+    def loss_shares(self, scores: Tensor, batch: PreferenceBatch) -> dict[str, Share]:
+        """Those of the objective; a subclass may add terms.
+
+        Args:
+            scores: (B, K).
+            batch: Where the labels are; without prompts.
+        """
+        return self.objective.shares(scores, batch)
 
     def validation_step(self, batch: PreferenceBatch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
         """Scores (B, K), for callbacks; metrics are logged per split."""
@@ -115,13 +141,14 @@ class PreferenceModule(BaseModule):
     def evaluate(self, batch: PreferenceBatch, stage: str, loader: int) -> dict[str, Tensor]:
         """Score one batch of a stage's ``loader``-th split and count it."""
         split = self.split_name(stage, loader)
-        if split not in self.metrics:
-            self.metrics[split] = nn.ModuleDict(self._fresh(stage, batch.is_safe.shape[1])).to(self.device)
-        metrics: dict[str, Any] = dict(self.metrics[split].items())  # type: ignore[operator]
         scores = self.score(batch.prompts.with_images(self.images), batch.responses)
+        shares = self.loss_shares(scores, batch) if scores.shape[1] == 2 else {}
+        if split not in self.metrics:
+            self.metrics[split] = nn.ModuleDict(self._fresh(stage, scores.shape[1], shares)).to(self.device)
+        metrics: dict[str, Any] = dict(self.metrics[split].items())  # type: ignore[operator]
         self.update_metrics(metrics, scores, batch)
-        if "loss" in metrics:
-            metrics["loss"].update(self.objective(scores, batch)["loss"].detach(), weight=batch.valid.sum())
+        if shares:
+            metrics["loss"].update(shares)
             metrics["decided_pairs"].update(((self.truth(batch) >= 0) & batch.valid).sum())
         for mode in OTHER_IMAGES:
             if f"{mode}_accuracy" in metrics:
@@ -140,11 +167,11 @@ class PreferenceModule(BaseModule):
             )
         return {"scores": scores.detach()}
 
-    def _fresh(self, stage: str, responses: int) -> dict[str, Metric]:
+    def _fresh(self, stage: str, responses: int, shares: dict[str, Share]) -> dict[str, Metric]:
         """Metrics of one split, with the other-picture accuracies where they are wanted."""
         other = OTHER_IMAGES if stage == "test" and self.grounding and responses == 2 else ()
         return {
-            **({"loss": MeanMetric(), "decided_pairs": SumMetric()} if responses == 2 else {}),
+            **({"loss": LossMean.of(shares), "decided_pairs": SumMetric()} if shares else {}),
             **self.make_metrics(responses),
             **{f"{mode}_accuracy": PairwiseAccuracy() for mode in other},
             **{f"{mode}_gap": GroundingGap() for mode in other},

@@ -1,27 +1,35 @@
 """Offline training of a policy on dual preferences: DPO on either label, SACPO in two runs, SafeDPO."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 from torch.optim import AdamW
-from torchmetrics import MeanMetric, Metric, SumMetric
+from torchmetrics import Metric, SumMetric
 
 from safe_rlhf_v.batches import UNKNOWN_LEVEL, PreferenceBatch, Prompts
 from safe_rlhf_v.checkpoints import load_stage, read_stage
 from safe_rlhf_v.functional.pairwise import preferred
 from safe_rlhf_v.functional.preference_optimisation import helpful_pairs, safer_pairs
-from safe_rlhf_v.metrics import PairwiseAccuracy
-from safe_rlhf_v.models.backbone import Backbone
+from safe_rlhf_v.functional.shares import Share
+from safe_rlhf_v.metrics import LossMean, PairwiseAccuracy
+from safe_rlhf_v.models.backbone import Backbone, Prepared
 from safe_rlhf_v.models.dropout import switch_off_dropout
 from safe_rlhf_v.models.frozen_copy import FrozenCopy, frozen_names
-from safe_rlhf_v.modules.base import BaseModule
+from safe_rlhf_v.modules.loss_module import TAKEN, LossModule
 from safe_rlhf_v.objectives.preference_optimisation import DirectObjective
 
 
-class PreferenceOptimisationModule(BaseModule):
+class Inputs(NamedTuple):
+    """Prepared pairs, and prepared demonstrations with the tokens of them that count."""
+
+    pairs: Prepared
+    rehearsed: tuple[Prepared, Tensor] | None
+
+
+class PreferenceOptimisationModule(LossModule):
     """Trains the backbone itself on labelled pairs, held to a frozen reference; no reward model, no rollouts.
 
     Dropout is off in policy and reference, as in TRL: the loss compares the two.
@@ -44,6 +52,8 @@ class PreferenceOptimisationModule(BaseModule):
             objective: {class_path: safe_rlhf_v.objectives.SafeDPO}
             init_from: runs/llava_1_5_7b/supervised
     """
+
+    in_progress_bar = ("loss", "accuracy")
 
     def __init__(
         self,
@@ -118,33 +128,50 @@ class PreferenceOptimisationModule(BaseModule):
             prompts: B prompts.
             responses: B x K texts.
         """
-        prepared = self.move(self.backbone.prepare(prompts, responses, packed=self.packed))
+        return self.prepared_log_ratios(self.backbone.prepare(prompts, responses, packed=self.packed), len(responses))
+
+    def prepared_log_ratios(self, prepared: Prepared, rows: int) -> Tensor:
+        """As :meth:`log_ratios`.
+
+        Args:
+            prepared: What the backbone's ``prepare`` gave.
+            rows: B.
+        """
+        prepared = self.move(prepared)
         policy = self.backbone.response_states(prepared, log_probs=True).log_probs  # (N, R), 0 where masked
         with torch.no_grad():
             reference = self.reference.network.response_states(prepared, log_probs=True).log_probs
         assert policy is not None and reference is not None
-        return (policy - reference).sum(1).view(len(responses), -1)  # token by token: sums of long responses are large
+        return (policy - reference).sum(1).view(rows, -1)  # token by token: sums of long responses are large
 
-    def training_step(self, batch: PreferenceBatch, batch_idx: int) -> Tensor:
-        """The objective and its parts, and the rehearsal.
+    def prepare(self, batch: PreferenceBatch) -> tuple[PreferenceBatch, Inputs]:
+        """See :class:`LossModule`.
 
         Raises:
             ValueError: If there is nothing to rehearse, or no weight for what there is.
         """
-        losses: dict[str, Tensor] = self.objective(self.log_ratios(batch.prompts, batch.responses), batch)
-        for name, value in losses.items():
-            self.log(f"train/{name}", value.detach(), prog_bar=name in ("loss", "accuracy"), batch_size=len(batch.keys))
         if (batch.demonstrations is None) == (self.rehearsal_weight > 0):
             raise ValueError(
                 f"rehearsal_weight is {self.rehearsal_weight}, and the data have "
                 f"{'no' if batch.demonstrations is None else 'their'} demonstrations: for a rehearsal set both, with "
                 "RehearsedPreferenceDataModule"
             )
-        if batch.demonstrations is None:
-            return losses["loss"]
-        rehearsal = self.rehearsal_loss(batch.demonstrations)
-        self.log("train/rehearsal_loss", rehearsal.detach(), batch_size=len(batch.keys))
-        return losses["loss"] + self.rehearsal_weight * rehearsal
+        pairs = self.backbone.prepare(batch.prompts, batch.responses, packed=self.packed)
+        rehearsed = None if batch.demonstrations is None else self.demonstration_inputs(batch.demonstrations)
+        return batch._replace(prompts=TAKEN, demonstrations=None), Inputs(pairs, rehearsed)
+
+    def counts(self, batch: PreferenceBatch, inputs: Inputs) -> dict[str, Tensor]:
+        """Those of the objective, which follow from the labels whatever the log-ratios; tokens to rehearse."""
+        ratios = torch.zeros(batch.safety.shape, device=self.device)
+        counts = {name: share.count for name, share in self.objective.shares(ratios, batch).items()}
+        return counts if inputs.rehearsed is None else {**counts, "rehearsal_loss": inputs.rehearsed[1].sum().float()}
+
+    def shares(self, batch: PreferenceBatch, inputs: Inputs) -> dict[str, Share]:
+        """Those of the objective, and the rehearsal."""
+        shares = self.objective.shares(self.prepared_log_ratios(inputs.pairs, len(batch.keys)), batch)
+        if inputs.rehearsed is None:
+            return shares
+        return {**shares, "rehearsal_loss": self.likelihood_share(*inputs.rehearsed, self.rehearsal_weight)}
 
     def validation_step(self, batch: PreferenceBatch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
         """Implicit rewards (B, 2) as ``scores``, for callbacks; metrics are logged per split."""
@@ -163,20 +190,19 @@ class PreferenceOptimisationModule(BaseModule):
     def evaluate(self, batch: PreferenceBatch, stage: str, loader: int) -> dict[str, Tensor]:
         """Score one batch of a stage's ``loader``-th split and count it."""
         split = self.split_name(stage, loader)
-        if split not in self.metrics:
-            self.metrics[split] = nn.ModuleDict(self.make_metrics()).to(self.device)
-        metrics: dict[str, Any] = dict(self.metrics[split].items())  # type: ignore[operator]
         ratios = self.log_ratios(batch.prompts, batch.responses)
-        losses: dict[str, Tensor] = self.objective(ratios, batch)
+        shares = self.objective.shares(ratios, batch)
+        if split not in self.metrics:
+            self.metrics[split] = nn.ModuleDict(self.make_metrics(shares)).to(self.device)
+        metrics: dict[str, Any] = dict(self.metrics[split].items())  # type: ignore[operator]
         targets = {"accuracy": self.objective.pairs(batch).target, **either_order(batch)}
         exact = with_true_labels(batch)
         targets |= {f"true_{name}": target for name, target in either_order(exact).items()}
         targets["true_accuracy"] = self.objective.pairs(exact).target
         for name, target in targets.items():
             metrics[name].update(ratios, target, batch.valid)
-        counted = ((targets["accuracy"] >= 0) & batch.valid).sum()
         for name in ("loss", "margin"):
-            metrics[name].update(losses[name].detach(), weight=counted)
+            metrics[name].update(shares)
         metrics["decided_pairs"].update(((targets["true_accuracy"] >= 0) & batch.valid).sum())
         for name, metric in metrics.items():
             self.log(
@@ -190,11 +216,12 @@ class PreferenceOptimisationModule(BaseModule):
             )
         return {"scores": (self.objective.beta * ratios).detach()}
 
-    def make_metrics(self) -> dict[str, Metric]:
-        """Fresh metrics of one evaluation split."""
+    def make_metrics(self, shares: dict[str, Share]) -> dict[str, Metric]:
+        """Fresh metrics of one evaluation split whose loss is made of such shares."""
         names = ("accuracy", "helpful_accuracy", "safe_accuracy")
         accuracies = {f"{truth}{name}": PairwiseAccuracy() for truth in ("", "true_") for name in names}
-        return {"loss": MeanMetric(), "margin": MeanMetric(), "decided_pairs": SumMetric(), **accuracies}
+        means = {"loss": LossMean.of(shares), "margin": LossMean({"margin": 1.0})}
+        return {**means, "decided_pairs": SumMetric(), **accuracies}
 
 
 def either_order(batch: PreferenceBatch) -> dict[str, Tensor]:

@@ -6,14 +6,15 @@ from typing import Any
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 from torch.optim import AdamW
-from torchmetrics import MeanMetric
 
 from safe_rlhf_v.batches import SupervisedBatch
-from safe_rlhf_v.models.backbone import Backbone
-from safe_rlhf_v.modules.base import BaseModule
+from safe_rlhf_v.functional.shares import Share
+from safe_rlhf_v.metrics import LossMean
+from safe_rlhf_v.models.backbone import Backbone, Prepared
+from safe_rlhf_v.modules.loss_module import TAKEN, LossModule
 
 
-class SupervisedModule(BaseModule):
+class SupervisedModule(LossModule):
     """Token-mean negative log-likelihood of the responses given image and question; prompts are not trained on.
 
     YAML::
@@ -42,36 +43,41 @@ class SupervisedModule(BaseModule):
         """
         super().__init__(optimizer, scheduler, init_from, lr_scale)
         self.make_backbone = backbone
-        self.token_loss = MeanMetric()
+        self.token_loss = LossMean({"loss": 1.0})
 
     def build(self) -> None:
         """Create the backbone."""
         self.backbone = self.make_backbone()
 
-    def training_step(self, batch: SupervisedBatch, batch_idx: int) -> Tensor:
-        """Mean over the batch's response tokens."""
-        log_probs, mask = self.log_likelihood(batch)
-        loss = -(log_probs * mask).sum() / mask.sum().clamp(min=1)
-        self.log("train/loss", loss.detach(), prog_bar=True)
-        return loss
+    def prepare(self, batch: SupervisedBatch) -> tuple[SupervisedBatch, tuple[Prepared, Tensor]]:
+        """See :class:`LossModule`."""
+        return batch._replace(prompts=TAKEN), self.demonstration_inputs(batch)
+
+    def counts(self, batch: SupervisedBatch, inputs: tuple[Prepared, Tensor]) -> dict[str, Tensor]:
+        """Tokens."""
+        return {"loss": inputs[1].sum().float()}
+
+    def shares(self, batch: SupervisedBatch, inputs: tuple[Prepared, Tensor]) -> dict[str, Share]:
+        """Over the batch's response tokens."""
+        return {"loss": self.likelihood_share(*inputs)}
 
     def validation_step(self, batch: SupervisedBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Token-mean negative log-likelihood of the held-out responses."""
-        log_probs, mask = self.log_likelihood(batch)
-        self.token_loss.update(-log_probs[mask])
-        self.log(
-            "validation/loss", self.token_loss, on_epoch=True, prog_bar=True, batch_size=1, add_dataloader_idx=False
-        )
+        self._evaluate("validation", batch)
 
     def test_step(self, batch: SupervisedBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """As validation, logged as ``test/loss``."""
-        log_probs, mask = self.log_likelihood(batch)
-        self.token_loss.update(-log_probs[mask])
-        self.log("test/loss", self.token_loss, on_epoch=True, batch_size=1, add_dataloader_idx=False)
+        self._evaluate("test", batch)
+
+    def _evaluate(self, stage: str, batch: SupervisedBatch) -> None:
+        self.token_loss.update(self.shares(*self.prepare(batch)))
+        self.log(f"{stage}/loss", self.token_loss, on_epoch=True, prog_bar=True, batch_size=1, add_dataloader_idx=False)
 
     def predict_step(self, batch: SupervisedBatch, batch_idx: int, dataloader_idx: int = 0) -> list[dict[str, Any]]:
         """Summed log-probability of each demonstrated response."""
-        log_probs, mask = self.log_likelihood(batch)
+        prepared, mask = self.demonstration_inputs(batch)
+        log_probs = self.backbone.response_states(self.move(prepared), log_probs=True).log_probs
+        assert log_probs is not None
         totals = (log_probs * mask).sum(1).tolist()
         rows = zip(batch.keys, totals, batch.valid.tolist(), strict=True)
         return [{"key": key, "log_prob": total} for key, total, valid in rows if valid]

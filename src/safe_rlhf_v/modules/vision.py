@@ -10,12 +10,14 @@ from torch.nn.functional import cross_entropy
 from torch.optim import AdamW
 from torchmetrics import MeanMetric
 
-from safe_rlhf_v.batches import SupervisedBatch
+from safe_rlhf_v.batches import Prompts, SupervisedBatch
+from safe_rlhf_v.functional.shares import Share, masked_share
 from safe_rlhf_v.models import ClipDecoder
-from safe_rlhf_v.modules.base import BaseModule
+from safe_rlhf_v.models.types import ImageInputs
+from safe_rlhf_v.modules.loss_module import TAKEN, LossModule
 
 
-class VisionModule(BaseModule):
+class VisionModule(LossModule):
     """Cross-entropy on what the pictures show, read from the image tokens, so that a tiny tower sees before it speaks.
 
     Pretrained towers do not need it. Attribute i of ``attributes`` is read from image token i + 1 (token 0 stays free), the
@@ -66,29 +68,47 @@ class VisionModule(BaseModule):
         self.classifiers = nn.ModuleDict({name: nn.Linear(width, n) for name, n in self.attributes.items()})
         self.backbone.train_only_tower()
 
-    def logits(self, batch: SupervisedBatch) -> dict[str, Tensor]:
-        """Attribute name to (B, classes) logits."""
-        _, images = self.move(self.backbone.prepare_prompts(batch.prompts))
-        tokens = torch.stack(self.backbone.encode(images).tokens)  # (B, P, D_image)
+    def prepare(self, batch: SupervisedBatch) -> tuple[SupervisedBatch, ImageInputs]:
+        """See :class:`LossModule`. A row's first picture counts; rows without one (padding) do not run."""
+        rows = [row for row, pictures in enumerate(batch.prompts.images) if pictures]
+        prompts = Prompts(
+            images=tuple(batch.prompts.images[row][:1] for row in rows),
+            image_ids=tuple(batch.prompts.image_ids[row][:1] for row in rows),
+            questions=tuple(batch.prompts.questions[row] for row in rows),
+        )
+        _, images = self.backbone.prepare_prompts(prompts)
+        labels = {name: self.labels(batch, name)[rows] for name in self.attributes}
+        return batch._replace(prompts=TAKEN, attributes=labels), images
+
+    def labels(self, batch: SupervisedBatch, name: str) -> Tensor:
+        """(B,) int64 class of an attribute, -1 in rows that do not count; the batch may know nothing of it."""
+        known = batch.attributes.get(name, torch.full_like(batch.valid, -1, dtype=torch.long))
+        return known.masked_fill(~batch.valid, -1)
+
+    def logits(self, images: ImageInputs) -> dict[str, Tensor]:
+        """Attribute name to (M, classes) logits of M pictures."""
+        found = self.backbone.encode(self.move(images)).tokens
+        tokens = torch.stack(found) if found else torch.zeros(0, *self.backbone.image_shape, device=self.device)
         return {name: head(tokens[:, i]) for i, (name, head) in enumerate(self.classifiers.items(), start=1)}
 
-    def training_step(self, batch: SupervisedBatch, batch_idx: int) -> Tensor:
-        """Sum of the attributes' cross-entropies."""
-        losses = [cross_entropy(x, batch.attributes[name], ignore_index=-1) for name, x in self.logits(batch).items()]
-        loss = torch.stack(losses).sum()
-        self.log("train/loss", loss.detach(), prog_bar=True)
-        return loss
+    def counts(self, batch: SupervisedBatch, inputs: ImageInputs) -> dict[str, Tensor]:
+        """Pictures of which each attribute is known."""
+        return {name: (labels >= 0).sum().float() for name, labels in batch.attributes.items()}
+
+    def shares(self, batch: SupervisedBatch, inputs: ImageInputs) -> dict[str, Share]:
+        """The attributes' cross-entropies."""
+        found = {}
+        for name, logits in self.logits(inputs).items():
+            labels = batch.attributes[name]
+            losses = cross_entropy(logits, labels, ignore_index=-1, reduction="none")
+            found[name] = masked_share(losses, labels >= 0)
+        return found
 
     def validation_step(self, batch: SupervisedBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Accuracy of every attribute."""
-        keep = batch.valid.tolist()
-        rows = [i for i, valid in enumerate(keep) if valid]
-        prompts = batch.prompts._replace(
-            images=tuple(batch.prompts.images[i] for i in rows),
-            image_ids=tuple(batch.prompts.image_ids[i] for i in rows),
-            questions=tuple(batch.prompts.questions[i] for i in rows),
-        )
-        for name, logits in self.logits(batch._replace(prompts=prompts)).items():
+        """Accuracy of every attribute, over the pictures of which it is known."""
+        labelled, images = self.prepare(batch)
+        for name, logits in self.logits(images).items():
             metric: Any = self.accuracy[name]
-            metric.update((logits.argmax(1) == batch.attributes[name][rows]).float())
+            known = labelled.attributes[name] >= 0
+            metric.update((logits.argmax(1) == labelled.attributes[name])[known].float())
             self.log(f"validation/{name}", metric, on_epoch=True, batch_size=1, add_dataloader_idx=False)

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from safe_rlhf_v.batches import UNKNOWN_LEVEL, PreferenceBatch
 from safe_rlhf_v.float32 import Float32Module
 from safe_rlhf_v.functional.absolute import classifier_loss, graded_loss, sign_loss, weighted_sign_loss
-from safe_rlhf_v.functional.masked import masked_mean
 from safe_rlhf_v.functional.ordinal import gaps_from_thresholds, ordinal_loss, thresholds_from_gaps
+from safe_rlhf_v.functional.shares import Share, masked_share
 from safe_rlhf_v.objectives.base import check_range, checked_scores
 from safe_rlhf_v.taxonomy import MIN_LEVEL, NUM_LEVELS
 
@@ -46,15 +46,15 @@ class AbsoluteTerm(Float32Module, ABC):
     def losses(self, costs: Tensor, batch: PreferenceBatch) -> tuple[Tensor, Tensor]:
         """(B, K) loss of each response (finite also where unlabelled) and (B, K) bool, where a label is known."""
 
-    def forward(self, scores: Tensor, batch: PreferenceBatch) -> Tensor:
-        """() the term's unweighted value; 0, with a graph, if nothing is labelled.
+    def forward(self, scores: Tensor, batch: PreferenceBatch) -> Share:
+        """The batch's share: K times the sum of the losses, and how many responses are labelled.
 
         Args:
             scores: (B, K) costs, higher = more harmful.
             batch: Where the labels are.
         """
         losses, known = self.losses(checked_scores(scores, batch), batch)
-        return masked_mean(losses, known & batch.valid[:, None]) * scores.shape[1]
+        return masked_share(losses * scores.shape[1], known & batch.valid[:, None], self.weight)
 
 
 class SignTerm(AbsoluteTerm):

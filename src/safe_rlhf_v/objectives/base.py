@@ -5,26 +5,37 @@ from abc import ABC, abstractmethod
 from torch import Tensor, nn
 
 from safe_rlhf_v.batches import PreferenceBatch
+from safe_rlhf_v.functional.shares import Share, loss_and_means
 
 
 class PreferenceObjective(nn.Module, ABC):
-    """Scores of a batch in, a loss and its named parts out. A module, because an objective may learn thresholds.
+    """Scores of a batch in, the shares of a loss's terms out. A module, because an objective may learn thresholds.
 
-    Rows with ``valid`` False and unknown labels weigh nothing; if nothing is left the loss is 0 and still has a graph,
-    so that every rank of a distributed run can take its backward pass.
+    A subclass writes :meth:`shares`. Every term has its own count, so that accumulated micro-batches and ranks make the loss of
+    one big batch (:mod:`safe_rlhf_v.functional.shares`). Rows with ``valid`` False and unknown labels weigh nothing; if nothing
+    is left the loss is 0 and still has a graph, so that every rank of a distributed run can take its backward pass.
     """
 
     @abstractmethod
+    def shares(self, scores: Tensor, batch: PreferenceBatch) -> dict[str, Share]:
+        """What the batch adds to each term, by name; none may be called ``loss``. Terms of weight 0 are only watched.
+
+        Args:
+            scores: (B, K) score of each response.
+            batch: Where the labels are. Counts follow from them alone, not from the scores.
+        """
+
     def forward(self, scores: Tensor, batch: PreferenceBatch) -> dict[str, Tensor]:
-        """The loss.
+        """The loss of one batch.
 
         Args:
             scores: (B, K) score of each response.
             batch: Where the labels are.
 
         Returns:
-            ``loss`` () float32 with its graph, and the unweighted parts it is made of, each () and detached.
+            ``loss`` () float32 with its graph, and the unweighted means it is made of, each () and detached.
         """
+        return loss_and_means(self.shares(scores, batch))
 
 
 def checked_scores(scores: Tensor, batch: PreferenceBatch, responses: int | None = None) -> Tensor:

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from safe_rlhf_v.batches import PreferenceBatch
-from safe_rlhf_v.functional.masked import masked_mean
 from safe_rlhf_v.functional.pairwise import bradley_terry
+from safe_rlhf_v.functional.shares import Share, masked_share
 from safe_rlhf_v.objectives.base import PreferenceObjective, check_range, checked_scores
 
 
@@ -58,20 +58,19 @@ class BradleyTerry(PreferenceObjective):
             raise ValueError("tie_smoothing is about tied safety ratings: remove it, or set preference to 'safer'")
         self.preference = preference
 
-    def forward(self, scores: Tensor, batch: PreferenceBatch) -> dict[str, Tensor]:
+    def shares(self, scores: Tensor, batch: PreferenceBatch) -> dict[str, Share]:
         """Scores (B, 2), higher = preferred; see :class:`PreferenceObjective`."""
-        pair = self.pair_loss(scores, batch)
         squares = checked_scores(scores, batch, responses=2).square().mean(1)  # (B,)
-        regularisation = masked_mean(squares, self._labels(batch)[1])
-        loss = pair + self.score_regularisation * regularisation
-        return {"loss": loss, "pair": pair.detach(), "regularisation": regularisation.detach()}
+        regularisation = masked_share(squares, self._labels(batch)[1], self.score_regularisation)
+        return {"pair": self.pair_share(scores, batch), "regularisation": regularisation}
 
-    def pair_loss(self, scores: Tensor, batch: PreferenceBatch) -> Tensor:
-        """() mean Bradley-Terry loss of the labelled pairs, without regularisation.
+    def pair_share(self, scores: Tensor, batch: PreferenceBatch, weight: float = 1.0) -> Share:
+        """The Bradley-Terry losses of the labelled pairs, without regularisation.
 
         Args:
             scores: (B, 2), higher = preferred.
             batch: Where the labels are.
+            weight: Their weight in the loss.
         """
         scores = checked_scores(scores, batch, responses=2)
         target, labelled = self._labels(batch)
@@ -80,7 +79,8 @@ class BradleyTerry(PreferenceObjective):
         smoothing: Tensor | float = self.label_smoothing
         if self.tie_smoothing > smoothing:
             smoothing = torch.where(batch.safety_tie, self.tie_smoothing, smoothing)  # (B,)
-        return masked_mean(bradley_terry(higher, lower, margin=self.margin, label_smoothing=smoothing), labelled)
+        losses = bradley_terry(higher, lower, margin=self.margin, label_smoothing=smoothing)
+        return masked_share(losses, labelled, weight)
 
     def _labels(self, batch: PreferenceBatch) -> tuple[Tensor, Tensor]:
         """(B,) index of the preferred response and (B,) bool whether the row counts."""

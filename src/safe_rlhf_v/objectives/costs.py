@@ -3,7 +3,7 @@
 from torch import Tensor, nn
 
 from safe_rlhf_v.batches import UNKNOWN_LEVEL, PreferenceBatch
-from safe_rlhf_v.functional.masked import masked_mean
+from safe_rlhf_v.functional.shares import Share, masked_share
 from safe_rlhf_v.objectives.absolute import AbsoluteTerm
 from safe_rlhf_v.objectives.base import PreferenceObjective, check_range, checked_scores
 from safe_rlhf_v.objectives.bradley_terry import BradleyTerry
@@ -47,30 +47,29 @@ class CostObjective(PreferenceObjective):
             tie_smoothing: Label smoothing in [0, 0.5] of pairs with equal safety ratings; 0.5 makes them say nothing.
 
         Raises:
-            ValueError: If an option is outside its range or two terms have the same name.
+            ValueError: If an option is outside its range, two terms have the same name, or nothing has a weight.
         """
         super().__init__()
         names = [term.name for term in terms]
         if len({*names, "loss", "pair", "regularisation"}) < len(names) + 3:
             raise ValueError(f"terms are named {names}: each name once, and none of loss, pair, regularisation")
+        if not pair_weight and not any(term.weight for term in terms):
+            raise ValueError("pair_weight is 0 and no term has a weight: there is nothing to learn from")
         self.terms = nn.ModuleList(terms)
         self.pair_weight = check_range("pair_weight", pair_weight, 0.0)
         self.score_regularisation = check_range("score_regularisation", score_regularisation, 0.0)
         self.pair = BradleyTerry(tie_smoothing=tie_smoothing, preference="safer")
 
-    def forward(self, scores: Tensor, batch: PreferenceBatch) -> dict[str, Tensor]:
+    def shares(self, scores: Tensor, batch: PreferenceBatch) -> dict[str, Share]:
         """Costs (B, K), higher = more harmful; K = 2 unless ``pair_weight`` is 0. See :class:`PreferenceObjective`."""
         squares = checked_scores(scores, batch).square().mean(1)  # (B,)
-        parts = {"regularisation": masked_mean(squares, _labelled(batch))}
-        loss = self.score_regularisation * parts["regularisation"]
+        found = {"regularisation": masked_share(squares, _labelled(batch), self.score_regularisation)}
         if self.pair_weight:
-            parts["pair"] = self.pair.pair_loss(-scores, batch)  # safety is minus cost
-            loss = loss + self.pair_weight * parts["pair"]
+            found["pair"] = self.pair.pair_share(-scores, batch, self.pair_weight)  # safety is minus cost
         for term in self.terms:
             assert isinstance(term, AbsoluteTerm)
-            parts[term.name] = term(scores, batch)
-            loss = loss + term.weight * parts[term.name]
-        return {"loss": loss} | {name: part.detach() for name, part in parts.items()}
+            found[term.name] = term(scores, batch)
+        return found
 
 
 def _labelled(batch: PreferenceBatch) -> Tensor:

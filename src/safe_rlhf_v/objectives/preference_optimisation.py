@@ -6,7 +6,6 @@ from typing import Literal
 from torch import Tensor
 
 from safe_rlhf_v.batches import PreferenceBatch
-from safe_rlhf_v.functional.masked import masked_mean
 from safe_rlhf_v.functional.preference_optimisation import (
     LabelledPairs,
     dpo_loss,
@@ -17,15 +16,16 @@ from safe_rlhf_v.functional.preference_optimisation import (
     safe_helpful_pairs,
     safer_pairs,
 )
+from safe_rlhf_v.functional.shares import Share, masked_share
 from safe_rlhf_v.objectives.base import PreferenceObjective, check_range, checked_scores
 
 
 class DirectObjective(PreferenceObjective):
     """A loss over the log-ratios of winner and loser; a subclass writes :meth:`pairs` and :meth:`losses`.
 
-    Parts, means over the pairs that count: ``reward_winner`` and ``reward_loser`` (implicit rewards, beta times the
-    log-ratio), ``margin`` (their difference), ``accuracy`` (how often the winner's is strictly higher). ``kept`` is the
-    share of the records that count.
+    ``pair`` is the loss. Only watched are means over the pairs that count, ``reward_winner`` and ``reward_loser`` (implicit
+    rewards, beta times the log-ratio), ``margin`` (their difference), ``accuracy`` (how often the winner's is strictly higher),
+    and ``kept``, the share of the records that count.
 
     Attributes:
         beta: Implicit reward per unit of log-ratio; large values hold the policy to the reference.
@@ -54,17 +54,19 @@ class DirectObjective(PreferenceObjective):
             batch: Where further labels are.
         """
 
-    def forward(self, scores: Tensor, batch: PreferenceBatch) -> dict[str, Tensor]:
+    def shares(self, scores: Tensor, batch: PreferenceBatch) -> dict[str, Share]:
         """Scores are log-ratios (B, 2), policy against reference; see :class:`PreferenceObjective`."""
         ratios = checked_scores(scores, batch, responses=2)
         pairs = self.pairs(batch)
         weight = pairs.weight * batch.valid  # (B,)
         winner, loser = order_pair(ratios, pairs.winner)
-        loss = masked_mean(self.losses(winner, loser, batch), weight)
         won, lost = self.beta * winner.detach(), self.beta * loser.detach()
-        parts = {"accuracy": (won > lost).float(), "margin": won - lost, "reward_winner": won, "reward_loser": lost}
-        means = {name: masked_mean(value, weight) for name, value in parts.items()}
-        return {"loss": loss, **means, "kept": masked_mean((weight > 0).float(), batch.valid)}
+        watched = {"accuracy": (won > lost).float(), "margin": won - lost, "reward_winner": won, "reward_loser": lost}
+        return {
+            "pair": masked_share(self.losses(winner, loser, batch), weight),
+            **{name: masked_share(value, weight, 0.0) for name, value in watched.items()},
+            "kept": masked_share((weight > 0).float(), batch.valid, 0.0),
+        }
 
 
 class DPO(DirectObjective):

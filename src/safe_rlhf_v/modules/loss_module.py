@@ -1,0 +1,115 @@
+r"""Training steps whose accumulated micro-batches and ranks make exactly one big batch.
+
+Every term of a loss has its own denominator (:mod:`safe_rlhf_v.functional.shares`), and it is known only when all micro-batches
+of an optimizer step have been seen: an accumulation window, ``Trainer(accumulate_grad_batches=n)``, a shorter one where an epoch
+ends. So the batches of a window are only prepared on the CPU as they come in, and the last one starts the work: what counts is
+summed over the window and over all W ranks, and each micro-batch b in turn goes forward and backward with
+
+.. math:: \ell_b = W \sum_t w_t \frac{S_{tb}}{\sum_{r}\sum_{b'} n_{tb'r}}
+
+The gradients of the window add up, DDP and FSDP2 divide by W, and the result is the gradient of
+:math:`\sum_t w_t \sum_r\sum_b S_{tbr} / \sum_r\sum_b n_{tbr}`: that of one batch holding all rows. No more than one micro-batch's
+graph exists at a time; what waits are prepared inputs in host memory (pictures as the processor leaves them). Clipping and the
+optimizer's step come after that, as always. Counting ahead is also what transformers' Trainer does (``num_items_in_batch``), for
+its one term and tokens only.
+
+The steps before the last return 0 and cost little; the last returns the window's loss, and logs it and its terms.
+"""
+
+from abc import abstractmethod
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from lightning.pytorch.strategies import ParallelStrategy
+from torch import Tensor
+
+from safe_rlhf_v.batches import Prompts
+from safe_rlhf_v.functional.shares import Share, divided, loss_of
+from safe_rlhf_v.modules.base import BaseModule
+
+TAKEN = Prompts((), (), ())
+"""Stands where the prompts of a prepared batch stood: raw pictures need not wait for the window's end."""
+
+
+class LossModule(BaseModule):
+    """A module that learns from a loss of several terms; a subclass writes :meth:`prepare`, :meth:`counts` and :meth:`shares`."""
+
+    in_progress_bar: tuple[str, ...] = ("loss",)
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        """Args:
+        args: See :class:`BaseModule`.
+        kwargs: See :class:`BaseModule`.
+        """
+        super().__init__(*args, **kwargs)
+        self._window: list[tuple[Any, Any]] = []
+
+    @abstractmethod
+    def prepare(self, batch: Any) -> tuple[Any, Any]:
+        """The batch without its prompts, and the network's inputs made of them, on the CPU.
+
+        Args:
+            batch: As the data module gives it, labels on the module's device.
+        """
+
+    @abstractmethod
+    def counts(self, batch: Any, inputs: Any) -> dict[str, Tensor]:
+        """() count of every term of :meth:`shares`, by name and in the same order, before the network has run.
+
+        Args:
+            batch: What :meth:`prepare` gave.
+            inputs: What :meth:`prepare` gave.
+        """
+
+    @abstractmethod
+    def shares(self, batch: Any, inputs: Any) -> dict[str, Share]:
+        """What a prepared batch adds to every term of the loss, by name; one named ``loss`` must be the only one with a weight.
+
+        Args:
+            batch: What :meth:`prepare` gave.
+            inputs: What :meth:`prepare` gave.
+        """
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        """Wait for the window's last batch, then learn from all of them; see the module's text.
+
+        Returns:
+            () the window's loss over all ranks, times the number of batches Lightning divides it by; 0 before the last batch.
+        """
+        accumulated = 1 if self._trainer is None else self.trainer.accumulate_grad_batches
+        # Whatever an interrupted window or a repeated closure left goes.
+        del self._window[batch_idx % accumulated :]
+        self._window.append(self.prepare(batch))
+        if self._trainer is not None and self.trainer.fit_loop._should_accumulate():
+            return torch.zeros((), device=self.device, requires_grad=True)
+        window, self._window = self._window, []
+        return accumulated * self._learn(window)
+
+    def _learn(self, window: list[tuple[Any, Any]]) -> Tensor:
+        """Gradients of all micro-batches but the last, and the window's loss with the last one's graph."""
+        own = [torch.stack(list(self.counts(*part).values())).detach() for part in window]  # each (T,)
+        counts = self.total(torch.stack(own).sum(0))  # (T,)
+        ranks = 1 if self._trainer is None else self.trainer.world_size
+        totals = torch.zeros_like(counts)
+        for i, part in enumerate(window):
+            shares = self.shares(*part)
+            totals += torch.stack([share.total.detach() for share in shares.values()])
+            loss = ranks * loss_of(shares, dict(zip(shares, counts, strict=True)))
+            if i < len(window) - 1:
+                self._add_gradients(loss)
+        means = divided(self.total(totals), counts)
+        whole = means @ means.new_tensor([share.weight for share in shares.values()])
+        for name, value in {**dict(zip(shares, means, strict=True)), "loss": whole}.items():
+            self.log(f"train/{name}", value, prog_bar=name in self.in_progress_bar)
+        return loss + (whole - loss.detach())
+
+    def _add_gradients(self, loss: Tensor) -> None:
+        """A backward pass that ranks do not exchange: the window's last one exchanges the sum."""
+        strategy = self.trainer.strategy
+        alone = strategy.block_backward_sync() if isinstance(strategy, ParallelStrategy) else nullcontext()
+        with (
+            alone,
+            torch.autocast(self.device.type, enabled=False),
+        ):  # as Lightning's own backward pass, outside of the step
+            strategy.backward(loss, None)
