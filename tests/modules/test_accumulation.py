@@ -96,7 +96,9 @@ def spoilt(batch):
     valid = batch.valid.clone()
     valid[[3, 10]] = False
     if not hasattr(batch, "safer"):
-        short = tuple(text.split()[0] if row % 3 else f"{text} {text}" for row, text in enumerate(batch.responses))
+        short = tuple(
+            text[: text.find(" ")] if row % 3 else f"{text} {text}" for row, text in enumerate(batch.responses)
+        )
         attributes = {name: values.clone() for name, values in batch.attributes.items()}
         attributes["colour"][[0, 4, 5]] = -1
         return batch._replace(valid=valid, responses=short, attributes=attributes)
@@ -112,15 +114,13 @@ def spoilt(batch):
 
 def cut(value, rows):
     """Some rows of a batch."""
-    if value is None:
-        return None
     if isinstance(value, torch.Tensor):
         return value[rows]
     if isinstance(value, dict):
         return {name: part[rows] for name, part in value.items()}
     if hasattr(value, "_fields"):
         return type(value)(*(cut(part, rows) for part in value))
-    return tuple(value[row] for row in rows)
+    return tuple(value[row] for row in rows) if isinstance(value, tuple) and value else value
 
 
 class MicroBatches(pl.LightningDataModule):

@@ -384,6 +384,7 @@ def test_rehearsal_adds_the_demonstrations_loss(backbone, world, monkeypatch):
     tokens = [
         (len(module.backbone.text_ids(text)) + 1, sum_log_prob(module.backbone, demonstrations, row))
         for row, text in enumerate(demonstrations.responses)
+        if demonstrations.valid[row]
     ]
     by_token = -sum(value for _, value in tokens) / sum(count for count, _ in tokens)
     assert found.item() == pytest.approx(math.log(2) + 0.5 * by_token, rel=1e-4)

@@ -169,6 +169,8 @@ class ClipDecoder(Backbone):
 
     def encode(self, images: ImageInputs) -> ImageFeatures:
         """Tower and resampler, before the projector."""
+        if not images.ids:  # not every tower takes a batch of nothing
+            return ImageFeatures((), ())
         tokens = self.tower(images.pixels["pixels"])  # (M, P, C)
         if self.resampler is not None:
             tokens = self.resampler(tokens)
