@@ -115,6 +115,19 @@ def test_folders_of_the_first_releases_are_read_and_their_images_checked(tmp_pat
         ShardedSplit(root, "train")[1]
 
 
+def test_a_lone_surrogate_in_a_shard_is_named_by_shard_key_and_field(tmp_path):
+    root = write(tmp_path)
+    as_first_released(root)
+    path = root / "train-000000.tar"
+    path.write_bytes(path.read_bytes().replace(b"question 1 ?", b"questi\\ud83d"))
+    mend(root)
+    with pytest.raises(
+        ShardError, match=r"train-000000\.tar: record 'k-1', field 'question': holds the lone surrogate U\+D83D"
+    ):
+        ShardedSplit(root, "train")[1]
+    assert [problem for problem in check(root) if "record 'k-1', field 'question': holds the lone surrogate" in problem]
+
+
 @pytest.mark.parametrize(
     ("column", "value", "message"),
     [("offset", 1 << 63, "beyond the end"), ("length", 1 << 62, "beyond the end"), ("shard", 99, "points to shard 99"),

@@ -115,7 +115,7 @@ def _import(options: argparse.Namespace) -> int:
         on_bad_row=options.on_bad_row,
         bad_rows=options.bad_rows,
     )
-    print(f"{found.records} records written to {options.out}")
+    print(f"{found.records} records written to {options.out}; compare their labels with 'shards check {options.out}'")
     if found.skipped:
         print(f"{found.skipped} rows left out; they are listed in {found.bad_rows}")
     for name, split in Manifest.load(options.out).splits.items():
