@@ -13,6 +13,7 @@ from safe_rlhf_v.callbacks.metrics_file import MetricsFile
 from safe_rlhf_v.callbacks.predictions_file import PredictionsFile
 from safe_rlhf_v.callbacks.reliability_diagram import ReliabilityDiagram
 from safe_rlhf_v.callbacks.reward_cost_plane import RewardCostPlane
+from safe_rlhf_v.callbacks.run_keeper import RunKeeper
 from safe_rlhf_v.callbacks.sample_gallery import SampleGallery
 from safe_rlhf_v.callbacks.score_histograms import ScoreHistograms
 from safe_rlhf_v.callbacks.stop_on_violation import StopOnViolation
@@ -29,6 +30,7 @@ __all__ = [
     "ReliabilityDiagram",
     "RewardCostPlane",
     "RuleAccuracy",
+    "RunKeeper",
     "SampleGallery",
     "ScoreHistograms",
     "StopOnViolation",

@@ -1,12 +1,13 @@
 """Stop a run that has gone wrong, while there is still something to go back to."""
 
 import math
-from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
+
+from safe_rlhf_v.callbacks.run_keeper import checkpoint_folder
+from safe_rlhf_v.finite import refuse_broken_state
 
 UNSEEN = ("constraint/windowed_cost", "constraint/gap")
 """NaN here means that a constraint has not had a cost yet."""
@@ -17,8 +18,7 @@ class StopOnViolation(Callback):
 
     Always watched: whether every logged training metric is finite. Optional: divergence from the start, length of the
     answers, and a cost that stays above the budget. The checkpoint, ``stopped-step=N.ckpt``, stands beside the others, which
-    stay as they are. If the weights are broken, too, it is kept as ``stopped-step=N.ckpt.broken``, no other checkpoint of
-    them is written, a resume by folder passes it over, and no last validation runs.
+    stay as they are. If the weights are broken, too, nothing is written: go on from an older one.
 
     The command line then ends with status 3, so that no script takes the policy for a finished one.
 
@@ -58,7 +58,6 @@ class StopOnViolation(Callback):
         self.max_kl, self.min_length, self.max_gap, self.patience = max_kl, min_length, max_gap, patience
         self.above: dict[str, int] = {}
         self.stopped = False
-        self._changed: list[tuple[Any, str, Any]] = []
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """A run from the beginning counts anew."""
@@ -72,6 +71,7 @@ class StopOnViolation(Callback):
         """Look at this iteration.
 
         Raises:
+            NonFiniteError: If the weights are broken.
             ValueError: If a limit is set for something that the module does not log.
         """
         if trainer.should_stop:
@@ -80,18 +80,12 @@ class StopOnViolation(Callback):
         anywhere: bool = trainer.strategy.reduce_boolean_decision(reason is not None, all=False)
         if not anywhere:
             return
-        finite = all(
-            bool(parameter.isfinite().all()) for parameter in pl_module.parameters() if parameter.requires_grad
-        )
-        broken: bool = trainer.strategy.reduce_boolean_decision(not finite, all=False)
-        file = self._save(trainer, broken)
+        refuse_broken_state(pl_module)
+        file = checkpoint_folder(trainer) / f"stopped-step={trainer.global_step}.ckpt"
+        trainer.save_checkpoint(file)
         if trainer.is_global_zero:
             reason = reason or "a metric of another rank is not finite"
-            after = f"; the weights are broken: go on from an older checkpoint, this one is for inspection: {file}"
-            print(
-                f"stopped after iteration {trainer.global_step}: {reason}{after if broken else f'; saved {file}'}",
-                flush=True,
-            )
+            print(f"stopped after iteration {trainer.global_step}: {reason}; saved {file}", flush=True)
         trainer.should_stop = self.stopped = True
 
     def violation(self, metrics: dict[str, float]) -> str | None:
@@ -114,11 +108,6 @@ class StopOnViolation(Callback):
                 return f"{name} is {gap:.2f}, above max_gap {self.max_gap} for {self.above[name]} iterations"
         return None
 
-    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Put back what was switched off for the end of this run."""
-        while self._changed:
-            setattr(*self._changed.pop())
-
     def state_dict(self) -> dict[str, Any]:
         """For how long each constraint has been violated."""
         return {"above": self.above}
@@ -131,24 +120,6 @@ class StopOnViolation(Callback):
         if name not in metrics:
             raise ValueError(f"StopOnViolation: the module logs no {name}; set its limit to null")
         return metrics[name]
-
-    def _save(self, trainer: Trainer, broken: bool) -> Path:
-        """Write the checkpoint; broken weights must reach no other file, and cannot answer a validation."""
-        keepers = [keeper for keeper in trainer.checkpoint_callbacks if isinstance(keeper, ModelCheckpoint)]
-        folder = next((keeper.dirpath for keeper in keepers if keeper.dirpath), None)
-        folder = folder or trainer.log_dir or trainer.default_root_dir
-        file = Path(folder) / f"stopped-step={trainer.global_step}.ckpt{'.broken' if broken else ''}"
-        trainer.save_checkpoint(file)
-        if broken:
-            self._change(trainer, "limit_val_batches", 0)
-            for keeper in keepers:
-                self._change(keeper, "save_top_k", 0)
-                self._change(keeper, "save_last", None)
-        return file
-
-    def _change(self, owner: Any, name: str, value: Any) -> None:
-        self._changed.append((owner, name, getattr(owner, name)))
-        setattr(owner, name, value)
 
 
 def training_metrics(trainer: Trainer) -> dict[str, float]:

@@ -18,7 +18,18 @@ class TooManyBadSamples(RuntimeError):
     """A long run of broken samples: the data set, not a sample, is at fault."""
 
 
-class PlannedLoader:
+class ResumableLoader:
+    """Tells Lightning that a loader goes on where it stopped. The data module keeps the position: for all ranks, and early."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing."""
+        return {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Nothing to do."""
+
+
+class PlannedLoader(ResumableLoader):
     """Typed batches in the plan's order.
 
     Worker processes get finished lists of sample numbers, so their count and start method cannot change the data. For

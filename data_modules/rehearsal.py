@@ -5,7 +5,7 @@ from typing import Any
 
 from safe_rlhf_v.data_modules.base import ShardDataModule
 from safe_rlhf_v.data_modules.collate import CollateSupervised, DemonstrationsFrom
-from safe_rlhf_v.data_modules.loader import PlannedLoader
+from safe_rlhf_v.data_modules.loader import PlannedLoader, ResumableLoader
 from safe_rlhf_v.data_modules.plan import Position
 
 
@@ -85,7 +85,7 @@ class RehearsalDataModule(ShardDataModule):
             self._rehearsal.position = self._rehearsal_position
 
 
-class PairedLoader:
+class PairedLoader(ResumableLoader):
     """Batches, each with the next demonstrations; as long as the first loader is."""
 
     def __init__(self, batches: PlannedLoader, demonstrations: PlannedLoader) -> None:

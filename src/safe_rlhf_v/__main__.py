@@ -26,7 +26,7 @@ COMMANDS = {
 }
 
 STOPPED = 3
-"""Exit status of a training that StopOnViolation ended."""
+"""Exit status of a training that StopOnViolation or NaN ended."""
 
 
 def help_text() -> str:

@@ -8,11 +8,14 @@ What differs from LightningCLI's defaults, and why:
 * ``--ckpt_path`` also takes a run's folder, or ``last``: the newest whole checkpoint there;
 * ``predict`` writes ``predictions.jsonl`` into the run's folder and keeps no predictions in memory;
 * checkpoints are written atomically, and without a ``ModelCheckpoint`` in the configuration the two newest are kept;
+* a run that ends, or is told to, leaves its last state; one whose numbers break ends with status 3 and leaves nothing;
 * data modules split by rank themselves (``use_distributed_sampler`` is off).
 """
 
+import errno
 import itertools
 import linecache
+import signal
 import sys
 import warnings
 from collections.abc import Iterator
@@ -27,14 +30,23 @@ from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.plugins.io import CheckpointIO
 from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 import safe_rlhf_v.data_modules.preference
 import safe_rlhf_v.data_modules.prompt
 import safe_rlhf_v.data_modules.supervised
 import safe_rlhf_v.modules  # noqa: F401  short class names resolve among imported classes
-from safe_rlhf_v.callbacks import PredictionsFile
-from safe_rlhf_v.checkpoints import AtomicCheckpointIO, checkpoints_below, find_checkpoint, read_checkpoint
+from safe_rlhf_v.__main__ import STOPPED
+from safe_rlhf_v.callbacks import PredictionsFile, RunKeeper
+from safe_rlhf_v.checkpoints import (
+    AtomicCheckpointIO,
+    checkpoints_below,
+    clear_leftovers,
+    find_checkpoint,
+    read_checkpoint,
+)
 from safe_rlhf_v.cli_errors import ShortErrorParser
+from safe_rlhf_v.finite import NonFiniteError
 from safe_rlhf_v.preflight import preflight
 
 # Warnings about what is intended here.
@@ -43,6 +55,7 @@ _EXPECTED = (
     ".*in eval mode at the start of training",  # a frozen tower
     ".*overridden `transfer_batch_to_device`",  # images stay on the CPU
     ".*isinstance.treespec, LeafSpec",
+    ".*Using ModelCheckpoint with manual optimization",  # a policy's checkpoints are of after the step, as all are
 )
 _KEYWORDS = ("best", "hpc")  # of Lightning's own
 _IN_CHECKPOINT = ("init_from", "reference")  # runs whose weights a checkpoint holds from then on
@@ -100,6 +113,7 @@ class CLI(LightningCLI):
                 config.model.init_args[name] = None  # the checkpoint has the weights
         if command == "fit":
             _say(f"resuming from {config.ckpt_path}")
+            clear_leftovers(Path(config.ckpt_path).parent)
             stored = yaml.safe_load(read_checkpoint(config.ckpt_path).get("config_yaml", "{}"))
             now = yaml.safe_load(self.parser.dump(self.config, skip_none=False))[command]
             for key, old, new in differences(stored, now) if stored else ():
@@ -123,6 +137,8 @@ class CLI(LightningCLI):
         keeps = config.enable_checkpointing is not False and not config.barebones
         if self.subcommand == "fit" and keeps and not any(isinstance(callback, Checkpoint) for callback in callbacks):
             callbacks.append(ModelCheckpoint(monitor="step", mode="max", save_top_k=2, save_last="link"))
+        if self.subcommand == "fit" and not any(isinstance(callback, RunKeeper) for callback in callbacks):
+            callbacks.append(RunKeeper())
         if self.subcommand == "predict" and not any(isinstance(callback, PredictionsFile) for callback in callbacks):
             folder = run_folder(self.config[self.subcommand].trainer)
             callbacks.append(PredictionsFile(str(folder / "predictions.jsonl")))
@@ -192,6 +208,11 @@ def _say(text: str) -> None:
     print(text, flush=True)
 
 
+@rank_zero_only
+def _complain(text: str) -> None:
+    sys.stderr.write(f"error: {text}\n")
+
+
 def main(args: list[str] | None = None) -> CLI:
     """Run a training command; users and tests call the same function.
 
@@ -212,11 +233,25 @@ def main(args: list[str] | None = None) -> CLI:
             auto_configure_optimizers=False,
             args=list(sys.argv[1:] if args is None else args),
         )
+    except NonFiniteError as error:
+        _complain(str(error))  # all ranks raise it
+        sys.exit(STOPPED)
+    except SIGTERMException:  # where there is nothing to save yet; Lightning's own ends with status 0
+        sys.exit(128 + signal.SIGTERM)
+    except SystemExit as error:  # Lightning turns an interrupt into status 1
+        if isinstance(error.__context__, KeyboardInterrupt):
+            sys.exit(128 + signal.SIGINT)
+        raise
     except (ValueError, MisconfigurationException) as error:
         ours = error if isinstance(error, MisconfigurationException) else refusal(error)
         if ours is None:
             raise
         sys.stderr.write(f"error: {ours}\n")
+        sys.exit(2)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        sys.stderr.write(f"error: {error.filename or 'a log'}: {error.strerror}; make room or choose another folder\n")
         sys.exit(2)
 
 

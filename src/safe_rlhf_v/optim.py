@@ -3,6 +3,7 @@
 import math
 from abc import abstractmethod
 
+from lightning.pytorch import Trainer
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -30,6 +31,21 @@ def group_names(module: nn.Module, scales: dict[str, float]) -> list[list[str]]:
     return [[name for name, _ in group] for group in parameter_groups(module, scales).values()]
 
 
+def run_length(trainer: Trainer) -> int:
+    """Optimizer steps of a whole run, from data, ranks, accumulation and epochs.
+
+    Raises:
+        ValueError: If the run has no end.
+    """
+    steps = trainer.estimated_stepping_batches
+    if steps == math.inf or steps < 0:
+        raise ValueError(
+            "scheduler: total_steps is null, but the run has no end to count from; set trainer.max_steps or "
+            "trainer.max_epochs, or total_steps"
+        )
+    return int(steps)
+
+
 class Schedule(LRScheduler):
     """A schedule given by a closed form of the step, after a warm-up; rates are factors of the optimizer's.
 
@@ -37,17 +53,18 @@ class Schedule(LRScheduler):
     checkpoint.
     """
 
-    def __init__(self, optimizer: Optimizer, total_steps: int, warmup: float, last_epoch: int = -1) -> None:
+    def __init__(self, optimizer: Optimizer, total_steps: int | None, warmup: float, last_epoch: int = -1) -> None:
         """Args:
         optimizer: Its ``lr`` is the peak, per parameter group.
-        total_steps: Optimizer steps until the end of the schedule; the last rate stays.
+        total_steps: Optimizer steps until the end of the schedule; the last rate stays. ``None`` is the length of the run:
+            the training module finds it out from data, ranks, accumulation and epochs, and calls :meth:`set_length`.
         warmup: Share of the steps spent warming up, in [0, 1).
         last_epoch: See PyTorch.
 
         Raises:
             ValueError: If an option is outside its range.
         """
-        if total_steps < 1:
+        if total_steps is not None and total_steps < 1:
             raise ValueError(f"total_steps must be at least 1, not {total_steps}")
         if not 0 <= warmup < 1:
             raise ValueError(f"warmup is a share of the steps in [0, 1), not {warmup}")
@@ -63,13 +80,36 @@ class Schedule(LRScheduler):
         """Factor after the warm-up, ``progress`` in [0, 1]."""
 
     def get_lr(self) -> list[float | Tensor]:
-        """Rates of the parameter groups for the coming step."""
-        step, warmup = self.last_epoch, round(self.warmup * self.total_steps)
+        """Rates of the parameter groups for the coming step.
+
+        Raises:
+            ValueError: If it moves before its length is known.
+        """
+        if self.total_steps is None:
+            if self.last_epoch > 0:
+                raise ValueError(
+                    f"{type(self).__name__}: total_steps is null; outside of a training module, give a number"
+                )
+            return list(self.base_lrs)  # while it is being made
+        step, warmup = self.last_epoch, self.warmup_steps
         if step < warmup:
             factor = self.rise(step / warmup)
         else:
             factor = self.fall(min(1.0, (step - warmup) / max(1, self.total_steps - warmup)))
         return [base * factor for base in self.base_lrs]
+
+    @property
+    def warmup_steps(self) -> int:
+        """Steps spent warming up."""
+        return round(self.warmup * (self.total_steps or 0))
+
+    def set_length(self, total_steps: int) -> None:
+        """Take the length of the run, unless one was given."""
+        if self.total_steps is not None:
+            return
+        self.total_steps = max(1, total_steps)
+        for group, rate in zip(self.optimizer.param_groups, self.get_lr(), strict=True):
+            group["lr"] = rate
 
 
 class WarmupCosine(Schedule):
@@ -79,11 +119,16 @@ class WarmupCosine(Schedule):
 
         scheduler:
           class_path: safe_rlhf_v.optim.WarmupCosine
-          init_args: {total_steps: 300, warmup: 0.1}
+          init_args: {warmup: 0.1}
     """
 
     def __init__(
-        self, optimizer: Optimizer, total_steps: int, warmup: float = 0.03, final: float = 0.0, last_epoch: int = -1
+        self,
+        optimizer: Optimizer,
+        total_steps: int | None = None,
+        warmup: float = 0.03,
+        final: float = 0.0,
+        last_epoch: int = -1,
     ) -> None:
         """Args:
         optimizer: See :class:`Schedule`.
@@ -97,7 +142,7 @@ class WarmupCosine(Schedule):
 
     def rise(self, progress: float) -> float:
         """Linear; the first step already has a rate."""
-        return progress + 1 / max(1, round(self.warmup * self.total_steps))
+        return progress + 1 / max(1, self.warmup_steps)
 
     def fall(self, progress: float) -> float:
         """Half a cosine from 1 to ``final``."""
@@ -113,13 +158,13 @@ class OneCycle(Schedule):
 
         scheduler:
           class_path: safe_rlhf_v.optim.OneCycle
-          init_args: {total_steps: 300, warmup: 0.3}
+          init_args: {warmup: 0.3}
     """
 
     def __init__(
         self,
         optimizer: Optimizer,
-        total_steps: int,
+        total_steps: int | None = None,
         warmup: float = 0.3,
         start: float = 25.0,
         end: float = 1e4,

@@ -18,8 +18,8 @@ def read_random_state() -> dict[str, Tensor]:
     _, words, cached = random.getstate()
     _, keys, position, has_cached, gauss = np.random.get_state()
     states = {
-        "python": torch.tensor([*words, math.nan if cached is None else cached], dtype=torch.float64),
-        "numpy": torch.tensor([*np.asarray(keys).tolist(), position, has_cached, gauss], dtype=torch.float64),
+        "python": torch.from_numpy(np.array([*words, math.nan if cached is None else cached], dtype=np.float64)),
+        "numpy": torch.from_numpy(np.append(np.asarray(keys, dtype=np.float64), [position, has_cached, gauss])),
         "torch": torch.get_rng_state(),
     }
     if torch.cuda.is_available():

@@ -20,11 +20,12 @@ from safe_rlhf_v.checkpoints import (
     load_stage,
     read_stage,
 )
+from safe_rlhf_v.finite import refuse_broken_state
 from safe_rlhf_v.functional.shares import Share, masked_share
 from safe_rlhf_v.models.backbone import Backbone, Prepared
 from safe_rlhf_v.models.sharding import shard
-from safe_rlhf_v.modules.resume import UserOptions, gather_random_states, restore_random_states
-from safe_rlhf_v.optim import group_names, parameter_groups
+from safe_rlhf_v.modules.resume import StepBorder, UserOptions, restore_random_states
+from safe_rlhf_v.optim import Schedule, group_names, parameter_groups, run_length
 
 log = logging.getLogger(__name__)
 Moved = TypeVar("Moved")
@@ -64,6 +65,9 @@ class BaseModule(LightningModule):
         self._rebuilt: set[str] = set()
         self._options: UserOptions | None = None
         self._random_states: dict[str, Tensor] | None = None
+        self._loops: dict[str, Any] | None = None
+        self._border = StepBorder()
+        self._prefixes: list[str] = []
 
     @abstractmethod
     def build(self) -> None:
@@ -106,10 +110,13 @@ class BaseModule(LightningModule):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """One optimizer over the trainable parameters; the schedule moves once per optimizer step."""
         groups = parameter_groups(self, self.lr_scale)
+        self._prefixes = list(groups)
         optimizer = self.optimizer_factory([{"params": [p for _, p in group]} for group in groups.values()])
         for group, prefix in zip(optimizer.param_groups, groups, strict=True):
             group["lr"] *= self.lr_scale.get(prefix, 1.0)
         scheduler = self.scheduler_factory(optimizer) if self.scheduler_factory is not None else None
+        if isinstance(scheduler, Schedule) and scheduler.total_steps is None:
+            scheduler.set_length(run_length(self.trainer))
         self._options = UserOptions(optimizer, scheduler)
         if scheduler is None:
             return {"optimizer": optimizer}
@@ -160,10 +167,15 @@ class BaseModule(LightningModule):
         return str(names[loader])
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add what resume and later stages need; leave out what the pretrained base gives back."""
+        """Add what resume and later stages need; leave out what the pretrained base gives back.
+
+        Raises:
+            NonFiniteError: If a weight or moment is NaN or infinite: no file is written, and none makes room for it.
+        """
+        refuse_broken_state(self)
         checkpoint["fingerprint"] = self._fingerprint
         checkpoint["rebuilt"] = sorted(self._rebuilt)
-        checkpoint["random_states"] = gather_random_states(self)
+        self._border.write(self, checkpoint)
         checkpoint["parameter_groups"] = group_names(self, self.lr_scale)
         for name in self._rebuilt:
             checkpoint["state_dict"].pop(name, None)
@@ -186,18 +198,29 @@ class BaseModule(LightningModule):
             self._rebuilt -= set(checkpoint["state_dict"])
         self._random_states = checkpoint["random_states"]
         fitting = self._trainer is not None and self._trainer.state.fn == "fit"
+        self._loops = checkpoint["loops"]["fit_loop"] if fitting else None
         if fitting and group_names(self, self.lr_scale) != checkpoint["parameter_groups"]:
             raise CheckpointError(f"{file}: trained other parameters or lr_scale prefixes; only factors may change")
 
     def on_train_start(self) -> None:
         """Finish a resume: any earlier is too early, the loader's start still draws random numbers."""
-        if self._random_states is None:
-            return
-        if self._options is not None:
-            schedulers = [config.scheduler for config in self.trainer.lr_scheduler_configs]
-            self._options.apply(self.trainer.optimizers[0], schedulers[0] if schedulers else None)
-        restore_random_states(self, self._random_states)
-        self._random_states = None
+        if self._random_states is not None:
+            if self._options is not None:
+                schedulers = [config.scheduler for config in self.trainer.lr_scheduler_configs]
+                self._options.apply(self.trainer.optimizers[0], schedulers[0] if schedulers else None)
+            restore_random_states(self, self._random_states)
+        self._border.note(self, self._loops)
+        self._random_states = self._loops = None
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Log the learning rate of every parameter group."""
+        for prefix, group in zip(self._prefixes, self.trainer.optimizers[0].param_groups, strict=True):
+            self.log(f"train/lr/{prefix}" if prefix else "train/lr", float(group["lr"]), batch_size=1)
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Note where an optimizer step ended; a subclass that overrides this must call it."""
+        if self.trainer.global_step != self._border.step:
+            self._border.note(self)
 
 
 def plain(value: Any) -> bool:

@@ -15,10 +15,55 @@ from safe_rlhf_v.random_state import read_random_state, reseed, write_random_sta
 log = logging.getLogger(__name__)
 
 
-def gather_random_states(module: LightningModule) -> dict[str, Tensor]:
-    """Random states of all ranks, each (world size, N) on the CPU. A collective: every rank must call it."""
+class StepBorder:
+    """The position right after the last optimizer step: the loops' counters, the data, this rank's random states.
+
+    A checkpoint written later, but before the next optimizer step, gets this position instead of the present one. Weights
+    and moments are still those of the border; gradients collected since then are in no checkpoint, so the batches that they
+    came from are read once more. So it does not matter when somebody saves: amid an accumulation window, in or after a
+    validation, at the end of an epoch that ``max_steps`` cut short.
+    """
+
+    def __init__(self) -> None:
+        """Nothing is known yet."""
+        self.step = -1
+        self.loops: dict[str, Any] = {}
+        self.data: dict[str, Any] = {}
+        self.random: dict[str, Tensor] = {}
+
+    def note(self, module: LightningModule, loops: dict[str, Any] | None = None) -> None:
+        """An optimizer step is done, or training starts.
+
+        Args:
+            module: In training.
+            loops: Counters from the checkpoint that training goes on from; the trainer's own have moved on already.
+        """
+        trainer: Any = module.trainer
+        self.step = trainer.global_step
+        self.loops = loops or trainer.fit_loop.state_dict()
+        self.data = trainer.datamodule.state_dict() if trainer.datamodule is not None else {}
+        self.random = read_random_state()
+
+    def write(self, module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Put position and random states into a checkpoint. A collective: every rank must call it."""
+        trainer: Any = module.trainer
+        if trainer.global_step != self.step:  # written right after a step, before it was noted
+            checkpoint["random_states"] = gather_random_states(module, read_random_state())
+            return
+        checkpoint["loops"]["fit_loop"] = self.loops
+        if self.data:
+            checkpoint[type(trainer.datamodule).__qualname__] = self.data
+        checkpoint["random_states"] = gather_random_states(module, self.random)
+
+
+def gather_random_states(module: LightningModule, states: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Random states of all ranks, each (world size, N) on the CPU. A collective: every rank must call it.
+
+    Args:
+        module: Of this rank.
+        states: Of this rank.
+    """
     world = module.trainer.world_size
-    states = read_random_state()
     if world == 1:
         return {name: state[None] for name, state in states.items()}
     # Lightning gathers on the module's device; NCCL cannot gather from the CPU.

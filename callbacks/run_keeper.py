@@ -1,0 +1,161 @@
+"""A run's last state is kept: at its end, and when a signal asks it to stop; broken numbers end it and keep nothing."""
+
+import signal
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from torch import Tensor
+
+from safe_rlhf_v.callbacks.signals import PendingSignals
+from safe_rlhf_v.finite import NonFiniteError, all_finite
+
+_BROKEN = 1000
+"""What ranks tell one another when their numbers are broken; above every signal's number."""
+
+_SMALLEST_SCALE = 2.0**-20
+"""Float16 training that skips steps until its loss scale, 65536 at first, is below this will never learn again."""
+
+
+class StoppedBySignal(SystemExit):
+    """A run ended because it was asked to; its state is saved. The exit status is 128 plus the signal's number."""
+
+
+class RunKeeper(Callback):
+    """Leaves a checkpoint of the last step, ``step=N.ckpt`` beside the others, unless that step has one already.
+
+    * A run that ends, for whatever reason (steps, epochs, time, early stopping), leaves its last state. ``last.ckpt`` of a
+      ``ModelCheckpoint`` with ``save_last`` is turned into a link to it.
+    * SIGTERM and SIGINT are obeyed when the optimizer step at hand is done, on all ranks at the same one: the state is saved,
+      the exit status is 143 or 130. A validation is left for them (with one process; several ranks finish it first).
+    * SLURM's requeue stays Lightning's, but saves between two steps instead of amid one.
+    * A loss or gradient of NaN or infinity ends the run with status 3, before anything of it is saved. Steps that float16
+      training skips by itself do not count.
+
+    The command line adds it to every ``fit``. List it after callbacks that keep a state.
+    """
+
+    def __init__(self) -> None:
+        """Nothing to choose."""
+        self._signals = PendingSignals()
+        self._start = self._step = self._saved = -1
+        self._finite: dict[str, Tensor] = {}
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Take the signals over: earlier there is nothing to save."""
+        self._signals.install()
+        self._start = self._step = trainer.global_step
+        self._finite = {}
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Stop before the first step; what the run started from is still all there is."""
+        if trainer.global_step == self._start:
+            self._obey(trainer, self._agreed(trainer, self._signals.pending), save=False)
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
+        """Look at the gradients, on the device."""
+        scaler = getattr(trainer.precision_plugin, "scaler", None)
+        if scaler is not None:  # skips what is not finite
+            self._note("gradients, at every loss scale", torch.tensor(scaler.get_scale() >= _SMALLEST_SCALE))
+            return
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        self._note("gradients", all_finite(p.grad for p in parameters if p.grad is not None))
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """After an optimizer step, do what is due.
+
+        Raises:
+            NonFiniteError: If loss or gradients were broken.
+            StoppedBySignal: If it was asked to stop.
+        """
+        if isinstance(outputs, dict) and isinstance(outputs.get("loss"), Tensor):
+            self._note("loss", all_finite([outputs["loss"]]))
+        if trainer.global_step == self._step:
+            return
+        self._step = trainer.global_step
+        self._check(trainer)
+
+    def on_validation_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Leave a validation of the run; ranks may have different numbers of batches, so they finish it."""
+        if trainer.world_size == 1 and not trainer.sanity_checking and self._step >= 0:
+            self._obey(trainer, self._signals.pending)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save the last step."""
+        self._check(trainer, save=True)
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Note that this step has a checkpoint that training can go on from."""
+        self._saved = trainer.global_step
+
+    def _note(self, what: str, finite: Tensor) -> None:
+        known = self._finite.get(what)
+        self._finite[what] = finite if known is None else known & finite.to(known.device)
+
+    def _check(self, trainer: Trainer, save: bool = False) -> None:
+        """Read what was noted since the last step (the only wait for the device), agree with all ranks, and act."""
+        broken = [what for what, finite in self._finite.items() if not finite]
+        self._finite = {}
+        agreed = self._agreed(trainer, _BROKEN if broken else self._signals.pending)
+        if agreed == _BROKEN:
+            raise NonFiniteError(
+                f"step {trainer.global_step}: NaN or infinity in the {' and the '.join(broken) or 'numbers of another rank'}; "
+                f"stopped, nothing of it is saved: go on from a checkpoint in {checkpoint_folder(trainer)}, with a smaller "
+                "learning rate"
+            )
+        if save:
+            self._save(trainer)
+        self._obey(trainer, agreed)
+
+    def _agreed(self, trainer: Trainer, code: int) -> int:
+        """The largest code of all ranks."""
+        if trainer.world_size == 1:
+            return code
+        return int(trainer.strategy.reduce(torch.tensor(code, device=trainer.strategy.root_device), reduce_op="max"))
+
+    def _obey(self, trainer: Trainer, number: int, save: bool = True) -> None:
+        """Do what a signal asks for, between two steps."""
+        if not number:
+            return
+        if not self._signals.stops(number):
+            self._signals.forward(number)
+            return
+        if save:
+            self._save(trainer)
+        if trainer.is_global_zero:
+            name = signal.Signals(number).name
+            print(
+                f"{name}: stopped after step {trainer.global_step}, saved in {checkpoint_folder(trainer)}", flush=True
+            )
+        raise StoppedBySignal(128 + number)
+
+    def _save(self, trainer: Trainer) -> None:
+        """Write the present step's checkpoint, unless there is one or the user wants none."""
+        if (
+            self._saved == trainer.global_step
+            or not trainer.checkpoint_callbacks
+            or getattr(trainer, "fast_dev_run", False)
+        ):
+            return
+        file = checkpoint_folder(trainer) / f"step={trainer.global_step}.ckpt"
+        trainer.save_checkpoint(file)
+        keepers = [keeper for keeper in trainer.checkpoint_callbacks if isinstance(keeper, ModelCheckpoint)]
+        if trainer.is_global_zero and any(keeper.save_last for keeper in keepers):
+            name = ModelCheckpoint.CHECKPOINT_NAME_LAST + ModelCheckpoint.FILE_EXTENSION
+            link = file.with_name(f".{name}-{file.name}")
+            link.unlink(missing_ok=True)
+            link.symlink_to(file.name)
+            link.replace(file.with_name(name))
+
+
+def checkpoint_folder(trainer: Trainer) -> Path:
+    """Where a run's checkpoints go."""
+    keepers = [keeper for keeper in trainer.checkpoint_callbacks if isinstance(keeper, ModelCheckpoint)]
+    folder = next((keeper.dirpath for keeper in keepers if keeper.dirpath), None)
+    return Path(folder or trainer.log_dir or trainer.default_root_dir)
