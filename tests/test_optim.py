@@ -1,12 +1,16 @@
 """Learning-rate schedules against values worked out by hand."""
 
 import math
+from pathlib import Path
 from typing import Any
 
+import lightning.pytorch as pl
 import pytest
 import torch
+import yaml
 
-from safe_rlhf_v.optim import OneCycle, WarmupCosine
+from safe_rlhf_v.modules.base import BaseModule
+from safe_rlhf_v.optim import OneCycle, WarmupCosine, run_length
 
 
 def rates(schedule: Any, steps: int, *peaks: float, **options: Any) -> list[list[float]]:
@@ -81,3 +85,72 @@ def test_a_restored_schedule_goes_on() -> None:
 def test_options_out_of_range_are_refused(options: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"total_steps must be|warmup is a share"):
         rates(WarmupCosine, 1, 1.0, **options)
+
+
+def test_the_length_of_a_run_is_taken_later_and_only_if_none_was_given() -> None:
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    schedule = WarmupCosine(optimizer, warmup=0.5)
+    schedule.set_length(4)
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(0.5)  # the first of two steps of warm-up
+    schedule.set_length(400)
+    assert schedule.total_steps == 4
+    lost = OneCycle(torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0))
+    with pytest.raises(ValueError, match="OneCycle: total_steps is null"):
+        lost.step()
+
+
+LENGTHS: list[tuple[dict[str, Any], int]] = [
+    ({"max_epochs": 3}, 3 * 5),
+    ({"max_epochs": 3, "accumulate_grad_batches": 2}, 3 * 3),  # the last window of an epoch is a short one
+    ({"max_epochs": 3, "limit_train_batches": 4}, 3 * 4),
+    ({"max_steps": 7}, 7),
+    ({"max_epochs": 3, "max_steps": 7}, 7),
+    ({"max_epochs": 1, "max_steps": 7}, 5),
+]
+
+
+@pytest.mark.parametrize(("options", "length"), LENGTHS)
+def test_a_schedule_without_a_length_ends_with_the_run(options: dict[str, Any], length: int, tmp_path: Path) -> None:
+    """Ten rows in batches of two; the last rate of a cosine to zero would be reached one step after the end."""
+    seen: list[float] = []
+
+    class Module(BaseModule):
+        def build(self) -> None:
+            self.backbone = torch.nn.Linear(2, 1)
+
+        def configure_model(self) -> None:
+            self.build()
+
+        def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+            seen.append(self.trainer.optimizers[0].param_groups[0]["lr"])
+            return self.backbone(batch).square().mean()
+
+    schedule = lambda optimizer: WarmupCosine(optimizer, warmup=0.0)  # noqa: E731
+    module = Module(lambda groups: torch.optim.SGD(groups, lr=1.0), schedule)
+    quiet = {
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+    }
+    trainer = pl.Trainer(accelerator="cpu", default_root_dir=tmp_path, **quiet, **options)
+    trainer.fit(module, torch.utils.data.DataLoader(torch.ones(10, 2), batch_size=2))
+    scheduler = trainer.lr_scheduler_configs[0].scheduler
+    assert (trainer.global_step, scheduler.total_steps) == (length, length)
+    assert seen[-1] == pytest.approx((1 + math.cos(math.pi * (length - 1) / length)) / 2)
+    assert trainer.callback_metrics["train/lr"] == pytest.approx(seen[-1])
+
+
+def test_a_run_without_an_end_needs_a_length(tmp_path: Path) -> None:
+    trainer = pl.Trainer(accelerator="cpu", max_epochs=-1, logger=False, default_root_dir=tmp_path)
+    with pytest.raises(ValueError, match=r"no end to count from; set trainer\.max_steps"):
+        run_length(trainer)
+
+
+@pytest.mark.parametrize(
+    "config", sorted((Path(__file__).parents[1] / "configs").rglob("*.yaml")), ids=lambda p: p.stem
+)
+def test_no_shipped_schedule_has_a_typed_length(config: Path) -> None:
+    model = (yaml.safe_load(config.read_text()) or {}).get("model") or {}
+    schedule = (model.get("init_args") or {}).get("scheduler") or {}
+    assert (schedule.get("init_args") or {}).get("total_steps") is None

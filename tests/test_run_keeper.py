@@ -205,7 +205,14 @@ def test_slurms_requeue_is_lightnings_but_saves_between_two_steps(
     (tmp_path / "scontrol").write_text(f'#!/bin/sh\necho "$@" >> {asked}\n')
     (tmp_path / "scontrol").chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    for name, value in {"JOB_ID": "17", "NTASKS": "1", "PROCID": "0", "LOCALID": "0", "NODEID": "0", "JOB_NAME": "x"}.items():
+    for name, value in {
+        "JOB_ID": "17",
+        "NTASKS": "1",
+        "PROCID": "0",
+        "LOCALID": "0",
+        "NODEID": "0",
+        "JOB_NAME": "x",
+    }.items():
         monkeypatch.setenv(f"SLURM_{name}", value)
     root = f"--trainer.default_root_dir={tmp_path / 'root'}"
     never = ["--trainer.callbacks=lightning.pytorch.callbacks.ModelCheckpoint", root]
@@ -234,7 +241,9 @@ def test_all_ranks_stop_for_one_of_them(world: Path, tmp_path: Path, monkeypatch
 
 
 @pytest.mark.parametrize("rank", [0, 1])
-def test_all_ranks_break_with_one_of_them(rank: int, world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_ranks_break_with_one_of_them(
+    rank: int, world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     class Breaks(Callback):
         def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, *_: Any) -> None:
             if trainer.global_step == 2 and trainer.global_rank == rank:
@@ -263,7 +272,12 @@ def test_each_kind_of_broken_number_ends_a_run(
 
     end = 3 if what == "last step" else 9
     assert run(base(world, tmp_path, steps=end), Breaks(), monkeypatch=monkeypatch) == 3
-    names = {"loss": "the loss", "gradient": "the gradients", "last step": "the gradients", "moment": "optimizer state 0"}
+    names = {
+        "loss": "the loss",
+        "gradient": "the gradients",
+        "last step": "the gradients",
+        "moment": "optimizer state 0",
+    }
     assert f"step 3: NaN or infinity in {names[what]}" in capsys.readouterr().err
     assert steps(tmp_path) == [1, 2]
 

@@ -134,7 +134,7 @@ class CLI(LightningCLI):
         callbacks, plugins = as_list(config.callbacks), as_list(config.plugins)
         if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
             plugins.append(AtomicCheckpointIO())
-        keeps = config.enable_checkpointing is not False and not config.barebones
+        keeps = config.enable_checkpointing is not False and not config.barebones and not config.fast_dev_run
         if self.subcommand == "fit" and keeps and not any(isinstance(callback, Checkpoint) for callback in callbacks):
             callbacks.append(ModelCheckpoint(monitor="step", mode="max", save_top_k=2, save_last="link"))
         if self.subcommand == "fit" and not any(isinstance(callback, RunKeeper) for callback in callbacks):
