@@ -76,7 +76,7 @@ def test_the_share_of_rare_tokens_by_hand():
     assert rare_share([1, 3] * WINDOW, counts, 1) == 0.5
 
 
-def test_limits_are_those_of_the_training_split(counted, world, guard):
+def test_limits_are_those_of_the_training_split(counted, world, guard, tmp_path):
     limits, split = counted.calibration.limits, ShardedSplit(world, "train")
     texts = [t for i in range(len(split)) for t in (split[i].question, *(r.text for r in split[i].responses))]
     ids = [guard.module.backbone.text_ids(text) for text in texts]
@@ -88,8 +88,7 @@ def test_limits_are_those_of_the_training_split(counted, world, guard):
     assert (limits.longest_question, limits.longest_response, limits.most_images) == (max(questions), max(answers), 1)
     assert max(questions) + max(answers) < limits.longest_input <= 128
     assert limits.data.endswith(":train") and limits.unchecked <= TOLERATED and limits.rare_share <= MOST_RARE
-    assert Calibration.load(counted.calibration.save(world.parent).parent).limits == limits
-    (world.parent / "calibration.json").unlink()
+    assert Calibration.load(counted.calibration.save(tmp_path).parent).limits == limits
 
 
 def test_the_harmless_inputs_that_bound_the_words_are_judged(counted, world):
