@@ -84,6 +84,15 @@ def test_sharded_networks_learn_what_whole_ones_learn(kind: str, runs: Path, wor
         assert any(part in name and not torch.equal(before[name], value) for name, value in pieces.items()), part
 
 
+@pytest.mark.slow
+def test_accumulated_windows_are_the_same_whole_and_in_pieces(runs: Path, world: Path, tmp_path: Path) -> None:
+    window = "--trainer.accumulate_grad_batches=2"
+    whole = weights((*REPLICATED, window), runs, world, tmp_path / "whole", "DPO")
+    pieces = weights((*SHARDED, window), runs, world, tmp_path / "pieces", "DPO")
+    for name, value in whole.items():
+        torch.testing.assert_close(pieces[name], value, rtol=1e-5, atol=1e-6, msg=lambda text, n=name: f"{n}: {text}")
+
+
 def test_checkpoints_in_pieces_are_refused_before_anything_is_learned(runs: Path, world: Path, tmp_path: Path) -> None:
     line = command("SupervisedModule", world, tmp_path, vlm(runs / "base"))
     done = execute(*line, *SHARDED, "--trainer.strategy.init_args.save_distributed_checkpoint=true")

@@ -31,7 +31,9 @@ def iteration_report(module: "ConstrainedPolicyModule", rollout: Rollout, scores
     sums = torch.stack([torch.stack([total, count]) for total, count in means.values()])  # (names, 2)
     totals = module.total(sums).unbind(1)
     values = dict(zip(names, (totals[0] / totals[1].clamp(min=1)).tolist(), strict=True))
-    values |= {name: float(torch.stack(entries).mean()) for name, entries in _losses(learned).items()}
+    losses = _losses(learned)
+    shares = module.total(torch.stack([torch.stack(entries).mean().double() for entries in losses.values()]))
+    values |= dict(zip(losses, (shares / module.trainer.world_size).tolist(), strict=True))  # as DDP averages gradients
     if learned.values is not None and learned.returns is not None:
         for name in ("reward", "cost"):
             explained = explained_variance(getattr(learned.values, name), getattr(learned.returns, name), rollout.mask)

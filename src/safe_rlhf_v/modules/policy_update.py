@@ -143,7 +143,9 @@ class PolicyUpdate:
     def _learn_policy(self, step: int, parts: tuple[Part, ...], advantages: Tensor) -> None:
         """Gradients of the actor's loss; the last of them are those that ranks exchange."""
         count = self._count(parts)
-        tokens = torch.stack([of_rows(part, self.rollout.mask).sum() for part in parts]).sum().clamp(min=1)
+        tokens = self._over_ranks(
+            torch.stack([of_rows(part, self.rollout.mask).sum() for part in parts]).sum().double()
+        )
         for j, part in enumerate(parts):
             self._backward(self._policy_loss(step, part, advantages, count, tokens), last=j == len(parts) - 1)
 
@@ -165,7 +167,7 @@ class PolicyUpdate:
             total=count,
         )
         self._note(step, "policy", loss)
-        self._note(step, "clip_fraction", statistics["clip_fraction"] * mask.sum() / tokens)
+        self._note(step, "clip_fraction", divided(statistics["clip_fraction"] * mask.sum(), tokens))
         if module.kl.where == "loss":
             k3 = kl_estimate(log_probs, of_rows(part, self.scores.reference), mask, estimator="k3")
             divergence = reduce_tokens(k3, mask, reduction=settings.reduction, total=count)
