@@ -102,7 +102,8 @@ class AnswerCallback(SplitReport, ABC):
         with evaluating(pl_module), trainer.precision_plugin.val_step_context():
             for number, held_out in enumerate(islice(data.val_dataloader()[0], int(limit))):
                 held_out = pl_module.transfer_batch_to_device(held_out, pl_module.device, 0)
-                notes += self.note(answer_rows(pl_module, held_out, number, 0), on_cpu(held_out), len(notes))
+                held_out, rows = pl_module.admit(held_out, lambda b, n=number: answer_rows(pl_module, b, n, 0))
+                notes += self.note(rows, on_cpu(held_out), len(notes))
                 if (number + 1) * len(held_out.valid) >= self._share:  # not len(notes): all ranks must stop alike
                     break
         self.write(trainer, splits_of(trainer, "validate")[0], notes)

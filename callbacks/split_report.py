@@ -98,7 +98,10 @@ class SplitReport(Callback, ABC):
             step = "validation_step" if stage == "validate" else "test_step"
             raise ValueError(f"{type(self).__name__} needs {step} to return {wanted}; remove the callback")
         notes = self._notes.setdefault(splits_of(trainer, stage)[index], [])
-        notes += self.note(outputs[key], on_cpu(batch), len(notes))
+        batch = on_cpu(batch)
+        if "valid" in outputs:  # rows that the module could not use do not count
+            batch = batch._replace(valid=outputs["valid"].cpu())
+        notes += self.note(outputs[key], batch, len(notes))
 
     def _report_all(self, trainer: Trainer, stage: Stage) -> None:
         if trainer.sanity_checking or not has_board(trainer):

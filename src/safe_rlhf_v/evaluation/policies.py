@@ -15,7 +15,9 @@ from safe_rlhf_v.evaluation.rows import Row, join_rows
 from safe_rlhf_v.evaluation.scorers import ResponseScorer
 from safe_rlhf_v.functional.policy import kl_estimate, sequence_kl
 from safe_rlhf_v.models.backbone import Backbone
+from safe_rlhf_v.models.refused import RefusedRows
 from safe_rlhf_v.models.sampling import SamplingOptions
+from safe_rlhf_v.modules.admission import complaint
 from safe_rlhf_v.modules.policy_rollout import draw, generator
 from safe_rlhf_v.modules.preference import PreferenceModule
 from safe_rlhf_v.rollouts import Part
@@ -54,11 +56,17 @@ def answer_split(
         judges: Who looks.
         sampling: How answers are drawn.
         seed: Of the sampling.
+
+    Raises:
+        ShardError: Naming a record that the policy's processor refuses.
     """
     (loader,) = data.test_dataloader()
     words = [seed, *split.encode()]
     for number, batch in enumerate(loader):
-        yield answer_batch(policy, batch, judges, sampling, generator(*words, number))
+        try:
+            yield answer_batch(policy, batch, judges, sampling, generator(*words, number))
+        except RefusedRows as error:
+            raise complaint(batch, error) from None
 
 
 @torch.no_grad()

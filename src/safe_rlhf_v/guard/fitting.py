@@ -78,13 +78,16 @@ def judge_batches(module: GuardModule, batches: Iterable[PreferenceBatch]) -> Ju
     Args:
         module: The guard.
         batches: Padding rows and responses without a level are left out.
+
+    Raises:
+        ShardError: Naming a record that cannot be read.
     """
     parts: list[tuple[Tensor, ...]] = []
     groups: dict[str, list[tuple[str, ...]]] = {"category": [], "rule": []}
     for batch in batches:
-        prompts = batch.prompts.with_images(module.images)
+        batch = batch._replace(prompts=batch.prompts.with_images(module.images))
         with torch.no_grad():
-            judged = module(prompts, [(*row, "") for row in batch.responses])
+            batch, judged = module.admit(batch, lambda b: module(b.prompts, [(*row, "") for row in b.responses]))
         outputs = GuardOutputs(*(part.float().cpu() for part in judged))
         b, k = batch.safety.shape
         known = (batch.safety != UNKNOWN_LEVEL) & batch.valid[:, None]  # (B, K)

@@ -2,6 +2,8 @@
 
 import logging
 from abc import abstractmethod
+from collections.abc import Callable, Mapping
+from functools import cached_property
 from typing import Any, TypeVar
 
 import torch
@@ -11,7 +13,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.optim import AdamW
 
-from safe_rlhf_v.batches import SupervisedBatch, to_device
+from safe_rlhf_v.batches import Batch, PreferenceBatch, SupervisedBatch, to_device
 from safe_rlhf_v.checkpoints import (
     CheckpointError,
     compare_fingerprints,
@@ -24,11 +26,13 @@ from safe_rlhf_v.finite import refuse_broken_state
 from safe_rlhf_v.functional.shares import Share, masked_share
 from safe_rlhf_v.models.backbone import Backbone, Prepared
 from safe_rlhf_v.models.sharding import shard
+from safe_rlhf_v.modules.admission import Admission
 from safe_rlhf_v.modules.resume import StepBorder, UserOptions, restore_random_states
 from safe_rlhf_v.optim import Schedule, group_names, parameter_groups, run_length
 
 log = logging.getLogger(__name__)
 Moved = TypeVar("Moved")
+Prepared_ = TypeVar("Prepared_")
 
 
 class BaseModule(LightningModule):
@@ -68,6 +72,11 @@ class BaseModule(LightningModule):
         self._loops: dict[str, Any] | None = None
         self._border = StepBorder()
         self._prefixes: list[str] = []
+
+    @cached_property
+    def admission(self) -> Admission:
+        """Which records the backbone's processor refused."""
+        return Admission()
 
     @abstractmethod
     def build(self) -> None:
@@ -143,9 +152,31 @@ class BaseModule(LightningModule):
         reduced: Tensor = self.trainer.strategy.reduce(value.clone(), reduce_op="sum")
         return reduced
 
+    def admit(self, batch: Batch, prepare: Callable[[Batch], Prepared_]) -> tuple[Batch, Prepared_]:
+        """``prepare(batch)`` and the batch; rows that the processor refuses are masked in both, or named in an error.
+
+        Args:
+            batch: B rows.
+            prepare: Uses the backbone's ``prepare`` or ``checked_prompts`` first of all.
+
+        Raises:
+            ShardError: Naming the record, unless the data module's ``on_bad_sample`` lets such be left out.
+        """
+        data: Any = getattr(self._trainer, "datamodule", None)
+        return self.admission.admit(batch, prepare, getattr(data, "on_bad_sample", "error"))
+
+    def log_counts(self, counts: Mapping[str, Tensor | int]) -> None:
+        """Log numbers of this step as ``train/NAME``, summed over the ranks."""
+        if counts:
+            own = torch.stack(
+                [torch.as_tensor(value, dtype=torch.float32, device=self.device) for value in counts.values()]
+            )
+            for name, value in zip(counts, self.total(own), strict=True):
+                self.log(f"train/{name}", value)
+
     def demonstration_inputs(self, batch: SupervisedBatch) -> tuple[Prepared, Tensor]:
         """The network's inputs, on the CPU, and (B, R) bool on the module's device which response tokens count."""
-        prepared = self.backbone.prepare(batch.prompts, [(text,) for text in batch.responses])
+        batch, prepared = self.admit(batch, lambda b: self.backbone.prepare(b.prompts, [(x,) for x in b.responses]))
         return prepared, self.move(prepared.tokens.response_mask) & self.move(batch.valid)[:, None]
 
     def likelihood_share(self, prepared: Prepared, mask: Tensor, weight: float = 1.0) -> Share:
@@ -221,6 +252,30 @@ class BaseModule(LightningModule):
         """Note where an optimizer step ended; a subclass that overrides this must call it."""
         if self.trainer.global_step != self._border.step:
             self._border.note(self)
+
+
+def demonstrations_seen(batch: SupervisedBatch, prepared: Prepared, mask: Tensor) -> dict[str, Tensor | int]:
+    """How many demonstrations are cut, and how many records gave none.
+
+    Args:
+        batch: The demonstrations.
+        prepared: Their inputs.
+        mask: Which of their tokens count.
+    """
+    cut = (prepared.cut.to(mask.device) & mask.any(1)).sum()
+    return {"cut_demonstrations": cut, "without_demonstration": batch.without_demonstration}
+
+
+def pairs_seen(batch: PreferenceBatch, prepared: Prepared) -> dict[str, Tensor | int]:
+    """How many responses are cut, and how many pairs are the same to the model.
+
+    Args:
+        batch: B rows of K responses.
+        prepared: Their inputs.
+    """
+    valid = batch.valid.cpu()
+    cut = prepared.cut.view(len(valid), -1) & valid[:, None]
+    return {"cut_responses": cut.sum(), "equal_pairs": (prepared.same & valid).sum()}
 
 
 def plain(value: Any) -> bool:

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 from torch.optim import AdamW
-from torchmetrics import MeanMetric, Metric
+from torchmetrics import MeanMetric, Metric, SumMetric
 
 from safe_rlhf_v.batches import UNKNOWN_LEVEL, ImageMode, PreferenceBatch, Prompts, hazard
 from safe_rlhf_v.functional.ordinal import expected_level
@@ -165,9 +165,25 @@ class GuardModule(LossModule):
     def prepare(self, batch: PreferenceBatch) -> tuple[PreferenceBatch, Prepared]:
         """See :class:`LossModule`; the prompt alone is judged in the same pass."""
         self._check_categories()
-        prompts = self._drop_parts(batch.prompts.with_images(self.images))
-        prepared = self.backbone.prepare(prompts, [(*row, "") for row in batch.responses], packed=True)
+        batch, prepared = self.admitted(
+            batch._replace(prompts=self._drop_parts(batch.prompts.with_images(self.images)))
+        )
         return batch._replace(prompts=TAKEN), prepared
+
+    def admitted(self, batch: PreferenceBatch) -> tuple[PreferenceBatch, Prepared]:
+        """The batch and the network's inputs, the prompts alone among them."""
+
+        def prepare(batch: PreferenceBatch) -> Prepared:
+            responses = [(*row, "") for row in batch.responses]
+            return self.backbone.prepare(batch.prompts, responses, packed=True)
+
+        return self.admit(batch, prepare)
+
+    def seen(self, batch: PreferenceBatch, inputs: Prepared) -> dict[str, Tensor | int]:
+        """Responses that are cut."""
+        valid = batch.valid.cpu()
+        cut = inputs.cut.view(len(valid), -1)[:, :-1]  # without the prompt alone
+        return {"cut_responses": (cut & valid[:, None]).sum()}
 
     def counts(self, batch: PreferenceBatch, inputs: Prepared) -> dict[str, Tensor]:
         """Those of :meth:`loss_shares`, which follow from the labels whatever the outputs."""
@@ -220,10 +236,10 @@ class GuardModule(LossModule):
     def predict_step(self, batch: PreferenceBatch, batch_idx: int, dataloader_idx: int = 0) -> list[dict[str, Any]]:
         """One row per record: its key, and P(harmful) and expected level of each response."""
         b, k = batch.safety.shape
-        outputs = self(batch.prompts.with_images(self.images), batch.responses)
-        rows = zip(
-            batch.keys, outputs.harm.view(b, k).tolist(), outputs.expected_level.view(b, k).tolist(), strict=True
-        )
+        batch, prepared = self.admitted(batch._replace(prompts=batch.prompts.with_images(self.images)))
+        outputs = self.judge_prepared(prepared)
+        harm, level = (part.view(b, k + 1)[:, :k].tolist() for part in (outputs.harm, outputs.expected_level))
+        rows = zip(batch.keys, harm, level, strict=True)
         valid = batch.valid.tolist()
         return [{"key": key, "harm": h, "level": v} for (key, h, v), ok in zip(rows, valid, strict=True) if ok]
 
@@ -234,7 +250,8 @@ class GuardModule(LossModule):
             self.metrics[split] = nn.ModuleDict(self.make_metrics()).to(self.device)
         metrics: dict[str, Any] = dict(self.metrics[split].items())  # type: ignore[operator]
         b, k = batch.safety.shape
-        outputs = self(batch.prompts.with_images(self.images), [(*row, "") for row in batch.responses])
+        batch, prepared = self.admitted(batch._replace(prompts=batch.prompts.with_images(self.images)))
+        outputs = self.judge_prepared(prepared)
         exact = torch.where(batch.true_safety != UNKNOWN_LEVEL, batch.true_safety, batch.safety)
         levels = (exact - MIN_LEVEL).masked_fill(exact == UNKNOWN_LEVEL, -1).flatten()  # (B * K,)
         log_probs = outputs.level_log_probs.view(b, k + 1, -1)[:, :k].flatten(0, 1)
@@ -242,7 +259,9 @@ class GuardModule(LossModule):
         kind = hazard(batch.category)  # (B,)
         harmless = (1 - kind).masked_fill(kind < 0, -1)[:, None]  # (B, 1)
         for name, counted in metrics.items():
-            if name == "prompt_auroc":
+            if name == "cut_responses":
+                counted.update(self.seen(batch, prepared)[name])
+            elif name == "prompt_auroc":
                 counted.update(outputs.prompt_risk.view(b, k + 1)[:, -1:], harmless, batch.valid)
             elif name == "category_accuracy":
                 right = named_right(outputs.category.view(b, k + 1)[:, -1], batch.category)
@@ -258,7 +277,7 @@ class GuardModule(LossModule):
                 add_dataloader_idx=False,
                 metric_attribute=f"metrics.{split}.{name}",
             )
-        return {"scores": outputs.level_log_probs.view(b, k + 1, -1)[:, :k].detach()}
+        return {"scores": outputs.level_log_probs.view(b, k + 1, -1)[:, :k].detach(), "valid": batch.valid}
 
     def make_metrics(self) -> dict[str, Metric]:
         """Fresh metrics of one evaluation split."""
@@ -278,6 +297,7 @@ class GuardModule(LossModule):
             "recall_at_5_fpr": detection.RecallAtFPR(HARM_BOUNDARY),
             "prompt_auroc": HarmAUROC(),
             "category_accuracy": MeanMetric(),
+            "cut_responses": SumMetric(),
         }
 
     def _drop_parts(self, prompts: Prompts) -> Prompts:
@@ -295,6 +315,6 @@ class GuardModule(LossModule):
 
     def _check_categories(self) -> None:
         """Raises: ValueError: If the data's categories are not the model's."""
-        data: Any = getattr(self.trainer, "datamodule", None)
+        data: Any = getattr(self._trainer, "datamodule", None)
         if hasattr(data, "taxonomy"):
             check_categories(data.taxonomy, self.categories)

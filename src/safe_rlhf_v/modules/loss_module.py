@@ -71,6 +71,15 @@ class LossModule(BaseModule):
             inputs: What :meth:`prepare` gave.
         """
 
+    def seen(self, batch: Any, inputs: Any) -> dict[str, Tensor | int]:
+        """Numbers of a prepared batch to be logged, by name and always the same: cut responses, pairs left out, ...
+
+        Args:
+            batch: What :meth:`prepare` gave.
+            inputs: What :meth:`prepare` gave.
+        """
+        return {}
+
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Wait for the window's last batch, then learn from all of them; see the module's text.
 
@@ -88,6 +97,8 @@ class LossModule(BaseModule):
 
     def _learn(self, window: list[tuple[Any, Any]]) -> Tensor:
         """Gradients of all micro-batches but the last, and the window's loss with the last one's graph."""
+        noted = [self.seen(*part) for part in window]
+        self.log_counts({name: sum(counts[name] for counts in noted) for name in noted[0]})
         own = [torch.stack(list(self.counts(*part).values())).detach() for part in window]  # each (T,)
         counts = self.total(torch.stack(own).sum(0))  # (T,)
         ranks = 1 if self._trainer is None else self.trainer.world_size

@@ -156,7 +156,8 @@ class ConstrainedPolicyModule(PolicyEvaluation, BaseModule):
     def rollout(self, batch: PolicyBatch) -> Rollout:
         """Sample K responses to each prompt; every picture is encoded once, here."""
         draws = generator(self.seed, self.global_step, self.global_rank)
-        return make_rollout(self, batch, draws, self.samples, self.update_settings)
+        _, rollout = self.admit(batch, lambda b: make_rollout(self, b, draws, self.samples, self.update_settings))
+        return rollout
 
     def score(self, rollout: Rollout) -> Scores:
         """Reward, cost and reference log-probabilities of every response: the frozen roles' only passes."""

@@ -32,13 +32,14 @@ class PolicyEvaluation(LightningModule):
 
     def predict_step(self, batch: PolicyBatch, batch_idx: int, dataloader_idx: int = 0) -> list[dict[str, Any]]:
         """One row per record: its key, the policy's answer, and what is known about it."""
-        rows = answer_rows(self, batch, batch_idx, dataloader_idx)  # type: ignore[arg-type]
+        module: Any = self
+        batch, rows = module.admit(batch, lambda b: answer_rows(module, b, batch_idx, dataloader_idx))
         return [{"key": key, **row} for key, row, ok in zip(batch.keys, rows, batch.valid.tolist(), strict=True) if ok]
 
     def _evaluate(self, batch: PolicyBatch, batch_idx: int, stage: str, loader: int) -> dict[str, Any]:
         module: Any = self
         split = module.split_name(stage, loader)
-        rows = answer_rows(module, batch, batch_idx, loader)
+        batch, rows = module.admit(batch, lambda b: answer_rows(module, b, batch_idx, loader))
         if split not in module.metrics:
             names = [name for name, value in rows[0].items() if isinstance(value, float)]
             module.metrics[split] = nn.ModuleDict({name: MeanMetric() for name in names}).to(self.device)
@@ -55,7 +56,7 @@ class PolicyEvaluation(LightningModule):
                 add_dataloader_idx=False,
                 metric_attribute=f"metrics.{split}.{name}",
             )
-        return {"answers": rows}
+        return {"answers": rows, "valid": batch.valid}
 
 
 @torch.no_grad()

@@ -43,7 +43,7 @@ def draw(
         settings: How to cut; ``None`` leaves one part.
     """
     device = next(backbone.parameters()).device
-    prompt_tokens, images = backbone.prepare_prompts(prompts)
+    prompt_tokens, images = backbone.checked_prompts(prompts)
     images = to_device(images, device)
     features = backbone.encode_images(images)
     laid = layout(prompt_tokens, [[] for _ in prompt_tokens.ids], pad_id=backbone.pad_id, side="left")

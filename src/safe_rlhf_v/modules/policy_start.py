@@ -84,7 +84,7 @@ def measure_start(module: "ConstrainedPolicyModule") -> None:
 
 def _look(module: "ConstrainedPolicyModule", batch: PolicyBatch, draws: torch.Generator) -> tuple[Tensor, ...]:
     """(N,) raw reward, raw cost and KL from the reference of one batch's answers; NaN in padding rows."""
-    rollout = make_rollout(module, batch, draws)
+    _, rollout = module.admit(batch, lambda b: make_rollout(module, b, draws))
     (part,) = rollout.parts
     if part.images.ids:
         module.roles.compare_towers(module.backbone, part)
@@ -114,7 +114,7 @@ def _gate(module: "ConstrainedPolicyModule", labelled: Any) -> None:
         return
     metric = BalancedSignAccuracy().to(module.device)
     for batch in labelled:
-        scores = pair_costs(module, batch)
+        batch, scores = module.admit(batch, lambda b: pair_costs(module, b))
         metric.update(scores, batch.is_safe.to(module.device), batch.valid.to(module.device))
     accuracy = float(metric.compute())
     _say(f"cost model: balanced sign accuracy {accuracy:.3f} on labelled responses")

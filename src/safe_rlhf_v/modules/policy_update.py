@@ -22,6 +22,7 @@ from safe_rlhf_v.functional.policy import kl_estimate
 from safe_rlhf_v.functional.policy_losses import clipped_surrogate, clipped_value_loss, reduce_tokens, reduction_count
 from safe_rlhf_v.functional.shares import divided
 from safe_rlhf_v.models.sharding import whole
+from safe_rlhf_v.modules.base import demonstrations_seen
 from safe_rlhf_v.modules.policy_rollout import of_rows
 from safe_rlhf_v.rollouts import Part, Rollout, Scores, Values, assemble
 
@@ -178,6 +179,8 @@ class PolicyUpdate:
     def _rehearse(self, step: int, demonstrations: SupervisedBatch) -> None:
         """Gradients of the demonstrations' loss."""
         inputs, mask = self.module.demonstration_inputs(demonstrations)
+        if not step:
+            self.module.log_counts(demonstrations_seen(demonstrations, inputs, mask))
         with self.module.roles.acting(self.module.backbone):
             share = self.module.likelihood_share(inputs, mask)
         loss = divided(share.total, self._over_ranks(share.count))

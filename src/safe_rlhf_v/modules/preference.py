@@ -10,11 +10,12 @@ from torch import Tensor, nn
 from torch.optim import AdamW
 from torchmetrics import Metric, SumMetric
 
-from safe_rlhf_v.batches import ImageMode, PreferenceBatch, Prompts
+from safe_rlhf_v.batches import ImageMode, PreferenceBatch, Prompts, without_order
 from safe_rlhf_v.functional.shares import Share
 from safe_rlhf_v.metrics import GroundingGap, LossMean, PairwiseAccuracy
 from safe_rlhf_v.models.backbone import Backbone, Prepared
 from safe_rlhf_v.models.heads import Head, ScalarHead
+from safe_rlhf_v.modules.base import pairs_seen
 from safe_rlhf_v.modules.loss_module import TAKEN, LossModule
 from safe_rlhf_v.objectives import PreferenceObjective
 
@@ -56,6 +57,7 @@ class PreferenceModule(LossModule):
         self.make_backbone, self.make_head, self.make_objective = backbone, head, objective
         self.packed, self.images, self.grounding = packed, images, grounding
         self.metrics = nn.ModuleDict()
+        self._before: dict[str, Prompts] = {}
 
     def build(self) -> None:
         """Create backbone, head and objective."""
@@ -102,9 +104,21 @@ class PreferenceModule(LossModule):
 
     def prepare(self, batch: PreferenceBatch) -> tuple[PreferenceBatch, Prepared]:
         """See :class:`LossModule`."""
-        prompts = batch.prompts.with_images(self.images)
-        prepared = self.backbone.prepare(prompts, batch.responses, packed=self.packed)
+        batch, prepared = self.admitted(batch)
         return batch._replace(prompts=TAKEN), prepared
+
+    def admitted(self, batch: PreferenceBatch) -> tuple[PreferenceBatch, Prepared]:
+        """The batch with its prompts, and the network's inputs; pairs that are the same to the model have no order."""
+
+        def prepare(batch: PreferenceBatch) -> Prepared:
+            return self.backbone.prepare(batch.prompts.with_images(self.images), batch.responses, packed=self.packed)
+
+        batch, prepared = self.admit(batch, prepare)
+        return without_order(batch, prepared.same.to(batch.valid.device)), prepared
+
+    def seen(self, batch: PreferenceBatch, inputs: Prepared) -> dict[str, Tensor | int]:
+        """Responses that are cut, and pairs that are the same to the model."""
+        return pairs_seen(batch, inputs)
 
     def counts(self, batch: PreferenceBatch, inputs: Prepared) -> dict[str, Tensor]:
         """Those of :meth:`loss_shares`, which follow from the labels whatever the scores."""
@@ -134,27 +148,33 @@ class PreferenceModule(LossModule):
 
     def predict_step(self, batch: PreferenceBatch, batch_idx: int, dataloader_idx: int = 0) -> list[dict[str, Any]]:
         """One row per record: its key and scores."""
-        scores = self.score(batch.prompts.with_images(self.images), batch.responses).tolist()
+        batch, prepared = self.admitted(batch)
+        scores = self.score_prepared(prepared, len(batch.keys)).tolist()
         rows = zip(batch.keys, scores, batch.valid.tolist(), strict=True)
         return [{"key": key, "scores": row} for key, row, valid in rows if valid]
 
     def evaluate(self, batch: PreferenceBatch, stage: str, loader: int) -> dict[str, Tensor]:
         """Score one batch of a stage's ``loader``-th split and count it."""
         split = self.split_name(stage, loader)
-        scores = self.score(batch.prompts.with_images(self.images), batch.responses)
+        batch, prepared = self.admitted(batch)
+        scores = self.score_prepared(prepared, len(batch.keys))
         shares = self.loss_shares(scores, batch) if scores.shape[1] == 2 else {}
         if split not in self.metrics:
             self.metrics[split] = nn.ModuleDict(self._fresh(stage, scores.shape[1], shares)).to(self.device)
         metrics: dict[str, Any] = dict(self.metrics[split].items())  # type: ignore[operator]
         self.update_metrics(metrics, scores, batch)
+        for name, count in self.seen(batch, prepared).items():
+            metrics[name].update(count)
         if shares:
             metrics["loss"].update(shares)
             metrics["decided_pairs"].update(((self.truth(batch) >= 0) & batch.valid).sum())
-        for mode in OTHER_IMAGES:
-            if f"{mode}_accuracy" in metrics:
-                other = self.score(batch.prompts.with_images(mode), batch.responses)
-                metrics[f"{mode}_accuracy"].update(other, self.truth(batch), batch.valid)
-                metrics[f"{mode}_gap"].update(scores, other, self.truth(batch), batch.valid)
+        for mode in OTHER_IMAGES if "blank_accuracy" in metrics else ():
+            prompts, valid = batch.prompts.with_images(mode), batch.valid
+            if mode == "shuffled":
+                prompts, valid = self._shuffled(batch, split)
+            other = self.score(prompts, batch.responses)
+            metrics[f"{mode}_accuracy"].update(other, self.truth(batch), valid)
+            metrics[f"{mode}_gap"].update(scores, other, self.truth(batch), valid)
         for name, metric in metrics.items():
             self.log(
                 f"{split}/{name}",
@@ -165,13 +185,29 @@ class PreferenceModule(LossModule):
                 add_dataloader_idx=False,
                 metric_attribute=f"metrics.{split}.{name}",  # Lightning looks attributes up once, before these existed
             )
-        return {"scores": scores.detach()}
+        return {"scores": scores.detach(), "valid": batch.valid}
+
+    def on_test_epoch_start(self) -> None:
+        """No split has begun."""
+        self._before.clear()
+
+    def _shuffled(self, batch: PreferenceBatch, split: str) -> tuple[Prompts, Tensor]:
+        """Each row with the pictures of the row before it, also across batches, and which rows count: the first does not."""
+        prompts, valid = batch.prompts, batch.valid.clone()
+        before = self._before.get(split)
+        self._before[split] = prompts.take([-1])
+        if before is None:
+            valid[0] = False
+            return prompts.with_images("shuffled"), valid
+        images, ids = before.images + prompts.images[:-1], before.image_ids + prompts.image_ids[:-1]
+        return prompts._replace(images=images, image_ids=ids), valid
 
     def _fresh(self, stage: str, responses: int, shares: dict[str, Share]) -> dict[str, Metric]:
         """Metrics of one split, with the other-picture accuracies where they are wanted."""
         other = OTHER_IMAGES if stage == "test" and self.grounding and responses == 2 else ()
         return {
             **({"loss": LossMean.of(shares), "decided_pairs": SumMetric()} if shares else {}),
+            **{name: SumMetric() for name in ("cut_responses", "equal_pairs")},
             **self.make_metrics(responses),
             **{f"{mode}_accuracy": PairwiseAccuracy() for mode in other},
             **{f"{mode}_gap": GroundingGap() for mode in other},

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.optim import AdamW
 from torchmetrics import Metric, SumMetric
 
-from safe_rlhf_v.batches import UNKNOWN_LEVEL, PreferenceBatch, Prompts
+from safe_rlhf_v.batches import UNKNOWN_LEVEL, PreferenceBatch, Prompts, without_order
 from safe_rlhf_v.checkpoints import load_stage, read_stage
 from safe_rlhf_v.functional.pairwise import preferred
 from safe_rlhf_v.functional.preference_optimisation import helpful_pairs, safer_pairs
@@ -18,15 +18,17 @@ from safe_rlhf_v.metrics import LossMean, PairwiseAccuracy
 from safe_rlhf_v.models.backbone import Backbone, Prepared
 from safe_rlhf_v.models.dropout import switch_off_dropout
 from safe_rlhf_v.models.frozen_copy import FrozenCopy, frozen_names
+from safe_rlhf_v.modules.base import demonstrations_seen, pairs_seen
 from safe_rlhf_v.modules.loss_module import TAKEN, LossModule
 from safe_rlhf_v.objectives.preference_optimisation import DirectObjective
 
 
 class Inputs(NamedTuple):
-    """Prepared pairs, and prepared demonstrations with the tokens of them that count."""
+    """Prepared pairs, prepared demonstrations with the tokens of them that count, and what is to be said of those."""
 
     pairs: Prepared
     rehearsed: tuple[Prepared, Tensor] | None
+    shown: dict[str, Tensor | int]
 
 
 class PreferenceOptimisationModule(LossModule):
@@ -156,9 +158,23 @@ class PreferenceOptimisationModule(LossModule):
                 f"{'no' if batch.demonstrations is None else 'their'} demonstrations: for a rehearsal set both, with "
                 "RehearsedPreferenceDataModule"
             )
-        pairs = self.backbone.prepare(batch.prompts, batch.responses, packed=self.packed)
+        batch, pairs = self.admitted(batch)
         rehearsed = None if batch.demonstrations is None else self.demonstration_inputs(batch.demonstrations)
-        return batch._replace(prompts=TAKEN, demonstrations=None), Inputs(pairs, rehearsed)
+        shown = demonstrations_seen(batch.demonstrations, *rehearsed) if batch.demonstrations and rehearsed else {}
+        return batch._replace(prompts=TAKEN, demonstrations=None), Inputs(pairs, rehearsed, shown)
+
+    def admitted(self, batch: PreferenceBatch) -> tuple[PreferenceBatch, Prepared]:
+        """The batch with its prompts, and the inputs of its pairs; those that are the same to the model have no order."""
+        batch, pairs = self.admit(batch, lambda b: self.backbone.prepare(b.prompts, b.responses, packed=self.packed))
+        same = pairs.same.to(batch.valid.device)
+        # Safety labels of single responses order a pair, too.
+        safety = batch.safety.masked_fill(same[:, None], UNKNOWN_LEVEL)
+        is_safe = batch.is_safe.masked_fill(same[:, None], -1)
+        return without_order(batch, same)._replace(safety=safety, is_safe=is_safe), pairs
+
+    def seen(self, batch: PreferenceBatch, inputs: Inputs) -> dict[str, Tensor | int]:
+        """Responses that are cut, pairs that are the same to the model, and the same of demonstrations."""
+        return {**pairs_seen(batch, inputs.pairs), **inputs.shown}
 
     def counts(self, batch: PreferenceBatch, inputs: Inputs) -> dict[str, Tensor]:
         """Those of the objective, which follow from the labels whatever the log-ratios; tokens to rehearse."""
@@ -183,14 +199,16 @@ class PreferenceOptimisationModule(LossModule):
 
     def predict_step(self, batch: PreferenceBatch, batch_idx: int, dataloader_idx: int = 0) -> list[dict[str, Any]]:
         """One row per record: its key and the implicit reward of each response."""
-        rewards = (self.objective.beta * self.log_ratios(batch.prompts, batch.responses)).tolist()
+        batch, pairs = self.admitted(batch)
+        rewards = (self.objective.beta * self.prepared_log_ratios(pairs, len(batch.keys))).tolist()
         rows = zip(batch.keys, rewards, batch.valid.tolist(), strict=True)
         return [{"key": key, "rewards": row} for key, row, valid in rows if valid]
 
     def evaluate(self, batch: PreferenceBatch, stage: str, loader: int) -> dict[str, Tensor]:
         """Score one batch of a stage's ``loader``-th split and count it."""
         split = self.split_name(stage, loader)
-        ratios = self.log_ratios(batch.prompts, batch.responses)
+        batch, pairs = self.admitted(batch)
+        ratios = self.prepared_log_ratios(pairs, len(batch.keys))
         shares = self.objective.shares(ratios, batch)
         if split not in self.metrics:
             self.metrics[split] = nn.ModuleDict(self.make_metrics(shares)).to(self.device)
@@ -203,6 +221,8 @@ class PreferenceOptimisationModule(LossModule):
             metrics[name].update(ratios, target, batch.valid)
         for name in ("loss", "margin"):
             metrics[name].update(shares)
+        for name, count in pairs_seen(batch, pairs).items():
+            metrics[name].update(count)
         metrics["decided_pairs"].update(((targets["true_accuracy"] >= 0) & batch.valid).sum())
         for name, metric in metrics.items():
             self.log(
@@ -214,14 +234,15 @@ class PreferenceOptimisationModule(LossModule):
                 add_dataloader_idx=False,
                 metric_attribute=f"metrics.{split}.{name}",  # Lightning looks attributes up once, before these existed
             )
-        return {"scores": (self.objective.beta * ratios).detach()}
+        return {"scores": (self.objective.beta * ratios).detach(), "valid": batch.valid}
 
     def make_metrics(self, shares: dict[str, Share]) -> dict[str, Metric]:
         """Fresh metrics of one evaluation split whose loss is made of such shares."""
         names = ("accuracy", "helpful_accuracy", "safe_accuracy")
         accuracies = {f"{truth}{name}": PairwiseAccuracy() for truth in ("", "true_") for name in names}
         means = {"loss": LossMean.of(shares), "margin": LossMean({"margin": 1.0})}
-        return {**means, "decided_pairs": SumMetric(), **accuracies}
+        sums = {name: SumMetric() for name in ("decided_pairs", "cut_responses", "equal_pairs")}
+        return {**means, **sums, **accuracies}
 
 
 def either_order(batch: PreferenceBatch) -> dict[str, Tensor]:

@@ -11,6 +11,7 @@ from safe_rlhf_v.batches import SupervisedBatch
 from safe_rlhf_v.functional.shares import Share
 from safe_rlhf_v.metrics import LossMean
 from safe_rlhf_v.models.backbone import Backbone, Prepared
+from safe_rlhf_v.modules.base import demonstrations_seen
 from safe_rlhf_v.modules.loss_module import TAKEN, LossModule
 
 
@@ -53,6 +54,10 @@ class SupervisedModule(LossModule):
         """See :class:`LossModule`."""
         return batch._replace(prompts=TAKEN), self.demonstration_inputs(batch)
 
+    def seen(self, batch: SupervisedBatch, inputs: tuple[Prepared, Tensor]) -> dict[str, Tensor | int]:
+        """Responses that are cut, and records without one."""
+        return demonstrations_seen(batch, *inputs)
+
     def counts(self, batch: SupervisedBatch, inputs: tuple[Prepared, Tensor]) -> dict[str, Tensor]:
         """Tokens."""
         return {"loss": inputs[1].sum().float()}
@@ -79,5 +84,5 @@ class SupervisedModule(LossModule):
         log_probs = self.backbone.response_states(self.move(prepared), log_probs=True).log_probs
         assert log_probs is not None
         totals = (log_probs * mask).sum(1).tolist()
-        rows = zip(batch.keys, totals, batch.valid.tolist(), strict=True)
+        rows = zip(batch.keys, totals, mask.any(1).tolist(), strict=True)
         return [{"key": key, "log_prob": total} for key, total, valid in rows if valid]

@@ -76,7 +76,7 @@ class VisionModule(LossModule):
             image_ids=tuple(batch.prompts.image_ids[row][:1] for row in rows),
             questions=tuple(batch.prompts.questions[row] for row in rows),
         )
-        _, images = self.backbone.prepare_prompts(prompts)
+        _, images = self.backbone.checked_prompts(prompts)
         labels = {name: self.labels(batch, name)[rows] for name in self.attributes}
         return batch._replace(prompts=TAKEN, attributes=labels), images
 
