@@ -2,7 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from lightning.pytorch import LightningDataModule
 
@@ -91,8 +91,21 @@ class ShardDataModule(LightningDataModule):
         """Names of the loaders of a stage (``validate`` or ``test``), in order."""
         return self.splits[stage]
 
+    gives: ClassVar[type]
+    """What its batches are."""
+
     def setup(self, stage: str) -> None:
-        """A fresh run starts at the beginning; a trainer that fits once more goes on where it stopped."""
+        """A fresh run starts at the beginning; a trainer that fits once more goes on where it stopped.
+
+        Raises:
+            ValueError: Before a model is built: if the module learns from other batches, a split does not exist or is damaged, or
+                the categories leave nothing to train on.
+        """
+        if self.trainer is not None:
+            check: Any = getattr(self.trainer.lightning_module, "check_data", None)
+            if check is not None:
+                check(self)
+            self.check_splits(stage)
         if stage == "fit" and self.trainer is not None and self.trainer.global_step == 0:
             self._loader, self._position = None, Position(0, 0)
 
@@ -123,6 +136,30 @@ class ShardDataModule(LightningDataModule):
         """The test loaders."""
         return self.test_dataloader()
 
+    def check_splits(self, stage: str) -> None:
+        """Open what a stage will read.
+
+        Raises:
+            ValueError: Naming the option, if a split does not exist, or the categories leave nothing to train on.
+        """
+        validating = stage == "validate" or (
+            stage == "fit" and self.trainer is not None and self.trainer.enable_validation
+        )
+        wanted = [("train_split", name) for name in (self.train_split,) if stage == "fit"]
+        wanted += [("validation_splits", name) for name in self.splits["validate"] if validating]
+        wanted += [("test_splits", name) for name in self.splits["test"] if stage in ("test", "predict")]
+        for option, name in wanted + self.other_splits(stage):
+            known = Manifest.load(self.path).splits
+            if name not in known:
+                raise ValueError(f"data.{option} names {name!r}, but {self.path} has only {', '.join(known)}")
+            self.split(name)
+        if stage == "fit":
+            self._chosen(self.split(self.train_split))
+
+    def other_splits(self, stage: str) -> list[tuple[str, str]]:
+        """(option, split) of whatever else a stage will read."""
+        return []
+
     def _evaluation(self, name: str) -> PlannedLoader:
         split = self.split(name)
         return self._make(split, list(range(len(split))), self.eval_batch_size, None)
@@ -137,7 +174,7 @@ class ShardDataModule(LightningDataModule):
             return list(range(len(split)))
         rows = split.rows_of(self.categories)
         if not rows:
-            raise ValueError(f"{self.path}: split {split.name!r} has no record of the categories {self.categories}")
+            raise ValueError(f"data.categories: split {split.name!r} of {self.path} has no record of {self.categories}")
         return rows
 
     def _make(

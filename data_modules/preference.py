@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+from safe_rlhf_v.batches import PreferenceBatch
 from safe_rlhf_v.data_modules.base import ShardDataModule
 from safe_rlhf_v.data_modules.collate import CollatePreference
 from safe_rlhf_v.data_modules.rehearsal import RehearsalDataModule
@@ -19,6 +20,8 @@ class PreferenceDataModule(ShardDataModule):
           class_path: safe_rlhf_v.data_modules.PreferenceDataModule
           init_args: {path: data/world, batch_size: 32}
     """
+
+    gives = PreferenceBatch
 
     def collate(self, split: ShardedSplit) -> Callable[[list[Sample]], Any]:
         """To :class:`safe_rlhf_v.batches.PreferenceBatch`; K is the first record's."""

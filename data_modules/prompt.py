@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+from safe_rlhf_v.batches import PolicyBatch
 from safe_rlhf_v.data_modules.collate import CollatePreference, CollatePrompts
 from safe_rlhf_v.data_modules.loader import PlannedLoader
 from safe_rlhf_v.data_modules.plan import nested_subset
@@ -29,6 +30,13 @@ class PromptDataModule(RehearsalDataModule):
         """
         super().__init__(path, **options)
         self.labelled_split = labelled_split
+
+    gives = PolicyBatch
+
+    def other_splits(self, stage: str) -> list[tuple[str, str]]:
+        """See :class:`ShardDataModule`."""
+        labelled = [("labelled_split", self.labelled_split)] if stage == "fit" and self.labelled_split else []
+        return super().other_splits(stage) + labelled
 
     def collate(self, split: ShardedSplit) -> Callable[[list[Sample]], Any]:
         """To :class:`safe_rlhf_v.batches.PolicyBatch`."""

@@ -46,6 +46,10 @@ class RehearsalDataModule(ShardDataModule):
         if stage == "fit" and self._loader is None and self._position == Position(0, 0):
             self._rehearsal, self._rehearsal_position = None, Position(0, 0)
 
+    def other_splits(self, stage: str) -> list[tuple[str, str]]:
+        """See :class:`ShardDataModule`."""
+        return [("demonstrations", self.demonstrations)] if stage == "fit" and self.demonstrations else []
+
     def train_dataloader(self) -> Any:
         """The training loader, paired with the demonstrations if there are any."""
         batches = super().train_dataloader()

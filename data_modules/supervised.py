@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+from safe_rlhf_v.batches import SupervisedBatch
 from safe_rlhf_v.data_modules.base import ShardDataModule
 from safe_rlhf_v.data_modules.collate import CollateSupervised, DemonstrationsFrom
 from safe_rlhf_v.data_modules.source import Sample
@@ -18,6 +19,8 @@ class SupervisedDataModule(ShardDataModule):
           class_path: safe_rlhf_v.data_modules.SupervisedDataModule
           init_args: {path: data/world, train_split: supervised, batch_size: 64}
     """
+
+    gives = SupervisedBatch
 
     def __init__(self, path: str, demonstrations_from: DemonstrationsFrom = "helpful", **options: Any) -> None:
         """Args:

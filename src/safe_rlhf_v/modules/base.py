@@ -4,7 +4,7 @@ import logging
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from functools import cached_property
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from lightning.pytorch import LightningModule
@@ -13,7 +13,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.optim import AdamW
 
-from safe_rlhf_v.batches import Batch, PreferenceBatch, SupervisedBatch, to_device
+from safe_rlhf_v.batches import Batch, PolicyBatch, PreferenceBatch, SupervisedBatch, to_device
 from safe_rlhf_v.checkpoints import (
     CheckpointError,
     compare_fingerprints,
@@ -33,6 +33,11 @@ from safe_rlhf_v.optim import Schedule, group_names, parameter_groups, run_lengt
 log = logging.getLogger(__name__)
 Moved = TypeVar("Moved")
 Prepared_ = TypeVar("Prepared_")
+_GIVEN_BY: dict[type, str] = {
+    SupervisedBatch: "SupervisedDataModule",
+    PreferenceBatch: "PreferenceDataModule (for a rehearsal RehearsedPreferenceDataModule)",
+    PolicyBatch: "PromptDataModule",
+}
 
 
 class BaseModule(LightningModule):
@@ -43,6 +48,8 @@ class BaseModule(LightningModule):
     """
 
     backbone: Backbone
+    reads: ClassVar[type | None] = None
+    """What its batches are; ``None`` leaves the data module unchecked."""
 
     def __init__(
         self,
@@ -81,6 +88,24 @@ class BaseModule(LightningModule):
     @abstractmethod
     def build(self) -> None:
         """Create the networks as attributes; ``self.backbone`` is the one that stages hand on."""
+
+    def setup(self, stage: str) -> None:
+        """Before anything is built: do the data fit? Raises: ValueError: If they do not."""
+        if (data := getattr(self._trainer, "datamodule", None)) is not None:
+            self.check_data(data)
+
+    def check_data(self, data: Any) -> None:
+        """Compare a data module with what this module learns from; one that says nothing about itself is not refused.
+
+        Raises:
+            ValueError: Naming both, and data modules that fit.
+        """
+        gives = getattr(type(data), "gives", None)
+        if self.reads is not None and gives is not None and not issubclass(gives, self.reads):
+            raise ValueError(
+                f"data: {type(data).__name__} gives {gives.__name__}, but {type(self).__name__} learns from "
+                f"{self.reads.__name__}: use safe_rlhf_v.data_modules.{_GIVEN_BY[self.reads]}"
+            )
 
     def configure_model(self) -> None:
         """Assemble the networks once, and shard them under ``ModelParallelStrategy``.

@@ -96,6 +96,8 @@ class GuardModule(LossModule):
             link: {class_path: safe_rlhf_v.models.CumulativeLink}
     """
 
+    reads = PreferenceBatch
+
     def __init__(
         self,
         backbone: Callable[[], Reader],
@@ -164,7 +166,6 @@ class GuardModule(LossModule):
 
     def prepare(self, batch: PreferenceBatch) -> tuple[PreferenceBatch, Prepared]:
         """See :class:`LossModule`; the prompt alone is judged in the same pass."""
-        self._check_categories()
         batch, prepared = self.admitted(
             batch._replace(prompts=self._drop_parts(batch.prompts.with_images(self.images)))
         )
@@ -313,8 +314,8 @@ class GuardModule(LossModule):
             tuple("" if gone else text for text, gone in zip(prompts.questions, mute, strict=True)),
         )
 
-    def _check_categories(self) -> None:
-        """Raises: ValueError: If the data's categories are not the model's."""
-        data: Any = getattr(self._trainer, "datamodule", None)
+    def check_data(self, data: Any) -> None:
+        """As every module; also the harm categories must be the guard's."""
+        super().check_data(data)
         if hasattr(data, "taxonomy"):
             check_categories(data.taxonomy, self.categories)

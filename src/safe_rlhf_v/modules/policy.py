@@ -58,6 +58,8 @@ class ConstrainedPolicyModule(PolicyEvaluation, BaseModule):
             dual: {class_path: safe_rlhf_v.dual.LogSpaceDual, init_args: {budget: -0.5}}
     """
 
+    reads = PolicyBatch
+
     def __init__(
         self,
         backbone: Callable[[], Backbone],

@@ -28,6 +28,8 @@ class PreferenceModule(LossModule):
     A subclass says what its labels and its truth are; it logs ``{split}/{metric}``.
     """
 
+    reads = PreferenceBatch
+
     def __init__(
         self,
         backbone: Callable[[], Backbone],

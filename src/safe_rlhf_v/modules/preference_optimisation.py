@@ -57,6 +57,8 @@ class PreferenceOptimisationModule(LossModule):
 
     in_progress_bar = ("loss", "accuracy")
 
+    reads = PreferenceBatch
+
     def __init__(
         self,
         backbone: Callable[[], Backbone],
@@ -152,16 +154,27 @@ class PreferenceOptimisationModule(LossModule):
         Raises:
             ValueError: If there is nothing to rehearse, or no weight for what there is.
         """
-        if (batch.demonstrations is None) == (self.rehearsal_weight > 0):
-            raise ValueError(
-                f"rehearsal_weight is {self.rehearsal_weight}, and the data have "
-                f"{'no' if batch.demonstrations is None else 'their'} demonstrations: for a rehearsal set both, with "
-                "RehearsedPreferenceDataModule"
-            )
+        self._check_rehearsal(batch.demonstrations is not None)
         batch, pairs = self.admitted(batch)
         rehearsed = None if batch.demonstrations is None else self.demonstration_inputs(batch.demonstrations)
         shown = demonstrations_seen(batch.demonstrations, *rehearsed) if batch.demonstrations and rehearsed else {}
         return batch._replace(prompts=TAKEN, demonstrations=None), Inputs(pairs, rehearsed, shown)
+
+    def check_data(self, data: Any) -> None:
+        """As every module; also a rehearsal needs demonstrations and a weight."""
+        super().check_data(data)
+        training = self._trainer is not None and self.trainer.state.fn == "fit"
+        if training and hasattr(type(data), "gives"):
+            self._check_rehearsal(getattr(data, "demonstrations", None) is not None)
+
+    def _check_rehearsal(self, demonstrations: bool) -> None:
+        """Raises: ValueError: If there is nothing to rehearse, or no weight for what there is."""
+        if demonstrations == (self.rehearsal_weight > 0):
+            return
+        raise ValueError(
+            f"rehearsal_weight is {self.rehearsal_weight}, and the data have {'their' if demonstrations else 'no'} "
+            "demonstrations: for a rehearsal set both, with RehearsedPreferenceDataModule"
+        )
 
     def admitted(self, batch: PreferenceBatch) -> tuple[PreferenceBatch, Prepared]:
         """The batch with its prompts, and the inputs of its pairs; those that are the same to the model have no order."""

@@ -27,6 +27,8 @@ class SupervisedModule(LossModule):
             optimizer: {class_path: torch.optim.AdamW, init_args: {lr: 2.0e-5}}
     """
 
+    reads = SupervisedBatch
+
     def __init__(
         self,
         backbone: Callable[[], Backbone],

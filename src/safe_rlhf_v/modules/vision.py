@@ -32,6 +32,8 @@ class VisionModule(LossModule):
             backbone: configs/quickstart/backbone.yaml
     """
 
+    reads = SupervisedBatch
+
     def __init__(
         self,
         backbone: Callable[[], ClipDecoder],
