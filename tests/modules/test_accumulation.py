@@ -101,7 +101,8 @@ def spoilt(batch):
         )
         attributes = {name: values.clone() for name, values in batch.attributes.items()}
         attributes["colour"][[0, 4, 5]] = -1
-        return batch._replace(valid=valid, responses=short, attributes=attributes)
+        # A count belongs to a whole batch: pieces of one cannot share it out.
+        return batch._replace(valid=valid, responses=short, attributes=attributes, without_demonstration=0)
     labels = {name: getattr(batch, name).clone() for name in ("more_helpful", "safer", "safety", "is_safe", "category")}
     for name, values in labels.items():
         values[4:6] = UNKNOWN_LEVEL if name == "safety" else -1
