@@ -125,3 +125,12 @@ def test_training_mode_comes_back_and_options_are_checked(backbone, prompts):
     for wrong in ({"max_new_tokens": 0}, {"temperature": -1.0}, {"top_p": 0.0}):
         with pytest.raises(ValueError, match="needs"):
             SamplingOptions(**wrong)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_broken_logits_are_named(value: float) -> None:
+    from safe_rlhf_v.finite import NonFiniteError
+    from safe_rlhf_v.models.sampling import _choose
+
+    with pytest.raises(NonFiniteError, match="policy's probabilities"):
+        _choose(torch.tensor([[0.0, 1.0], [0.0, value]]), torch.tensor([0.5, 0.5]), SamplingOptions(), ())

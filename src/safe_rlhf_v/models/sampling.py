@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from safe_rlhf_v.batches import Prompts, to_device
+from safe_rlhf_v.finite import NonFiniteError
 from safe_rlhf_v.models.backbone import Backbone
 from safe_rlhf_v.models.sharding import gathered
 from safe_rlhf_v.models.types import Generation, ImageFeatures, TokenBatch
@@ -156,12 +157,21 @@ def _loop(
 
 
 def _choose(logits: Tensor, uniforms: Tensor, options: SamplingOptions, banned: tuple[int, ...]) -> Tensor:
-    """(n,) int64 tokens by inversion of the cumulative distribution at (n,) uniforms."""
+    """(n,) int64 tokens by inversion of the cumulative distribution at (n,) uniforms.
+
+    Raises:
+        NonFiniteError: If the network gives no probabilities: its weights are broken.
+    """
     logits = logits.index_fill(1, torch.tensor(banned, dtype=torch.long, device=logits.device), -torch.inf)
     if options.temperature == 0:
         return logits.argmax(-1)
     probs, order = torch.sort((logits / options.temperature).softmax(-1).double(), dim=-1, descending=True, stable=True)
     total = probs.cumsum(-1)
+    if not bool(total[:, -1].isfinite().all()):
+        raise NonFiniteError(
+            "NaN or infinity in the policy's probabilities; stopped, nothing of it is saved: go on from an earlier "
+            "checkpoint, with a smaller learning rate"
+        )
     if options.top_p < 1:
         probs = probs * (total - probs < options.top_p)  # the token that crosses top_p is still in
         total = probs.cumsum(-1)
