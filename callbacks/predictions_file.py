@@ -34,7 +34,8 @@ class PredictionsFile(Callback):
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Open this rank's part."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.file = self.part(trainer.global_rank).open("w")
+        self.part(trainer.global_rank).unlink(missing_ok=True)  # never follows a link: the folder may be a stranger's
+        self.file = self.part(trainer.global_rank).open("x")
 
     def on_predict_batch_end(
         self,
@@ -67,7 +68,8 @@ class PredictionsFile(Callback):
         parts = [self.part(rank) for rank in range(trainer.world_size)]
         files = [part.open() for part in parts]
         whole = self.path.with_name(f"{self.path.name}.part")
-        with whole.open("w") as target:
+        whole.unlink(missing_ok=True)
+        with whole.open("x") as target:
             for *_, lines in heapq.merge(*(map(json.loads, file) for file in files)):
                 target.writelines(f"{line}\n" for line in lines)
         whole.replace(self.path)

@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 import subprocess
 import sys
 from contextlib import redirect_stdout
@@ -208,14 +209,20 @@ def test_a_resumed_run_takes_the_users_settings_and_says_so(
     assert torch.load(next(tmp_path.rglob("last.ckpt")), weights_only=True)["epoch"] == 0
 
 
-def test_a_checkpoint_alone_is_enough_to_go_on_or_to_measure(finished: Path, tmp_path: Path) -> None:
-    done = cli.main(
-        ["fit", f"--ckpt_path={finished}", "--trainer.max_steps=4", f"--trainer.default_root_dir={tmp_path}"]
-    )
+def test_a_checkpoint_alone_is_enough_to_go_on_or_to_measure(
+    finished: Path, world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = shutil.copytree(finished, tmp_path / "copy", symlinks=True)
+    data = f"--data.init_args.path={world}"
+    assert "name another: --data.init_args.path" in refused(["fit", f"--ckpt_path={run}"], capsys)
+    done = cli.main(["fit", f"--ckpt_path={run}", data, "--trainer.max_steps=4"])
     assert done.trainer.global_step == 4
+    assert done.trainer.log_dir == str(run / "version_1")
+    assert not (tmp_path / "lightning_logs").exists()
     small = tmp_path / "small.yaml"
     small.write_text("trainer: {limit_val_batches: 2, logger: false}\n")
-    measured = cli.main(["validate", "--config", str(small), "--ckpt_path", str(finished)])
+    measured = cli.main(["validate", "--config", str(small), data, "--ckpt_path", str(run)])
+    assert "version_1" in measured.config.validate.ckpt_path  # the one with four steps
     assert measured.trainer.limit_val_batches == 2
     assert measured.trainer.callback_metrics["validation/loss"] > 0
 

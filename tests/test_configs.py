@@ -4,6 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from safe_rlhf_v.checkpoints import CheckpointError
+from safe_rlhf_v.cli import main
+from safe_rlhf_v.runs import open_run
 from safe_rlhf_v.world import WORLD
 
 ROOT = Path(__file__).parents[1]
@@ -199,3 +202,19 @@ def test_the_guard_of_the_quickstart_draws_its_pictures(stages, world, tmp_path)
     assert {"validation/confusion", "validation/reliability", "validation/risk_coverage"} <= set(
         events.Tags()["images"]
     )
+
+
+def test_a_run_of_an_outside_subclass_is_read_where_its_package_is_trusted(stages, world, monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(str(ROOT / "examples" / "downstream"))
+    out = f"--trainer.logger.init_args.save_dir={tmp_path}"
+    short = ("--trainer.max_steps=1", "--trainer.val_check_interval=1", "--trainer.callbacks=null", out)
+    init = f"--model.init_args.init_from={stages / 'supervised'}"
+    fit(QUICKSTART / "reward.yaml", world, stages, init, "--model=margin_reward.MarginRewardModule", *short)
+    (run,) = (path for path in tmp_path.iterdir() if path.is_dir())
+    for trust in ((), ("margin_rewards",)):
+        with pytest.raises(CheckpointError, match="--trust margin_reward"):
+            open_run(run, "reward model", ("reward",), trust=trust)
+    assert open_run(run, "reward model", ("reward",), trust=("margin_reward",)).cls.trains == "reward"
+    quiet = ["--trainer.enable_progress_bar=false", "--trainer.limit_test_batches=1", "--trainer.accelerator=cpu"]
+    args = ["test", f"--ckpt_path={run}", f"--data.init_args.path={world}", "--trust", "margin_reward", *quiet]
+    assert type(main(args).model).__name__ == "MarginRewardModule"

@@ -6,6 +6,7 @@ from importlib import import_module
 from typing import Any
 
 from safe_rlhf_v import __version__
+from safe_rlhf_v.reading_options import THREATS
 
 TRAINING = {
     "fit": "train from a configuration",
@@ -53,7 +54,7 @@ def training_help(command: str) -> str:
         resume = "go on with a run: its folder, a .ckpt file, or last"
     else:
         example = f"{run} --ckpt_path runs/quickstart/reward"
-        resume = "a run's folder or a .ckpt file; it brings its own configuration"
+        resume = "a run's folder or a .ckpt file; it brings its own model and data settings"
     return f"""{command}: {TRAINING[command]}
 
 usage: {run} --config FILE [--config FILE ...] [--KEY VALUE ...]
@@ -65,12 +66,16 @@ usage: {run} --config FILE [--config FILE ...] [--KEY VALUE ...]
   --trainer.KEY VALUE     every option of lightning.pytorch.Trainer: --trainer.max_steps 300
   --trainer.callbacks+ C  add a callback: --trainer.callbacks+=safe_rlhf_v.callbacks.SampleGallery
   --seed_everything N     seed of everything random (default 0)
+  --trust PACKAGE         runs that are read may name classes of this package of yours
+  --base PATH             folder or hub name of the pretrained model, in place of the one a run names
 
   --print_config          the whole resolved configuration, every key with its value; nothing is run
   --model.help CLASS      options of one class: safe_rlhf_v.modules.RewardModule
   --data.help CLASS       likewise: safe_rlhf_v.data_modules.PreferenceDataModule
   --trainer.callbacks.help CLASS
   --help-all              every option of the Trainer with its type
+
+{THREATS}
 
 example: {example}
 """

@@ -13,7 +13,6 @@ What differs from LightningCLI's defaults, and why:
 """
 
 import errno
-import itertools
 import linecache
 import signal
 import sys
@@ -45,9 +44,12 @@ from safe_rlhf_v.checkpoints import (
     find_checkpoint,
     read_checkpoint,
 )
+from safe_rlhf_v.cli_configs import KEYWORDS, ReadingOptions, check_files, take_reading_options, with_stored_config
 from safe_rlhf_v.cli_errors import ShortErrorParser
 from safe_rlhf_v.finite import NonFiniteError
 from safe_rlhf_v.preflight import preflight
+from safe_rlhf_v.runs import IN_CHECKPOINT
+from safe_rlhf_v.stored_config import read_stored
 
 # Warnings about what is intended here.
 _EXPECTED = (
@@ -57,8 +59,6 @@ _EXPECTED = (
     ".*isinstance.treespec, LeafSpec",
     ".*Using ModelCheckpoint with manual optimization",  # a policy's checkpoints are of after the step, as all are
 )
-_KEYWORDS = ("best", "hpc")  # of Lightning's own
-_IN_CHECKPOINT = ("init_from", "reference")  # runs whose weights a checkpoint holds from then on
 
 
 class ConfigInCheckpoint(SaveConfigCallback):
@@ -77,6 +77,9 @@ class ConfigInCheckpoint(SaveConfigCallback):
 class CLI(LightningCLI):
     """See the module's docstring."""
 
+    reading: ReadingOptions
+    stored: dict[str, Any] | None
+
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         """A parser with short errors that takes no abbreviated options."""
         self.parser_class = ShortErrorParser
@@ -88,7 +91,10 @@ class CLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse, with the checkpoint's own configuration where the command line names no model."""
-        self.config = parser.parse_args(with_stored_config(args))
+        self.reading, args = take_reading_options(args)
+        check_files(args)
+        args, self.stored = with_stored_config(args, self.reading)
+        self.config = parser.parse_args(args)
 
     def _parse_ckpt_path(self) -> None:
         """Resolve the checkpoint; unlike Lightning's, never let its settings replace the user's.
@@ -105,24 +111,28 @@ class CLI(LightningCLI):
                 config.ckpt_path = None
             else:
                 config.ckpt_path = str(folder)
-        if not config.get("ckpt_path") or config.ckpt_path in _KEYWORDS:
+        if not config.get("ckpt_path") or config.ckpt_path in KEYWORDS:
             return
         config.ckpt_path = str(find_checkpoint(config.ckpt_path))
-        for name in _IN_CHECKPOINT:
+        for name in IN_CHECKPOINT:
             if config.model.get("init_args", {}).get(name):
                 config.model.init_args[name] = None  # the checkpoint has the weights
+        stage = read_checkpoint(config.ckpt_path)
+        what = "resuming from" if command == "fit" else "checkpoint:"
+        _say(f"{what} {config.ckpt_path} (step {stage.get('global_step', 0)})")
         if command == "fit":
-            _say(f"resuming from {config.ckpt_path}")
             clear_leftovers(Path(config.ckpt_path).parent)
-            stored = yaml.safe_load(read_checkpoint(config.ckpt_path).get("config_yaml", "{}"))
             now = yaml.safe_load(self.parser.dump(self.config, skip_none=False))[command]
-            for key, old, new in differences(stored, now) if stored else ():
+            before = self.stored or (read_stored(stage) if "config_yaml" in stage else now)
+            if self.stored:  # of the trainer only some settings were taken
+                now["trainer"] = {name: now["trainer"].get(name) for name in self.stored["trainer"]}
+            for key, old, new in differences({name: before.get(name) for name in now}, now):
                 _say(f"with another setting: {key} was {old!r}, is now {new!r}")
 
     def before_instantiate_classes(self) -> None:
         """Refuse what cannot work before anything expensive happens; run nothing that is stored in a checkpoint."""
         config = self.config[self.config.subcommand]
-        preflight(self.config.subcommand, config)
+        preflight(self.config.subcommand, config, self.reading)
         if config.get("weights_only") is None:
             config.weights_only = True
         if self.config.subcommand == "predict" and config.get("return_predictions") is None:
@@ -171,36 +181,10 @@ def differences(old: Any, new: Any, key: str = "") -> Iterator[tuple[str, Any, A
         old, new = dict(enumerate(old)), dict(enumerate(new))
     if isinstance(old, dict) and isinstance(new, dict):
         for name in {**old, **new}:
-            if name not in ("config", "ckpt_path", *_IN_CHECKPOINT):
+            if name not in ("config", "ckpt_path", *IN_CHECKPOINT):
                 yield from differences(old.get(name), new.get(name), f"{key}.{name}" if key else str(name))
     elif old != new:
         yield key, old, new
-
-
-def with_stored_config(args: list[str]) -> list[str]:
-    """A command line, with the configuration stored in its checkpoint put first unless a ``--config`` names a model.
-
-    Raises:
-        ValueError: If the checkpoint does not exist or carries no configuration.
-    """
-    checkpoint = _values(args, "--ckpt_path")[-1:]
-    if not checkpoint or checkpoint[0] in ("last", *_KEYWORDS):
-        return args
-    for config in [*_values(args, "--config"), *_values(args, "-c")]:
-        if not Path(config).is_file() or "model" in (yaml.safe_load(Path(config).read_text()) or {}):
-            return args
-    stored = read_checkpoint(checkpoint[0])
-    if "config_yaml" not in stored:
-        raise ValueError(f"{stored['file']}: carries no configuration; give one with --config")
-    content = yaml.safe_load(stored["config_yaml"])
-    keep = {name: content[name] for name in ("seed_everything", "model", "data", "trainer") if name in content}
-    return [args[0], f"--config={yaml.safe_dump(keep)}", *args[1:]]
-
-
-def _values(args: list[str], option: str) -> list[str]:
-    """Values of an option, written as ``--option=value`` or ``--option value``."""
-    joined = [arg.partition("=")[2] for arg in args if arg.startswith(f"{option}=")]
-    return joined + [value for arg, value in itertools.pairwise(args) if arg == option]
 
 
 @rank_zero_only
@@ -242,17 +226,34 @@ def main(args: list[str] | None = None) -> CLI:
         if isinstance(error.__context__, KeyboardInterrupt):
             sys.exit(128 + signal.SIGINT)
         raise
-    except (ValueError, MisconfigurationException) as error:
+    except (ValueError, MisconfigurationException, OSError, ModuleNotFoundError) as error:
         ours = error if isinstance(error, MisconfigurationException) else refusal(error)
-        if ours is None:
+        line = surroundings(error) if ours is None else str(ours)
+        if line is None:
             raise
-        sys.stderr.write(f"error: {ours}\n")
+        sys.stderr.write(f"error: {line}\n")
         sys.exit(2)
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        sys.stderr.write(f"error: {error.filename or 'a log'}: {error.strerror}; make room or choose another folder\n")
-        sys.exit(2)
+
+
+def surroundings(error: BaseException | None) -> str | None:
+    """One line about a disk or an installation that does not allow what was asked for; ``None`` for other errors."""
+    while error is not None and not isinstance(error, (OSError, ModuleNotFoundError)):
+        error = error.__cause__
+    if error is None:
+        return None
+    if isinstance(error, OSError):
+        if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT):
+            return None
+        where = f"{error.filename}: " if error.filename else ""
+        return f"{where}{str(error.strerror).lower()}; make room or choose another folder"
+    reason = str(error).strip().splitlines()[0] if str(error).strip() else "a package is missing"
+    trace = error.__traceback__
+    while trace is not None:  # a logger or plugin of Lightning asks for a package of its own
+        home = trace.tb_frame.f_globals.get("__name__", "")
+        if home.startswith(("lightning.pytorch.loggers", "lightning.pytorch.plugins", "lightning.pytorch.strategies")):
+            return f"{home}: {reason}; install that package, or choose another logger"
+        trace = trace.tb_next
+    return None
 
 
 def refusal(error: BaseException | None) -> BaseException | None:

@@ -99,6 +99,8 @@ class Run:
         return [
             "test",
             f"--ckpt_path={self.root / name}",
+            f"--data.init_args.path={self.data}",
+            "--trainer.accelerator=cpu",
             "--trainer.callbacks+=safe_rlhf_v.callbacks.MetricsFile",
             f"--trainer.callbacks.path={self.root / name / 'metrics.json'}",
         ]
@@ -117,7 +119,8 @@ class Run:
 
     def calibrate(self, name: str) -> list[str]:
         """Command that calibrates a guard and writes ``assessment.json``."""
-        return ["calibrate", f"--guard={self.root / name}", f"--data={self.data}", "--report", *GUARD_SPLITS]
+        data = (f"--data={self.data}", f"--train-data={self.data}")
+        return ["calibrate", f"--guard={self.root / name}", *data, "--report", *GUARD_SPLITS]
 
     def generate(self, guard: str, strategy: str) -> list[str]:
         """Command that lets the supervised policy answer behind a guard and writes ``answers-STRATEGY.json``."""

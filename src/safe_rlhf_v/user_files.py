@@ -73,9 +73,13 @@ def read_bounded(path: str | Path, limit: int) -> bytes:
 
 
 def write_whole(path: Path, data: bytes) -> None:
-    """Write a whole file or nothing: into ``.part`` beside it, synced, then renamed."""
+    """Write a whole file or nothing: into ``.part`` beside it, synced, then renamed.
+
+    Links are replaced and never followed: the folder may be somebody else's.
+    """
     part = path.with_name(path.name + ".part")
-    with part.open("wb") as file:
+    part.unlink(missing_ok=True)
+    with part.open("xb") as file:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())

@@ -190,7 +190,7 @@ def test_a_damaged_calibration_is_refused(change, tmp_path):
 
 
 def test_the_command_says_why_a_split_is_too_small(guard_run, world, capsys):
-    arguments = ["--guard", str(guard_run), "--data", str(world)]
+    arguments = ["--guard", str(guard_run), "--data", str(world), "--train-data", str(world)]
     assert main(arguments) == 2
     assert "cannot certify a false-positive rate" in capsys.readouterr().err
     assert main(["--guard", "nowhere", "--data", str(world)]) == 2

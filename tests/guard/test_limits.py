@@ -313,7 +313,9 @@ def test_the_command_asks_for_training_data_that_are_not_there(guard_run, world,
     command = ["--guard", str(guard_run), "--data", str(world), "--train-data", "nowhere"]
     assert calibrate.main(command) == 2
     assert "there is no shard folder nowhere" in capsys.readouterr().err
-    found = training_data(guard_run)
+    with pytest.raises(ValueError, match="--train-data"):  # an absolute path out of a run folder is not followed
+        training_data(guard_run)
+    found = training_data(guard_run, str(world))
     assert (found.path, found.train_split) == (str(world), "train")
 
 

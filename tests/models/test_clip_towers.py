@@ -185,10 +185,10 @@ def test_a_light_guard_trains_reloads_and_moderates(world, tmp_path):
         "--trainer.max_epochs=-1", "--trainer.max_steps=2", "--trainer.val_check_interval=2",
         f"--trainer.default_root_dir={tmp_path / 'run'}", "--trainer.logger=false", "--trainer.enable_progress_bar=false",
     ])  # fmt: skip
-    module, identity = load_module(tmp_path / "run")
+    module, identity = load_module(tmp_path / "run", base=str(tmp_path / "towers"))
     assert isinstance(module.backbone, ClipTowers)
     Calibration(identity, "by hand", 1.0, 1.0, 0.9, 0.2, 0.9, 0.1, WIDE, {}).save(tmp_path / "run")
-    guard = Guard.from_pretrained(tmp_path / "run")
+    guard = Guard.from_pretrained(tmp_path / "run", base=str(tmp_path / "towers"))
     fine, prompt, long = (
         guard.moderate(question="can i use it ?", response=text) for text in ("yes you can .", None, "yes " * 200)
     )

@@ -125,7 +125,7 @@ def test_scores_are_those_of_the_runs_and_the_actor_starts_as_its_reference(home
     module = build(home)
     found = outputs(module, make_part(module.backbone))
     for name in ("reward", "cost"):
-        expected = load_run(home / name).score(prompts(), RESPONSES)
+        expected = load_run(home / name, base=str(home / "base")).score(prompts(), RESPONSES)
         torch.testing.assert_close(found[name].view(3, 2), expected, rtol=1e-5, atol=1e-5)
     assert not torch.allclose(found["reward"], found["cost"], atol=1e-3)
     assert torch.equal(found["actor"], found["reference"])
@@ -141,7 +141,7 @@ def test_critics_start_as_the_scorers_read_before_each_token(home: Path) -> None
     module.roles.start_critics(mean, scale)
     found = outputs(module, part)
     for i, name in enumerate(("reward", "cost")):
-        run: Any = load_run(home / name)
+        run: Any = load_run(home / name, base=str(home / "base"))
         states = run.backbone.response_states(run.backbone.prepare(prompts(), RESPONSES, packed=True))
         weight = run.head.linear.weight[0]
         for n in range(6):
@@ -231,6 +231,12 @@ def same(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
     return first.keys() == second.keys() and all(torch.equal(value, second[name]) for name, value in first.items())
 
 
+def named(runs: Path, start: str | None = None) -> dict[str, str]:
+    """Where the runs of a policy's roles are: stored absolute paths are not followed."""
+    found = {"reward": "reward", "cost": "cost", **({"start": start} if start else {})}
+    return {f"model.init_args.roles.init_args.{role}": str(runs / name) for role, name in found.items()}
+
+
 def test_a_trained_policy_comes_back_whole_and_alone(home: Path, world: Path, tmp_path: Path) -> None:
     options = policy(shared(home), lr_scale={"roles": 2.0})
     done: Any = train("ConstrainedPolicyModule", world, tmp_path, vlm(home / "base"), **options)
@@ -243,17 +249,26 @@ def test_a_trained_policy_comes_back_whole_and_alone(home: Path, world: Path, tm
     assert not frozen & set(stored["state_dict"])
     assert [group["lr"] for group in done.trainer.optimizers[0].param_groups] == [6e-3, 3e-3]
 
-    alone = load_backbone(tmp_path)
+    base = str(home / "base")
+    alone = load_backbone(tmp_path, base=base)
     assert {adapter_of(name) for name in alone.state_dict()} == {None, "default"}
     with torch.no_grad():
         found = outputs(module, part)
         assert torch.equal(alone.read(part.tokens, part.features, log_probs=True).log_probs, found["actor"])
         assert (found["actor"] - found["reference"]).abs().max() > 1e-4
-        again: Any = load_run(tmp_path)
+        again: Any = load_run(tmp_path, base=base, named=named(home))
         assert same(again.state_dict(), module.state_dict())
         assert same(outputs(again, part), found)
+    with pytest.raises(CheckpointError, match="is a cost model"):
+        build(home, reward=str(home / "cost"))
+
+    def moved(content: dict[str, Any]) -> None:
+        for name in content["state_dict"]:
+            content["state_dict"][name] += name.startswith("head.")
+
+    other = forge(home / "reward", tmp_path / "other" / "x.ckpt", moved)
     with pytest.raises(CheckpointError, match="another reward model"):
-        build(home, reward=str(home / "cost")).on_load_checkpoint(read_stage(str(tmp_path)))
+        build(home, reward=other).on_load_checkpoint(read_stage(str(next(tmp_path.glob("*.ckpt")))))
 
 
 def test_a_resumed_run_equals_the_uninterrupted_one_in_several_parts(llava: Path, world: Path, tmp_path: Path) -> None:
@@ -324,12 +339,13 @@ def test_a_trained_start_is_the_reference_and_what_it_trained_is_carried_on(
         assert torch.equal(found["reference"], expected)
         assert not torch.equal(found["actor"], expected)
         for name in ("reward", "cost"):
-            run: Any = load_run(tmp_path / name)
+            run: Any = load_run(tmp_path / name, base=str(base))
             torch.testing.assert_close(found[name].view(3, 2), run.score(prompts(), RESPONSES), rtol=1e-5, atol=1e-5)
-        alone = load_backbone(tmp_path / "policy")
+        alone = load_backbone(tmp_path / "policy", base=str(base))
         part = make_part(alone)  # its own projector encodes the pictures
         assert torch.equal(alone.read(part.tokens, part.features, log_probs=True).log_probs, found["actor"])
-    assert same(load_run(tmp_path / "policy").state_dict(), module.state_dict())
+    again = load_run(tmp_path / "policy", base=str(base), named=named(tmp_path, "start"))
+    assert same(again.state_dict(), module.state_dict())
     stored = torch.load(next((tmp_path / "policy").glob("*.ckpt")), weights_only=True)["state_dict"]
     assert any("multi_modal_projector" in name for name in stored)
     assert not any("reference" in name for name in stored)

@@ -6,6 +6,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from safe_rlhf_v.reading_options import add_reading_options
+from safe_rlhf_v.user_files import write_whole
+
 
 def main(argv: list[str]) -> int:
     """Run the command; returns the exit status."""
@@ -27,6 +30,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--max-new-tokens", type=int, default=64, help="(%(default)s)")
     parser.add_argument("--batch-size", type=int, default=100, help="prompts at a time (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the sampling")
+    add_reading_options(parser)
     options = parser.parse_args(argv)
     from safe_rlhf_v.checkpoints import CheckpointError  # torch: seconds to import
 
@@ -57,11 +61,8 @@ def run(options: argparse.Namespace) -> dict[str, dict[str, dict[str, float]]]:
     from safe_rlhf_v.evaluation.policies import Judges, answer_split
     from safe_rlhf_v.evaluation.rows import summarise
     from safe_rlhf_v.models.sampling import SamplingOptions
-    from safe_rlhf_v.runs import load_backbone, load_run
 
-    policy = load_backbone(options.policy)
-    reward, cost = (load_run(path) if path else None for path in (options.reward, options.cost))
-    start = load_backbone(options.start) if options.start else None
+    policy, reward, cost, start = load_models(options)
     sampling = SamplingOptions(options.max_new_tokens, options.temperature)
     folder = options.output or options.policy
     folder.mkdir(parents=True, exist_ok=True)
@@ -70,19 +71,41 @@ def run(options: argparse.Namespace) -> dict[str, dict[str, dict[str, float]]]:
     for split in options.split:
         data = PromptDataModule(str(options.data), eval_batch_size=options.batch_size, test_splits=(split,))
         scorer = find_scorer(options.scorer, data.split(split)[0])
-        judges = Judges(reward, cost, start, scorer)  # type: ignore[arg-type]
+        judges = Judges(reward, cost, start, scorer)
         rows: list[dict[str, Any]] = []
         with tqdm(total=len(data.split(split)), unit="prompt", desc=split) as bar:
             for batch in answer_split(policy, data, split, judges, sampling, options.seed):
                 rows += batch
                 bar.update(len(batch))
         lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        part = folder / f"answers-{split}{suffix}.jsonl.part"
-        part.write_text(lines)
-        part.replace(folder / f"answers-{split}{suffix}.jsonl")
+        write_whole(folder / f"answers-{split}{suffix}.jsonl", lines.encode())
         summary[split] = {name: value._asdict() for name, value in summarise(rows).items()}
-    (folder / f"evaluation{suffix}.json").write_text(json.dumps(summary, indent=1) + "\n")
+    write_whole(folder / f"evaluation{suffix}.json", (json.dumps(summary, indent=1) + "\n").encode())
     return summary
+
+
+def load_models(options: argparse.Namespace) -> tuple[Any, Any, Any, Any]:
+    """Policy, reward model, cost model and start, the last three where they are named; all are looked at before one is built.
+
+    Raises:
+        CheckpointError: If one cannot be read, or is something else.
+    """
+    from safe_rlhf_v.runs import load_backbone, load_run, open_run
+
+    reading: dict[str, Any] = {"trust": tuple(options.trust), "base": options.base}
+    kinds = {"policy": "policy", "reward": "reward", "cost": "cost", "start": "policy"}
+    named = {role: path for role in kinds if (path := getattr(options, role))}
+    for role, path in named.items():
+        parts = ("backbone",) if kinds[role] == "policy" else None
+        open_run(path, f"--{role}", (kinds[role],), parts=parts, **reading)
+    found: dict[str, Any] = dict.fromkeys(kinds)
+    for role, path in named.items():
+        found[role] = (
+            load_backbone(path, role, **reading)
+            if kinds[role] == "policy"
+            else load_run(path, f"{role} model", **reading)
+        )
+    return found["policy"], found["reward"], found["cost"], found["start"]
 
 
 def find_scorer(name: str | None, record: Any) -> Any:
@@ -96,9 +119,15 @@ def find_scorer(name: str | None, record: Any) -> Any:
             return None
         name = "safe_rlhf_v.world.WorldScorer"
     from importlib import import_module
+    from inspect import isabstract
+
+    from safe_rlhf_v.evaluation.scorers import ResponseScorer
 
     home, _, cls = name.rpartition(".")
     try:
-        return getattr(import_module(home), cls)()
+        scorer = getattr(import_module(home), cls)
     except (ImportError, AttributeError, ValueError) as error:
         raise ValueError(f"--scorer {name}: {error}; give the class path of a ResponseScorer") from None
+    if not isinstance(scorer, type) or not issubclass(scorer, ResponseScorer) or isabstract(scorer):
+        raise ValueError(f"--scorer {name}: no ResponseScorer; give the class path of one")
+    return scorer()

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from safe_rlhf_v.reading_options import add_reading_options
 from safe_rlhf_v.user_files import locked_folder, write_whole
 
 
@@ -37,6 +38,7 @@ def _parser() -> argparse.ArgumentParser:
         "--report", nargs="*", default=[], metavar="SPLIT", help="also measure these, into assessment.json"
     )
     parser.add_argument("--device", default="cpu", help="where the guard runs: cpu, cuda, ... (%(default)s)")
+    add_reading_options(parser)
     return parser
 
 
@@ -49,7 +51,7 @@ def main(argv: Sequence[str]) -> int:
     from safe_rlhf_v.guard.moderation import load_module
 
     try:
-        module, identity = load_module(options.guard, options.device)
+        module, identity = load_module(options.guard, options.device, options.trust, options.base)
         training = training_data(options.guard, options.train_data)
         with locked_folder(run_home(options.guard)):
             judged = judge_split(module, options.data, options.split)

@@ -5,6 +5,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from safe_rlhf_v.reading_options import add_reading_options
+
 
 def main(argv: list[str]) -> int:
     """Run the command; returns the exit status."""
@@ -30,13 +32,14 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--missing-only", action="store_true", help="relabel only responses without a level")
     parser.add_argument("--batch-size", type=int, default=32, help="records per pass of the model (%(default)s)")
     parser.add_argument("--device", default="cpu", help="where the guard runs: cpu, cuda, ... (%(default)s)")
+    add_reading_options(parser)
     options = parser.parse_args(argv)
     from safe_rlhf_v.guard.filtering import Rules, filter_shards  # torch: seconds to import
     from safe_rlhf_v.guard.moderation import Guard
 
     try:
         rules = Rules(options.action, options.judge, options.keep_review, options.missing_only)
-        guard = Guard.from_pretrained(options.guard, options.device)
+        guard = Guard.from_pretrained(options.guard, options.device, trust=options.trust, base=options.base)
         report, _ = filter_shards(guard, options.input, options.output, rules, options.split, options.batch_size)
     except (ValueError, OSError, RuntimeError) as error:
         print(f"error: {error}", file=sys.stderr)

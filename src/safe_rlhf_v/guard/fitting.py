@@ -24,7 +24,7 @@ from safe_rlhf_v.metrics import harm as detection
 from safe_rlhf_v.metrics import ordinal
 from safe_rlhf_v.metrics.harm_table import HarmTable
 from safe_rlhf_v.modules.guard import HARM_BOUNDARY, GuardModule, GuardOutputs, check_categories, named_right
-from safe_rlhf_v.runs import stored_config
+from safe_rlhf_v.stored_config import leads_out, stored_options
 from safe_rlhf_v.taxonomy import MIN_LEVEL, NUM_LEVELS
 
 LEAST = 0.05
@@ -171,9 +171,10 @@ def training_data(run: str | Path, folder: str | None = None) -> PreferenceDataM
         CheckpointError: If there is no readable checkpoint with a configuration.
         ValueError: If the data are not there.
     """
-    stored = dict(stored_config(read_stage(str(run))).get("data", {}).get("init_args", {}))
+    stored = stored_options(read_stage(str(run)), "data")
     path = folder or stored.get("path")
-    if path is None or not (Path(path) / "manifest.json").is_file():
+    inside = isinstance(path, str) and (folder is not None or not leads_out(path))
+    if not inside or not (Path(str(path)) / "manifest.json").is_file():
         raise ValueError(
             f"--train-data: the limits of a guard are counted over what it was trained on, and there is no shard folder "
             f"{path or 'named in its run'}; name it"

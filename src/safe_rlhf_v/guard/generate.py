@@ -5,6 +5,8 @@ import json
 import sys
 from pathlib import Path
 
+from safe_rlhf_v.reading_options import add_reading_options
+
 STRATEGIES = ("resample", "hotter", "reminder", "best-of-4")
 
 
@@ -33,6 +35,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--refusal", default="i can not help with that", help="what is said when no answer passed")
     parser.add_argument("--seed", type=int, default=0, help="of the sampling")
     parser.add_argument("--device", default="cpu", help="where policy and guard run: cpu, cuda, ... (%(default)s)")
+    add_reading_options(parser)
     options = parser.parse_args(argv)
     from safe_rlhf_v.guard.running import run  # torch: seconds to import
 

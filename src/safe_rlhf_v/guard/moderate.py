@@ -4,6 +4,8 @@ import argparse
 import sys
 from pathlib import Path
 
+from safe_rlhf_v.reading_options import add_reading_options
+
 
 def main(argv: list[str]) -> int:
     """Run the command; returns the exit status."""
@@ -26,6 +28,7 @@ def main(argv: list[str]) -> int:
         "--balanced-levels", action="store_true", help="name levels as if all were equally frequent; decisions stay"
     )
     parser.add_argument("--device", default="cpu", help="where the guard runs: cpu, cuda, ... (%(default)s)")
+    add_reading_options(parser)
     options = parser.parse_args(argv)
     from safe_rlhf_v.guard.files import moderate_file  # torch: seconds to import
     from safe_rlhf_v.guard.inputs import open_entries
@@ -34,7 +37,9 @@ def main(argv: list[str]) -> int:
     try:
         if options.output.exists():
             raise ValueError(f"{options.output} exists; name another file or remove it")
-        guard = Guard.from_pretrained(options.guard, options.device, options.balanced_levels)
+        guard = Guard.from_pretrained(
+            options.guard, options.device, options.balanced_levels, trust=options.trust, base=options.base
+        )
         entries = open_entries(options.input, options.split)
         counts = moderate_file(guard, entries, options.output, options.format, options.batch_size)
     except (ValueError, OSError, RuntimeError) as error:

@@ -4,13 +4,12 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeout
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 
 from safe_rlhf_v.batches import Prompts
-from safe_rlhf_v.checkpoints import find_checkpoint
 from safe_rlhf_v.functional.ordinal import correct_prior
 from safe_rlhf_v.guard.calibration import Calibration, run_home, tempered
 from safe_rlhf_v.guard.limits import Gate
@@ -27,6 +26,7 @@ from safe_rlhf_v.guard.verdict import (
     worst,
 )
 from safe_rlhf_v.modules.guard import HARM_BOUNDARY, GuardModule, GuardOutputs
+from safe_rlhf_v.runs import load_run
 from safe_rlhf_v.shards.images import ImageError
 from safe_rlhf_v.user_files import FileError
 
@@ -72,20 +72,30 @@ class Guard:
         self.gate = Gate(module.backbone, calibration.limits)
 
     @classmethod
-    def from_pretrained(cls, path: str | Path, device: str = "cpu", balanced_levels: bool = False) -> Self:
-        """Load a run's newest checkpoint and its calibration. Load only runs you trust: their configuration names classes.
+    def from_pretrained(
+        cls,
+        path: str | Path,
+        device: str = "cpu",
+        balanced_levels: bool = False,
+        *,
+        trust: Sequence[str] = (),
+        base: str | None = None,
+    ) -> Self:
+        """Load a run's newest checkpoint and its calibration; the run is read as a stranger's file.
 
         Args:
             path: A run's folder, or a checkpoint with the calibration beside it.
             device: Where the model runs: ``cpu``, ``cuda``, ...
             balanced_levels: See the constructor.
+            trust: Packages whose classes the run may name, beside this library's.
+            base: Folder or hub name of the pretrained model, in place of the one the run names.
 
         Raises:
             CheckpointError: If there is no readable checkpoint.
             CalibrationMissing: If the guard was never calibrated.
             ValueError: If the calibration belongs to other weights.
         """
-        module, identity = load_module(path, device)
+        module, identity = load_module(path, device, trust, base)
         return cls(module, Calibration.load(run_home(path)), identity, balanced_levels)
 
     def moderate(
@@ -282,20 +292,23 @@ def _read(row: Ready) -> str:
     return f" (read with {', '.join(row.undone)} undone)" if row.undone else ""
 
 
-def load_module(path: str | Path, device: str = "cpu") -> tuple[GuardModule, str]:
+def load_module(
+    path: str | Path, device: str = "cpu", trust: Sequence[str] = (), base: str | None = None
+) -> tuple[GuardModule, str]:
     """A trained guard module in evaluation mode, and the identity of its weights.
 
     Args:
         path: A run's folder, or a checkpoint.
         device: Where it will run.
+        trust: Packages whose classes the run may name, beside this library's.
+        base: Folder or hub name of the pretrained model, in place of the one the run names.
 
     Raises:
-        CheckpointError: If there is no readable checkpoint.
+        CheckpointError: If there is no readable checkpoint of a guard.
     """
     import hashlib
 
-    file = find_checkpoint(path)
-    module = GuardModule.load_from_checkpoint(file, map_location="cpu", weights_only=True)
+    module: Any = load_run(path, "guard", ("guard",), trust=trust, base=base)
     digest = hashlib.sha256()
     for name, value in sorted(module.state_dict().items()):
         digest.update(name.encode())

@@ -20,7 +20,7 @@ from safe_rlhf_v.guard.generation import (
 from safe_rlhf_v.guard.moderation import Guard
 from safe_rlhf_v.models.sampling import SamplingOptions
 from safe_rlhf_v.records import Record
-from safe_rlhf_v.runs import load_backbone
+from safe_rlhf_v.runs import load_backbone, open_run
 from safe_rlhf_v.user_files import lock
 from safe_rlhf_v.world.judge import judge
 
@@ -45,8 +45,10 @@ def run(options: argparse.Namespace) -> list[Row]:
     """
     from tqdm import tqdm
 
-    policy = load_backbone(options.policy).to(options.device)
-    guard = Guard.from_pretrained(options.guard, options.device)
+    reading: dict[str, Any] = {"trust": tuple(options.trust), "base": options.base}
+    open_run(options.guard, "--guard", ("guard",), **reading)  # before the policy is built
+    policy = load_backbone(options.policy, "policy", **reading).to(options.device)
+    guard = Guard.from_pretrained(options.guard, options.device, **reading)
     sampling = SamplingOptions(options.max_new_tokens, options.temperature)
     strategy = make_strategy(options.strategy)
     generate = GuardedGenerator(

@@ -22,6 +22,7 @@ from safe_rlhf_v.models.layout import PaddingSide, PromptTokens, layout, positio
 from safe_rlhf_v.models.lora import LoraSettings
 from safe_rlhf_v.models.refused import row_by_row
 from safe_rlhf_v.models.sharding import is_sharded
+from safe_rlhf_v.models.sources import Kept
 from safe_rlhf_v.models.types import ImageFeatures, ImageInputs, ResponseStates, TokenBatch
 
 
@@ -113,6 +114,14 @@ class Backbone(nn.Module, ABC):
     @abstractmethod
     def save_pretrained(self, folder: str | Path) -> None:
         """Write weights (safetensors), config and tokenizer as plain files."""
+
+    def kept(self) -> Kept:
+        """What a checkpoint holds so that this can be built again from the file alone; by default nothing.
+
+        A class whose constructor reads files gives them here, and reads them with
+        :func:`~safe_rlhf_v.models.sources.load_tokenizer`, which takes a checkpoint for a folder.
+        """
+        return Kept({}, {})
 
     @property
     def language_model(self) -> nn.Module | None:

@@ -16,10 +16,12 @@ from torch import Tensor, nn
 from safe_rlhf_v.batches import Prompts
 from safe_rlhf_v.models.adapters import DEFAULT
 from safe_rlhf_v.models.backbone import Backbone, context_length
+from safe_rlhf_v.models.clip_pair import without_weights
 from safe_rlhf_v.models.corpus_tokenizer import IMAGE_TOKEN
 from safe_rlhf_v.models.images import fit_square
 from safe_rlhf_v.models.layout import PromptTokens
 from safe_rlhf_v.models.lora import LoraSettings, apply_lora, merged_state
+from safe_rlhf_v.models.sources import Kept, check_source, files_of, load_tokenizer, loaded, plain_config
 from safe_rlhf_v.models.tower import SlotResampler, SlotSettings, Tower, TowerSettings
 from safe_rlhf_v.models.types import ImageFeatures, ImageInputs
 
@@ -205,6 +207,12 @@ class ClipDecoder(Backbone):
         """The decoder's output embeddings."""
         return self.decoder.get_output_embeddings()  # type: ignore[no-any-return]
 
+    def kept(self) -> Kept:
+        """See :meth:`Backbone.kept`: the shapes of tower and decoder, whose weights are in the checkpoint, and the tokenizer."""
+        tower = without_weights(self.tower.settings, self.tower.visual)
+        options = {"tower": tower, "decoder": plain_config(self.decoder.config), "gguf_file": None}
+        return Kept(options, {"tokenizer": files_of(self.tokenizer.save_pretrained)})
+
     def save_pretrained(self, folder: str | Path) -> None:
         """Write ``decoder/`` and ``tokenizer/`` as Hugging Face folders, the rest as safetensors; LoRA weights are merged."""
         from safetensors.torch import save_file
@@ -265,9 +273,7 @@ def saved_settings(folder: str | Path) -> dict[str, Any]:
 
 def _load_tokenizer(source: str) -> tuple[Any, int]:
     """The tokenizer and the id of its image placeholder, which is added where it is missing."""
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(source)
+    tokenizer = load_tokenizer(source)
     if IMAGE_TOKEN not in tokenizer.get_vocab():
         tokenizer.add_special_tokens({"additional_special_tokens": [IMAGE_TOKEN]})
     return tokenizer, int(tokenizer.convert_tokens_to_ids(IMAGE_TOKEN))
@@ -286,10 +292,11 @@ def _build_decoder(decoder: str | dict[str, Any], vocabulary: int, gguf_file: st
     from transformers import AutoConfig, AutoModelForCausalLM
 
     if isinstance(decoder, dict):
-        config = AutoConfig.for_model(**{**decoder, "vocab_size": vocabulary})
+        config = AutoConfig.for_model(**{**decoder, "vocab_size": max(vocabulary, decoder.get("vocab_size", 0))})
         return AutoModelForCausalLM.from_config(config, dtype=dtype)
     options = {"gguf_file": gguf_file} if gguf_file else {}
-    model = AutoModelForCausalLM.from_pretrained(decoder, dtype=dtype, **options)
+    check_source("decoder", decoder)
+    model = loaded("decoder", decoder, AutoModelForCausalLM.from_pretrained, decoder, dtype=dtype, **options)
     if model.get_input_embeddings().num_embeddings < vocabulary:
         model.resize_token_embeddings(vocabulary)
     return model

@@ -1,6 +1,6 @@
 """An image tower and a text tower of open_clip, by name or from scratch."""
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -17,6 +17,8 @@ class ClipSettings:
         embed_dim: E; only without ``name``.
         vision_cfg: open_clip's ``vision_cfg``; only without ``name``.
         text_cfg: open_clip's ``text_cfg`` (``context_length``, ``width``, ``heads``, ``layers``); only without ``name``.
+        mean: Mean of the red, green and blue pixels the tower was trained on, 0..1; ``None`` for what ``name`` says.
+        std: Their standard deviation, likewise.
     """
 
     name: str | None = None
@@ -24,6 +26,8 @@ class ClipSettings:
     embed_dim: int = 64
     vision_cfg: dict[str, Any] = field(default_factory=dict)
     text_cfg: dict[str, Any] = field(default_factory=dict)
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
 
 
 def build_pair(clip: ClipSettings, tokenizer: Any) -> tuple[Any, Any]:
@@ -56,8 +60,31 @@ def build_pair(clip: ClipSettings, tokenizer: Any) -> tuple[Any, Any]:
     return model.visual, text
 
 
-def pixel_statistics(visual: Any, name: str) -> Tensor:
-    """(1, 3, 1, 1) mean or standard deviation of the pixels the tower was trained on, 0..255; CLIP's own by default."""
+def pixel_statistics(visual: Any, name: str, given: tuple[float, ...] | None = None) -> Tensor:
+    """(1, 3, 1, 1) mean or standard deviation of the pixels the tower was trained on, 0..255; CLIP's own by default.
+
+    Args:
+        visual: The tower.
+        name: ``mean`` or ``std``.
+        given: Three values in 0..1 that are used instead.
+    """
+    return torch.tensor(_statistics(visual, name, given), dtype=torch.float32).view(1, 3, 1, 1) * 255
+
+
+def _statistics(visual: Any, name: str, given: tuple[float, ...] | None) -> list[float]:
     default = {"mean": (0.48145466, 0.4578275, 0.40821073), "std": (0.26862954, 0.26130258, 0.27577711)}
     known = getattr(visual, "preprocess_cfg", None) or {}
-    return torch.tensor(known.get(name, default[name])).view(1, 3, 1, 1) * 255
+    return [float(value) for value in (given if given is not None else known.get(name, default[name]))]
+
+
+def without_weights(settings: Any, visual: Any) -> dict[str, Any]:
+    """Settings of towers that are built alike without fetching weights: these are in a checkpoint.
+
+    Args:
+        settings: :class:`ClipSettings` or ``TowerSettings``.
+        visual: The image tower they gave.
+    """
+    found = {**asdict(settings), "pretrained": None}
+    if found["vision_cfg"].get("timm_model_pretrained"):
+        found["vision_cfg"] = {**found["vision_cfg"], "timm_model_pretrained": False}
+    return {**found, **{name: _statistics(visual, name, getattr(settings, name)) for name in ("mean", "std")}}

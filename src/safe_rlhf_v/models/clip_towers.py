@@ -14,11 +14,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from safe_rlhf_v.batches import Prompts
-from safe_rlhf_v.models.clip_pair import ClipSettings, build_pair, pixel_statistics
+from safe_rlhf_v.models.clip_pair import ClipSettings, build_pair, pixel_statistics, without_weights
 from safe_rlhf_v.models.images import fit_square
 from safe_rlhf_v.models.layout import PromptTokens
 from safe_rlhf_v.models.reader import Reader
 from safe_rlhf_v.models.refused import row_by_row
+from safe_rlhf_v.models.sources import Kept, files_of, load_tokenizer
 from safe_rlhf_v.models.types import ResponseStates
 
 
@@ -78,9 +79,7 @@ class ClipTowers(Reader):
             ValueError: If the text tower does not fit the tokenizer, or does not pool at the end token.
         """
         super().__init__()
-        from transformers import AutoTokenizer
-
-        self.tokenizer = AutoTokenizer.from_pretrained(tokenizer)
+        self.tokenizer, self._clip = load_tokenizer(tokenizer), clip
         self.visual, self.text = build_pair(clip, self.tokenizer)
         size = self.visual.image_size
         self.image_size = int(size[0] if isinstance(size, (tuple, list)) else size)
@@ -97,8 +96,8 @@ class ClipTowers(Reader):
         self.frozen = [tower for tower, still in ((self.visual, freeze_image), (self.text, freeze_text)) if still]
         for tower in self.frozen:
             tower.requires_grad_(False)
-        self.register_buffer("mean", pixel_statistics(self.visual, "mean"), persistent=False)
-        self.register_buffer("std", pixel_statistics(self.visual, "std"), persistent=False)
+        self.register_buffer("mean", pixel_statistics(self.visual, "mean", clip.mean), persistent=False)
+        self.register_buffer("std", pixel_statistics(self.visual, "std", clip.std), persistent=False)
         self.train()
 
     def train(self, mode: bool = True) -> Self:
@@ -107,6 +106,11 @@ class ClipTowers(Reader):
         for tower in self.frozen:
             tower.eval()
         return self
+
+    def kept(self) -> Kept:
+        """See the base: the towers' shapes and the tokenizer."""
+        clip = without_weights(self._clip, self.visual)
+        return Kept({"clip": clip}, {"tokenizer": files_of(self.tokenizer.save_pretrained)})
 
     # --- inputs -----------------------------------------------------------------------------------------------------
 

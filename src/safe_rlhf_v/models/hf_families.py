@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from safe_rlhf_v.models.adapters import RememberAdapter
+from safe_rlhf_v.models.sources import check_source, loaded, opened
 from safe_rlhf_v.models.types import ImageFeatures, ImageInputs
 
 BIDIRECTIONAL_IMAGES = frozenset({"gemma3"})
@@ -166,19 +167,25 @@ def load_processor(
     Raises:
         ValueError: If the family has no pixel budget.
     """
+    check_source("processor", source)
+    with opened(source, "processor") as place:
+        return _load_processor(source, place, config, {"shortest_edge": min_pixels, "longest_edge": max_pixels}, hub)
+
+
+def _load_processor(source: str, place: str, config: Any, budget: dict[str, int | None], hub: dict[str, Any]) -> Any:
     from transformers import AutoImageProcessor, AutoTokenizer
     from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 
-    images: Any = AutoImageProcessor.from_pretrained(source, backend="pil", **hub)
-    budget = {"shortest_edge": min_pixels, "longest_edge": max_pixels}
+    images = loaded("processor", source, AutoImageProcessor.from_pretrained, place, backend="pil", **hub)
     given = {edge: pixels for edge, pixels in budget.items() if pixels is not None}
     if given and "max_pixels" not in images.valid_kwargs.__annotations__:
         raise ValueError(f"min_pixels/max_pixels: model_type {config.model_type!r} has no pixel budget; remove them")
     if given:
         images.size = type(images.size)(**{**{k: images.size[k] for k in budget}, **given})
     family: Any = PROCESSOR_MAPPING[type(config)]
-    settings, _ = family.get_processor_dict(source, **hub)
-    return image_only_processor(config, images, AutoTokenizer.from_pretrained(source, **hub), settings)
+    tokenizer = loaded("tokenizer", source, AutoTokenizer.from_pretrained, place, **hub)
+    settings, _ = family.get_processor_dict(place, **hub)
+    return image_only_processor(config, images, tokenizer, settings)
 
 
 def image_only_processor(config: Any, image_processor: Any, tokenizer: Any, settings: dict[str, Any]) -> Any:

@@ -21,6 +21,7 @@ from safe_rlhf_v.models.hf_edges import needs_padding, pad_to_square
 from safe_rlhf_v.models.hf_masks import attention_masks, image_blocks, sees_images_both_ways
 from safe_rlhf_v.models.layout import PromptTokens, position_ids
 from safe_rlhf_v.models.lora import LoraSettings, apply_lora, merged_state
+from safe_rlhf_v.models.sources import Kept, check_source, files_of, loaded, plain_config
 from safe_rlhf_v.models.types import ImageFeatures, ImageInputs, TokenBatch
 
 _ROPE_FIELDS = ("position_t", "position_h", "position_w")
@@ -249,6 +250,11 @@ class HFVLM(Backbone):
             module._buffers[name] = buffer.to(moved.device)
         return self
 
+    def kept(self) -> Kept:
+        """See :meth:`Backbone.kept`: processor and tokenizer, and the config where there are no weights to name."""
+        options = {} if self.base else {"config": plain_config(self.model.config)}
+        return Kept(options, {"processor": files_of(lambda folder: families.save_processor(self.processor, folder))})
+
     def save_pretrained(self, folder: str | Path) -> None:
         """Write a Hugging Face folder that ``model: folder`` loads again; adapters are added to the weights."""
         folder = Path(folder)
@@ -263,8 +269,11 @@ def _build(model: str | None, config: dict[str, Any] | str | None, dtype: torch.
     if (model is None) == (config is None):
         raise ValueError("give exactly one of model (weights) and config (random weights)")
     if model is not None:
-        return AutoModelForImageTextToText.from_pretrained(model, dtype=dtype, **hub)
-    shape = (
-        AutoConfig.for_model(**config) if isinstance(config, dict) else AutoConfig.from_pretrained(str(config), **hub)
-    )
+        check_source("model", model)
+        return loaded("model", model, AutoModelForImageTextToText.from_pretrained, model, dtype=dtype, **hub)
+    if isinstance(config, dict):
+        shape = AutoConfig.for_model(**config)
+    else:
+        check_source("config", str(config))
+        shape = loaded("config", str(config), AutoConfig.from_pretrained, str(config), **hub)
     return AutoModelForImageTextToText.from_config(shape, dtype=dtype)

@@ -9,6 +9,7 @@ from torch import nn
 from safe_rlhf_v.batches import Prompts
 from safe_rlhf_v.models.backbone import Backbone
 from safe_rlhf_v.models.layout import PromptTokens
+from safe_rlhf_v.models.sources import Kept
 from safe_rlhf_v.models.types import ResponseStates
 
 
@@ -30,6 +31,14 @@ class Reader(nn.Module, ABC):
     max_length: int | None = None
     context_length: int | None = None
     base: str | None = None
+
+    def kept(self) -> Kept:
+        """What a checkpoint holds so that this can be built again from the file alone; by default nothing.
+
+        A class whose constructor reads files gives them here, and reads them with
+        :func:`~safe_rlhf_v.models.sources.load_tokenizer`, which takes a checkpoint for a folder.
+        """
+        return Kept({}, {})
 
     @abstractmethod
     def prepare_prompts(self, prompts: Prompts) -> tuple[PromptTokens, Any]:

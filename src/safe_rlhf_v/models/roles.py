@@ -12,14 +12,14 @@ from typing import Any, Self, TypeVar
 import torch
 from torch import Tensor, nn
 
-from safe_rlhf_v.checkpoints import CheckpointError, fingerprint, load_stage, read_stage, tensor_hash
+from safe_rlhf_v.checkpoints import CheckpointError, fingerprint, load_stage, tensor_hash
 from safe_rlhf_v.float32 import Float32Module
 from safe_rlhf_v.models.backbone import Backbone, before_tokens
 from safe_rlhf_v.models.heads import Head, ScalarHead
 from safe_rlhf_v.models.sharding import assign
 from safe_rlhf_v.models.types import ImageFeatures
 from safe_rlhf_v.rollouts import Part
-from safe_rlhf_v.runs import load_run
+from safe_rlhf_v.runs import StoredRun, load_opened, open_run, say
 
 Frozen = TypeVar("Frozen", bound=nn.Module)
 
@@ -136,32 +136,31 @@ class SeparateRoles(Roles):
             cost: runs/quickstart/cost
     """
 
-    def __init__(self, reward: str, cost: str, start: str | None = None) -> None:
+    def __init__(self, reward: str, cost: str, start: str | None = None, trust: list[str] | None = None) -> None:
         """Args:
         reward: Run folder or checkpoint of a reward model.
         cost: Run folder or checkpoint of a cost model.
         start: Run folder or checkpoint whose policy the actor starts from and is compared with; ``None`` for the
             backbone as it is built (pretrained weights).
+        trust: Packages whose classes those runs may name, beside this library's (``--trust`` adds to them).
         """
         super().__init__()
-        self.start_run, self.runs = start, {"reward": reward, "cost": cost}
+        self.start_run, self.runs, self.trust = start, {"reward": reward, "cost": cost}, tuple(trust or ())
         self._in_checkpoint: set[str] = set()
         self._identity: dict[str, str] = {}
 
     def build(self, actor: Backbone, critics: bool) -> None:
         """See :class:`Roles`."""
-        # Refuse a bad path before anything is built.
-        stages = {name: read_stage(path) for name, path in self.runs.items()}
-        start = read_stage(self.start_run) if self.start_run else None
+        opened, start = open_roles(actor, self.runs, self.start_run, self.trust)
         if start is not None:
             load_stage(start, actor, fingerprint(actor))
             self.started = frozenset(name.removeprefix("backbone.") for name in start["state_dict"])
         if start is None and actor.base is None:  # nothing gives random weights back
             self._in_checkpoint = {"reference"}
         self.reference = _frozen(copy.deepcopy(actor))
-        for name in self.runs:
-            module: Any = load_run(self.runs[name])
-            _same_tokens(stages[name]["file"], module.backbone, actor)
+        for name, run in opened.items():
+            module: Any = load_opened(run, f"{name} model")
+            _same_tokens(run.file, module.backbone, actor)
             if critics:  # what its stage trained, trains on
                 critic = copy.deepcopy(module.backbone)
                 critic.freeze_unused_lm_head()
@@ -251,6 +250,33 @@ class SeparateRoles(Roles):
         self.same_features = frozen and all(
             len(first) == len(other) and all(map(torch.equal, first, other)) for other in rest
         )
+
+
+def open_roles(
+    actor: Backbone, runs: dict[str, str], start: str | None, trust: tuple[str, ...], base: str | None = None
+) -> tuple[dict[str, StoredRun], dict[str, Any] | None]:
+    """Runs of the scorers, and the checkpoint of the start: a bad one is refused before anything is built.
+
+    Args:
+        actor: Freshly built; the others may be trained on its base.
+        runs: By role, ``reward`` and ``cost``.
+        start: Run of a policy.
+        trust: Packages whose classes may be imported.
+        base: Stands for the base of every run, as none is built; ``None`` if they build their own.
+
+    Raises:
+        CheckpointError: If one cannot be read, or trains something else.
+    """
+    bases = {actor.base, actor.base.partition("@")[0]} if actor.base else set()
+    opened = {
+        name: open_run(path, f"{name} model", (name,), trust=trust, base=base, known_bases=bases)
+        for name, path in runs.items()
+    }
+    if start is None:
+        return opened, None
+    first = open_run(start, "start", ("policy",), trust=trust, parts=())
+    say(first.named("start"))
+    return opened, first.stage
 
 
 def module_hash(module: nn.Module) -> str:

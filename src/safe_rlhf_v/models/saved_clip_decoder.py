@@ -5,6 +5,7 @@ from typing import Any, Self
 
 from safe_rlhf_v.models.clip_decoder import ClipDecoder, saved_settings
 from safe_rlhf_v.models.lora import LoraSettings
+from safe_rlhf_v.models.sources import Kept
 
 
 class SavedClipDecoder(ClipDecoder):
@@ -54,6 +55,10 @@ class SavedClipDecoder(ClipDecoder):
             dtype=dtype,
         )
         self.load_vision(folder)
+
+    def kept(self) -> Kept:
+        """Nothing: the folder is the base, tokenizer included."""
+        return Kept({}, {})
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, **options: Any) -> Self:

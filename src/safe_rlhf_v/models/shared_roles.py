@@ -10,11 +10,11 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
-from safe_rlhf_v.checkpoints import fingerprint, load_stage, read_stage
+from safe_rlhf_v.checkpoints import fingerprint, load_stage
 from safe_rlhf_v.models.adapters import DEFAULT, Adapter, adapter, adapter_tensors, keep_to_default
 from safe_rlhf_v.models.backbone import Backbone
 from safe_rlhf_v.models.heads import Head
-from safe_rlhf_v.models.roles import Critic, Roles, module_hash
+from safe_rlhf_v.models.roles import Critic, Roles, module_hash, open_roles
 from safe_rlhf_v.models.shared_base import (
     adapter_of_run,
     backbone_tensors,
@@ -24,7 +24,7 @@ from safe_rlhf_v.models.shared_base import (
 )
 from safe_rlhf_v.models.types import ImageFeatures, ResponseStates
 from safe_rlhf_v.rollouts import Part
-from safe_rlhf_v.runs import load_head
+from safe_rlhf_v.runs import load_head, say
 
 
 class SharedRoles(Roles):
@@ -46,15 +46,16 @@ class SharedRoles(Roles):
         adapters: By role; the actor's is the backbone's own.
     """
 
-    def __init__(self, reward: str, cost: str, start: str | None = None) -> None:
+    def __init__(self, reward: str, cost: str, start: str | None = None, trust: list[str] | None = None) -> None:
         """Args:
         reward: Run folder or checkpoint of a reward model.
         cost: Run folder or checkpoint of a cost model.
         start: Run folder or checkpoint whose policy the actor starts from and is compared with; ``None`` for the
             backbone as it is built.
+        trust: Packages whose classes those runs may name, beside this library's (``--trust`` adds to them).
         """
         super().__init__()
-        self.start_run, self.runs = start, {"reward": reward, "cost": cost}
+        self.start_run, self.runs, self.trust = start, {"reward": reward, "cost": cost}, tuple(trust or ())
         self.adapters = nn.ModuleDict()
         self.critics = False
         self._identity: dict[str, str] = {}
@@ -65,8 +66,8 @@ class SharedRoles(Roles):
         Raises:
             ValueError: If the actor trains anything but adapters.
         """
-        stages = {name: read_stage(path) for name, path in self.runs.items()}
-        start = read_stage(self.start_run) if self.start_run else None
+        opened, start = open_roles(actor, self.runs, self.start_run, self.trust, actor.base)
+        stages = {name: run.stage for name, run in opened.items()}
         check_trained(actor)
         now = fingerprint(actor)
         for stage in (*stages.values(), *([start] if start else [])):
@@ -87,8 +88,9 @@ class SharedRoles(Roles):
             actor.add_adapter(name)
             self.adapters[name] = Adapter(actor, name)
             self.adapters[name].load_state_dict(tensors)
-        for name, stage in stages.items():
-            self.add_module(f"{name}_head", load_head(stage, actor).requires_grad_(False).eval())
+        for name, run in opened.items():
+            say(run.named(f"{name} model"))
+            self.add_module(f"{name}_head", load_head(run, actor).requires_grad_(False).eval())
             if critics:
                 self.add_module(f"{name}_value", Critic(actor.hidden_size))
         self.critics = critics

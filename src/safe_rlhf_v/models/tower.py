@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from safe_rlhf_v.models.clip_pair import pixel_statistics
+
 
 @dataclass
 class TowerSettings:
@@ -20,12 +22,16 @@ class TowerSettings:
         vision_cfg: open_clip's ``vision_cfg`` (``layers``, ``width``, ``image_size``, ``timm_model_name``, ...); only without
             ``name``.
         level: Which intermediate feature map to read: -1 the last block, -2 the one before (as LLaVA does), ...
+        mean: Mean of the red, green and blue pixels the tower was trained on, 0..1; ``None`` for what ``name`` says.
+        std: Their standard deviation, likewise.
     """
 
     name: str | None = None
     pretrained: str | None = None
     vision_cfg: dict[str, Any] = field(default_factory=dict)
     level: int = -2
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
 
 
 @dataclass
@@ -55,16 +61,12 @@ class Tower(nn.Module):
     def __init__(self, settings: TowerSettings) -> None:
         """Build the tower and drop every block that the chosen level does not need."""
         super().__init__()
+        self.settings = settings
         self.visual, size = _build_visual(settings)
         self.level = settings.level
         self.image_size = int(size[0] if isinstance(size, (tuple, list)) else size)
-        preprocess = getattr(self.visual, "preprocess_cfg", None) or {}
-        for name, default in (
-            ("mean", (0.48145466, 0.4578275, 0.40821073)),  # CLIP's own statistics
-            ("std", (0.26862954, 0.26130258, 0.27577711)),
-        ):
-            value = torch.tensor(preprocess.get(name, default), dtype=torch.float32).view(1, 3, 1, 1) * 255
-            self.register_buffer(name, value, persistent=False)
+        self.register_buffer("mean", pixel_statistics(self.visual, "mean", settings.mean), persistent=False)
+        self.register_buffer("std", pixel_statistics(self.visual, "std", settings.std), persistent=False)
         self.eval()
         with torch.enable_grad():
             tokens = self(torch.zeros(1, self.image_size, self.image_size, 3, dtype=torch.uint8))

@@ -1,6 +1,5 @@
 """What every training module shares: networks built late, one optimizer with parameter groups, exact resume."""
 
-import logging
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from functools import cached_property
@@ -25,12 +24,14 @@ from safe_rlhf_v.checkpoints import (
 from safe_rlhf_v.finite import refuse_broken_state
 from safe_rlhf_v.functional.shares import Share, masked_share
 from safe_rlhf_v.models.backbone import Backbone, Prepared
+from safe_rlhf_v.models.reader import Reader
 from safe_rlhf_v.models.sharding import shard
+from safe_rlhf_v.models.sources import KEPT
 from safe_rlhf_v.modules.admission import Admission
 from safe_rlhf_v.modules.resume import StepBorder, UserOptions, restore_random_states
 from safe_rlhf_v.optim import Schedule, group_names, parameter_groups, run_length
+from safe_rlhf_v.runs import say
 
-log = logging.getLogger(__name__)
 Moved = TypeVar("Moved")
 Prepared_ = TypeVar("Prepared_")
 _GIVEN_BY: dict[type, str] = {
@@ -46,6 +47,10 @@ class BaseModule(LightningModule):
     Networks appear in ``configure_model``, so that constructors stay cheap. A resumed run equals the uninterrupted one;
     rates, weight decay and other optimizer options follow the configuration, moments and counters the checkpoint.
     """
+
+    trains: ClassVar[str] = ""
+    """What a run of this module is to other commands: ``policy``, ``reward``, ``cost``, ``guard`` or ``tower``. Subclasses
+    inherit it."""
 
     backbone: Backbone
     reads: ClassVar[type | None] = None
@@ -74,6 +79,7 @@ class BaseModule(LightningModule):
         self.init_from, self.lr_scale = init_from, lr_scale or {}
         self._fingerprint: dict[str, str] = {}
         self._rebuilt: set[str] = set()
+        self._kept: dict[str, Any] | None = None
         self._options: UserOptions | None = None
         self._random_states: dict[str, Tensor] | None = None
         self._loops: dict[str, Any] | None = None
@@ -139,7 +145,7 @@ class BaseModule(LightningModule):
         if stage is not None:
             load_stage(stage, self.backbone, self._fingerprint)
             self._rebuilt -= set(stage["state_dict"])
-            log.info("started from the backbone in %s", stage["file"])
+            say(f"started from the backbone in {stage['file']} (step {stage.get('global_step', 0)})")
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """One optimizer over the trainable parameters; the schedule moves once per optimizer step."""
@@ -232,6 +238,9 @@ class BaseModule(LightningModule):
         checkpoint["fingerprint"] = self._fingerprint
         checkpoint["rebuilt"] = sorted(self._rebuilt)
         self._border.write(self, checkpoint)
+        if self._kept is None and isinstance(self.backbone, Reader):
+            self._kept = self.backbone.kept()._asdict()
+        checkpoint[KEPT] = self._kept
         checkpoint["parameter_groups"] = group_names(self, self.lr_scale)
         for name in self._rebuilt:
             checkpoint["state_dict"].pop(name, None)
@@ -244,7 +253,7 @@ class BaseModule(LightningModule):
         Raises:
             CheckpointError: Naming what differs.
         """
-        file = str(self._trainer.ckpt_path) if self._trainer is not None else "checkpoint"
+        file = str(self._trainer.ckpt_path if self._trainer is not None else checkpoint.get("file", "checkpoint"))
         if "fingerprint" not in checkpoint:
             raise CheckpointError(f"{file}: carries no fingerprint, so it is no checkpoint of this library")
         rebuilt = set(checkpoint["rebuilt"])

@@ -25,6 +25,8 @@ class CostModule(PreferenceModule):
               init_args: {terms: [{class_path: safe_rlhf_v.objectives.SignTerm}]}
     """
 
+    trains = "cost"
+
     def labels(self, batch: PreferenceBatch) -> Tensor:
         """The response annotators found less safe."""
         return (1 - batch.safer).masked_fill(batch.safer < 0, -1)

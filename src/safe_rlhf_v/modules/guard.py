@@ -96,6 +96,7 @@ class GuardModule(LossModule):
             link: {class_path: safe_rlhf_v.models.CumulativeLink}
     """
 
+    trains = "guard"
     reads = PreferenceBatch
 
     def __init__(

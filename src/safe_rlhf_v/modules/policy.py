@@ -58,6 +58,7 @@ class ConstrainedPolicyModule(PolicyEvaluation, BaseModule):
             dual: {class_path: safe_rlhf_v.dual.LogSpaceDual, init_args: {budget: -0.5}}
     """
 
+    trains = "policy"
     reads = PolicyBatch
 
     def __init__(

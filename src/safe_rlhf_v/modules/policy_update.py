@@ -24,6 +24,7 @@ from safe_rlhf_v.functional.shares import divided
 from safe_rlhf_v.models.sharding import whole
 from safe_rlhf_v.modules.base import demonstrations_seen
 from safe_rlhf_v.modules.policy_rollout import of_rows
+from safe_rlhf_v.objectives.base import described
 from safe_rlhf_v.rollouts import Part, Rollout, Scores, Values, assemble
 
 if TYPE_CHECKING:
@@ -82,7 +83,7 @@ class PolicyUpdate:
         self.optimizer.zero_grad()  # whatever an interrupted step left
         if has_critics:
             values = self._learn_values(0, minibatches[0], None) if once else self._values()
-        advantages = module.advantages(self.signals, values, self.lam, module.total)  # (N, R)
+        advantages = self._advantages(values)  # (N, R)
         for i in range(self.steps):
             parts = minibatches[i % len(minibatches)]
             if has_critics and not once:
@@ -92,6 +93,18 @@ class PolicyUpdate:
             self._learn_policy(i, parts, advantages)
             self._step(i)
         return Learned(self.losses, self.norms, values, self._returns(values))
+
+    def _advantages(self, values: Values | None) -> Tensor:
+        """(N, R) from the estimator. Raises: ValueError: If its shape is another: it would be spread over the tokens."""
+        found = self.module.advantages(self.signals, values, self.lam, self.module.total)
+        expected = tuple(self.signals.mask.shape)
+        if not isinstance(found, Tensor) or tuple(found.shape) != expected:
+            name = type(self.module.advantages).__name__
+            raise ValueError(
+                f"advantages {name}: must return one number per response token, shape (N, R) = {expected}; it returned "
+                f"{described(found)}"
+            )
+        return found
 
     # --- critics ----------------------------------------------------------------------------------------------------
 

@@ -18,6 +18,7 @@ from safe_rlhf_v.models.heads import Head, ScalarHead
 from safe_rlhf_v.modules.base import pairs_seen
 from safe_rlhf_v.modules.loss_module import TAKEN, LossModule
 from safe_rlhf_v.objectives import PreferenceObjective
+from safe_rlhf_v.objectives.base import checked_shares
 
 OTHER_IMAGES: tuple[ImageMode, ImageMode] = ("shuffled", "blank")
 
@@ -138,7 +139,7 @@ class PreferenceModule(LossModule):
             scores: (B, K).
             batch: Where the labels are; without prompts.
         """
-        return self.objective.shares(scores, batch)
+        return checked_shares(self.objective, scores, batch)
 
     def validation_step(self, batch: PreferenceBatch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
         """Scores (B, K), for callbacks; metrics are logged per split."""

@@ -20,7 +20,9 @@ from safe_rlhf_v.models.dropout import switch_off_dropout
 from safe_rlhf_v.models.frozen_copy import FrozenCopy, frozen_names
 from safe_rlhf_v.modules.base import demonstrations_seen, pairs_seen
 from safe_rlhf_v.modules.loss_module import TAKEN, LossModule
+from safe_rlhf_v.objectives.base import checked_shares
 from safe_rlhf_v.objectives.preference_optimisation import DirectObjective
+from safe_rlhf_v.runs import say
 
 
 class Inputs(NamedTuple):
@@ -55,6 +57,7 @@ class PreferenceOptimisationModule(LossModule):
             init_from: runs/llava_1_5_7b/supervised
     """
 
+    trains = "policy"
     in_progress_bar = ("loss", "accuracy")
 
     reads = PreferenceBatch
@@ -108,6 +111,7 @@ class PreferenceOptimisationModule(LossModule):
             self.reference = FrozenCopy(self.backbone)
             return
         load_stage(stage, self.reference.network, self._fingerprint)
+        say(f"reference: {stage['file']} (step {stage.get('global_step', 0)})")
         base_gives = {name.removeprefix("backbone.") for name in self._rebuilt - set(stage["state_dict"])}
         self.reference.follow(frozen_names(self.backbone) - base_gives, self.backbone)  # the base is needed once
 
@@ -192,12 +196,12 @@ class PreferenceOptimisationModule(LossModule):
     def counts(self, batch: PreferenceBatch, inputs: Inputs) -> dict[str, Tensor]:
         """Those of the objective, which follow from the labels whatever the log-ratios; tokens to rehearse."""
         ratios = torch.zeros(batch.safety.shape, device=self.device)
-        counts = {name: share.count for name, share in self.objective.shares(ratios, batch).items()}
+        counts = {name: share.count for name, share in checked_shares(self.objective, ratios, batch).items()}
         return counts if inputs.rehearsed is None else {**counts, "rehearsal_loss": inputs.rehearsed[1].sum().float()}
 
     def shares(self, batch: PreferenceBatch, inputs: Inputs) -> dict[str, Share]:
         """Those of the objective, and the rehearsal."""
-        shares = self.objective.shares(self.prepared_log_ratios(inputs.pairs, len(batch.keys)), batch)
+        shares = checked_shares(self.objective, self.prepared_log_ratios(inputs.pairs, len(batch.keys)), batch)
         if inputs.rehearsed is None:
             return shares
         return {**shares, "rehearsal_loss": self.likelihood_share(*inputs.rehearsed, self.rehearsal_weight)}
@@ -222,7 +226,7 @@ class PreferenceOptimisationModule(LossModule):
         split = self.split_name(stage, loader)
         batch, pairs = self.admitted(batch)
         ratios = self.prepared_log_ratios(pairs, len(batch.keys))
-        shares = self.objective.shares(ratios, batch)
+        shares = checked_shares(self.objective, ratios, batch)
         if split not in self.metrics:
             self.metrics[split] = nn.ModuleDict(self.make_metrics(shares)).to(self.device)
         metrics: dict[str, Any] = dict(self.metrics[split].items())  # type: ignore[operator]

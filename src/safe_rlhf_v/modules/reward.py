@@ -21,6 +21,8 @@ class RewardModule(PreferenceModule):
             objective: {class_path: safe_rlhf_v.objectives.BradleyTerry}
     """
 
+    trains = "reward"
+
     def labels(self, batch: PreferenceBatch) -> Tensor:
         """The response annotators found more helpful."""
         return batch.more_helpful

@@ -27,6 +27,7 @@ class SupervisedModule(LossModule):
             optimizer: {class_path: torch.optim.AdamW, init_args: {lr: 2.0e-5}}
     """
 
+    trains = "policy"
     reads = SupervisedBatch
 
     def __init__(

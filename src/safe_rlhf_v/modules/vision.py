@@ -32,6 +32,7 @@ class VisionModule(LossModule):
             backbone: configs/quickstart/backbone.yaml
     """
 
+    trains = "tower"
     reads = SupervisedBatch
 
     def __init__(

@@ -1,6 +1,7 @@
 """The interface of preference objectives."""
 
 from abc import ABC, abstractmethod
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -36,6 +37,38 @@ class PreferenceObjective(nn.Module, ABC):
             ``loss`` () float32 with its graph, and the unweighted means it is made of, each () and detached.
         """
         return loss_and_means(self.shares(scores, batch))
+
+
+def checked_shares(objective: PreferenceObjective, scores: Tensor, batch: PreferenceBatch) -> dict[str, Share]:
+    """What :meth:`PreferenceObjective.shares` gives.
+
+    Args:
+        objective: Maybe a user's.
+        scores: See there.
+        batch: See there.
+
+    Raises:
+        ValueError: If that is anything but scalar shares by name.
+    """
+    found: Any = objective.shares(scores, batch)
+    shares = found.values() if isinstance(found, dict) and found else [None]
+    if not all(isinstance(share, Share) and share.total.dim() == 0 for share in shares):
+        raise ValueError(
+            f"objective {type(objective).__name__}: shares must return a dict of names to Share with scalar totals, it "
+            f"returned {described(found)}"
+        )
+    return found  # type: ignore[no-any-return]
+
+
+def described(value: Any) -> str:
+    """What a component returned, in few words."""
+    if isinstance(value, Tensor):
+        return f"a tensor of shape {tuple(value.shape)}"
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{name!r}: {described(item)}" for name, item in list(value.items())[:3]) + "}"
+    if isinstance(value, Share):
+        return f"a Share with a total of shape {tuple(value.total.shape)}"
+    return f"a {type(value).__name__}"
 
 
 def checked_scores(scores: Tensor, batch: PreferenceBatch, responses: int | None = None) -> Tensor:

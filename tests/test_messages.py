@@ -1,0 +1,231 @@
+"""Mistakes that people make: one line that names the setting or file and the mend, and exit status 2."""
+
+import contextlib
+import errno
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from safe_rlhf_v import __main__ as entry
+from safe_rlhf_v.advantages import GAE
+from safe_rlhf_v.cli import surroundings
+from safe_rlhf_v.functional.shares import Share
+from safe_rlhf_v.objectives import BradleyTerry
+from tests.conftest import QUICKSTART, stage_command
+
+BACKBONE = "--model.init_args.backbone"
+
+
+class Tensors(BradleyTerry):
+    """Returns the loss alone."""
+
+    def shares(self, scores: Any, batch: Any) -> Any:
+        return scores.sum()
+
+
+class Rows(BradleyTerry):
+    """One loss per record."""
+
+    def shares(self, scores: Any, batch: Any) -> Any:
+        return {name: Share(scores.sum(1), share.count) for name, share in super().shares(scores, batch).items()}
+
+
+class Nameless(BradleyTerry):
+    """No term at all."""
+
+    def shares(self, scores: Any, batch: Any) -> Any:
+        return {}
+
+
+class PerResponse(GAE):
+    """One number per response."""
+
+    def __call__(self, *args: Any) -> Any:
+        return super().__call__(*args)[:, 0]
+
+
+def refused(args: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """The one line of a refusal."""
+    try:
+        status: Any = entry.main(args)
+    except SystemExit as exit:
+        status = exit.code
+    err = capsys.readouterr().err
+    assert status == 2, err
+    lines = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1, err
+    assert "Traceback" not in err
+    assert len(lines[0]) < 500
+    return lines[0]
+
+
+def reward(world: Path, out: Path, *extra: str) -> list[str]:
+    """A reward run from random weights."""
+    return stage_command("reward", world, out, "--model.init_args.init_from=null", *extra, steps=1)
+
+
+@pytest.fixture(scope="session")
+def bare_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model's folder that lacks everything but the config."""
+    folder = tmp_path_factory.mktemp("bare")
+    (folder / "config.json").write_text('{"model_type": "llava"}')
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("extra", "words"),
+    [
+        ([f"{BACKBONE}.init_args.tokenizer=nowhere/a/tokenizer"], ["tokenizer nowhere/a/tokenizer", "no such folder"]),
+        ([f"{BACKBONE}.init_args.tokenizer=/nowhere"], ["tokenizer /nowhere", "no such folder"]),
+        ([f"{BACKBONE}.init_args.tokenizer=nobody/nothing"], ["tokenizer nobody/nothing", "download it first"]),
+        ([f"{BACKBONE}.init_args.tokenizer={{world}}"], ["tokenizer", "holds no tokenizer"]),
+        ([f"{BACKBONE}.init_args.decoder=./nowhere"], ["decoder ./nowhere", "no such folder"]),
+        (
+            [f"{BACKBONE}=safe_rlhf_v.models.HFVLM", f"{BACKBONE}.model=/no/model"],
+            ["model /no/model", "no such folder"],
+        ),
+        ([f"{BACKBONE}=safe_rlhf_v.models.HFVLM", f"{BACKBONE}.model={{bare}}"], ["tokenizer", "holds no tokenizer"]),
+        ([f"{BACKBONE}=safe_rlhf_v.models.HFVLM", f"{BACKBONE}.model={{world}}"], ["holds no config.json"]),
+        ([f"{BACKBONE}=safe_rlhf_v.models.Backbone"], ["Backbone is abstract", "ClipDecoder"]),
+        (["--model.init_args.head=safe_rlhf_v.models.Head"], ["Head is abstract", "EvidenceHead"]),
+        (["--model.init_args.objective=safe_rlhf_v.objectives.PreferenceObjective"], ["is abstract", "BradleyTerry"]),
+        (["--model=safe_rlhf_v.modules.preference.PreferenceModule"], ["abstract"]),
+        (["--config=broken.yaml", "--ckpt_path=nowhere"], ["broken.yaml", "not YAML", "line 2"]),
+        (["--config=twice.yaml"], ["twice.yaml: line 3: model.init_args is given twice (first on line 2)"]),
+        (["--config=section.yaml"], ["section.yaml: line 3: trainer is given twice"]),
+        (["--config=including.yaml"], ["included.yaml: line 2: class_path is given twice"]),
+        ([f"{BACKBONE}.init_args.slots={{{{slots: 3, slots: 4}}}}"], ["slots is given twice"]),
+        (["--trust"], ["--trust: needs a value"]),
+        (["--base="], ["--base: needs a value"]),
+        (["--model.init_args.objective=tests.test_messages.Tensors"], ["objective Tensors", "a tensor of shape ()"]),
+        (["--model.init_args.objective=tests.test_messages.Rows"], ["objective Rows", "scalar totals", "shape (4,)"]),
+        (
+            ["--model.init_args.objective=tests.test_messages.Nameless"],
+            ["objective Nameless", "a dict of names to Share"],
+        ),
+        (["--trainer.logger=lightning.pytorch.loggers.WandbLogger"], ["wandb", "choose another logger"]),
+        (["--trainer.logger=lightning.pytorch.loggers.CometLogger"], ["comet", "choose another logger"]),
+    ],
+)
+def test_mistakes_in_a_training(
+    extra: list[str],
+    words: list[str],
+    world: Path,
+    bare_model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("broken.yaml").write_text("model: {a\nb: ]\n")
+    Path("twice.yaml").write_text("model:\n  init_args: {packed: true}\n  init_args: {packed: false}\n")
+    Path("section.yaml").write_text("trainer: {max_steps: 1}\nseed_everything: 1\ntrainer: {max_steps: 2}\n")
+    Path("including.yaml").write_text("model:\n  init_args:\n    backbone: included.yaml\n")
+    Path("included.yaml").write_text("class_path: a.B\nclass_path: c.D\n")
+    args = [word.format(world=world, bare=bare_model) for word in extra]
+    line = refused(reward(world, tmp_path / "runs", *args), capsys)
+    assert all(word in line for word in words), line
+
+
+def test_advantages_of_another_shape(
+    policy_stages: Path, world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = "--model.init_args.advantages=tests.test_messages.PerResponse"
+    tiny = ("--model.init_args.start.prompts=4", "--model.init_args.start.min_sign_accuracy=0")
+    short = ("--model.init_args.sampling.max_new_tokens=4", f"--trainer.logger.init_args.save_dir={tmp_path}")
+    line = refused(stage_command("ppo_lag", world, policy_stages, own, *tiny, *short, steps=1), capsys)
+    assert "advantages PerResponse: must return one number per response token, shape (N, R) = (4, " in line
+    assert "a tensor of shape (4,)" in line
+
+
+def test_two_files_may_say_the_same_thing_twice(world: Path, tmp_path: Path) -> None:
+    from safe_rlhf_v.cli_configs import check_files
+
+    over = tmp_path / "over.yaml"
+    over.write_text("model: {init_args: {packed: false}}\n")
+    check_files(["fit", f"--config={QUICKSTART / 'reward.yaml'}", "--config", str(over)])
+
+
+@pytest.mark.parametrize("code", [errno.EACCES, errno.EROFS, errno.ENOSPC, errno.EPERM, errno.EDQUOT])
+def test_a_folder_that_cannot_be_written_is_one_line(code: int) -> None:
+    line = surroundings(OSError(code, "No way", "runs/x"))
+    assert line is not None
+    assert line.startswith("runs/x: no way; ")
+    assert surroundings(OSError(errno.ENOENT, "gone")) is None  # could be a fault of ours
+    assert surroundings(ModuleNotFoundError("nobody")) is None
+
+
+def test_a_read_only_run_folder(
+    policy_stages: Path,
+    world: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    real = Path.mkdir
+
+    def mkdir(self: Path, *args: Any, **options: Any) -> None:  # tests may run as root, whom no mode stops
+        if self.is_relative_to(tmp_path):
+            raise PermissionError(errno.EACCES, "Permission denied", str(self))
+        real(self, *args, **options)
+
+    monkeypatch.setattr(Path, "mkdir", mkdir)
+    out = tmp_path / "runs"
+    keep = f"--trainer.callbacks.dirpath={out / 'kept'}"
+    quiet = "--trainer.logger=false"
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("os.makedirs", lambda name, *args, **options: mkdir(Path(name), parents=True, exist_ok=True))
+    assert f"{tmp_path}: permission denied" in refused(reward(world, out, keep, quiet), capsys)
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["evaluate", "--policy={runs}/nothing", "--data={world}"], ["nothing", "no readable checkpoint"]),
+        (["evaluate", "--policy={runs}/supervised", "--data=nowhere"], ["nowhere"]),
+        (["evaluate", "--policy={runs}/supervised", "--data={world}", "--split=tset"], ["tset"]),
+        (["evaluate", "--policy={runs}/supervised", "--data={world}", "--scorer=os.system"], ["--scorer os.system"]),
+        (["evaluate", "--policy={runs}/supervised", "--data={world}", "--scorer=x"], ["--scorer x"]),
+        (
+            ["moderate", "--guard={runs}/nothing", "--input={world}", "--output=x"],
+            ["nothing", "no readable checkpoint"],
+        ),
+        (["calibrate", "--guard=nowhere.ckpt", "--data={world}"], ["nowhere.ckpt", "no such checkpoint"]),
+        (["test", "--ckpt_path={runs}/reward", "--data.init_args.path=nowhere"], ["nowhere", "no shard folder"]),
+        (["predict", "--ckpt_path=nowhere"], ["nowhere", "no readable checkpoint"]),
+        (["test", "--ckpt_path={runs}/reward", "--data.init_args.path={world}", "--trainer.nothing=1"], ["nothing"]),
+    ],
+)
+def test_mistakes_in_commands_that_read_runs(
+    args: list[str],
+    words: list[str],
+    policy_stages: Path,
+    world: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    line = refused([word.format(runs=policy_stages, world=world) for word in args], capsys)
+    assert all(word in line for word in words), line
+
+
+def test_the_threat_model_is_named_in_the_help(capsys: pytest.CaptureFixture[str]) -> None:
+    for command in ("fit", "validate", "test", "predict", "evaluate", "moderate", "generate", "filter", "calibrate"):
+        with contextlib.suppress(SystemExit):
+            entry.main([command, "--help"])
+        said = capsys.readouterr().out
+        assert "--trust PACKAGE" in said, command
+        assert "docs/security.md" in said, command
+
+
+def test_a_stored_configuration_survives_the_way_into_a_checkpoint(policy_stages: Path) -> None:
+    from safe_rlhf_v.checkpoints import read_checkpoint
+
+    stage = read_checkpoint(policy_stages / "reward")
+    assert yaml.safe_load(stage["config_yaml"])["model"]["class_path"] == "safe_rlhf_v.modules.RewardModule"
+    assert isinstance(stage["kept"]["files"]["tokenizer"]["tokenizer.json"], bytes)
+    assert torch.is_tensor(next(iter(stage["state_dict"].values())))
