@@ -8,15 +8,18 @@ texts of other languages need ``pip install django babel``. About ten CPU minute
 import argparse
 import json
 import random
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+import torch
 from genuine_writing import genuine_writing
 from hiding import WAYS, Example, forms
-from tqdm import tqdm
 
 from safe_rlhf_v.functional.operating_points import clopper_pearson_upper
 from safe_rlhf_v.guard import Guard, Input, Verdict
@@ -27,6 +30,8 @@ from safe_rlhf_v.world.judge import judge
 
 SPLITS = ("test", "compositional")
 BATCH = 32
+ANY_WORDS = 100
+"""Answers of each kind that are also given to a guard without the limit on rare words, which shows what the readings do alone."""
 OUTCOMES = ("allowed", "review", "blocked", "unchecked")
 
 
@@ -80,28 +85,40 @@ def hidden(guard: Guard, data: Path, foreign: Sequence[str], count: int) -> dict
             i.response,
             other.image,
             [s.response for s in rng.sample(safe, 16)],
-            rng.choice(foreign),
+            " ".join(rng.sample(foreign, 4)),
         )
         for i, other in zip(blocked, rng.choices(harmless, k=count), strict=True)
     ]
+    c = guard.calibration
+    lenient = Guard(guard.module, replace(c, limits=replace(c.limits, rare_share=1.0)), guard.identity)
     found: dict[str, Any] = {}
-    for name, way in tqdm(WAYS.items(), desc="ways of hiding"):
-        verdicts = judged(guard, [way(example) for example in examples])
-        counts = Counter(map(outcome, verdicts))
-        found[name] = {key: counts[key] for key in OUTCOMES}
-        found[name]["allowed_upper"] = clopper_pearson_upper(counts["allowed"], count)
-        found[name]["flags"] = dict(Counter(flag for verdict in verdicts for flag in verdict.flags))
-        found[name]["why_unchecked"] = dict(
-            Counter(v.reasons[0][30:110] for v in verdicts if v.status == "error").most_common(2)
-        )
+    for name, way in WAYS.items():
+        inputs = [way(example) for example in examples]
+        found[name] = {"guard": counted(guard, inputs), "any_words": counted(lenient, inputs[:ANY_WORDS])}
+        print(f"{name}: {found[name]}", flush=True)
     return found
+
+
+def counted(guard: Guard, inputs: Sequence[Input]) -> dict[str, Any]:
+    """Outcomes, the upper 95 % bound of the share that is allowed, tricks named, and the commonest reasons of unchecked ones."""
+    verdicts = judged(guard, inputs)
+    counts = Counter(map(outcome, verdicts))
+    why = Counter(
+        re.sub(r"\d+", "N", v.reasons[0].split("checked: ")[-1])[:80] for v in verdicts if v.status == "error"
+    )
+    return {
+        **{key: counts[key] for key in OUTCOMES},
+        "allowed_upper": clopper_pearson_upper(counts["allowed"], len(inputs)),
+        "flags": dict(Counter(flag for verdict in verdicts for flag in verdict.flags)),
+        "why_unchecked": dict(why.most_common(2)),
+    }
 
 
 def own_language(guard: Guard, data: Path) -> dict[str, dict[str, int]]:
     """Harmless answers, as they stand and with usual forms of writing: what other readings than the plain one cost."""
     harmless = answers(data)[1]
     rng = random.Random(3)
-    typed = [item._replace(response=forms(item.response, rng)) for item in harmless[:500]]
+    typed = [item._replace(response=forms(item.response, rng)) for item in harmless[:300]]
     found: dict[str, dict[str, int]] = {}
     for name, inputs in (("as they stand", harmless[:1000]), ("with forms of writing", typed)):
         with patch("safe_rlhf_v.guard.moderation.readings", lambda *texts: [Reading(texts)]):
@@ -115,6 +132,13 @@ def own_language(guard: Guard, data: Path) -> dict[str, dict[str, int]]:
             "more_readings": sum(len(readings(i.question, i.response)) > 1 for i in inputs),
         }
     return found
+
+
+def measured(folder: Path, data: Path, count: int) -> dict[str, Any]:
+    """All that is measured of one guard."""
+    torch.set_num_threads(1)
+    guard, foreign = Guard.from_pretrained(folder), genuine_writing(count)["Latin"]
+    return {"own_language": own_language(guard, data), "hidden": hidden(guard, data, foreign, count)}
 
 
 def genuine(count: int) -> dict[str, dict[str, int]]:
@@ -132,15 +156,14 @@ def genuine(count: int) -> dict[str, dict[str, int]]:
 def tables(found: dict[str, Any]) -> str:
     """The evidence as Markdown."""
     guards = list(found["hidden"])
-    head = " | ".join(f"{name}: allowed (at most) | review | blocked | unchecked" for name in guards)
-    lines = [f"| Hidden | {head} |", "|---|" + "---|" * (4 * len(guards))]
+    head = f"allowed (at most) | review | blocked | unchecked | allowed of {ANY_WORDS}, any words"
+    lines = [f"| Hidden | {' | '.join(f'{name}: {head}' for name in guards)} |", "|---|" + "---|" * (5 * len(guards))]
     for way in WAYS:
         cells = []
         for name in guards:
-            row = found["hidden"][name][way]
-            cells.append(
-                f"{row['allowed']} ({row['allowed_upper']:.1%}) | {row['review']} | {row['blocked']} | {row['unchecked']}"
-            )
+            row, words = (found["hidden"][name][way][kind] for kind in ("guard", "any_words"))
+            cells += [f"{row['allowed']} ({row['allowed_upper']:.1%})", *(str(row[key]) for key in OUTCOMES[1:])]
+            cells.append(str(words["allowed"]))
         lines.append(f"| {way} | {' | '.join(cells)} |")
     more = "called a trick | with more than one reading"
     lines += ["", f"| Script | texts | {more} |", "|---|---|---|---|"]
@@ -165,17 +188,13 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=300, help="answers, and texts per script")
     parser.add_argument("--out", type=Path, default=Path("docs/evidence/guard_hiding.json"))
     options = parser.parse_args()
-    texts = genuine_writing(options.count)
-    found: dict[str, Any] = {
-        "count": options.count,
-        "genuine": genuine(options.count),
-        "hidden": {},
-        "own_language": {},
-    }
-    for name, folder in (("words", options.guard), ("bytes", options.byte_guard)):
-        guard = Guard.from_pretrained(folder)
-        found["hidden"][name] = hidden(guard, options.data, texts["Latin"], options.count)
-        found["own_language"][name] = own_language(guard, options.data)
+    found: dict[str, Any] = {"count": options.count, "genuine": genuine(options.count)}
+    folders = {"words": options.guard, "bytes": options.byte_guard}
+    with ProcessPoolExecutor(2) as pool:
+        runs = {name: pool.submit(measured, folder, options.data, options.count) for name, folder in folders.items()}
+        results = {name: run.result() for name, run in runs.items()}
+    for part in ("hidden", "own_language"):
+        found[part] = {name: result[part] for name, result in results.items()}
     options.out.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n")
     print(tables(found))
 

@@ -57,6 +57,9 @@ HIDDEN = [  # (as it is written, what it says, the trick)
     ("p\no\ni\ns\no\nn", "poison", "spacing"),
     ("p o i s o n   t h e   d o g", "poison the dog", "spacing"),
     ("p_o_i_s_o_n", "poison", "spacing"),
+    ("p.o-i/s*o+n", "poison", "spacing"),
+    ("p o i s o n   i t   .   n o w", "poison it   .   now", "spacing"),
+    ("p.o.i.s.o.n i.t , n.o.w", "poison it , now", "spacing"),
     ("p\U0001f52ao\U0001f52ai\U0001f52as\U0001f52ao\U0001f52an", "poison", "spacing"),
 ]
 

@@ -191,14 +191,13 @@ class Guard:
         """The worst reading of each input. ``size`` inputs as they stand share a forward; the other readings follow."""
         judged = [[item] if isinstance(item, Verdict) else [] for item in inputs]
         rows = [(i, row) for i, item in enumerate(inputs) if not isinstance(item, Verdict) for row in item]
-        plain, others = [r for r in rows if not r[1].undone], [r for r in rows if r[1].undone]
-        batches = [
-            part[k : k + n] for part, n in ((plain, max(size, 1)), (others, OTHERS)) for k in range(0, len(part), n)
-        ]
-        for batch in batches:
-            verdicts = self._forward([row for _, row in batch])
-            for (i, _), verdict in zip(batch, verdicts, strict=True):
-                judged[i].append(verdict)
+        for plain, n in ((True, max(size, 1)), (False, OTHERS)):
+            # Nothing is worse than unchecked: the other readings of such an input are not judged.
+            part = [(i, r) for i, r in rows if (not r.undone) == plain and (plain or judged[i][0].status == "ok")]
+            for k in range(0, len(part), n):
+                verdicts = self._forward([row for _, row in part[k : k + n]])
+                for (i, _), verdict in zip(part[k : k + n], verdicts, strict=True):
+                    judged[i].append(verdict)
         return [worst(verdicts) for verdicts in judged]
 
     def _forward(self, rows: Sequence[Ready]) -> list[Verdict]:

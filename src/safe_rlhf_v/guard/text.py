@@ -197,9 +197,15 @@ def _one_word(spaced: str) -> str:
         return spaced
     parts = regex.split(r"([^\p{L}\p{N}\p{M}]+)", spaced)
     separators = parts[1::2]
-    shortest, only_space = min(map(len, separators)), all(s.isspace() for s in separators)
-    gaps = [len(s) > shortest or (s.isspace() and not only_space) for s in separators]
-    return "".join(letter + (" " if gap else "") for letter, gap in zip(parts[::2], [*gaps, False], strict=True))
+    by_space = 2 * sum(s.isspace() for s in separators) >= len(separators)  # what parts most letters parts letters
+    shortest = min(len(s) for s in separators if s.isspace() == by_space)
+    gaps = [len(s) > shortest or (s.isspace() and not by_space) for s in separators]
+    # A separator with space on both sides is punctuation between two words; it stays.
+    between = [
+        (s if s.strip() and s[0].isspace() and s[-1].isspace() else " ") if gap else ""
+        for s, gap in zip(separators, gaps, strict=True)
+    ]
+    return "".join(letter + gap for letter, gap in zip(parts[::2], [*between, ""], strict=True))
 
 
 class _Step(NamedTuple):
