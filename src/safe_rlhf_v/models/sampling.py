@@ -10,6 +10,7 @@ from torch import Tensor
 
 from safe_rlhf_v.batches import Prompts, to_device
 from safe_rlhf_v.finite import NonFiniteError
+from safe_rlhf_v.functional.language import log_probs_of
 from safe_rlhf_v.models.backbone import Backbone
 from safe_rlhf_v.models.sharding import gathered
 from safe_rlhf_v.models.types import Generation, ImageFeatures, TokenBatch
@@ -134,7 +135,7 @@ def _loop(
         logits = backbone.lm_head(hidden).float()  # (n, V)
         choice = _choose(logits, uniforms[rows, step], options, backbone.banned_ids)
         ids[rows, step], drawn[rows, step] = choice, True
-        log_probs[rows, step] = logits.gather(1, choice[:, None]).squeeze(1) - logits.logsumexp(-1)
+        log_probs[rows, step] = log_probs_of(logits, choice)
         ended = choice == backbone.eos_id
         finished[rows[ended]] = True
         going = ~ended & (step + 1 < limit[rows])
