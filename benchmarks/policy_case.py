@@ -170,7 +170,7 @@ def policy_module(
         samples=samples,
         sampling=SamplingOptions(max_new_tokens=TOKENS),
         kl=KLPenalty(0.02, where="both"),
-        scores=ScoreSettings(normalise=False, clip=50.0, unfinished_penalty=0.0, signal_clip=50.0),
+        scores=ScoreSettings(normalise=False, clip=50.0, unfinished_penalty=0.0),
         update=UpdateSettings(reduction="sequence", ptx_weight=0.0, max_grad_norm=None, micro_batch_size=micro),
         start=StartSettings(prompts=1, labelled=0),
         optimizer=partial(torch.optim.Adam, lr=1e-5, fused=True),

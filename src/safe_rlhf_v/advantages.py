@@ -3,6 +3,7 @@
 Shapes: N responses, R response tokens.
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import NamedTuple
@@ -26,11 +27,12 @@ class Signals(NamedTuple):
     Attributes:
         reward: (N, R) float32 per-token signal: KL penalty, and the score at the last token; 0 where masked.
         cost: (N, R) float32, likewise.
-        reward_score: (N,) float32, the score alone.
-        cost_score: (N,) float32, the score alone.
+        reward_score: (N,) float32, the score alone, as it is trained on: limited, with the penalty of unfinished responses.
+        cost_score: (N,) float32, likewise.
         mask: (N, R) bool.
         valid: (N,) bool.
         samples: Responses per prompt.
+        unit: Spread of the starting policy's reward and cost in the unit of these scores: (1, 1) if they are normalised by it.
     """
 
     reward: Tensor
@@ -40,6 +42,7 @@ class Signals(NamedTuple):
     mask: Tensor
     valid: Tensor
     samples: int
+    unit: tuple[float, float] = (1.0, 1.0)
 
 
 class AdvantageEstimator(ABC):
@@ -84,7 +87,8 @@ class GAE(AdvantageEstimator):
     """Reward and cost critics, generalised advantage estimation for each (arXiv 1506.02438), then (A_r - lam A_c)/(1 + lam).
 
     Centring each advantage and whitening the combination are over all tokens of all ranks. Whitening the parts instead
-    would change the unit of the multiplier. As released (arXiv 2503.17682): ``centre`` and ``whiten`` off.
+    would change the unit of the multiplier. As released (arXiv 2503.17682): ``centre`` and ``whiten`` off. Where all
+    advantages are equal but for rounding, ``floor`` keeps whitening from turning the rounding into advantages of 1.
 
     YAML::
 
@@ -94,14 +98,20 @@ class GAE(AdvantageEstimator):
     critics = True
     token_signals = True
 
-    def __init__(self, gamma: float = 1.0, lam: float = 0.95, centre: bool = True, whiten: bool = True) -> None:
+    def __init__(
+        self, gamma: float = 1.0, lam: float = 0.95, centre: bool = True, whiten: bool = True, floor: float = 0.01
+    ) -> None:
         """Args:
         gamma: Discount per token.
         lam: 1 trusts the sampled outcome, 0 the critic.
         centre: Subtract the mean of reward and of cost advantages.
         whiten: Scale the combined advantage to mean 0 and variance 1.
+        floor: Smallest standard deviation that is divided by, in spreads of the starting policy's scores.
+
+        Raises:
+            ValueError: If ``floor`` is negative.
         """
-        self.gamma, self.lam, self.centre, self.whiten = gamma, lam, centre, whiten
+        self.gamma, self.lam, self.centre, self.whiten, self.floor = gamma, lam, centre, whiten, checked_floor(floor)
 
     def __call__(
         self, signals: Signals, values: Values | None, lam: Tensor, total: Callable[[Tensor], Tensor]
@@ -115,7 +125,9 @@ class GAE(AdvantageEstimator):
             reward, cost = (standardise(a, mask, mean_and_std(total(moments(a, mask)))[0]) for a in (reward, cost))
         combined = combine_advantages(reward, cost, lam)
         if self.whiten:
-            combined = standardise(combined, mask, *mean_and_std(total(moments(combined, mask))))
+            # The smaller unit: whatever the multiplier, no real difference is below the floor.
+            floor = self.floor * min(signals.unit)
+            combined = standardise(combined, mask, *mean_and_std(total(moments(combined, mask))), floor)
         return combined
 
     def returns(self, signal: Tensor, values: Tensor, mask: Tensor) -> Tensor:
@@ -129,34 +141,65 @@ class GAE(AdvantageEstimator):
 class GroupRelative(AdvantageEstimator):
     """Critic-free: each response against the other samples of its prompt, reward and cost apart, then combined.
 
-    Constrained GRPO. Dividing by the group's spread (arXiv 2402.03300) removes the size of the cost, and the multiplier must
-    climb to make up for it; undivided (arXiv 2503.20783) costs keep their unit. The KL penalty is a term of the loss.
+    Constrained GRPO (arXiv 2602.05863). Dividing by the group's spread (arXiv 2402.03300) removes the size of the cost, and
+    the multiplier must climb to make up for it; undivided (arXiv 2503.20783) costs keep their unit. The KL penalty is a
+    term of the loss. Where all responses are equally good but for rounding, ``floor`` keeps divisions from turning the
+    rounding into advantages of 1.
 
     YAML::
 
         advantages: {class_path: safe_rlhf_v.advantages.GroupRelative, init_args: {divide: false}}
+        # GRPO's own division: {divide: true, eps: 1.0e-4, whiten: false}
     """
 
     critics = False
     token_signals = False
 
-    def __init__(self, divide: bool = False, whiten: bool = True) -> None:
+    def __init__(self, divide: bool = False, whiten: bool = True, eps: float = 0.1, floor: float = 0.01) -> None:
         """Args:
-        divide: Divide by the group's standard deviation.
+        divide: Divide by the group's standard deviation + ``eps``.
         whiten: Scale the combined advantage of all responses to variance 1.
+        eps: In the unit of the scores; GRPO's implementations take 1e-4, with which nearly equal responses count as much
+            as different ones.
+        floor: Smallest standard deviation that is divided by, of a group or of all, in spreads of the starting policy's
+            scores.
+
+        Raises:
+            ValueError: If ``eps`` is not positive or ``floor`` is negative.
         """
-        self.divide, self.whiten = divide, whiten
+        if not eps > 0:
+            raise ValueError(f"advantages.eps is {eps}, it must be above 0; GRPO's implementations take 1e-4")
+        self.divide, self.whiten, self.eps, self.floor = divide, whiten, eps, checked_floor(floor)
 
     def __call__(
         self, signals: Signals, values: Values | None, lam: Tensor, total: Callable[[Tensor], Tensor]
     ) -> Tensor:
         """See :class:`AdvantageEstimator`."""
         reward, cost = (
-            group_advantage(scores, signals.samples, signals.valid, divide=self.divide)
-            for scores in (signals.reward_score, signals.cost_score)
+            group_advantage(
+                scores,
+                signals.samples,
+                signals.valid,
+                divide=self.divide,
+                eps=self.eps,
+                floor=self.floor * unit,
+            )
+            for scores, unit in zip((signals.reward_score, signals.cost_score), signals.unit, strict=True)
         )
         combined = combine_advantages(reward[:, None], cost[:, None], lam)  # (N, 1)
         if self.whiten:
             valid = signals.valid[:, None]
-            combined = standardise(combined, valid, *mean_and_std(total(moments(combined, valid))))
+            floor = self.floor * (1.0 if self.divide else min(signals.unit))  # divided advantages have no unit
+            combined = standardise(combined, valid, *mean_and_std(total(moments(combined, valid))), floor)
         return combined * signals.mask
+
+
+def checked_floor(floor: float) -> float:
+    """``floor``.
+
+    Raises:
+        ValueError: If it is negative or infinite.
+    """
+    if not 0 <= floor < math.inf:
+        raise ValueError(f"advantages.floor is {floor}, it must be 0 or more")
+    return floor

@@ -57,8 +57,8 @@ class Scores(NamedTuple):
     """What the frozen roles say about N responses.
 
     Attributes:
-        reward: (N,) float32, in the policy's units (normalised where wished), clipped; unfinished responses pay for it.
-        cost: (N,) float32, likewise; above 0 is harmful.
+        reward: (N,) float32, in the policy's units (normalised where wished); neither clipped nor penalised.
+        cost: (N,) float32, likewise; above 0 is harmful. The constraint is measured on it.
         raw_reward: (N,) float32, as the reward model gave it.
         raw_cost: (N,) float32, as the cost model gave it.
         reference: (N, R) float32 log-probability of each token under the reference, 0 where masked.

@@ -11,9 +11,9 @@ from safe_rlhf_v.functional.masked import (
     last_valid,
     last_valid_index,
     masked_mean,
+    masked_median,
     masked_sum,
     masked_var,
-    whiten,
 )
 
 VALUES = torch.tensor([[1.0, 2.0, 6.0, 9.0], [4.0, -1.0, 0.0, 0.0]])
@@ -47,23 +47,22 @@ def test_numpy_reference(seed: int, rows: int, columns: int) -> None:
     torch.testing.assert_close(masked_mean(got, real).item(), kept.mean(), rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(masked_var(got, real).item(), kept.var(ddof=1), rtol=1e-4, atol=1e-6)
     torch.testing.assert_close(masked_var(got, real, unbiased=False).item(), kept.var(), rtol=1e-4, atol=1e-6)
-    white = whiten(got, real)
-    expected = (kept - kept.mean()) / np.sqrt(kept.var(ddof=1) + 1e-8)
-    torch.testing.assert_close(white[real].double(), torch.tensor(expected), rtol=1e-4, atol=1e-4)
-    assert bool((white[~real] == 0).all())
+    medians = [np.median(v[m]) if m.any() else 0.0 for v, m in zip(values.T, mask.T, strict=True)]
+    assert masked_median(got, real).tolist() == pytest.approx(medians, rel=1e-6)
 
 
-def test_whiten_can_keep_the_mean() -> None:
-    white = whiten(VALUES, MASK, centre=False)
-    assert masked_mean(white, MASK).item() == pytest.approx(12 / 5, rel=1e-5)
-    assert masked_var(white, MASK).item() == pytest.approx(1.0, rel=1e-5)
+@pytest.mark.parametrize("junk", [0.0, 1e30, torch.nan, torch.inf, -torch.inf])
+def test_median_by_hand(junk: float) -> None:
+    values = torch.tensor([[1.0, 5.0, junk], [2.0, 7.0, junk], [9.0, junk, junk], [junk, junk, junk]])
+    mask = torch.tensor([[True, True, False], [True, True, False], [True, False, False], [False, False, False]])
+    assert masked_median(values, mask).tolist() == [2.0, 6.0, 0.0]
 
 
 @pytest.mark.parametrize("junk", [0.0, 1e30, torch.nan, torch.inf, -torch.inf])
 def test_junk_in_the_padding_changes_neither_value_nor_gradient(junk: float) -> None:
     def run(values: torch.Tensor) -> tuple[list[torch.Tensor], torch.Tensor]:
         leaf = values.clone().requires_grad_()
-        outs = [f(leaf, MASK) for f in (masked_sum, masked_mean, whiten, last_valid)]
+        outs = [f(leaf, MASK) for f in (masked_sum, masked_mean, masked_var, last_valid)]
         torch.stack([out.square().sum() for out in outs]).sum().backward()
         assert leaf.grad is not None
         return [out.detach() for out in outs], leaf.grad
@@ -76,7 +75,7 @@ def test_junk_in_the_padding_changes_neither_value_nor_gradient(junk: float) -> 
 
 def test_nothing_real_is_zero_with_a_graph() -> None:
     values = torch.full((2, 3), torch.nan, requires_grad=True)
-    for function in (masked_sum, masked_mean, masked_var, whiten):
+    for function in (masked_sum, masked_mean, masked_var):
         out = function(values, torch.zeros(2, 3, dtype=torch.bool))
         assert bool((out == 0).all()) and out.requires_grad
     masked_mean(values, torch.zeros(2, 3, dtype=torch.bool)).backward()
@@ -86,7 +85,6 @@ def test_nothing_real_is_zero_with_a_graph() -> None:
 def test_one_real_value_has_no_variance() -> None:
     one = torch.tensor([True, False])
     assert masked_var(torch.tensor([3.0, 8.0]), one).item() == 0.0
-    assert whiten(torch.tensor([3.0, 8.0]), one).tolist() == [0.0, 0.0]
 
 
 def test_half_precision_is_summed_in_float32() -> None:

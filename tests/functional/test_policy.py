@@ -9,11 +9,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from safe_rlhf_v.functional.masked import masked_median
 from safe_rlhf_v.functional.policy import (
     combine_advantages,
     generalised_advantage,
     group_advantage,
     kl_estimate,
+    limit_scores,
     mean_and_std,
     moments,
     sequence_kl,
@@ -56,6 +58,8 @@ def test_kl_by_hand() -> None:
     # d = ln 2: 1/2 - 1 + ln 2; d = -ln 2: 2 - 1 - ln 2
     k3 = kl_estimate(policy, reference, mask, estimator="k3")
     assert k3[0].tolist() == pytest.approx([math.log(2) - 0.5, 1 - math.log(2), 0.0])
+    k2 = kl_estimate(policy, reference, mask, estimator="k2")
+    assert k2[0].tolist() == pytest.approx([math.log(2) ** 2 / 2, math.log(2) ** 2 / 2, 0.0])
     assert sequence_kl(k3, mask).tolist() == pytest.approx([0.5])
 
 
@@ -75,7 +79,7 @@ def test_kl_reference(seed: int) -> None:
     assert sequence_kl(k3, mask).tolist() == pytest.approx(sums)
 
 
-def test_both_estimators_have_the_divergence_as_their_mean() -> None:
+def test_k1_and_k3_have_the_divergence_as_their_mean() -> None:
     p, q = double(0.7, 0.2, 0.1), double(0.3, 0.3, 0.4)
     exact = sum(a * math.log(a / b) for a, b in zip(p.tolist(), q.tolist(), strict=True))
     mask, spread = torch.ones(1, 3, dtype=torch.bool), []
@@ -93,14 +97,14 @@ def test_k3_of_nearly_equal_policies_is_not_lost_to_rounding() -> None:
     assert kl.item() == pytest.approx(0.5e-8, rel=1e-2)
 
 
-@pytest.mark.parametrize("estimator", ["k1", "k3"])
+@pytest.mark.parametrize("estimator", ["k1", "k2", "k3"])
 def test_kl_gradients(estimator: str) -> None:
     policy, reference, mask = normal(0, 5, 6).requires_grad_(), normal(1, 5, 6), left(LENGTHS)
     assert torch.autograd.gradcheck(lambda x: kl_estimate(x, reference, mask, estimator=estimator), (policy,))
 
 
 @pytest.mark.parametrize("junk", JUNK)
-@pytest.mark.parametrize("estimator", ["k1", "k3"])
+@pytest.mark.parametrize("estimator", ["k1", "k2", "k3"])
 def test_kl_ignores_junk(junk: float, estimator: str) -> None:
     mask, results = left(LENGTHS), []
     for fill in (0.0, junk):
@@ -125,15 +129,40 @@ def test_signal_by_hand() -> None:
     mask = left((3, 1, 0), 3)
     scores, kl = double(2.0, -60.0, 7.0), torch.full((3, 3), 0.5, dtype=torch.float64)
     assert terminal_signal(scores, mask).tolist() == [[0, 0, 2], [-60, 0, 0], [0, 0, 0]]
-    shaped = terminal_signal(scores, mask, kl=kl, kl_weight=-0.2, clip=50.0)
+    shaped = terminal_signal(scores, mask, kl=kl, kl_weight=-0.2)
     assert shaped[0].tolist() == pytest.approx([-0.1, -0.1, 1.9])
-    assert shaped[1].tolist() == [-50.0, 0.0, 0.0]  # the sum is clipped, not the score: -60.1
+    assert shaped[1].tolist() == pytest.approx([-60.1, 0.0, 0.0])
     assert shaped[2].tolist() == [0.0, 0.0, 0.0]
 
 
-def test_the_clip_comes_after_the_divergence() -> None:
-    signal = terminal_signal(double(49.0), left((1,), 1), kl=double(20.0)[None], kl_weight=0.1, clip=50.0)
-    assert signal.item() == 50.0
+def test_limits_by_hand() -> None:
+    scores = double(-20.0, -8.0, -7.0, -6.5, 3.0)
+    assert limit_scores(scores, double(-7.0).squeeze(), 5.0).tolist() == [-12.0, -8.0, -7.0, -6.5, -2.0]
+    columns = torch.stack([scores, -scores], 1)
+    both = limit_scores(columns, double(-7.0, 7.0), 5.0)
+    torch.testing.assert_close(both[:, 0], -both[:, 1], rtol=0, atol=0)
+
+
+@settings(max_examples=60, deadline=None)
+@given(SEEDS, st.floats(-1e4, 1e4), st.integers(2, 70), st.floats(0.1, 20))
+def test_limited_scores_differ_wherever_they_lie(seed: int, where: float, count: int, limit: float) -> None:
+    """A fixed range of +-5 left nothing of costs about -6.8. Order is kept, and what is near is not touched."""
+    scores = where + normal(seed, count)
+    centre = masked_median(scores[:, None], torch.ones(count, 1, dtype=torch.bool))[0]
+    limited = limit_scores(scores, centre, limit)
+    assert float(limited.max()) > float(limited.min())
+    assert bool((limited[scores.argsort()].diff() >= 0).all())
+    near = (scores - centre).abs() < limit
+    assert torch.equal(limited[near], scores[near])
+
+
+@pytest.mark.parametrize("wild", [1e6, -1e6, math.inf])
+def test_one_wild_score_leaves_the_others_alone(wild: float) -> None:
+    """About the mean, all others would be equal: 1e6 among eight moves it by 125,000."""
+    scores = torch.cat([normal(0, 7) - 6.8, double(wild)])
+    centre = masked_median(scores[:, None], torch.ones(8, 1, dtype=torch.bool))[0]
+    limited = limit_scores(scores, centre, 5.0)
+    assert torch.equal(limited[:7], scores[:7]) and float((limited[7] - centre).abs()) == pytest.approx(5.0)
 
 
 @settings(max_examples=30, deadline=None)
@@ -143,8 +172,8 @@ def test_signal_reference(seed: int, weight: float) -> None:
     expected = []
     for score, row, length in zip(scores.tolist(), kl.tolist(), LENGTHS, strict=True):
         raw = [weight * row[t] + (score if t == length - 1 else 0.0) for t in range(length)]
-        expected.append([max(-3.0, min(3.0, x)) for x in raw])
-    assert_rows(terminal_signal(scores, mask, kl=kl, kl_weight=weight, clip=3.0), mask, expected)
+        expected.append(raw)
+    assert_rows(terminal_signal(scores, mask, kl=kl, kl_weight=weight), mask, expected)
 
 
 @pytest.mark.parametrize("junk", JUNK)
@@ -424,13 +453,13 @@ def test_errors() -> None:
     cases = [
         ("reference has shape", lambda: kl_estimate(grid, torch.zeros(3), mask)),
         ("must be bool", lambda: kl_estimate(grid, grid, mask.long())),
-        ("estimator", lambda: kl_estimate(grid, grid, mask, estimator="k2")),  # type: ignore[arg-type]
+        ("estimator", lambda: kl_estimate(grid, grid, mask, estimator="k4")),  # type: ignore[arg-type]
+        ("limit must be above 0", lambda: limit_scores(scores, scores[0], 0.0)),
         ("kl has shape", lambda: sequence_kl(torch.zeros(1, 3), mask)),
         ("one per response", lambda: terminal_signal(torch.zeros(3), mask)),
         ("one per response", lambda: terminal_signal(torch.zeros(2, 1), mask)),
         ("no kl was given", lambda: terminal_signal(scores, mask, kl_weight=0.1)),
         ("kl has shape", lambda: terminal_signal(scores, mask, kl=torch.zeros(2, 1), kl_weight=0.1)),
-        ("clip must be above 0", lambda: terminal_signal(scores, mask, clip=0.0)),
         ("values has shape", lambda: generalised_advantage(grid, torch.zeros(2, 1), mask)),
         ("gamma and lam", lambda: generalised_advantage(grid, grid, mask, gamma=1.1)),
         ("gamma and lam", lambda: generalised_advantage(grid, grid, mask, lam=-0.1)),
@@ -447,6 +476,7 @@ def test_errors() -> None:
         ("values has shape", lambda: moments(torch.zeros(2, 1), mask)),
         ("moments must be", lambda: mean_and_std(torch.zeros(2, 3))),
         ("scalars", lambda: standardise(grid, mask, torch.zeros(3))),
+        ("floor", lambda: standardise(grid, mask, torch.zeros(()), torch.ones(()), floor=-1.0)),
     ]
     for message, call in cases:
         with pytest.raises(ValueError, match=message):

@@ -2,16 +2,19 @@
 
 import copy
 import math
+import re
 
 import pytest
 import torch
 from tests.conftest import stage_command
 
+from safe_rlhf_v.advantages import GAE, GroupRelative
 from safe_rlhf_v.cli import main
+from safe_rlhf_v.dual import LogSpaceDual, RectifiedDual
 from safe_rlhf_v.functional.policy import kl_estimate
 from safe_rlhf_v.modules.policy_rollout import generator, make_rollout
-from safe_rlhf_v.modules.policy_settings import KLPenalty, UpdateSettings
-from safe_rlhf_v.modules.policy_start import ScoreScale, start_line
+from safe_rlhf_v.modules.policy_settings import KLPenalty, ScoreSettings, StartSettings, UpdateSettings
+from safe_rlhf_v.modules.policy_start import ScoreScale, refuse_unexpressed, start_line
 from safe_rlhf_v.modules.policy_update import PolicyUpdate
 from safe_rlhf_v.rollouts import Values
 from safe_rlhf_v.runs import load_backbone, load_run
@@ -124,8 +127,8 @@ def test_the_learned_scores_are_those_of_the_runs(module, batch, policy_stages):
         # Text is read again without what cannot be written, so only complete answers are the same tokens.
         torch.testing.assert_close(raw[finished], alone[finished], rtol=1e-4, atol=1e-4)
     unit = (scores.raw_reward - module.scale.mean[0]) / module.scale.spread[0]
-    torch.testing.assert_close(scores.reward, unit.clamp(-5, 5) - 2.0 * ~finished)
-    torch.testing.assert_close(scores.cost, (scores.raw_cost / module.scale.spread[1]).clamp(-5, 5))
+    torch.testing.assert_close(scores.reward, unit)
+    torch.testing.assert_close(scores.cost, scores.raw_cost / module.scale.spread[1])
 
 
 def test_recorded_log_probs_and_features_are_those_of_a_full_pass(module, batch):
@@ -206,7 +209,7 @@ def test_lambda_moves_by_this_rollouts_costs_before_the_update(module, batch, mo
     assert order == ["rollout", "score", "dual_step", "shape", "update"]
     draws = generator(module.seed, module.global_step, module.global_rank)
     scores = module.score(make_rollout(module, batch, draws))  # the same stream gives the same answers again
-    after = before.update(scores.cost[:, None], batch.valid)
+    after = before.update(scores.cost[:, None], batch.valid)  # neither clipped nor penalised
     assert torch.equal(after, module.dual.lam) and not torch.equal(after, before.lam.new_tensor([1.0]))
     assert torch.equal(seen[0], after.expand(4, 1))
 
@@ -235,6 +238,38 @@ def test_kl_weights_by_hand():
     assert KLPenalty(0.1, "loss").weights == (0.0, 0.0)
 
 
+def test_an_estimator_whose_gradient_is_no_divergences_is_refused():
+    assert KLPenalty(where="loss").loss_estimator == "k2"
+    assert KLPenalty(where="loss", estimator="k3").loss_estimator == "k3"
+    KLPenalty(estimator="k1")
+    for estimator in ("k2", "k3"):
+        for where in ("split", "both", "reward"):
+            with pytest.raises(ValueError, match=f"kl.estimator {estimator} in token signals"):
+                KLPenalty(where=where, estimator=estimator)
+    with pytest.raises(ValueError, match=r"kl\.estimator k1 has no gradient"):
+        KLPenalty(where="loss", estimator="k1")
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: KLPenalty(-0.1), "kl.coefficient"),
+        (lambda: KLPenalty(math.inf), "kl.coefficient"),
+        (lambda: ScoreSettings(clip=0.0), "scores.clip"),
+        (lambda: ScoreSettings(clip=math.nan), "scores.clip"),
+        (lambda: ScoreSettings(unfinished_penalty=-1.0), "scores.unfinished_penalty"),
+        (lambda: StartSettings(prompts=0), "start.prompts"),
+        (lambda: UpdateSettings(epochs=0), "update.epochs"),
+        (lambda: GAE(floor=-1.0), "advantages.floor"),
+        (lambda: GroupRelative(floor=math.nan), "advantages.floor"),
+        (lambda: GroupRelative(eps=0.0), "advantages.eps"),
+    ],
+)
+def test_numbers_outside_their_range_are_refused(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
 def test_shaped_signals_hold_the_kl_once_whatever_lambda(module, batch):
     """(A_r - lam A_c) / (1 + lam) with values 0, gamma = lam_gae = 1: the KL part is beta / 2 times the KL to go."""
     rollout, scores, signals, _ = prepared(module, batch)
@@ -242,6 +277,7 @@ def test_shaped_signals_hold_the_kl_once_whatever_lambda(module, batch):
     module.advantages.lam = 1.0
     zero = Values(torch.zeros_like(signals.reward), torch.zeros_like(signals.cost))
     flat = scores._replace(reward=torch.zeros(4), cost=torch.zeros(4))
+    rollout = all_finished(rollout)
     kl = kl_estimate(rollout.generation.log_probs, scores.reference, rollout.mask)
     to_go = kl.flip(1).cumsum(1).flip(1) * rollout.mask
     try:
@@ -252,6 +288,98 @@ def test_shaped_signals_hold_the_kl_once_whatever_lambda(module, batch):
     finally:
         module.advantages.centre = module.advantages.whiten = True
         module.advantages.lam = 0.95
+
+
+def all_finished(rollout, finished=(True,) * 4):
+    return rollout._replace(generation=rollout.generation._replace(finished=torch.tensor(finished)))
+
+
+def combined(module, signals, lam):
+    """(N, R) (A_r - lam A_c) / (1 + lam) of the last token's signal, with critics at 0."""
+    zero = Values(torch.zeros_like(signals.reward), torch.zeros_like(signals.cost))
+    plain = GAE(gamma=1.0, lam=1.0, centre=False, whiten=False)
+    return plain(signals, zero, torch.full((len(signals.valid), 1), float(lam)), module.total)
+
+
+@pytest.mark.parametrize("lam", [0, 1, 10, 1000])
+def test_an_unfinished_answer_pays_the_same_for_every_multiplier(module, batch, lam):
+    """By hand: (-p/2 - lam p/2) / (1 + lam) = -p/2 = -1 at every token (gamma 1)."""
+    rollout, scores, *_ = prepared(module, batch)
+    assert module.score_settings.unfinished_penalty == 2.0
+    cut = module.shape(all_finished(rollout, (False, True, False, True)), scores)
+    whole = module.shape(all_finished(rollout), scores)
+    difference = combined(module, cut, lam) - combined(module, whole, lam)
+    expected = torch.tensor([-1.0, 0.0, -1.0, 0.0])[:, None] * rollout.mask
+    torch.testing.assert_close(difference, expected, rtol=1e-4, atol=1e-4)
+    groups = GroupRelative(whiten=False)
+    apart = [groups(s._replace(samples=2), None, torch.full((4, 1), float(lam)), module.total) for s in (cut, whole)]
+    expected = torch.tensor([-0.5, 0.5, -0.5, 0.5])[:, None] * rollout.mask  # -1 and 0, less their mean
+    torch.testing.assert_close(apart[0] - apart[1], expected, rtol=1e-4, atol=1e-4)
+
+
+def test_the_multiplier_does_not_see_the_penalty(module, batch):
+    rollout, scores, *_ = prepared(module, batch)
+    seen = []
+    for finished in ((True,) * 4, (False,) * 4):
+        dual = copy.deepcopy(module.dual)
+        module.dual, kept = dual, module.dual
+        seen.append(module.dual_step(all_finished(rollout, finished), scores))
+        module.dual = kept
+    assert torch.equal(*seen)
+
+
+@pytest.mark.parametrize("where", [-300.0, -6.8, 0.0, 7.0, 1e4])
+def test_costs_have_a_signal_wherever_they_lie_and_the_multiplier_sees_them_unclipped(module, batch, where):
+    """Cut off at +-5 about 0, costs about -6.8 were -5 for ever: no signal, and a multiplier that climbs to its cap."""
+    rollout, scores, *_ = prepared(module, batch)
+    rollout = all_finished(rollout)
+    deviation = torch.tensor([-1.0, 0.5, 1.0, -0.5])
+    moved = scores._replace(cost=where + deviation, reward=where - deviation)
+    signals = module.shape(rollout, moved)
+    assert torch.equal(signals.cost_score, moved.cost) and torch.equal(signals.reward_score, moved.reward)
+    relative = GroupRelative(whiten=False)(
+        signals._replace(samples=4), None, torch.full((4, 1), 1e6), module.total
+    )  # pure cost
+    torch.testing.assert_close(relative[:, 0], -deviation, rtol=1e-3, atol=2e-3)
+    dual = LogSpaceDual(budget=where - 0.5, window=4)
+    module.dual, kept = dual, module.dual
+    try:
+        module.dual_step(rollout, moved)
+    finally:
+        module.dual = kept
+    assert dual.mean_cost.item() == pytest.approx(where, abs=1e-3)
+    assert dual.lam.item() == pytest.approx(math.exp(0.1 * 0.5), rel=1e-3)
+
+
+def test_outliers_are_limited_about_the_median_of_their_constraint(module, batch):
+    rollout, scores, *_ = prepared(module, batch)
+    rollout = all_finished(rollout)
+    wild = scores._replace(reward=torch.tensor([50.0, 1.0, 2.0, 3.0]), cost=torch.tensor([-9.0, 1.0, 2.0, -30.0]))
+    limited = module.shape(rollout, wild)
+    assert limited.reward_score.tolist() == [7.5, 1.0, 2.0, 3.0]  # median 2.5
+    assert limited.cost_score.tolist() == [-9.0, 1.0, 1.0, -9.0]  # median -4
+    # Two constraints: -9 and -30 (median -19.5) belong to one, 1 to the other, 2 to none.
+    member = torch.tensor([[True, False], [False, True], [False, False], [True, False]])
+    module.dual, kept = LogSpaceDual(budget=[-20.0, 0.0]), module.dual
+    try:
+        apart = module.shape(rollout._replace(member=member), wild)
+    finally:
+        module.dual = kept
+    assert apart.cost_score.tolist() == [-14.5, 1.0, 0.0, -24.5]
+    module.dual, kept = RectifiedDual(budget=0.0), module.dual
+    try:
+        charged = module.shape(rollout, wild)
+    finally:
+        module.dual = kept
+    assert charged.cost_score.tolist() == [0.0, 1.0, 2.0, 0.0]  # what is charged is limited, not the cost
+
+
+def test_without_a_limit_scores_are_trained_on_as_they_are(module, batch, monkeypatch):
+    rollout, scores, *_ = prepared(module, batch)
+    monkeypatch.setattr(module, "score_settings", ScoreSettings(clip=None))
+    wild = scores._replace(reward=torch.tensor([1e6, 0.0, 0.0, 0.0]), cost=torch.tensor([-1e6, 0.0, 0.0, 0.0]))
+    signals = module.shape(all_finished(rollout), wild)
+    assert torch.equal(signals.reward_score, wild.reward) and torch.equal(signals.cost_score, wild.cost)
 
 
 def test_the_critic_free_sibling_trains_without_critics(policy_stages, world, tmp_path):
@@ -265,11 +393,40 @@ def test_the_critic_free_sibling_trains_without_critics(policy_stages, world, tm
 
 def test_the_start_is_said_in_one_line():
     costs = torch.tensor([-1.0, 0.0, 1.0, 2.0])
-    met = start_line(costs, torch.tensor([0.7]), normalised=True)
+    met = start_line(costs, 0.7, normalised=True)
     assert "mean cost +0.50" in met and "50% of 4 answers above 0" in met and "WARNING" in met and "RISE" in met
-    ahead = start_line(costs, torch.tensor([-0.5]), normalised=True)
+    ahead = start_line(costs, -0.5, normalised=True)
     assert "budget -0.50 is 1.00 below it" in ahead and "WARNING" not in ahead
     assert "\n" not in ahead
+    named = start_line(costs, -0.5, normalised=True, name="fraud")
+    assert named.startswith("starting policy, fraud: mean cost +0.50")
+    assert "was not checked" in start_line(costs[:0], -0.5, normalised=True, name="fraud")
+
+
+@pytest.mark.parametrize("clip", [0.3, 1.0, 5.0, None])
+@pytest.mark.parametrize("where", [-6.8, 0.0, 40.0])
+def test_every_recommended_budget_can_be_expressed(where, clip):
+    """The recommended ones were refused in effect: cut off at -5 for a start at -6.8."""
+    costs = where + torch.randn(200, generator=torch.Generator().manual_seed(0)).exp()  # lopsided
+    line = start_line(costs, where, normalised=True, clip=clip)
+    strict, mild = (float(x) for x in re.findall(r"([+-][0-9.]+) \((?:strict|mild)\)", line))
+    for budget in (strict, mild):
+        refuse_unexpressed(costs, min(max(budget, strict + 0.01), mild - 0.0), clip)
+
+
+def test_a_budget_beyond_the_signal_is_refused_in_one_line():
+    costs = torch.tensor([-8.0, -7.0, -6.0])
+    for budget in (-12.1, -1.9):
+        with pytest.raises(ValueError, match=r"reaches from -12\.00 to -2\.00") as error:
+            refuse_unexpressed(costs, budget, 5.0)
+        assert str(error.value).startswith(f"dual.budget {budget:+.2f}: with scores.clip 5 ")
+        assert "\n" not in str(error.value)
+        refuse_unexpressed(costs, budget, None)
+        refuse_unexpressed(costs[:0], budget, 5.0)
+    for budget in (-12.0, -7.8, -2.0):
+        refuse_unexpressed(costs, budget, 5.0)
+    with pytest.raises(ValueError, match=r"dual.budget \+3.00 of fraud: "):
+        refuse_unexpressed(costs, 3.0, 5.0, "fraud")
 
 
 def test_costs_are_scaled_but_not_centred():
@@ -277,8 +434,26 @@ def test_costs_are_scaled_but_not_centred():
     scale.measure(torch.tensor([1.0, 3.0]), torch.tensor([1.0, 5.0]))
     reward, cost = scale.normalise(torch.tensor([2.0]), torch.tensor([4.0]))
     assert reward.item() == pytest.approx(0.0) and cost.item() == pytest.approx(4 / 8**0.5)
+    assert scale.unit == (1.0, 1.0)
     scale.to(torch.bfloat16)
     assert scale.spread.dtype == torch.float32
+
+
+def test_raw_scores_stay_as_they_are_but_their_spread_is_known():
+    scale = ScoreScale(normalises=False)
+    scale.measure(torch.tensor([1.0, 3.0]), torch.tensor([1.0, 5.0]))
+    reward, cost = scale.normalise(torch.tensor([2.5]), torch.tensor([4.0]))
+    assert reward.item() == 2.5 and cost.item() == 4.0
+    assert scale.unit == pytest.approx((2**0.5, 8**0.5))
+    mean, spread = scale.applied
+    assert mean.tolist() == [0.0, 0.0] and spread.tolist() == [1.0, 1.0]
+
+
+@pytest.mark.parametrize("scores", [[0.3] * 4, [0.3, 0.3 + 3e-8, 0.3, 0.3], [-7.0, -7.000001, -7.0, -7.0], [2.0]])
+def test_rounding_is_no_spread(scores):
+    scale = ScoreScale()
+    scale.measure(torch.tensor(scores), torch.tensor(scores))
+    assert scale.spread.tolist() == [1.0, 1.0]
 
 
 REFUSED = {
@@ -288,6 +463,9 @@ REFUSED = {
     "run": (("--model.init_args.roles.init_args.cost=nowhere",), "nowhere"),
     "twice": (("--model.init_args.constraints={a: [fraud], b: [fraud]}",), "disjoint"),
     "unknown": (("--model.init_args.constraints={a: [frauds]}",), "frauds"),
+    "budget": (("--model.init_args.dual.init_args.budget=-60",), "dual.budget -60.00: with scores.clip 5 "),
+    "shaped k3": (("--model.init_args.kl.estimator=k3",), "kl.estimator k3 in token signals"),
+    "clip": (("--model.init_args.scores.clip=0",), "scores.clip is 0"),
 }
 
 

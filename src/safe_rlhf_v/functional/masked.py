@@ -1,4 +1,4 @@
-"""Sums, means and last values over real entries only.
+"""Sums, means, medians and last values over real entries only.
 
 Masks are bool with the shape of the values, True = real; :func:`masked_mean` and :func:`masked_sum` also take
 non-negative weights. What stands at a masked position never matters, NaN and infinity included: it is replaced before
@@ -54,19 +54,15 @@ def masked_var(values: Tensor, mask: Tensor, dim: int | None = None, *, unbiased
     return masked_sum(squares, mask, dim) / (n - int(unbiased)).clamp(min=1)
 
 
-def whiten(values: Tensor, mask: Tensor, *, centre: bool = True, eps: float = 1e-8) -> Tensor:
-    """Values scaled to unit (unbiased) variance over the real entries, 0 where masked.
+def masked_median(values: Tensor, mask: Tensor) -> Tensor:
+    """(C,) median of the real values of each column, between the two middle ones if their number is even; 0 without any.
 
     Args:
-        values: Any shape.
-        mask: Same shape, bool.
-        centre: Also shift the mean to 0; without it the mean is kept.
-        eps: Added to the variance.
+        values: (N, C).
+        mask: (N, C) bool.
     """
-    values = full_precision(values).masked_fill(~mask, 0.0)
-    mean = masked_mean(values, mask)
-    white = (values - mean) * (masked_var(values, mask) + eps).rsqrt()
-    return (white if centre else white + mean).masked_fill(~mask, 0.0)
+    columns = [column[real] for column, real in zip(full_precision(values).unbind(1), mask.unbind(1), strict=True)]
+    return torch.stack([column.quantile(0.5) if len(column) else column.sum() for column in columns])
 
 
 def last_valid_index(mask: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from safe_rlhf_v.functional.masked import full_precision, last_valid_index, masked_mean, masked_sum, masked_var
 
-Estimator = Literal["k1", "k3"]
+Estimator = Literal["k1", "k2", "k3"]
 
 
 def check_shapes(mask: Tensor, **tensors: Tensor) -> None:
@@ -30,22 +30,38 @@ def check_shapes(mask: Tensor, **tensors: Tensor) -> None:
 def kl_estimate(log_probs: Tensor, reference: Tensor, mask: Tensor, *, estimator: Estimator = "k1") -> Tensor:
     r"""(N, R) estimate of KL(policy || reference) at each sampled token, 0 where masked; differentiable in ``log_probs``.
 
-    With :math:`d = \log\pi - \log\nu`: k1 is :math:`d`, k3 is :math:`e^{-d} - 1 + d`. Both have the divergence as their mean
-    over tokens sampled from the policy; k3 is never negative and varies less (Schulman, "Approximating KL divergence", 2020).
+    With :math:`d = \log\pi - \log\nu`: k1 is :math:`d`, k2 is :math:`d^2 / 2`, k3 is :math:`e^{-d} - 1 + d` (Schulman,
+    "Approximating KL divergence", 2020). As numbers, k1 and k3 have the divergence as their mean over tokens sampled from
+    the policy, k2 only nearly; k3 is never negative and varies less than k1. A good estimate need not have a good gradient.
+    With :math:`s = \nabla\log\pi`, whose mean is 0, and means over tokens sampled from the policy:
+
+    ======  ==================================================  ==========================================
+    \        as a charge: :math:`E[k\,s]`                       as a loss: :math:`E[\nabla k]`
+    ======  ==================================================  ==========================================
+    k1      :math:`E[d\,s] = \nabla KL(\pi\|\nu)`               :math:`E[s] = 0`
+    k2      neither                                             :math:`E[d\,s] = \nabla KL(\pi\|\nu)`
+    k3      :math:`\nabla KL(\pi\|\nu) - \nabla KL(\nu\|\pi)`    :math:`E[(1 - e^{-d})\,s] = \nabla KL(\nu\|\pi)`
+    ======  ==================================================  ==========================================
+
+    A charge is what a score is reduced by: the policy gradient multiplies it with :math:`s` and does not differentiate it. Near
+    the reference the two divergences have the same gradient, so that k3 as a charge has almost none. As a loss k3 (GRPO, arXiv
+    2402.03300) is the forward divergence.
 
     Args:
         log_probs: (N, R) log-probabilities of the response tokens under the policy.
         reference: (N, R) the same under the reference.
         mask: (N, R) bool.
-        estimator: ``k1``, as released, for shaping; ``k3`` for logs or as a loss term.
+        estimator: ``k1`` for token signals and logs, ``k2`` or ``k3`` for a term of the loss.
     """
     check_shapes(mask, log_probs=log_probs, reference=reference)
     d = (full_precision(log_probs) - full_precision(reference)).masked_fill(~mask, 0.0)  # (N, R)
     if estimator == "k1":
         return d
+    if estimator == "k2":
+        return d.square() / 2
     if estimator == "k3":
         return torch.expm1(-d) + d
-    raise ValueError(f"estimator must be 'k1' or 'k3', got {estimator!r}")
+    raise ValueError(f"estimator must be 'k1', 'k2' or 'k3', got {estimator!r}")
 
 
 def sequence_kl(kl: Tensor, mask: Tensor) -> Tensor:
@@ -59,34 +75,47 @@ def sequence_kl(kl: Tensor, mask: Tensor) -> Tensor:
     return masked_sum(kl, mask, 1)
 
 
-def terminal_signal(
-    scores: Tensor, mask: Tensor, *, kl: Tensor | None = None, kl_weight: float = 0.0, clip: float | None = None
-) -> Tensor:
+def limit_scores(scores: Tensor, centre: Tensor, limit: float) -> Tensor:
+    """Scores no further than ``limit`` from ``centre``; those nearer stay as they are, bit for bit.
+
+    A fixed centre would make every score equal once a policy has moved far enough from it. About the median of the scores
+    themselves some always differ, wherever they lie, unless all are equal; and one wild score does not move it.
+
+    Args:
+        scores: (N, ...).
+        centre: (...) or scalar, see :func:`~safe_rlhf_v.functional.masked.masked_median`.
+        limit: Above 0, in the unit of the scores.
+    """
+    if not limit > 0:
+        raise ValueError(f"limit must be above 0, got {limit}")
+    scores, centre = full_precision(scores), full_precision(centre)
+    return scores.clamp(centre - limit, centre + limit)
+
+
+def terminal_signal(scores: Tensor, mask: Tensor, *, kl: Tensor | None = None, kl_weight: float = 0.0) -> Tensor:
     r"""(N, R) signal per token: :math:`w k_t + [t = T] s`, T the last real token; 0 where masked.
 
     The reward takes :math:`w = -\beta`, the cost :math:`w = +\beta`: :func:`combine_advantages` then sees the penalty
-    :math:`\beta` exactly once, for every multiplier (as long as nothing is clipped).
+    :math:`\beta` exactly once, for every multiplier. The released code also limits this signal to 50 about 0; here the scores
+    are limited before (:func:`limit_scores`), about their own centre.
 
     Args:
         scores: (N,) reward or cost of each response.
         mask: (N, R) bool.
         kl: (N, R) divergence per token.
         kl_weight: w.
-        clip: Limit of the absolute value, applied last; 50 as released.
     """
     check_shapes(mask, **({} if kl is None else {"kl": kl}))
     if scores.shape != mask.shape[:1]:
         raise ValueError(f"scores has shape {tuple(scores.shape)}, expected one per response: ({len(mask)},)")
     if kl is None and kl_weight != 0:
         raise ValueError(f"kl_weight is {kl_weight}, but no kl was given")
-    if clip is not None and not clip > 0:
-        raise ValueError(f"clip must be above 0 (None for no limit), got {clip}")
     positions = torch.arange(mask.shape[1], device=mask.device)  # (R,)
     last = mask & (positions == last_valid_index(mask)[:, None])  # (N, R)
     signal = torch.where(last, full_precision(scores)[:, None], 0.0)
     if kl is not None:
         signal = signal + kl_weight * full_precision(kl).masked_fill(~mask, 0.0)
-    return signal if clip is None else signal.clamp(-clip, clip)
+    return signal
 
 
 def generalised_advantage(
@@ -121,7 +150,9 @@ def generalised_advantage(
     return advantages, advantages + values
 
 
-def group_advantage(scores: Tensor, samples: int, valid: Tensor, *, divide: bool, eps: float = 0.1) -> Tensor:
+def group_advantage(
+    scores: Tensor, samples: int, valid: Tensor, *, divide: bool, eps: float = 0.1, floor: float = 0.0
+) -> Tensor:
     """(N,) score minus the mean of its prompt's group, 0 for invalid rows, without a graph.
 
     Divided by the group's spread this is GRPO (arXiv 2402.03300). Without it (Dr. GRPO, arXiv 2503.20783) prompts whose
@@ -132,7 +163,8 @@ def group_advantage(scores: Tensor, samples: int, valid: Tensor, *, divide: bool
         samples: Responses per prompt, at least 2.
         valid: (N,) bool; other rows are left out of the mean and the spread.
         divide: Divide by the group's population standard deviation + ``eps``.
-        eps: Keeps groups of nearly equal scores from being blown up.
+        eps: The smaller, the more a group of nearly equal scores is blown up; GRPO's implementations take 1e-4.
+        floor: A smaller standard deviation counts as this one, in the unit of the scores.
     """
     check_shapes(valid, scores=scores)
     if scores.dim() != 1:
@@ -147,7 +179,8 @@ def group_advantage(scores: Tensor, samples: int, valid: Tensor, *, divide: bool
     real = valid.reshape(groups.shape)
     centred = groups - masked_mean(groups, real, 1)[:, None]
     if divide:
-        centred = centred / (masked_var(groups, real, 1, unbiased=False).sqrt() + eps)[:, None]
+        spread = masked_var(groups, real, 1, unbiased=False).sqrt().clamp(min=floor)
+        centred = centred / (spread + eps)[:, None]
     return centred.masked_fill(~real, 0.0).reshape(scores.shape)
 
 
@@ -198,21 +231,27 @@ def mean_and_std(moments: Tensor) -> tuple[Tensor, Tensor]:
     return mean, variance.clamp(min=0).sqrt()  # rounding can make it negative
 
 
-def standardise(values: Tensor, mask: Tensor, mean: Tensor, std: Tensor | None = None, eps: float = 1e-8) -> Tensor:
+def standardise(values: Tensor, mask: Tensor, mean: Tensor, std: Tensor | None = None, floor: float = 0.0) -> Tensor:
     """Values minus the mean, divided by the standard deviation if one is given; 0 where masked.
 
-    Centring without dividing keeps the unit of the values, which for costs is the unit of the multiplier.
+    Centring without dividing keeps the unit of the values, which for costs is the unit of the multiplier. Without a floor the
+    division makes as much of rounding errors as of real differences: equal scores would come out as plus and minus 1.
 
     Args:
         values: Any shape.
         mask: Same shape, bool.
         mean: Scalar, see :func:`mean_and_std`.
         std: Scalar.
-        eps: Added to ``std``.
+        floor: A smaller ``std`` counts as this one, 0 or more; in the unit of the values.
     """
     check_shapes(mask, values=values)
     if mean.dim() or (std is not None and std.dim()):
         raise ValueError("mean and std must be scalars")
+    if not floor >= 0:
+        raise ValueError(f"floor must be 0 or more, got {floor}")
     values = full_precision(values)
     centred = values - mean.to(values.dtype)
-    return (centred if std is None else centred / (std.to(values.dtype) + eps)).masked_fill(~mask, 0.0)
+    if std is not None:
+        spread = std.to(values.dtype).clamp(min=floor)
+        centred = centred / torch.where(spread > 0, spread, 1.0)
+    return centred.masked_fill(~mask, 0.0)

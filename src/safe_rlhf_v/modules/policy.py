@@ -10,6 +10,8 @@ What differs from the released code, and why:
 * no pass is made twice: log-probabilities are recorded while sampling, values come from the critics' training pass, images
   are encoded once for all roles, and no role but actor and reference meets the LM head;
 * advantages are centred, combined and whitened; scores are normalised by the starting policy's (released: neither);
+* the multiplier sees costs as they are; scores that are trained on are limited about their own median (released: signals of
+  more than 50 are cut off);
 * everything that moves is in the checkpoint, so that a resumed run equals the uninterrupted one.
 
 Shapes: B prompts, K samples per prompt, N = B x K responses, R response tokens, C constraints.
@@ -28,7 +30,8 @@ from safe_rlhf_v.batches import PolicyBatch, to_device
 from safe_rlhf_v.checkpoints import CheckpointError
 from safe_rlhf_v.dual import DualController
 from safe_rlhf_v.evaluation.scorers import ResponseScorer
-from safe_rlhf_v.functional.policy import kl_estimate, terminal_signal
+from safe_rlhf_v.functional.masked import masked_median
+from safe_rlhf_v.functional.policy import kl_estimate, limit_scores, terminal_signal
 from safe_rlhf_v.models.backbone import Backbone
 from safe_rlhf_v.models.dropout import switch_off_dropout
 from safe_rlhf_v.models.roles import Roles
@@ -127,7 +130,7 @@ class ConstrainedPolicyModule(PolicyEvaluation, BaseModule):
             ValueError: If they do not fit one another.
         """
         self.roles, self.backbone, self.dual = self.make_roles(), self.make_backbone(), self.make_dual()
-        self.advantages, self.scale = self.make_advantages(), ScoreScale()
+        self.advantages, self.scale = self.make_advantages(), ScoreScale(self.score_settings.normalise)
         self.scorer = self.make_scorer() if self.make_scorer is not None else None
         wanted = len(self.constraints or {"": []})
         if len(self.dual.lam) != wanted:
@@ -170,38 +173,44 @@ class ConstrainedPolicyModule(PolicyEvaluation, BaseModule):
             reference = [self.roles.reference_log_probs(self.backbone, part) for part in parts]
         raw_reward, raw_cost = (assemble(parts, [pair[i] for pair in judged], width) for i in (0, 1))
         reward, cost = self.scale.normalise(raw_reward, raw_cost)
-        if (clip := self.score_settings.clip) is not None:
-            reward, cost = reward.clamp(-clip, clip), cost.clamp(-clip, clip)
-        reward = reward - self.score_settings.unfinished_penalty * ~rollout.generation.finished
         return Scores(reward, cost, raw_reward, raw_cost, assemble(parts, reference, width))
 
     def dual_step(self, rollout: Rollout, scores: Scores) -> Tensor:
-        """Move the multipliers by the costs of all ranks; gives (N, 1), each response's own multiplier."""
+        """Move the multipliers by the unclipped costs of all ranks; gives (N, 1), each response's own multiplier."""
         costs = scores.cost[:, None].expand_as(rollout.member)  # (N, C)
         self.lam_before = self.dual.lam.clone()
         lam = self.dual.update(self.gather(costs), self.gather(rollout.member))
         return (rollout.member * lam).sum(1, keepdim=True)
 
     def shape(self, rollout: Rollout, scores: Scores) -> Signals:
-        """KL-shaped token signals of reward and cost: what advantages are estimated from."""
-        kl = kl_estimate(
-            rollout.generation.log_probs, scores.reference, rollout.mask, estimator=self.kl.estimator
-        )  # (N, R)
-        member = rollout.member
+        """From scores to training signals: limit, penalty of the unfinished, KL per token."""
+        mask, member = rollout.mask, rollout.member
         charged = self.dual.penalty(scores.cost[:, None].expand_as(member))  # (N, C)
-        cost_score = (charged * member).sum(1)  # constraints are disjoint: one each, or none
+        reward_score = self._limited(scores.reward[:, None], rollout.valid[:, None]).squeeze(1)  # (N,)
+        cost_score = (
+            self._limited(charged, member).masked_fill(~member, 0.0).sum(1)
+        )  # disjoint: one constraint, or none
+        # Half in each, like the KL: (-p/2 - lam p/2) / (1 + lam) is -p/2 for every multiplier.
+        unfinished = self.score_settings.unfinished_penalty / 2 * ~rollout.generation.finished
+        reward_score, cost_score = reward_score - unfinished, cost_score + unfinished
+        kl = kl_estimate(rollout.generation.log_probs, scores.reference, mask)  # (N, R)
         reward_weight, cost_weight = self.kl.weights
-        clip = self.score_settings.signal_clip
-        mask = rollout.mask
         return Signals(
-            reward=terminal_signal(scores.reward, mask, kl=kl, kl_weight=reward_weight, clip=clip),
-            cost=terminal_signal(cost_score, mask, kl=kl, kl_weight=cost_weight, clip=clip),
-            reward_score=scores.reward,
+            reward=terminal_signal(reward_score, mask, kl=kl, kl_weight=reward_weight),
+            cost=terminal_signal(cost_score, mask, kl=kl, kl_weight=cost_weight),
+            reward_score=reward_score,
             cost_score=cost_score,
             mask=mask,
             valid=rollout.valid,
             samples=rollout.samples,
+            unit=self.scale.unit,
         )
+
+    def _limited(self, scores: Tensor, valid: Tensor) -> Tensor:
+        """(N, C) scores within ``scores.clip`` of the median of those that are valid (N, C), over all ranks."""
+        if (clip := self.score_settings.clip) is None:
+            return scores
+        return limit_scores(scores, masked_median(self.gather(scores), self.gather(valid)), clip)
 
     def update(self, rollout: Rollout, scores: Scores, signals: Signals, lam: Tensor, batch: PolicyBatch) -> Learned:
         """Critics, rehearsal and actor learn from the rollout, one after the other."""

@@ -1,5 +1,6 @@
 """Plain-data settings of constrained policy training."""
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -9,25 +10,54 @@ from safe_rlhf_v.functional.policy_losses import Reduction
 
 @dataclass(frozen=True)
 class KLPenalty:
-    """What keeps the policy near its start.
+    r"""What keeps the policy near its start.
+
+    With policy :math:`\pi`, start :math:`\nu` and tokens that :math:`\pi` has just sampled (derived at
+    :func:`~safe_rlhf_v.functional.policy.kl_estimate`):
+
+    * In the token signals, k1 has the gradient of the reverse divergence :math:`KL(\pi\|\nu)` of whole responses: an earlier
+      token pays for what it leads to (as far as gamma and the estimator's lam reach). Whitening divides it together with
+      the scores. k2 and k3 have another gradient there, and are refused.
+    * In the loss, k2 has the gradient of :math:`KL(\pi\|\nu)` and k3 (GRPO, arXiv 2402.03300) that of the forward divergence
+      :math:`KL(\nu\|\pi)`, of each token given the ones before it: that earlier tokens lead to other later ones is left
+      out. k1 has the gradient 0 there, and is refused.
+
+    That holds for the first update of a rollout. In later ones (``update.epochs``, ``update.minibatch_size``) the tokens come
+    from an older policy: the signals keep the divergence of that policy, under the clipped ratio, and a loss term averages
+    its gradient over tokens of the older policy, without a ratio. Neither is then the exact gradient; both are near it
+    while the ratio is near 1.
 
     Attributes:
         coefficient: beta, per token.
         where: ``split``: half is taken from the reward and half added to the cost, so that the combined advantage sees
-            beta / 2 for every multiplier (the formula of Safe RLHF, arXiv 2310.12773); ``both``: the whole in each (as
-            released); ``reward``: in the reward only, where a growing multiplier drowns it; ``loss``: a term of the loss
-            (always k3, whose gradient is right), the only one without token signals.
-        estimator: Of the shaped penalty: ``k1`` as released, or ``k3``.
+            beta / 2 for every multiplier (the formula of Safe RLHF, arXiv 2310.12773); ``both``: the whole in each, so
+            that it sees beta (as released); ``reward``: in the reward only, where a growing multiplier drowns it;
+            ``loss``: a term of the loss, the only one without token signals.
+        estimator: ``k1`` in the token signals; ``k2`` or ``k3`` in the loss. ``None`` takes k1 there and k2 here.
     """
 
     coefficient: float = 0.05
     where: Literal["split", "both", "reward", "loss"] = "split"
-    estimator: Estimator = "k1"
+    estimator: Estimator | None = None
 
     def __post_init__(self) -> None:
-        """Raises: ValueError: If the coefficient is negative."""
-        if not self.coefficient >= 0:
+        """Raises: ValueError: If the coefficient is negative, or the estimator's gradient is not a divergence's there."""
+        if not 0 <= self.coefficient < math.inf:
             raise ValueError(f"kl.coefficient is {self.coefficient}, it must be 0 or more")
+        if self.where == "loss" and self.estimator == "k1":
+            raise ValueError(
+                "kl.estimator k1 has no gradient as a term of the loss: use k2 (reverse divergence) or k3 (forward)"
+            )
+        if self.where != "loss" and self.estimator in ("k2", "k3"):
+            raise ValueError(
+                f"kl.estimator {self.estimator} in token signals (kl.where {self.where}) has not the divergence's gradient: "
+                "use k1, or kl.where loss"
+            )
+
+    @property
+    def loss_estimator(self) -> Estimator:
+        """Which estimate is a term of the loss."""
+        return self.estimator or "k2"
 
     @property
     def weights(self) -> tuple[float, float]:
@@ -45,15 +75,22 @@ class ScoreSettings:
     Attributes:
         normalise: Use (reward - mean) / sd and cost / sd, with mean and sd of the starting policy's answers. Costs are not
             centred: their sign is the verdict. Budgets are then in units of that sd.
-        clip: Limit of the absolute scores; ``None`` for no limit.
-        unfinished_penalty: Taken from the reward of a response that was cut off.
-        signal_clip: Limit of the absolute per-token signals (50 as released); ``None`` for no limit.
+        clip: How far a score that is trained on may be from the median of this rollout's (of all ranks; costs by
+            constraint); ``None`` for no limit. What the multiplier sees and what is logged is not clipped.
+        unfinished_penalty: What a response that was cut off pays. Half is taken from its reward and half added to its cost,
+            so that the combined advantage sees half of it for every multiplier; the multiplier does not see it.
     """
 
     normalise: bool = True
     clip: float | None = 5.0
     unfinished_penalty: float = 2.0
-    signal_clip: float | None = 50.0
+
+    def __post_init__(self) -> None:
+        """Raises: ValueError: If a number is outside its range."""
+        if self.clip is not None and not 0 < self.clip < math.inf:
+            raise ValueError(f"scores.clip is {self.clip}, it must be above 0; null for no limit")
+        if not 0 <= self.unfinished_penalty < math.inf:
+            raise ValueError(f"scores.unfinished_penalty is {self.unfinished_penalty}, it must be 0 or more")
 
 
 @dataclass(frozen=True)
@@ -106,3 +143,8 @@ class StartSettings:
     prompts: int = 256
     labelled: int = 500
     min_sign_accuracy: float = 0.6
+
+    def __post_init__(self) -> None:
+        """Raises: ValueError: If no prompt is answered."""
+        if self.prompts < 1:
+            raise ValueError(f"start.prompts is {self.prompts}, it must be at least 1")

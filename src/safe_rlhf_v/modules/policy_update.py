@@ -183,8 +183,9 @@ class PolicyUpdate:
         self._note(step, "policy", loss)
         self._note(step, "clip_fraction", divided(statistics["clip_fraction"] * mask.sum(), tokens))
         if module.kl.where == "loss":
-            k3 = kl_estimate(log_probs, of_rows(part, self.scores.reference), mask, estimator="k3")
-            divergence = reduce_tokens(k3, mask, reduction=settings.reduction, total=count)
+            reference = of_rows(part, self.scores.reference)
+            kl = kl_estimate(log_probs, reference, mask, estimator=module.kl.loss_estimator)
+            divergence = reduce_tokens(kl, mask, reduction=settings.reduction, total=count)
             self._note(step, "kl", divergence)
             loss = loss + module.kl.coefficient * divergence
         return loss
