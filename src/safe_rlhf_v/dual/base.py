@@ -109,7 +109,8 @@ class DualController(Float32Module, ABC):
         A constraint without a valid cost in this rollout stays as it is: there is nothing new to act on.
 
         Args:
-            costs: (N, C) raw costs of this rollout's responses, without KL; anything where not valid.
+            costs: (N, C) costs of this rollout's responses in the unit of the budget, neither clipped nor with KL; anything
+                where not valid.
             valid: (N, C) or (N,) bool.
 
         Returns:

@@ -6,9 +6,11 @@ max E[R] - lam (E[C] - d), lam moved by a dual controller. One batch of prompts 
 What differs from the released code, and why:
 
 * only real response tokens count; the score is read at each response's own end (theirs: padding included);
-* the multiplier moves once per rollout, before the update, by a rule that can be chosen (theirs: after, ten times as fast);
-* no pass is made twice: log-probabilities are recorded while sampling, values come from the critics' training pass, images
-  are encoded once for all roles, and no role but actor and reference meets the LM head;
+* the multiplier moves once per rollout, before the update, by a rule that can be chosen (theirs: after, and from 10, where a
+  step is ten times that at 1);
+* no pass is made twice: log-probabilities are recorded while sampling, values come from the critics' training pass (with one
+  update per rollout), frozen towers that are equal encode an image once for all roles, and the LM head is met by actor,
+  reference and those scorers whose heads read log-probabilities;
 * advantages are centred, combined and whitened; scores are normalised by the starting policy's (released: neither);
 * the multiplier sees costs as they are; scores that are trained on are limited about their own median (released: signals of
   more than 50 are cut off);

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def iteration_report(module: "ConstrainedPolicyModule", rollout: Rollout, scores: Scores, learned: Learned) -> None:
-    """Log one iteration: means over the responses of all ranks, brought together by one sum.
+    """Log one iteration: means over the responses of all ranks, brought together by one sum; scores are not clipped.
 
     Args:
         module: Whose logger to use.
