@@ -34,6 +34,7 @@ def iteration_report(module: "ConstrainedPolicyModule", rollout: Rollout, scores
     losses = _losses(learned)
     shares = module.total(torch.stack([torch.stack(entries).mean().double() for entries in losses.values()]))
     values |= dict(zip(losses, (shares / module.trainer.world_size).tolist(), strict=True))  # as DDP averages gradients
+    module.log_counts(learned.seen)
     if learned.values is not None and learned.returns is not None:
         for name in ("reward", "cost"):
             explained = explained_variance(getattr(learned.values, name), getattr(learned.returns, name), rollout.mask)

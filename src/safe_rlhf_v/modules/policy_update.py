@@ -39,12 +39,14 @@ class Learned(NamedTuple):
         gradient_norms: Norm of each role's gradient before clipping, by role, one entry per update.
         values: What the critics expected when the rollout was made; ``None`` without critics.
         returns: What they should have expected; ``None`` without critics.
+        seen: Numbers of this rank's demonstrations to be logged, by name.
     """
 
     losses: dict[str, list[Tensor]]
     gradient_norms: dict[str, list[Tensor]]
     values: Values | None
     returns: Values | None
+    seen: dict[str, Tensor | int]
 
 
 class PolicyUpdate:
@@ -74,6 +76,7 @@ class PolicyUpdate:
         self.optimizer: Any = module.optimizers()
         self.losses: dict[str, list[Tensor]] = {}
         self.norms: dict[str, list[Tensor]] = {}
+        self.seen: dict[str, Tensor | int] = {}
 
     def __call__(self) -> Learned:
         """Learn, and say what was seen."""
@@ -92,7 +95,7 @@ class PolicyUpdate:
                 self._rehearse(i, self.demonstrations)
             self._learn_policy(i, parts, advantages)
             self._step(i)
-        return Learned(self.losses, self.norms, values, self._returns(values))
+        return Learned(self.losses, self.norms, values, self._returns(values), self.seen)
 
     def _advantages(self, values: Values | None) -> Tensor:
         """(N, R) from the estimator. Raises: ValueError: If its shape is another: it would be spread over the tokens."""
@@ -193,8 +196,7 @@ class PolicyUpdate:
     def _rehearse(self, step: int, demonstrations: SupervisedBatch) -> None:
         """Gradients of the demonstrations' loss."""
         inputs, mask = self.module.demonstration_inputs(demonstrations)
-        if not step:
-            self.module.log_counts(demonstrations_seen(demonstrations, inputs, mask))
+        self.seen = demonstrations_seen(demonstrations, inputs, mask)
         with self.module.roles.acting(self.module.backbone):
             share = self.module.likelihood_share(inputs, mask)
         loss = divided(share.total, self._over_ranks(share.count))
