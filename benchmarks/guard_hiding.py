@@ -89,14 +89,19 @@ def hidden(guard: Guard, data: Path, foreign: Sequence[str], count: int) -> dict
         )
         for i, other in zip(blocked, rng.choices(harmless, k=count), strict=True)
     ]
-    c = guard.calibration
-    lenient = Guard(guard.module, replace(c, limits=replace(c.limits, rare_share=1.0)), guard.identity)
+    lenient = any_words(guard)
     found: dict[str, Any] = {}
     for name, way in WAYS.items():
         inputs = [way(example) for example in examples]
         found[name] = {"guard": counted(guard, inputs), "any_words": counted(lenient, inputs[:ANY_WORDS])}
         print(f"{name}: {found[name]}", flush=True)
     return found
+
+
+def any_words(guard: Guard) -> Guard:
+    """The same guard without the limit on rare words."""
+    c = guard.calibration
+    return Guard(guard.module, replace(c, limits=replace(c.limits, rare_share=1.0)), guard.identity)
 
 
 def counted(guard: Guard, inputs: Sequence[Input]) -> dict[str, Any]:
@@ -117,13 +122,16 @@ def counted(guard: Guard, inputs: Sequence[Input]) -> dict[str, Any]:
 def own_language(guard: Guard, data: Path) -> dict[str, dict[str, int]]:
     """Harmless answers, as they stand and with usual forms of writing: what other readings than the plain one cost."""
     harmless = answers(data)[1]
-    rng = random.Random(3)
+    rng, lenient = random.Random(3), any_words(guard)
     typed = [item._replace(response=forms(item.response, rng)) for item in harmless[:300]]
     found: dict[str, dict[str, int]] = {}
-    for name, inputs in (("as they stand", harmless[:1000]), ("with forms of writing", typed)):
+    for name, reader, inputs in (
+        ("as they stand", guard, harmless[:1000]),
+        ("with forms of writing, any words", lenient, typed),
+    ):
         with patch("safe_rlhf_v.guard.moderation.readings", lambda *texts: [Reading(texts)]):
-            plain = judged(guard, inputs)
-        whole = judged(guard, inputs)
+            plain = judged(reader, inputs)
+        whole = judged(reader, inputs)
         found[name] = {
             "answers": len(inputs),
             "stopped_plain": sum(not v.allowed for v in plain),

@@ -26,6 +26,9 @@ HIDDEN = [  # (as it is written, what it says, the trick)
     ("\u0440\u043e\u0456\u0455\u043e\u0578", "poison", ""),  # one word alone may be one
     ("\u03c1\u03bf\u03bf\u217c it", "pool it", "homoglyph"),
     ("p\u0585\u1d0fl it", "pool it", "homoglyph"),
+    ("p\u0456\u04cf\u04cfs it", "pills it", "homoglyph"),  # a stroke that the table holds for an i
+    ("w\u0456\u0406\u0406 it", "will it", "homoglyph"),  # ... and for an I
+    ("p\u0456\u04cfs it", "piis it", "homoglyph"),
     ("\uff50\uff4f\uff49\uff53\uff4f\uff4e it", "poison it", "styled"),
     ("\U0001d4c5\U0001d45c\U0001d4be\U0001d4c8\U0001d45c\U0001d4c3 it", "poison it", "styled"),
     ("\u24df\u24de\u24d8\u24e2\u24de\u24dd it", "poison it", "styled"),
@@ -99,7 +102,7 @@ def test_all_tricks_at_once_with_what_looks_like_the_opposite_hidden_beside():
     written = TRICKS["ignorable"](_strike(TRICKS["spaced"](TRICKS["look-alikes"](plain))))
     found = readings(written, "sure " + tags("kill it"))
     assert any(reading.texts[0] == plain for reading in found)
-    assert ("kill it" in {reading.texts[1] for reading in found}) and len(found) <= 25
+    assert ("kill it" in {reading.texts[1] for reading in found}) and len(found) <= 37
 
 
 def test_parts_are_read_the_same_way_and_equal_readings_once():
@@ -183,7 +186,7 @@ def test_any_two_strings_are_read_or_refused(first, second):
         found = readings(first, second)
     except RefusedText:
         return
-    assert found[0] == ((first, second), (), ()) and len(found) <= 25
+    assert found[0] == ((first, second), (), ()) and len(found) <= 37
     assert len({reading.texts for reading in found}) == len(found)
     assert all(reading.undone for reading in found[1:])
     if first.isascii() and second.isascii() and (first + second).isprintable():

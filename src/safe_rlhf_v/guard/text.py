@@ -69,8 +69,8 @@ def readings(*texts: str) -> list[Reading]:
         _check(text)
     found = {texts: Reading(texts)}
     for name, base in _bases(texts):
-        for chosen in itertools.product((False, True), repeat=len(_STEPS)):
-            steps = [step for step, wanted in zip(_STEPS, chosen, strict=True) if wanted]
+        for marks, homoglyph, spacing in itertools.product(_MARKS, _HOMOGLYPHS, _SPACING):
+            steps = [step for step in (marks, homoglyph, spacing) if step is not None]
             reading = _undone(texts, name, base, steps)
             found.setdefault(reading.texts, reading)
     return list(found.values())
@@ -172,11 +172,11 @@ def _unmarked(text: str) -> str:
     return unicodedata.normalize("NFC", regex.sub(r"\p{M}+", "", unicodedata.normalize("NFKD", text)))
 
 
-def _folded(text: str) -> str:
-    """Every character that looks like ASCII, as that."""
+def _folded(text: str, stroke: bool = False) -> str:
+    """Every character that looks like ASCII, as that; bare strokes, which may be I, l, i or 1, the likeliest or ``l``."""
     if text.isascii():
         return text
-    return unicodedata.normalize("NFC", "".join(map(look_alike, unicodedata.normalize("NFD", text))))
+    return unicodedata.normalize("NFC", "".join(look_alike(c, stroke) for c in unicodedata.normalize("NFD", text)))
 
 
 _SPACED = regex.compile(
@@ -214,14 +214,16 @@ class _Step(NamedTuple):
     odd: dict[str, Callable[[str], bool]]
 
 
-_STEPS = (
-    _Step("marks", _unmarked, {"marks": odd_marks, "styled": odd_style}),
-    _Step("homoglyph", _folded, {"homoglyph": look_alike_words, "styled": odd_style}),
-    _Step(
-        "spacing",
-        _joined,
-        {"spacing": lambda text: any(is_spelled_out(_one_word(run)) for run in _SPACED.findall(text))},
-    ),
+_MARKS = (None, _Step("marks", _unmarked, {"marks": odd_marks, "styled": odd_style}))
+_FORMS: dict[str, Callable[[str], bool]] = {"homoglyph": look_alike_words, "styled": odd_style}
+_HOMOGLYPHS = (
+    None,
+    _Step("homoglyph", _folded, _FORMS),
+    _Step("homoglyph", lambda text: _folded(text, stroke=True), _FORMS),
+)
+_SPACING = (
+    None,
+    _Step("spacing", _joined, {"spacing": lambda t: any(is_spelled_out(_one_word(run)) for run in _SPACED.findall(t))}),
 )
 _ODD: dict[str, Callable[[str], bool]] = {
     "invisible": odd_invisible,

@@ -18,6 +18,9 @@ TAG_FLAG = regex.compile(
 OVERRIDDEN = regex.compile("[\u202d\u202e]([^\u202c\n\u2029]*)\u202c?")
 """Text whose order of display is overridden, up to the end of the override or of the line."""
 
+PALOCHKA = "\u04cf"
+"""Its prototype is "i" in the table, that of its capital is "l"; it looks like "l"."""
+
 _NAMED = regex.compile(
     r"(?:LATIN|MODIFIER|NEGATIVE|REGIONAL|CIRCLED|SQUARED|TAG|DINGBAT)\b.*?\bLETTER (SMALL CAPITAL )?([A-Z])(?: WITH .*)?"
 )
@@ -25,7 +28,7 @@ _STYLES = ("<font>", "<circle>", "<square>", "<super>", "<sub>", "<wide>")
 
 
 @functools.cache
-def look_alike(character: str) -> str:
+def look_alike(character: str, stroke: bool = False) -> str:
     """The ASCII that a character looks like, or itself.
 
     An ASCII string with the same prototype in the confusables of UTS #39; a prototype that is ASCII but for its marks; the
@@ -33,9 +36,12 @@ def look_alike(character: str) -> str:
 
     Args:
         character: One character; ASCII stays.
+        stroke: Read what may be I, l, i or 1, a bare stroke, as ``l``.
     """
     if character.isascii():
         return character
+    if stroke and (character == PALOCHKA or "l" in _twins(character)):
+        return "l"
     if found := ascii_twin(character):
         return found
     for twin in _twins(character):
