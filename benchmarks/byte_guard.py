@@ -58,7 +58,6 @@ def main() -> None:
                     f"--model.init_args.backbone.init_args.tokenizer={tokenizer}",
                     f"--trainer.max_steps={steps}",
                     f"--trainer.val_check_interval={steps}",
-                    f"--model.init_args.scheduler.init_args.total_steps={steps}",
                     *([f"--model.init_args.init_from={options.root / before}"] if before else []),
                 )
             )
