@@ -255,11 +255,14 @@ def test_a_printed_configuration_feeds_back_unchanged(world: Path, tmp_path: Pat
     assert yaml.safe_load(first)["trainer"]["use_distributed_sampler"] is False
 
 
-def test_a_run_that_was_stopped_says_so_in_its_exit_status(world: Path, tmp_path: Path) -> None:
+def test_a_run_that_was_stopped_says_so_in_its_exit_status(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     watched = "--trainer.callbacks+=safe_rlhf_v.callbacks.StopOnViolation"
     assert entry.main([*base(world, tmp_path / "healthy"), watched]) == 0
-    broken = "--model.init_args.optimizer.init_args.lr=1e30"
-    assert entry.main([*base(world, tmp_path / "broken", steps=4), watched, broken]) == entry.STOPPED == 3
+    monkeypatch.setattr("safe_rlhf_v.callbacks.StopOnViolation.violation", lambda self, metrics: "seen by the test")
+    assert entry.main([*base(world, tmp_path / "stopped", steps=4), watched]) == entry.STOPPED == 3
+    assert next((tmp_path / "stopped").rglob("stopped-step=1.ckpt"))
 
 
 def test_two_ranks_train_save_and_go_on_as_one(world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
