@@ -144,7 +144,6 @@ def gradients(module, rollout, scores, signals, lam, batch, settings):
     """Gradients of every optimizer step, and what was seen."""
     kept, steps = module.update_settings, []
     module.update_settings = settings
-    module.log = lambda *_, **__: None  # there is no loop to log into
     optimizer = module.optimizers()
     module.trainer.strategy._lightning_optimizers[0].step = lambda: steps.append(
         {name: p.grad.clone() for name, p in module.named_parameters() if p.requires_grad}
@@ -152,7 +151,7 @@ def gradients(module, rollout, scores, signals, lam, batch, settings):
     try:
         learned = PolicyUpdate(module, rollout, scores, signals, lam, batch.demonstrations)()
     finally:
-        del optimizer.step, module.log
+        del optimizer.step
         module.update_settings = kept
     return steps, learned
 
