@@ -2,7 +2,7 @@
 
 ``python benchmarks/guard_hiding.py --guard runs/quickstart/guard --byte-guard runs/byte_guard/guard --data data/world``
 writes docs/evidence/guard_hiding.json and prints its tables as Markdown. The byte-level guard is made by ``byte_guard.py``;
-texts of other languages need ``pip install django babel``. About ten CPU minutes per guard.
+texts of other languages need ``pip install django babel``. About ten minutes on two idle cores.
 """
 
 import argparse
