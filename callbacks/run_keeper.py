@@ -35,6 +35,11 @@ class RunKeeper(Callback):
       training skips by itself do not count.
 
     The command line adds it to every ``fit``. List it after callbacks that keep a state.
+
+    YAML::
+
+        callbacks:
+          - class_path: safe_rlhf_v.callbacks.RunKeeper
     """
 
     def __init__(self) -> None:

@@ -22,7 +22,14 @@ def keys(loader: Any) -> list[str]:
 
 
 def on_ranks(data: Any, world: int, rank: int = 0, step: int = 1, fn: str = "fit") -> Any:
-    data.trainer = SimpleNamespace(world_size=world, global_rank=rank, global_step=step, state=SimpleNamespace(fn=fn))
+    data.trainer = SimpleNamespace(
+        world_size=world,
+        global_rank=rank,
+        global_step=step,
+        state=SimpleNamespace(fn=fn),
+        lightning_module=None,
+        enable_validation=False,
+    )
     return data
 
 
