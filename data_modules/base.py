@@ -174,7 +174,9 @@ class ShardDataModule(LightningDataModule):
             return list(range(len(split)))
         rows = split.rows_of(self.categories)
         if not rows:
-            raise ValueError(f"data.categories: split {split.name!r} of {self.path} has no record of the categories {self.categories}")
+            raise ValueError(
+                f"data.categories: split {split.name!r} of {self.path} has no record of the categories {self.categories}"
+            )
         return rows
 
     def _make(
