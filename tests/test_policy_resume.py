@@ -12,6 +12,8 @@ import torch
 
 from tests.conftest import stage_command
 
+pytestmark = pytest.mark.slow
+
 HERE = Path(__file__).parent
 OPTIONS = (
     "--model.init_args.start.prompts=8",

@@ -14,6 +14,8 @@ import torch
 from safe_rlhf_v.checkpoints import find_checkpoint
 from safe_rlhf_v.shards import ShardWriter
 
+pytestmark = pytest.mark.slow
+
 HERE = Path(__file__).parent
 TRAIN, STEPS_PER_EPOCH, EPOCHS = 11, 5, 3
 CASES: dict[str, tuple[int, int, dict[str, Any]]] = {  # killed after this step, checkpoint every so many, options

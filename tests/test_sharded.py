@@ -13,6 +13,8 @@ from safe_rlhf_v.models.sharding import shard
 from safe_rlhf_v.models.tiny import write_tiny_vlm
 from tests.shared_runs import command, policy, shared, train, vlm
 
+pytestmark = pytest.mark.slow
+
 FSDP2 = Path(__file__).parents[1] / "configs" / "trainer" / "fsdp2.yaml"
 SHARDED = (
     f"--config={FSDP2}",
@@ -84,7 +86,6 @@ def test_sharded_networks_learn_what_whole_ones_learn(kind: str, runs: Path, wor
         assert any(part in name and not torch.equal(before[name], value) for name, value in pieces.items()), part
 
 
-@pytest.mark.slow
 def test_accumulated_windows_are_the_same_whole_and_in_pieces(runs: Path, world: Path, tmp_path: Path) -> None:
     window = "--trainer.accumulate_grad_batches=2"
     whole = weights((*REPLICATED, window), runs, world, tmp_path / "whole", "DPO")
