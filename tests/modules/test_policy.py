@@ -45,6 +45,7 @@ def trained(policy_stages, world, tmp_path_factory):
 def module(trained):
     """A copy of the trained module that may be changed."""
     kept = {name: value.clone() for name, value in trained.model.state_dict().items()}
+    trained.model.score_settings = ScoreSettings()
     yield trained.model
     trained.model.load_state_dict(kept)
 
@@ -463,7 +464,7 @@ REFUSED = {
     "run": (("--model.init_args.roles.init_args.cost=nowhere",), "nowhere"),
     "twice": (("--model.init_args.constraints={a: [fraud], b: [fraud]}",), "disjoint"),
     "unknown": (("--model.init_args.constraints={a: [frauds]}",), "frauds"),
-    "budget": (("--model.init_args.dual.init_args.budget=-60",), "dual.budget -60.00: with scores.clip 5 "),
+    "budget": (("--model.init_args.dual.init_args.budget=-9e3",), "dual.budget -9000.00: with scores.clip 1000 "),
     "shaped k3": (("--model.init_args.kl.estimator=k3",), "kl.estimator k3 in token signals"),
     "clip": (("--model.init_args.scores.clip=0",), "scores.clip is 0"),
 }
