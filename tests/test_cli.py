@@ -350,4 +350,5 @@ def test_differences_and_run_folders() -> None:
     old: dict[str, Any] = {"a": 1, "b": {"c": [1, {"d": 2}]}, "ckpt_path": "x"}
     new: dict[str, Any] = {"a": 1, "b": {"c": [1, {"d": 3}]}, "ckpt_path": "y", "e": None}
     assert list(cli.differences(old, new)) == [("b.c.1.d", 2, 3)]
+    assert not list(cli.differences({"weights_only": True, "ckpt_path": "a"}, {"weights_only": None, "ckpt_path": "b"}))
     assert list(cli.differences({"a": [1]}, {"a": [1, 2]})) == [("a", [1], [1, 2])]

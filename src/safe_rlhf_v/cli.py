@@ -181,7 +181,7 @@ def differences(old: Any, new: Any, key: str = "") -> Iterator[tuple[str, Any, A
         old, new = dict(enumerate(old)), dict(enumerate(new))
     if isinstance(old, dict) and isinstance(new, dict):
         for name in {**old, **new}:
-            if name not in ("config", "ckpt_path", *IN_CHECKPOINT):
+            if name not in ("config", "ckpt_path", "weights_only", *IN_CHECKPOINT):  # how a file is read, not a setting
                 yield from differences(old.get(name), new.get(name), f"{key}.{name}" if key else str(name))
     elif old != new:
         yield key, old, new
