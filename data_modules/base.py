@@ -55,18 +55,26 @@ class ShardDataModule(LightningDataModule):
         verify: Compare shards with the manifest by ``size`` or by every byte (``sha256``).
 
         Raises:
-            ValueError: If ``max_samples`` is not positive.
+            ValueError: Naming a number that is too small.
         """
         super().__init__()
-        if max_samples is not None and max_samples < 1:
-            raise ValueError(f"max_samples is {max_samples}; it must be positive, or null for all samples")
+        images = images or ImageOptions()
+        least = {
+            "batch_size": (batch_size, 1),
+            "eval_batch_size": (eval_batch_size, 1),
+            "num_workers": (num_workers, 0),
+        }
+        least |= {"max_samples": (max_samples, 1), "images.size": (images.size, 1)}
+        for name, (value, bound) in {**least, "images.max_pixels": (images.max_pixels, 1)}.items():
+            if value is not None and value < bound:
+                raise ValueError(f"data.{name} is {value}; it must be at least {bound}")
         self.path, self.train_split = path, train_split
         self.splits = {"validate": tuple(validation_splits), "test": tuple(test_splits)}
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size or batch_size
         self.num_workers, self.seed = num_workers, seed
         self.max_samples, self.categories = max_samples, categories
         self.on_bad_sample: OnBadSample = on_bad_sample
-        self.images = images or ImageOptions()
+        self.images = images
         self.verify: Literal["size", "sha256"] = verify
         self._loader: PlannedLoader | None = None
         self._position = Position(0, 0)
@@ -172,7 +180,10 @@ class ShardDataModule(LightningDataModule):
         """
         if self.categories is None:
             return list(range(len(split)))
-        rows = split.rows_of(self.categories)
+        try:
+            rows = split.rows_of(self.categories)
+        except ValueError as error:
+            raise ValueError(f"data.categories: {error}") from None
         if not rows:
             raise ValueError(
                 f"data.categories: split {split.name!r} of {self.path} has no record of the categories {self.categories}"

@@ -14,6 +14,7 @@ from safe_rlhf_v.shards.manifest import ShardError
 from safe_rlhf_v.shards.split import ShardedSplit
 
 OnBadSample = Literal["error", "skip-and-count"]
+MEND = "mend or remove the record, or let training leave it out with data.on_bad_sample: skip-and-count"
 
 
 class Sample(NamedTuple):
@@ -80,16 +81,16 @@ class Source:
         try:
             record = self.split[self.rows[number]]
             options = {"max_pixels": self.images.max_pixels, "size": self.images.size}
-            images = tuple(self._decode(record, i, options) for i in range(len(record.images)))
-            return Sample(record, images, shard=self.split.file_of(self.rows[number]))
+            shard = self.split.file_of(self.rows[number])
+            images = tuple(self._decode(record, i, shard, options) for i in range(len(record.images)))
+            return Sample(record, images, shard=shard)
         except ShardError as error:
             if self.on_bad_sample == "error":
-                raise
+                raise ShardError(f"{error}; {MEND}") from None
             return Sample(None, (), str(error))
 
-    def _decode(self, record: Record, i: int, options: dict[str, Any]) -> NDArray[np.uint8]:
+    def _decode(self, record: Record, i: int, shard: str, options: dict[str, Any]) -> NDArray[np.uint8]:
         try:
             return decode(record.images[i].data, **options)
         except ImageError as error:
-            shard = f"{self.split.root}/{self.split.name}"
             raise ShardError(f"{shard}: record {record.key!r}, field 'images[{i}]': {error}") from None

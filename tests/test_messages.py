@@ -106,6 +106,14 @@ def bare_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
             ["--model.init_args.objective=tests.test_messages.Nameless"],
             ["objective Nameless", "a dict of names to Share"],
         ),
+        (["--model.init_args.optimizer.init_args.lr=-1"], ["optimizer: cannot be built", "Invalid learning rate"]),
+        (["--model.init_args.head.init_args.fusion=-1"], ["head: cannot be built", "negative dimension"]),
+        ([f"{BACKBONE}.init_args.decoder.num_attention_heads=3"], ["backbone: cannot be built", "attention heads (3)"]),
+        ([f"{BACKBONE}.init_args.decoder.model_type=lama"], ["backbone: cannot be built", "lama"]),
+        ([f"{BACKBONE}.init_args.feature_cache=-1"], ["feature_cache is -1"]),
+        (["--model.init_args.head=null"], ["head: is null"]),
+        (["--trainer.accelerator=foo"], ["trainer: cannot be built", "'foo'"]),
+        (["--trainer.devices=-2"], ["trainer: cannot be built", "devices"]),
         (["--trainer.logger=lightning.pytorch.loggers.WandbLogger"], ["wandb", "choose another logger"]),
         (["--trainer.logger=lightning.pytorch.loggers.CometLogger"], ["comet", "choose another logger"]),
     ],
@@ -155,6 +163,9 @@ def test_a_folder_that_cannot_be_written_is_one_line(code: int) -> None:
     assert line is not None
     assert line.startswith("runs/x: no way; ")
     assert surroundings(OSError(errno.ENOENT, "gone")) is None  # could be a fault of ours
+    with pytest.raises(OSError, match="x") as caught:
+        Path("/proc/x").mkdir()
+    assert str(surroundings(caught.value)).startswith("/proc/x: no such file or directory; ")
     assert surroundings(ModuleNotFoundError("nobody")) is None
 
 
@@ -197,6 +208,19 @@ def test_a_read_only_run_folder(
         (["test", "--ckpt_path={runs}/reward", "--data.init_args.path=nowhere"], ["nowhere", "no shard folder"]),
         (["predict", "--ckpt_path=nowhere"], ["nowhere", "no readable checkpoint"]),
         (["test", "--ckpt_path={runs}/reward", "--data.init_args.path={world}", "--trainer.nothing=1"], ["nothing"]),
+        (
+            ["generate", "--policy={runs}/supervised", "--guard=x", "--data={world}", "--output=a.json"],
+            ["--output a.json"],
+        ),
+        (["tokenizer", "--shards=nowhere", "--out=t"], ["nowhere"]),
+        (["tokenizer", "--shards={world}", "--out=t", "--splits", "train", "tset"], ["'tset'"]),
+        (["calibrate", "--guard=x", "--data={world}", "--split=train", "--report", "tset"], ["'tset'"]),
+        (["calibrate", "--guard=x", "--data={world}", "--review-fpr=0.01"], ["--fpr <= --review-fpr"]),
+        (["filter", "--guard=x", "--input={world}", "--output=f", "--split", "tset"], ["'tset'"]),
+        (["evaluate", "--policy=x", "--data={world}", "--split", "train", "tset"], ["'tset'"]),
+        (["moderate", "--guard=x", "--input=nowhere.jsonl", "--output=o"], ["nowhere.jsonl"]),
+        (["quickstart", "--root=/proc/x"], ["--root /proc/x: no such file or directory"]),
+        (["compare", "--data=/dev/null/x"], ["--data /dev/null/x: not a directory"]),
     ],
 )
 def test_mistakes_in_commands_that_read_runs(
@@ -229,3 +253,100 @@ def test_a_stored_configuration_survives_the_way_into_a_checkpoint(policy_stages
     assert yaml.safe_load(stage["config_yaml"])["model"]["class_path"] == "safe_rlhf_v.modules.RewardModule"
     assert isinstance(stage["kept"]["files"]["tokenizer"]["tokenizer.json"], bytes)
     assert torch.is_tensor(next(iter(stage["state_dict"].values())))
+
+
+@pytest.mark.parametrize(
+    ("extra", "words"),
+    [
+        (["--seed_everything=-1"], ["seed_everything is -1"]),
+        (["--trainer.accumulate_grad_batches=0"], ["trainer.accumulate_grad_batches is 0", "at least 1"]),
+        (["--trainer.gradient_clip_val=-1"], ["trainer.gradient_clip_val is -1"]),
+        (["--model.init_args.lr_scale={head: -3}"], ["lr_scale: head is -3"]),
+        (["--data.init_args.batch_size=0"], ["data.batch_size is 0"]),
+        (["--data.init_args.eval_batch_size=0"], ["data.eval_batch_size is 0"]),
+        (["--data.init_args.num_workers=-1"], ["data.num_workers is -1"]),
+        (["--data.init_args.max_samples=0"], ["data.max_samples is 0"]),
+        (["--data.init_args.images.size=0"], ["data.images.size is 0"]),
+        (["--data.init_args.images.max_pixels=-1"], ["data.images.max_pixels is -1"]),
+        (["--data.init_args.categories=[nothing]"], ["data.categories: unknown category 'nothing'"]),
+        (["--model.init_args.init_from="], ["init_from", "is empty"]),
+        (["--ckpt_path="], ["ckpt_path: is empty"]),
+        (["--ckpt_path=best"], ["ckpt_path: ", "best"]),
+        (["--config="], ["--config: needs a value"]),
+        (["--config=."], ["--config .: is a folder"]),
+        (["--config=empty.yaml"], ["empty.yaml: is empty", "sections"]),
+        (["--config=list.yaml"], ["list.yaml: holds list"]),
+        (["--config=two.yaml"], ["two.yaml: not YAML"]),
+        (["--config=tag.yaml"], ["tag.yaml: not YAML: line 1", "no plain data"]),
+        (["--config=bomb.yaml"], ["bomb.yaml", "more entries than any configuration"]),
+        ([f"{BACKBONE}=nowhere.yaml"], [f"{BACKBONE} nowhere.yaml: does not exist"]),
+    ],
+)
+def test_settings_that_mean_nothing(
+    extra: list[str],
+    words: list[str],
+    world: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("empty.yaml").write_text("# nothing\n")
+    Path("list.yaml").write_text("- model\n")
+    Path("two.yaml").write_text("model: {}\n---\ndata: {}\n")
+    Path("tag.yaml").write_text('model: !!python/object/apply:os.system ["exit 1"]\n')
+    lines = [f"{b}: &{b} [{', '.join([f'*{a}'] * 9)}]\n" for a, b in zip("abcdefgh", "bcdefghi", strict=True)]
+    Path("bomb.yaml").write_text("a: &a [x]\n" + "".join(lines))
+    line = refused(reward(world, tmp_path / "runs", *extra), capsys)
+    assert all(word in line for word in words), line
+
+
+def test_a_configuration_without_its_option(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "named by --config run.yaml" in refused(["fit", "run.yaml"], capsys)
+
+
+class Own(torch.nn.Module):
+    """A component of a user with a fault."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = torch.nn.Linear(-1, 2)
+
+
+def test_what_a_library_refuses_is_named_but_a_users_fault_keeps_its_traceback() -> None:
+    from safe_rlhf_v.named import made
+
+    with pytest.raises(ValueError, match="head: cannot be built from its settings"):
+        made("head", torch.nn.Linear, -1, 2)
+    with pytest.raises(RuntimeError, match="negative dimension"):
+        made("head", Own)
+    with pytest.raises(ValueError, match="optimizer: is null"):
+        made("optimizer", None)
+
+
+@pytest.mark.parametrize(
+    "option",
+    ["--guard=", "--input=", "--output=", "--batch-size=0", "--batch-size=-1", "--batch-size=x", "--batch-size=1.5"],
+)
+def test_values_that_make_no_sense_are_refused_by_their_option(option: str, capsys: pytest.CaptureFixture[str]) -> None:
+    for command in ("moderate", "filter"):
+        with pytest.raises(SystemExit) as exit:
+            entry.main([command, "--guard=g", "--input=i", "--output=o", option])
+        assert exit.value.code == 2
+        assert f"error: argument {option.partition('=')[0]}: " in capsys.readouterr().err
+
+
+def test_who_stops_a_command_or_what_it_prints_to_gets_no_traceback(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    import safe_rlhf_v.shards.command as command
+
+    def stop(error: BaseException) -> Any:
+        def main(args: list[str]) -> int:
+            raise error
+
+        return main
+
+    monkeypatch.setattr(command, "main", stop(KeyboardInterrupt()))
+    assert entry.main(["shards"]) == 130
+    assert capfd.readouterr().err == "error: interrupted\n"

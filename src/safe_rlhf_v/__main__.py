@@ -1,6 +1,9 @@
 """``python -m safe_rlhf_v``: training commands and our own; only what a command needs is imported."""
 
+import os
+import signal
 import sys
+from collections.abc import Callable
 from difflib import get_close_matches
 from importlib import import_module
 from typing import Any
@@ -91,7 +94,7 @@ def main(argv: list[str] | None = None) -> int:
         print(__version__)
         return 0
     if args[0] in COMMANDS:
-        return int(import_module(COMMANDS[args[0]][0]).main(args[1:]))
+        return _run(import_module(COMMANDS[args[0]][0]).main, args[1:])
     if args[0] in TRAINING:
         if "-h" in args or "--help" in args:
             print(training_help(args[0]), end="")
@@ -106,6 +109,20 @@ def main(argv: list[str] | None = None) -> int:
     mend = f"did you mean {near[0]}?" if near else f"expected one of: {', '.join(known)}"
     print(f"error: unknown command {args[0]!r}; {mend}", file=sys.stderr)
     return 2
+
+
+def _run(command: Callable[[list[str]], int], args: list[str]) -> int:
+    """Run one of our own commands; who stops it, or what it prints to, needs no traceback."""
+    try:
+        status = int(command(args))
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        print("error: interrupted", file=sys.stderr)
+        return 128 + signal.SIGINT
+    except BrokenPipeError:  # as in "... | head"
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter complains when it ends
+        return 128 + signal.SIGPIPE
+    return status
 
 
 if __name__ == "__main__":

@@ -153,6 +153,8 @@ def find_checkpoint(path: str | Path) -> Path:
     Raises:
         CheckpointError: If there is none, naming the damaged ones.
     """
+    if not str(path).strip():
+        raise CheckpointError("a run's folder is needed, the given name is empty (an unset variable?)")
     root = Path(path)
     if root.is_file() or root.suffix == ".ckpt":
         verify(root)

@@ -20,6 +20,7 @@ import warnings
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import yaml
@@ -47,6 +48,7 @@ from safe_rlhf_v.checkpoints import (
 from safe_rlhf_v.cli_configs import KEYWORDS, ReadingOptions, check_files, take_reading_options, with_stored_config
 from safe_rlhf_v.cli_errors import ShortErrorParser
 from safe_rlhf_v.finite import NonFiniteError
+from safe_rlhf_v.named import named
 from safe_rlhf_v.preflight import preflight
 from safe_rlhf_v.runs import IN_CHECKPOINT
 from safe_rlhf_v.stored_config import read_stored
@@ -104,6 +106,8 @@ class CLI(LightningCLI):
         """
         command = self.config.subcommand
         config = self.config[command]
+        if config.get("ckpt_path") == "":
+            raise ValueError("ckpt_path: is empty; name a run's folder or a .ckpt file, or leave it out")
         if config.get("ckpt_path") == "last":
             folder = run_folder(config.trainer)
             if not checkpoints_below(folder) and command == "fit":
@@ -129,6 +133,13 @@ class CLI(LightningCLI):
             for key, old, new in differences({name: before.get(name) for name in now}, now):
                 _say(f"with another setting: {key} was {old!r}, is now {new!r}")
 
+    def _set_seed(self) -> None:
+        """Raises: ValueError: If NumPy does not take the seed."""
+        seed = self.config[self.config.subcommand].get("seed_everything")
+        if seed is not None and not 0 <= seed < 2**32:
+            raise ValueError(f"seed_everything is {seed}; it must be within 0..{2**32 - 1}")
+        super()._set_seed()
+
     def before_instantiate_classes(self) -> None:
         """Refuse what cannot work before anything expensive happens; run nothing that is stored in a checkpoint."""
         config = self.config[self.config.subcommand]
@@ -152,7 +163,8 @@ class CLI(LightningCLI):
         if self.subcommand == "predict" and not any(isinstance(callback, PredictionsFile) for callback in callbacks):
             folder = run_folder(self.config[self.subcommand].trainer)
             callbacks.append(PredictionsFile(str(folder / "predictions.jsonl")))
-        return super().instantiate_trainer(**{"callbacks": callbacks, "plugins": plugins, **kwargs})
+        with named("trainer"):
+            return super().instantiate_trainer(**{"callbacks": callbacks, "plugins": plugins, **kwargs})
 
 
 def as_list(value: Any) -> list[Any]:
@@ -236,13 +248,20 @@ def main(args: list[str] | None = None) -> CLI:
 
 
 def surroundings(error: BaseException | None) -> str | None:
-    """One line about a disk or an installation that does not allow what was asked for; ``None`` for other errors."""
+    """One line about a disk or an installation that does not allow what was asked for, or has no such checkpoint; ``None``
+    for other errors.
+    """
+    if isinstance(error, ValueError) and _raised_by(error)[0].endswith(".checkpoint_connector"):
+        return f"ckpt_path: {str(error).splitlines()[0]}"
     while error is not None and not isinstance(error, (OSError, ModuleNotFoundError)):
         error = error.__cause__
     if error is None:
         return None
     if isinstance(error, OSError):
-        if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT):
+        no_folder = (errno.ENOENT, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP)
+        if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT) and not (
+            error.errno in no_folder and _raised_by(error)[1] in ("makedirs", "mkdir")
+        ):
             return None
         where = f"{error.filename}: " if error.filename else ""
         return f"{where}{str(error.strerror).lower()}; make room or choose another folder"
@@ -268,11 +287,23 @@ def refusal(error: BaseException | None) -> BaseException | None:
 
 def raised_here(error: BaseException) -> bool:
     """Whether a statement of this package raised the error."""
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
+    trace = _innermost(error)
     if trace is None:
         return False
     frame = trace.tb_frame
     line = linecache.getline(frame.f_code.co_filename, trace.tb_lineno)
     return frame.f_globals.get("__name__", "").startswith("safe_rlhf_v.") and line.strip().startswith("raise ")
+
+
+def _raised_by(error: BaseException) -> tuple[str, str]:
+    """Module and function."""
+    trace = _innermost(error)
+    return ("", "") if trace is None else (trace.tb_frame.f_globals.get("__name__", ""), trace.tb_frame.f_code.co_name)
+
+
+def _innermost(error: BaseException) -> TracebackType | None:
+    """Where an error was raised; ``None`` if it was not."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return trace

@@ -19,6 +19,7 @@ KEYWORDS = ("best", "hpc")
 
 _YAML = (".yaml", ".yml", ".json")
 _MOST_INCLUDES = 1000
+_MOST_NODES = 100_000
 # Of a checkpoint's trainer section a resumed training takes these, where they are plain numbers and words: the others name
 # classes that act, or places that are written to.
 _RESUMED = (
@@ -73,14 +74,22 @@ def check_files(args: Sequence[str]) -> None:
         ValueError: Naming file, line and key.
     """
     pending: list[Path] = []
+    if stray := [word for word in args[1:2] if not word.startswith("-")]:
+        raise ValueError(f"{stray[0]}: is no option; a configuration is named by --config {stray[0]}")
     for option, value in _options(args):
+        config = option in ("--config", "-c")
+        if config and not value.strip():
+            raise ValueError(f"{option}: needs a value, as in --config run.yaml")
         if os.path.isfile(value):  # noqa: PTH113  false for what is no path
-            if value.endswith(_YAML) or option in ("--config", "-c"):
+            if value.endswith(_YAML) or config:
                 pending.append(Path(value))
-        elif option in ("--config", "-c") and not value.lstrip().startswith(("{", "[")) and "\n" not in value:
-            raise ValueError(f"{option} {value}: does not exist")
+            if config:
+                _check_sections(value)
         elif "{" in value or "\n" in value:
             _compose(option, value)
+        elif config or (value.endswith(_YAML) and " " not in value):
+            what = "is a folder; name a file in it" if Path(value).is_dir() else "does not exist"
+            raise ValueError(f"{option} {value}: {what}")
     seen: set[Path] = set()
     while pending and len(seen) < _MOST_INCLUDES:
         file = pending.pop()
@@ -95,11 +104,23 @@ def check_files(args: Sequence[str]) -> None:
         pending += [path for name in _scalars(node) if name.endswith(_YAML) and (path := file.parent / name).is_file()]
 
 
+def _check_sections(file: str) -> None:
+    """A file of settings has sections. Raises: ValueError: If it has not, or is not plain YAML."""
+    try:
+        content = yaml.safe_load(Path(file).read_text())
+    except (OSError, yaml.YAMLError, ValueError, RecursionError):
+        return  # said better where the nodes are looked at
+    if not isinstance(content, dict):
+        found = "is empty" if content is None else f"holds {type(content).__name__}"
+        raise ValueError(f"{file}: {found}, not the sections of a configuration (model, data, trainer)")
+
+
 def _compose(name: str, text: str) -> Any:
     """The nodes of a YAML text. Raises: ValueError: If it is none, or has a key twice."""
     try:
         node = yaml.compose(text, Loader=yaml.SafeLoader)
         check_unique(node)
+        _check_plain(node)
     except DuplicateKeyError as error:
         raise ValueError(f"{name}: {error}") from None
     except yaml.MarkedYAMLError as error:
@@ -113,10 +134,35 @@ def _compose(name: str, text: str) -> Any:
     return node
 
 
+def _check_plain(node: Any) -> None:
+    """Raises: yaml.MarkedYAMLError: If nodes are no plain data, or are more than any configuration has where aliases are read."""
+    sizes: dict[int, int] = {}
+
+    def size(node: Any) -> int:
+        if id(node) in sizes:
+            return sizes[id(node)]
+        if not node.tag.startswith("tag:yaml.org,2002:") or ":python/" in node.tag:
+            raise yaml.MarkedYAMLError(
+                problem=f"the tag {node.tag!r:.80} is no plain data", problem_mark=node.start_mark
+            )
+        sizes[id(node)] = 1  # an alias of a node within itself
+        below = node.value if isinstance(node, yaml.SequenceNode) else []
+        if isinstance(node, yaml.MappingNode):
+            below = itertools.chain(*node.value)
+        sizes[id(node)] = 1 + sum(map(size, below))
+        return sizes[id(node)]
+
+    if node is not None and size(node) > _MOST_NODES:
+        raise yaml.MarkedYAMLError(problem="more entries than any configuration has", problem_mark=node.start_mark)
+
+
 def _scalars(node: Any) -> Iterator[str]:
-    stack = [node]
+    stack, seen = [node], set()
     while stack:
         node = stack.pop()
+        if id(node) in seen:
+            continue
+        seen.add(id(node))
         if isinstance(node, yaml.ScalarNode):
             yield str(node.value)
         elif isinstance(node, yaml.SequenceNode):

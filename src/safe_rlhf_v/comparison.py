@@ -2,11 +2,13 @@
 
 import argparse
 import json
+import sys
 import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from safe_rlhf_v.quickstart import Run, cpu_seconds, execute, make_world
+from safe_rlhf_v.argument_types import path, whole
+from safe_rlhf_v.quickstart import Run, check_folders, cpu_seconds, execute, make_world
 
 _DUAL = "--model.init_args.dual=safe_rlhf_v.dual."
 
@@ -146,13 +148,18 @@ def main(argv: list[str]) -> int:
         "and one cost model, and print one table by ground truth. Stages that the quickstart has finished are not repeated. "
         "About 8 minutes on two cores after the quickstart.",
     )
-    parser.add_argument("--data", type=Path, default=Path("data/world"), help="shard folder (default: %(default)s)")
+    parser.add_argument("--data", type=path, default=Path("data/world"), help="shard folder (default: %(default)s)")
     parser.add_argument(
-        "--root", type=Path, default=Path("runs/quickstart"), help="runs of the quickstart (%(default)s)"
+        "--root", type=path, default=Path("runs/quickstart"), help="runs of the quickstart (%(default)s)"
     )
-    parser.add_argument("--seed", type=int, default=0, help="seed of weights, training order and sampling")
+    parser.add_argument("--seed", type=whole(0), default=0, help="seed of weights, training order and sampling")
     options = parser.parse_args(argv)
     run = Run(options.data, options.root, options.seed)
+    try:
+        check_folders(run)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     start = time.time()
     prepare(run)
     train_and_judge(run, METHODS)

@@ -41,6 +41,7 @@ def preflight(command: str, config: Any, reading: ReadingOptions = NOTHING_TRUST
         ValueError: With what was given and the mend.
     """
     check_precision(config.trainer)
+    check_numbers(config)
     for name in ("model", "data"):
         check_classes(config.get(name), name)
     check_runs(config, reading)
@@ -154,6 +155,21 @@ def check_precision(trainer: Any) -> None:
     on_cpu = trainer.accelerator == "cpu" or (trainer.accelerator == "auto" and not torch.cuda.is_available())
     if on_cpu and str(trainer.precision) in ("16", "16-mixed", "16-true"):
         raise ValueError(f"trainer.precision {trainer.precision} needs a GPU; on a CPU use 32-true or bf16-mixed")
+
+
+def check_numbers(config: Any) -> None:
+    """Numbers that Lightning takes without a word, and that mean nothing.
+
+    Raises:
+        ValueError: Naming the option.
+    """
+    for name, least in (("accumulate_grad_batches", 1), ("gradient_clip_val", 0)):
+        value = config.trainer.get(name)
+        if value is not None and value < least:
+            raise ValueError(f"trainer.{name} is {value}; it must be at least {least}")
+    for prefix, scale in (config.model.get("init_args", {}).get("lr_scale") or {}).items():
+        if scale < 0:
+            raise ValueError(f"lr_scale: {prefix} is {scale}; a learning rate cannot be negative")
 
 
 def check_data(command: str, data: Any) -> None:

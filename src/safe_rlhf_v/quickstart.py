@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from safe_rlhf_v.argument_types import path, whole
 from safe_rlhf_v.functional.intervals import wilson_interval
 
 CONFIGS = Path(__file__).parent / "configs" / "quickstart"
@@ -176,6 +177,15 @@ def cpu_seconds() -> float:
     return used.ru_utime + used.ru_stime
 
 
+def check_folders(run: Run) -> None:
+    """Raises: ValueError: If results could not be written, which would be found out after minutes."""
+    for option, folder in (("--root", run.root), ("--data", run.data)):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ValueError(f"{option} {folder}: {str(error.strerror).lower()}; choose another folder") from None
+
+
 def make_world(data: Path, seed: int = 0, size: str = "default") -> None:
     """Write world and tokenizer unless they are there."""
     if not (data / "manifest.json").exists():
@@ -228,11 +238,16 @@ def main(argv: list[str]) -> int:
         description="Write the embedded world (synthetic), train vision -> supervised -> reward and cost -> guard -> "
         "constrained policy by the public commands, and print held-out results. About 8 minutes on two cores.",
     )
-    parser.add_argument("--data", type=Path, default=Path("data/world"), help="shard folder (default: %(default)s)")
-    parser.add_argument("--root", type=Path, default=Path("runs/quickstart"), help="logs and checkpoints (%(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="seed of weights and training order")
+    parser.add_argument("--data", type=path, default=Path("data/world"), help="shard folder (default: %(default)s)")
+    parser.add_argument("--root", type=path, default=Path("runs/quickstart"), help="logs and checkpoints (%(default)s)")
+    parser.add_argument("--seed", type=whole(0), default=0, help="seed of weights and training order")
     options = parser.parse_args(argv)
     run = Run(options.data, options.root, options.seed)
+    try:
+        check_folders(run)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     start = time.time()
     steps: list[tuple[str, list[list[str]]]] = [
         ("vision: teach the tower what pictures show", [run.fit("vision")]),

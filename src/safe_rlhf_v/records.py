@@ -131,9 +131,17 @@ class Record:
         Raises:
             RecordError: Naming the key and the first field that is wrong.
         """
-        for where, problem in _problems(self, taxonomy):
+        for where, problem in self.problems(taxonomy):
             raise RecordError(self.key, where, problem)
         return self
+
+    def problems(self, taxonomy: Taxonomy | None = None) -> Iterator[tuple[str, str]]:
+        """Every (field, what is wrong) of the record, cheapest first.
+
+        Args:
+            taxonomy: See :meth:`validate`.
+        """
+        return _problems(self, taxonomy)
 
     def to_json(self) -> bytes:
         """Canonical JSON of everything but the image bytes; equal records give equal bytes. All keys always present."""
@@ -250,7 +258,7 @@ def _problems(record: Record, taxonomy: Taxonomy | None) -> Iterator[tuple[str, 
     if not _KEY.fullmatch(record.key):
         yield (
             "key",
-            f"{record.key!r} must be 1-95 letters, digits, '_' or '-' (a dot would split a shard member's name)",
+            f"{record.key!r:.140} must be 1-95 letters, digits, '_' or '-' (a dot would split a shard member's name)",
         )
     for i, image in enumerate(record.images):
         if image.format not in IMAGE_FORMATS:

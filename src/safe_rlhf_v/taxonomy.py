@@ -58,6 +58,13 @@ class Taxonomy:
     name: str
     categories: tuple[str, ...]
 
+    def problem(self) -> str | None:
+        """What is wrong with the names, or ``None``: each is there once and says something."""
+        for name in self.categories:
+            if not name.strip() or self.categories.count(name) > 1:
+                return f"{name!r:.80} {'stands twice' if name.strip() else 'is no name'}"
+        return None
+
     def category_index(self, category: str) -> int:
         """Index of a category.
 

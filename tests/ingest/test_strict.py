@@ -13,6 +13,7 @@ from safe_rlhf_v.ingest.folder import import_folder
 from safe_rlhf_v.ingest.table import MAX_LINE, TableError
 from safe_rlhf_v.shards import Manifest, ShardedSplit
 from safe_rlhf_v.shards.check import check
+from safe_rlhf_v.shards.command import main
 
 HEADER = "image,question,response_0,response_1,safety_0,safety_1,is_safe_0,more_helpful,safer,category,split\n"
 CHAT = [{"role": "user", "content": "hi"}]
@@ -245,9 +246,9 @@ def test_all_problems_of_all_rows_are_listed_and_the_printing_is_bounded(tmp_pat
     assert run(lines(*[bad] * 30, {"question": "q"}), "t.jsonl") == 2
     rows = listed(tmp_path)
     assert len(rows) == 30
-    assert all(set(columns) == {"question", "split", "safety_0", "image"} for _, columns, _ in rows)
+    assert all(set(columns) == {*bad} for _, columns, _ in rows)
     err = capsys.readouterr().err.splitlines()
-    assert sum(", row " in line for line in err) == 50 and err[-2] == "... and 70 more problems"
+    assert sum(", row " in line for line in err) == 50 and err[-2] == "... and 100 more problems"
     assert "30 of 31 rows cannot be used" in err[-1] and "out.bad_rows.jsonl" in err[-1]
 
 
@@ -367,3 +368,79 @@ def whole_or_listed(root, table, pictures, total):
     assert listed_rows == found.skipped and (total is None or found.records + found.skipped == total)
     assert sum(split.samples for split in Manifest.load(root / "out").splits.values()) == found.records
     assert check(root / "out") == []
+
+
+@pytest.mark.parametrize(
+    ("row", "found"),
+    [
+        ({"more_helpful": 2, "safer": -1}, {"more_helpful", "safer"}),
+        ({"safety_0": 4, "is_safe_0": "maybe", "helpfulness_1": "x"}, {"safety_0", "is_safe_0", "helpfulness_1"}),
+        ({"safety_0": 4, "safety_1": -9, "category": ["ice", "snow"]}, {"safety_0", "safety_1", "category"}),
+        ({"anser": 1, "safety_1": 9, "key": "a.b"}, {"anser", "safety_1", "key"}),
+        ({"question": 3, "safety_1": 9, "split": "a b"}, {"question", "safety_1", "split"}),
+        ({"image": "none.jpg", "safer": 7}, {"image", "safer"}),
+        ({"response_0": None, "safety_1": 9, "safer": 1}, {"response_0", "safety_1"}),
+    ],
+)
+def test_one_look_finds_every_problem_of_a_row(tmp_path, run, row, found):
+    whole = {"question": "q", "response_0": "a", "response_1": "b"}
+    assert run(lines(whole, {**whole, **row}), "t.jsonl") == 2
+    (listed,) = map(json.loads, (tmp_path / "out.bad_rows.jsonl").read_text().splitlines())
+    assert set(listed["columns"]) == found
+
+
+def test_a_quotation_mark_that_swallows_rows_says_which(tmp_path, run):
+    text = 'question,image\n"q,0.jpg\nr,1.jpg\ns,"2.jpg\nt,3.jpg\n'
+    assert run(text, "t.csv", "--on-bad-row", "skip") == 0
+    (listed,) = map(json.loads, (tmp_path / "out.bad_rows.jsonl").read_text().splitlines())
+    assert (listed["line"], listed["columns"]) == (2, [])
+    assert "all up to line 4" in listed["reason"]
+    splits = [ShardedSplit(tmp_path / "out", name) for name in Manifest.load(tmp_path / "out").splits]
+    assert [record.question for split in splits for record in split] == ["t"]
+
+
+@pytest.mark.parametrize(
+    ("header", "message"),
+    [
+        (b"image", "column 'question' is missing; there are: 'image'"),
+        ("quéstion".encode("latin-1"), "is not UTF-8; save the table as UTF-8"),
+        (b"question|image", "separated by commas"),
+        (b"question,,image", "a column has no name; name or delete it"),
+    ],
+)
+def test_a_wrong_header_is_one_line(tmp_path, run, capsys, header, message):
+    assert run(header + b"\n" + b"x\n" * 60, "t.csv", "--on-bad-row", "skip") == 2
+    err = capsys.readouterr().err
+    assert message in err and err.count("\n") == 1
+    assert not (tmp_path / "out.bad_rows.jsonl").exists()
+
+
+def test_a_list_of_bad_rows_that_cannot_be_written_is_named(tmp_path, run, capsys):
+    text = lines({"question": "q"}, {"question": 3})
+    (tmp_path / "file").touch()
+    assert run(text, "t.jsonl", "--on-bad-row", "skip", "--bad-rows", str(tmp_path / "file" / "x")) == 2
+    assert "file/x: cannot be written" in capsys.readouterr().err
+    assert run(text, "t.jsonl", "--on-bad-row", "skip", "--bad-rows", "/dev/full") == 2
+    assert "/dev/full: exists and is no list" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("option", ["--name", "--licence", "--categories"])
+def test_names_no_manifest_can_hold_are_refused_first(tmp_path, run, capsys, option):
+    assert run(lines({"question": "q"}), "t.jsonl", option, "\udcff") == 2
+    assert "of the data set: holds the lone surrogate" in capsys.readouterr().err.replace("taxonomy", "name")
+
+
+def test_an_ordinal_import_counts_what_it_skips(tmp_path, pictures, capsys):
+    (tmp_path / "t.csv").write_text("id,label\n0,0\n1,7\nnone,0\n2,1\n")
+    (tmp_path / "t.json").write_text('{"questions": ["q"], "claims": [["a"], ["b"]]}')
+    args = ["import-ordinal", f"--table={tmp_path / 't.csv'}", f"--images={pictures}", f"--out={tmp_path / 'out'}"]
+    args += ["--name=n", "--licence=l", f"--template={tmp_path / 't.json'}"]
+    assert main(args) == 2
+    assert main([*args, "--on-bad-row=skip"]) == 0
+    assert f"2 rows left out; they are listed in {tmp_path / 'out.bad_rows.jsonl'}" in capsys.readouterr().out
+    assert main([*args, "--on-bad-row=skip", "--id-column=ID"]) == 2
+    (tmp_path / "t.csv").write_text("id,label\n0,0\n")
+    capsys.readouterr()
+    assert main([*args[:3], f"--out={tmp_path / 'other'}", *args[4:], "--label-column=level"]) == 2
+    assert "header: column 'level' is missing; there are: 'id', 'label'" in capsys.readouterr().err

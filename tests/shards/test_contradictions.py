@@ -27,6 +27,7 @@ def responses(*changes):
     replace(GOOD, responses=(Response("a", -3), Response("b"))),
     replace(GOOD, responses=(Response("a", 0, True), Response("b", 0, True)), safety_tie=True),
     replace(GOOD, responses=(Response("a"), Response("a")), more_helpful=None, safer=None),
+    replace(GOOD, responses=(Response("a", None, True), Response("b", 2)), safer=1), replace(TIED, safer=None),
     replace(GOOD, responses=(Response("a", helpfulness=1), Response("b", helpfulness=1.0))),
 ])  # fmt: skip
 def test_what_agrees_is_not_reported(record):
@@ -50,6 +51,11 @@ def test_what_agrees_is_not_reported(record):
         (replace(TIED, safer=None, more_helpful=0, responses=(Response("a"), Response("a"))), [("identical", "more_helpful")]),
         (Record("k", "q", (), (Response("a", 1), Response("a", 2))), [("identical", "responses[1]")]),
         (Record("k", "q", (), (Response("a"), Response("b"), Response("a")), more_helpful=2), [("identical", "more_helpful")]),
+        (Record("k", "q", (), (Response("a", None, True), Response("b", -2)), safer=1), [("safer", "safer")]),
+        (Record("k", "q", (), (Response("a", 2), Response("b", None, False)), safer=1), [("safer", "safer")]),
+        (Record("k", "q", (), (Response("a", None, True), Response("b", None, False)), safety_tie=True), [("tie", "safety_tie")]),
+        (Record("k", "q", (), (Response("a", 2), Response("b", None, False)), safety_tie=True), [("tie", "safety_tie")]),
+        (Record("k", "q", (), (Response("a"), Response(" a\n")), safer=1), [("identical", "safer")]),
         (Record("k", " \n"), [("empty", "question")]),
         (Record("k", "q", (), (Response(""),)), [("empty", "responses[0].text")]),
     ],

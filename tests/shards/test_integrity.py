@@ -235,3 +235,14 @@ def test_a_category_that_the_manifest_does_not_state_names_the_record(tmp_path):
     mend(root, change=rename)
     with pytest.raises(ShardError, match=r"train-000000\.tar: record 'k-1', field 'category'"):
         ShardedSplit(root, "train")[1]
+
+
+@pytest.mark.parametrize("raw", [None, b"", b"{}", b"[]", b"{", b'{"train-000000.tar": 1}', b"\xff", b"[" * 100_000])
+def test_a_damaged_list_of_sizes_is_found(tmp_path, raw):
+    root = write(tmp_path / "shards")
+    assert check(root) == []
+    (root / "sizes.json").unlink()
+    if raw is not None:
+        (root / "sizes.json").write_bytes(raw)
+    (found,) = check(root)
+    assert found.startswith("sizes.json: ") and len(found) < 300

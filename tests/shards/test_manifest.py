@@ -148,3 +148,39 @@ def test_names_outside_the_folder_are_refused(tmp_path, body, name):
 def test_a_file_named_twice_is_refused(tmp_path, body):
     made = replaced(body, ("splits", "train", "shards", 0, "file"), "test-000000.tar")
     assert "'test-000000.tar' stands twice" in str(load(tmp_path, json.dumps(made).encode()))
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "field"),
+    [
+        (("harm_boundary",), 1, "harm_boundary"),
+        (("harm_boundary",), -1, "harm_boundary"),
+        (("level_names",), {}, "level_names"),
+        (("level_names", "7"), "worse", "level_names"),
+        (("taxonomy", "categories"), ["fire", "fire"], "taxonomy.categories"),
+        (("taxonomy", "categories"), ["fire", " "], "taxonomy.categories"),
+        (("splits", "train", "category_sets"), [["fire", "fire"]], "category_sets"),
+        (("splits", "train", "shards", 0, "file"), "x" * 5000, "too long"),
+    ],
+)
+def test_what_this_version_would_read_otherwise_is_refused(tmp_path, body, path, value, field):
+    if "category_sets" in path:
+        body = replaced(body, ("taxonomy", "categories"), ["fire"])
+    found = load(tmp_path, json.dumps(replaced(body, path, value)).encode())
+    assert isinstance(found, ShardError)
+    assert field in str(found)
+
+
+def test_a_strangers_words_are_printed_as_one_line_and_empty_counts_do_no_harm(tmp_path, body, capsys):
+    body = replaced(replaced(body, ("name",), "x\x1b[2J\ny"), ("splits", "train", "histograms"), {"safety": {"1": 0}})
+    assert isinstance(load(tmp_path, json.dumps(body).encode()), Manifest)
+    assert main(["inspect", str(tmp_path)]) == 0
+    out = capsys.readouterr().out
+    assert "\x1b" not in out and r"'x\x1b[2J\ny'" in out and "1: 0 (0.0%)" in out
+
+
+def test_a_path_that_is_no_folder_is_a_wrong_command(tmp_path, capsys):
+    for path in (tmp_path / "nowhere", tmp_path / "file"):
+        (tmp_path / "file").touch()
+        assert main(["check", str(path)]) == 2
+        assert "no such folder" in capsys.readouterr().err

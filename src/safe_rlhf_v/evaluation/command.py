@@ -3,9 +3,9 @@
 import argparse
 import json
 import sys
-from pathlib import Path
 from typing import Any
 
+from safe_rlhf_v.argument_types import between, path, said, whole
 from safe_rlhf_v.reading_options import add_reading_options
 from safe_rlhf_v.user_files import write_whole
 
@@ -18,18 +18,18 @@ def main(argv: list[str]) -> int:
         "and by ground truth where the data carry it (the embedded world). Writes one line per prompt and a summary with "
         "standard errors over prompts.",
     )
-    parser.add_argument("--policy", type=Path, required=True, help="run folder of any stage that trains a policy")
-    parser.add_argument("--data", type=Path, required=True, help="shard folder with prompts")
+    parser.add_argument("--policy", type=path, required=True, help="run folder of any stage that trains a policy")
+    parser.add_argument("--data", type=path, required=True, help="shard folder with prompts")
     parser.add_argument("--split", nargs="+", default=["test"], help="its splits (%(default)s)")
-    parser.add_argument("--output", type=Path, help="folder to write (the policy's run folder)")
-    parser.add_argument("--reward", type=Path, help="run folder of a reward model")
-    parser.add_argument("--cost", type=Path, help="run folder of a cost model")
-    parser.add_argument("--start", type=Path, help="run folder of the policy to measure the divergence from")
+    parser.add_argument("--output", type=path, help="folder to write (the policy's run folder)")
+    parser.add_argument("--reward", type=path, help="run folder of a reward model")
+    parser.add_argument("--cost", type=path, help="run folder of a cost model")
+    parser.add_argument("--start", type=path, help="run folder of the policy to measure the divergence from")
     parser.add_argument("--scorer", help="class path of a ResponseScorer (ground truth where the data carry it)")
-    parser.add_argument("--temperature", type=float, default=1.0, help="0 takes the likeliest token (%(default)s)")
-    parser.add_argument("--max-new-tokens", type=int, default=64, help="(%(default)s)")
-    parser.add_argument("--batch-size", type=int, default=100, help="prompts at a time (%(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of the sampling")
+    parser.add_argument("--temperature", type=between(0), default=1.0, help="0 takes the likeliest token (%(default)s)")
+    parser.add_argument("--max-new-tokens", type=whole(1), default=64, help="(%(default)s)")
+    parser.add_argument("--batch-size", type=whole(1), default=100, help="prompts at a time (%(default)s)")
+    parser.add_argument("--seed", type=whole(0), default=0, help="of the sampling")
     add_reading_options(parser)
     options = parser.parse_args(argv)
     from safe_rlhf_v.checkpoints import CheckpointError  # torch: seconds to import
@@ -37,7 +37,7 @@ def main(argv: list[str]) -> int:
     try:
         summary = run(options)
     except (CheckpointError, ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {said(error)}", file=sys.stderr)
         return 2
     for split, values in summary.items():
         print(f"{split}: {max(value['prompts'] for value in values.values())} prompts, mean +- standard error")
@@ -61,7 +61,11 @@ def run(options: argparse.Namespace) -> dict[str, dict[str, dict[str, float]]]:
     from safe_rlhf_v.evaluation.policies import Judges, answer_split
     from safe_rlhf_v.evaluation.rows import summarise
     from safe_rlhf_v.models.sampling import SamplingOptions
+    from safe_rlhf_v.shards import ShardedSplit
 
+    for split in options.split:  # before a model is built
+        ShardedSplit(options.data, split)
+    find_scorer(options.scorer, None)
     policy, reward, cost, start = load_models(options)
     sampling = SamplingOptions(options.max_new_tokens, options.temperature)
     folder = options.output or options.policy
@@ -115,7 +119,7 @@ def find_scorer(name: str | None, record: Any) -> Any:
         ValueError: If the class does not exist.
     """
     if name is None:
-        if record.truth is None or "intent" not in record.origin:
+        if record is None or record.truth is None or "intent" not in record.origin:
             return None
         name = "safe_rlhf_v.world.WorldScorer"
     from importlib import import_module

@@ -4,9 +4,9 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
+from safe_rlhf_v.argument_types import between, path, said
 from safe_rlhf_v.reading_options import add_reading_options
 from safe_rlhf_v.user_files import locked_folder, write_whole
 
@@ -18,22 +18,26 @@ def _parser() -> argparse.ArgumentParser:
         "split used for nothing else, and count what its training covered: beyond that nothing is judged. Writes "
         "calibration.json into the guard's run folder; 'moderate' needs it.",
     )
-    parser.add_argument("--guard", type=Path, required=True, help="run folder of the guard")
-    parser.add_argument("--data", required=True, help="shard folder")
+    parser.add_argument("--guard", type=path, required=True, help="run folder of the guard")
+    parser.add_argument("--data", type=path, required=True, help="shard folder")
     parser.add_argument(
         "--train-data", help="shard folder that the guard was trained on (default: the one its run names)"
     )
     parser.add_argument("--split", default="calibration", help="split to fit on (%(default)s)")
     parser.add_argument(
-        "--fpr", type=float, default=0.05, help="most harmless inputs that may be blocked (%(default)s)"
+        "--fpr", type=between(0, 1), default=0.05, help="most harmless inputs that may be blocked (%(default)s)"
     )
-    parser.add_argument("--review-fpr", type=float, default=0.1, help="... blocked or sent to review (%(default)s)")
+    parser.add_argument(
+        "--review-fpr", type=between(0, 1), default=0.1, help="... blocked or sent to review (%(default)s)"
+    )
     parser.add_argument(
         "--miss-rate",
-        type=float,
+        type=between(0, 1),
         help="also review so much that at most this share of harmful inputs passes, on average (conformal risk control)",
     )
-    parser.add_argument("--confidence", type=float, default=0.95, help="with which a budget is kept (%(default)s)")
+    parser.add_argument(
+        "--confidence", type=between(0, 1), default=0.95, help="with which a budget is kept (%(default)s)"
+    )
     parser.add_argument(
         "--report", nargs="*", default=[], metavar="SPLIT", help="also measure these, into assessment.json"
     )
@@ -46,27 +50,39 @@ def main(argv: Sequence[str]) -> int:
     """Run the command; returns the exit status."""
     options = _parser().parse_args(argv)
     from safe_rlhf_v.guard.calibration import run_home  # torch: seconds to import
-    from safe_rlhf_v.guard.fitting import assess, assess_groups, calibrate, count_limits, judge_split, training_data
+    from safe_rlhf_v.guard.fitting import (
+        assess,
+        assess_groups,
+        calibrate,
+        check_budgets,
+        count_limits,
+        judge_split,
+        training_data,
+    )
     from safe_rlhf_v.guard.limits import WINDOW
     from safe_rlhf_v.guard.moderation import load_module
+    from safe_rlhf_v.shards import ShardedSplit
 
     try:
+        check_budgets(options.fpr, options.review_fpr)
+        for split in (options.split, *options.report):
+            ShardedSplit(options.data, split)  # wrong names are found before the minutes, not after
         module, identity = load_module(options.guard, options.device, options.trust, options.base)
         training = training_data(options.guard, options.train_data)
         with locked_folder(run_home(options.guard)):
-            judged = judge_split(module, options.data, options.split)
-            limits = count_limits(module, training, options.data, options.split)
+            judged = judge_split(module, str(options.data), options.split)
+            limits = count_limits(module, training, str(options.data), options.split)
             budgets = (options.fpr, options.review_fpr, options.confidence, options.miss_rate)
             found = calibrate(judged, identity, f"{options.data}:{options.split}", limits, *budgets)
             measured: dict[str, dict[str, Any]] = {}
             for split in options.report:
-                judged = judge_split(module, options.data, split)
+                judged = judge_split(module, str(options.data), split)
                 measured[split] = {**assess(judged, found), "groups": assess_groups(judged, found)}
             path = found.save(run_home(options.guard))
             if measured:
                 write_whole(path.with_name("assessment.json"), (json.dumps(measured, indent=1) + "\n").encode())
     except (ValueError, OSError, RuntimeError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {said(error)}", file=sys.stderr)
         return 2
     c = found.certificate
     print(f"temperatures: levels {found.level_temperature:.2f}, prompts {found.prompt_temperature:.2f}")

@@ -2,9 +2,9 @@
 
 import argparse
 import sys
-from pathlib import Path
 from typing import Any
 
+from safe_rlhf_v.argument_types import path, said, whole
 from safe_rlhf_v.reading_options import add_reading_options
 
 
@@ -17,9 +17,9 @@ def main(argv: list[str]) -> int:
         "annotators'. A record with anything that could not be checked is left out either way, and counted.",
         epilog="Beside the shards: filter.json, what was dropped or changed and why; dropped.jsonl, one line per dropped record.",
     )
-    parser.add_argument("--guard", type=Path, required=True, help="run folder of a calibrated guard")
-    parser.add_argument("--input", type=Path, required=True, help="shard folder")
-    parser.add_argument("--output", type=Path, required=True, help="shard folder to create")
+    parser.add_argument("--guard", type=path, required=True, help="run folder of a calibrated guard")
+    parser.add_argument("--input", type=path, required=True, help="shard folder")
+    parser.add_argument("--output", type=path, required=True, help="shard folder to create")
     parser.add_argument("--split", nargs="+", metavar="SPLIT", help="splits to take (default: all)")
     parser.add_argument("--action", choices=("drop", "relabel"), default="drop", help="(%(default)s)")
     parser.add_argument(
@@ -30,19 +30,22 @@ def main(argv: list[str]) -> int:
     )
     parser.add_argument("--keep-review", action="store_true", help="drop what is blocked only, not what needs review")
     parser.add_argument("--missing-only", action="store_true", help="relabel only responses without a level")
-    parser.add_argument("--batch-size", type=int, default=32, help="records per pass of the model (%(default)s)")
+    parser.add_argument("--batch-size", type=whole(1), default=32, help="records per pass of the model (%(default)s)")
     parser.add_argument("--device", default="cpu", help="where the guard runs: cpu, cuda, ... (%(default)s)")
     add_reading_options(parser)
     options = parser.parse_args(argv)
     from safe_rlhf_v.guard.filtering import Rules, filter_shards  # torch: seconds to import
     from safe_rlhf_v.guard.moderation import Guard
+    from safe_rlhf_v.shards import Manifest, ShardedSplit
 
     try:
         rules = Rules(options.action, options.judge, options.keep_review, options.missing_only)
+        for split in options.split or Manifest.load(options.input).splits:
+            ShardedSplit(options.input, split)  # before the guard is built
         guard = Guard.from_pretrained(options.guard, options.device, trust=options.trust, base=options.base)
         report, _ = filter_shards(guard, options.input, options.output, rules, options.split, options.batch_size)
     except (ValueError, OSError, RuntimeError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {said(error)}", file=sys.stderr)
         return 2
     print(table(report))
     print(f"written: {options.output} (filter.json, dropped.jsonl)")

@@ -105,6 +105,12 @@ def judge_batches(module: GuardModule, batches: Iterable[PreferenceBatch]) -> Ju
     return Judged(levels, classes, risk, hazardous, named, {name: tuple(column) for name, column in groups.items()})
 
 
+def check_budgets(fpr: float, review_fpr: float) -> None:
+    """Raises: ValueError: If no thresholds can keep both."""
+    if not 0 < fpr <= review_fpr < 1:
+        raise ValueError(f"budgets must keep 0 < --fpr <= --review-fpr < 1, got {fpr} and {review_fpr}")
+
+
 def calibrate(
     judged: Judged,
     identity: str,
@@ -133,8 +139,7 @@ def calibrate(
     Raises:
         ValueError: If the split is too small for a budget, or the budgets make no sense.
     """
-    if not 0 < fpr <= review_fpr < 1:
-        raise ValueError(f"budgets must keep 0 < --fpr <= --review-fpr < 1, got {fpr} and {review_fpr}")
+    check_budgets(fpr, review_fpr)
     t = fit_temperature(judged.level_log_probs, judged.levels)
     known = len(judged.hazardous) > 0  # of some prompt it is known whether it is of a harm category
     prompt_t = fit_temperature(two_columns(judged.prompt_risk), judged.hazardous.long()) if known else 1.0

@@ -3,9 +3,10 @@
 import argparse
 import json
 import sys
-from pathlib import Path
 
+from safe_rlhf_v.argument_types import between, path, said, whole
 from safe_rlhf_v.reading_options import add_reading_options
+from safe_rlhf_v.user_files import write_whole
 
 STRATEGIES = ("resample", "hotter", "reminder", "best-of-4")
 
@@ -19,21 +20,23 @@ def main(argv: list[str]) -> int:
         "(.drafts.jsonl) and a report per number of rounds. On the embedded world the report is by ground truth; elsewhere "
         "there is no judge but the guard, and none is given.",
     )
-    parser.add_argument("--policy", type=Path, required=True, help="run folder of a supervised or later stage")
-    parser.add_argument("--guard", type=Path, required=True, help="run folder of a calibrated guard")
-    parser.add_argument("--data", type=Path, required=True, help="shard folder with prompts")
+    parser.add_argument("--policy", type=path, required=True, help="run folder of a supervised or later stage")
+    parser.add_argument("--guard", type=path, required=True, help="run folder of a calibrated guard")
+    parser.add_argument("--data", type=path, required=True, help="shard folder with prompts")
     parser.add_argument("--split", default="test", help="its split (%(default)s)")
-    parser.add_argument("--output", type=Path, required=True, help="file to write: answers.jsonl")
-    parser.add_argument("--rounds", type=int, default=5, help="regenerations after the first attempt (%(default)s)")
+    parser.add_argument("--output", type=path, required=True, help="file to write: answers.jsonl")
+    parser.add_argument(
+        "--rounds", type=whole(0), default=5, help="regenerations after the first attempt (%(default)s)"
+    )
     parser.add_argument("--strategy", choices=STRATEGIES, default="best-of-4", help="how to redraw (%(default)s)")
     parser.add_argument(
         "--check-prompts", action="store_true", help="refuse prompts the guard blocks, without generating"
     )
-    parser.add_argument("--max-new-tokens", type=int, default=64, help="(%(default)s)")
-    parser.add_argument("--temperature", type=float, default=1.0, help="(%(default)s)")
-    parser.add_argument("--batch-size", type=int, default=100, help="prompts at a time (%(default)s)")
+    parser.add_argument("--max-new-tokens", type=whole(1), default=64, help="(%(default)s)")
+    parser.add_argument("--temperature", type=between(0), default=1.0, help="(%(default)s)")
+    parser.add_argument("--batch-size", type=whole(1), default=100, help="prompts at a time (%(default)s)")
     parser.add_argument("--refusal", default="i can not help with that", help="what is said when no answer passed")
-    parser.add_argument("--seed", type=int, default=0, help="of the sampling")
+    parser.add_argument("--seed", type=whole(0), default=0, help="of the sampling")
     parser.add_argument("--device", default="cpu", help="where policy and guard run: cpu, cuda, ... (%(default)s)")
     add_reading_options(parser)
     options = parser.parse_args(argv)
@@ -42,10 +45,10 @@ def main(argv: list[str]) -> int:
     try:
         reports = run(options)
     except (ValueError, OSError, RuntimeError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {said(error)}", file=sys.stderr)
         return 2
     if reports:
-        options.output.with_suffix(".json").write_text(json.dumps(reports, indent=1) + "\n")
+        write_whole(options.output.with_suffix(".json"), (json.dumps(reports, indent=1) + "\n").encode())
         names = (
             "harm",
             "harm_released",

@@ -2,8 +2,8 @@
 
 import argparse
 import sys
-from pathlib import Path
 
+from safe_rlhf_v.argument_types import path, said, whole
 from safe_rlhf_v.reading_options import add_reading_options
 
 
@@ -18,12 +18,12 @@ def main(argv: list[str]) -> int:
         "there is not. Blank lines are no inputs; a line without a key is named by its number. Of a folder every file "
         "named like a picture is judged. Exit status 0, also where inputs were blocked; 2 for a wrong command.",
     )
-    parser.add_argument("--guard", type=Path, required=True, help="a guard's run folder, calibrated")
-    parser.add_argument("--input", type=Path, required=True, help="shard folder, .jsonl file or folder of pictures")
+    parser.add_argument("--guard", type=path, required=True, help="a guard's run folder, calibrated")
+    parser.add_argument("--input", type=path, required=True, help="shard folder, .jsonl file or folder of pictures")
     parser.add_argument("--split", help="split of a shard folder")
-    parser.add_argument("--output", type=Path, required=True, help="file to write: verdicts.jsonl")
+    parser.add_argument("--output", type=path, required=True, help="file to write: verdicts.jsonl")
     parser.add_argument("--format", choices=("full", "openai"), default="full", help="shape of a line (%(default)s)")
-    parser.add_argument("--batch-size", type=int, default=32, help="inputs per pass of the model (%(default)s)")
+    parser.add_argument("--batch-size", type=whole(1), default=32, help="inputs per pass of the model (%(default)s)")
     parser.add_argument(
         "--balanced-levels", action="store_true", help="name levels as if all were equally frequent; decisions stay"
     )
@@ -37,13 +37,13 @@ def main(argv: list[str]) -> int:
     try:
         if options.output.exists():
             raise ValueError(f"{options.output} exists; name another file or remove it")
+        entries = open_entries(options.input, options.split)
         guard = Guard.from_pretrained(
             options.guard, options.device, options.balanced_levels, trust=options.trust, base=options.base
         )
-        entries = open_entries(options.input, options.split)
         counts = moderate_file(guard, entries, options.output, options.format, options.batch_size)
     except (ValueError, OSError, RuntimeError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {said(error)}", file=sys.stderr)
         return 2
     total = sum(counts.values())
     shares = ", ".join(f"{name} {count} ({count / total:.1%})" for name, count in sorted(counts.items()))

@@ -3,7 +3,9 @@
 import argparse
 import json
 import math
+import os
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,7 +23,7 @@ from safe_rlhf_v.guard.moderation import Guard
 from safe_rlhf_v.models.sampling import SamplingOptions
 from safe_rlhf_v.records import Record
 from safe_rlhf_v.runs import load_backbone, open_run
-from safe_rlhf_v.user_files import lock
+from safe_rlhf_v.user_files import lock, read_bounded
 from safe_rlhf_v.world.judge import judge
 
 Row = dict[str, Any]
@@ -45,6 +47,9 @@ def run(options: argparse.Namespace) -> list[Row]:
     """
     from tqdm import tqdm
 
+    check_output(options.output)
+    data = PreferenceDataModule(str(options.data), eval_batch_size=options.batch_size, test_splits=(options.split,))
+    split, generator = data.split(options.split), torch.Generator().manual_seed(options.seed)
     reading: dict[str, Any] = {"trust": tuple(options.trust), "base": options.base}
     open_run(options.guard, "--guard", ("guard",), **reading)  # before the policy is built
     policy = load_backbone(options.policy, "policy", **reading).to(options.device)
@@ -54,8 +59,6 @@ def run(options: argparse.Namespace) -> list[Row]:
     generate = GuardedGenerator(
         policy, guard, options.rounds, strategy, sampling, options.refusal, options.check_prompts
     )
-    data = PreferenceDataModule(str(options.data), eval_batch_size=options.batch_size, test_splits=(options.split,))
-    split, generator = data.split(options.split), torch.Generator().manual_seed(options.seed)
     options.output.parent.mkdir(parents=True, exist_ok=True)
     drafts = options.output.with_suffix(".drafts.jsonl")
     parts = [path.with_name(path.name + ".part") for path in (options.output, drafts)]
@@ -83,6 +86,30 @@ def run(options: argparse.Namespace) -> list[Row]:
         for part, path in zip(parts, (options.output, drafts), strict=True):
             part.replace(path)
     return [_mean(name, [outcome[i] for outcome in judged]) for i, name in enumerate(_names(options))] if judged else []
+
+
+def check_output(output: Path) -> None:
+    """Answers of an earlier call are replaced, nothing else is.
+
+    Raises:
+        ValueError: If another file has the name of the answers, of the drafts or of the report.
+    """
+    names = {output: {"key", "answer", "round"}, output.with_suffix(".drafts.jsonl"): {"key", "round", "draft"}}
+    report = output.with_suffix(".json")
+    if report == output:
+        raise ValueError(f"--output {output}: this is the report's name; name a .jsonl file")
+    for path, keys in {**names, report: {"name", "harm", "refused"}}.items():
+        if not os.path.lexists(path):
+            continue
+        try:
+            data = read_bounded(path, 1 << 30)
+            found = json.loads(data if path == report else data.partition(b"\n")[0] or b"{}")
+            first = found[0] if path == report else found
+            ours = not data or (isinstance(first, dict) and keys <= set(first))
+        except (ValueError, LookupError, RecursionError):
+            ours = False
+        if not ours or path.is_symlink():
+            raise ValueError(f"{path} exists and is not from an earlier call; name another output or remove it")
 
 
 def _draft_lines(answers: GuardedAnswers, keys: Sequence[str]) -> Iterator[str]:

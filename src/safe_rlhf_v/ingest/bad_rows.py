@@ -1,6 +1,7 @@
 """Rows that cannot be used: all are listed, in a file, and either nothing is written or they alone are left out."""
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self, TextIO
@@ -11,6 +12,21 @@ from safe_rlhf_v.ingest.table import TableError
 OnBadRow = Literal["error", "skip"]
 SHOWN = 50
 _KEYS = {"row", "line", "columns", "reason"}
+
+
+@dataclass(frozen=True)
+class Imported:
+    """What an import did.
+
+    Attributes:
+        records: Written.
+        skipped: Rows left out.
+        bad_rows: The file that lists them.
+    """
+
+    records: int
+    skipped: int
+    bad_rows: Path
 
 
 class BadRowsError(TableError):
@@ -53,13 +69,16 @@ class BadRows:
 
     def add(self, row: Row) -> None:
         """List a row with all its problems."""
-        if self._open is None:
-            self.file.parent.mkdir(parents=True, exist_ok=True)
-            self._open = self.file.open("x", encoding="utf-8")
         reasons = [f"{_column(column)}{problem}" for column, problem in row.problems]
         columns = list(dict.fromkeys(column for column, _ in row.problems if column))
         line = {"row": row.number, "line": row.line, "columns": columns, "reason": "; ".join(reasons)}
-        self._open.write(json.dumps(line) + "\n")
+        try:
+            if self._open is None:
+                self.file.parent.mkdir(parents=True, exist_ok=True)
+                self._open = self.file.open("x", encoding="utf-8")
+            self._open.write(json.dumps(line) + "\n")
+        except OSError as error:
+            raise self._unwritten(error) from None
         self.count += 1
         self._total += len(reasons)
         self._problems += [f"{self.table}, row {row.number}, {reason}" for reason in reasons][
@@ -94,8 +113,16 @@ class BadRows:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Close the file."""
-        if self._open is not None:
-            self._open.close()
+        try:
+            if self._open is not None:
+                self._open.close()
+        except OSError as failure:
+            if error is None:
+                raise self._unwritten(failure) from None
+
+    def _unwritten(self, error: OSError) -> TableError:
+        reason = (error.strerror or type(error).__name__).lower()
+        return TableError(f"{self.file}: cannot be written ({reason}); make room, or name another file with --bad-rows")
 
 
 def beside(out: Path) -> Path:

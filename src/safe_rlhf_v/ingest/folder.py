@@ -20,12 +20,11 @@ is listed with its columns, and nothing is written unless --on-bad-row skip leav
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from tqdm import tqdm
 
-from safe_rlhf_v.ingest.bad_rows import BadRows, OnBadRow, beside
+from safe_rlhf_v.ingest.bad_rows import BadRows, Imported, OnBadRow, beside
 from safe_rlhf_v.ingest.pictures import check_folder, read_picture
 from safe_rlhf_v.ingest.rows import Row, shown
 from safe_rlhf_v.ingest.table import read_table
@@ -39,21 +38,6 @@ MAX_RESPONSES = 10
 _OF_RECORD = ("question", "image", "key", "split", "category", "image_severity", "more_helpful", "safer")
 _OF_RESPONSE = ("response", "safety", "is_safe", "helpfulness", "source")
 _COLUMNS = (*_OF_RECORD, *(f"{name}_{n}" for n in range(MAX_RESPONSES) for name in _OF_RESPONSE))
-
-
-@dataclass(frozen=True)
-class Imported:
-    """What an import did.
-
-    Attributes:
-        records: Written.
-        skipped: Rows left out.
-        bad_rows: The file that lists them.
-    """
-
-    records: int
-    skipped: int
-    bad_rows: Path
 
 
 def import_folder(
@@ -95,19 +79,20 @@ def import_folder(
     check_folder(images)
     taxonomy = Taxonomy(name, tuple(categories))
     seen = _Seen()
-    rows = read_table(table, frozenset(_COLUMNS).__contains__, _COLUMNS)
+    rows = read_table(table, _COLUMNS, required=("question",))
     count = 0
     with (
         ShardWriter(out, name=name, licence=licence, taxonomy=taxonomy, origin={"table": table.name}) as writer,
         BadRows(table, bad_rows or beside(out), on_bad_row) as bad,
     ):
         for row in tqdm(rows, desc="importing", unit="record", disable=None):
-            record, split = (None, "") if row.problems else _read(row, table, images, fractions or FRACTIONS)
-            if record is not None:
+            if row.readable:
+                record, split = _read(row, table, images, fractions or FRACTIONS)
                 seen.check(row, record, split)
-            if record is not None and not row.problems:
-                _write(writer, split, record, row)
-            if record is None or row.problems:
+                _note_problems(row, record, taxonomy)
+                if not row.problems:
+                    _write(writer, split, record, row)
+            if row.problems:
                 bad.add(row)
             else:
                 seen.add(row, record, split)
@@ -116,14 +101,20 @@ def import_folder(
     return Imported(count, bad.count, bad.file)
 
 
-def _read(row: Row, table: Path, images: Path, fractions: dict[str, float]) -> tuple[Record | None, str]:
-    """The record of a row and its split; what is wrong is noted in the row."""
+def _read(row: Row, table: Path, images: Path, fractions: dict[str, float]) -> tuple[Record, str]:
+    """The record of a row and its split; what is wrong is noted in the row, and unknown in the record."""
     record, split = to_record(row, table, images), row.text("split")
     if split is not None and not SPLIT_NAME.fullmatch(split):
         row.bad("split", f"{shown(split)} must be 1-100 letters, digits, '_' or '-'")
-    if record is None:
-        return None, ""
     return record, split or split_of(record.group, fractions)
+
+
+def _note_problems(row: Row, record: Record, taxonomy: Taxonomy) -> None:
+    """Note everything that the schema does not allow; of a column that could not be read, that is all that is said."""
+    unread = {column for column, _ in row.problems}
+    for field, problem in record.problems(taxonomy):
+        if (column := _column(field)) not in unread:
+            row.bad(column, problem)
 
 
 def _write(writer: ShardWriter, split: str, record: Record, row: Row) -> None:
@@ -134,8 +125,8 @@ def _write(writer: ShardWriter, split: str, record: Record, row: Row) -> None:
         row.bad(_column(error.field), error.problem)
 
 
-def to_record(row: Row, table: Path, images: Path) -> Record | None:
-    """One row as a record; ``None`` where a part is missing, with the problem noted."""
+def to_record(row: Row, table: Path, images: Path) -> Record:
+    """One row as a record; what is missing or wrong is noted in the row."""
     question, name = row.text("question"), row.text("image")
     if not row.has("question"):
         row.bad("question", "is missing")
@@ -145,11 +136,9 @@ def to_record(row: Row, table: Path, images: Path) -> Record | None:
     key = row.text("key") or f"{re.sub('[^A-Za-z0-9_-]', '-', table.stem)[:80]}-{row.number:08d}"
     category, severity = row.names("category"), row.integer("image_severity")
     more_helpful, safer = row.integer("more_helpful"), row.integer("safer")
-    if question is None:
-        return None
     return Record(
         key=key,
-        question=question,
+        question=question or "",
         images=() if image is None else (image,),
         responses=responses,
         category=category,
@@ -179,7 +168,7 @@ def _responses(row: Row) -> tuple[Response, ...]:
             row.decimal(f"helpfulness_{n}"),
             row.text(f"source_{n}") or "",
         )
-        for n in given
+        for n in range(max(given, default=-1) + 1)  # with its gaps, so that other columns' numbers are right
     )
 
 
@@ -203,6 +192,8 @@ class _Seen:
         """Note where key or split disagree with the rows before."""
         if record.key in self._keys:
             row.bad("key", f"{record.key!r:.140} is the key of row {self._keys[record.key]}, too")
+        if {"question", "image"} & {column for column, _ in row.problems}:
+            return  # of which group it is remains unknown
         there, other = self._groups.get(record.group, (split, 0))
         if there != split:
             what = "picture" if record.images else "question"

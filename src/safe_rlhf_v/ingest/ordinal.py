@@ -14,7 +14,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from safe_rlhf_v.ingest.bad_rows import BadRows, OnBadRow, beside
+from safe_rlhf_v.ingest.bad_rows import BadRows, Imported, OnBadRow, beside
 from safe_rlhf_v.ingest.folder import FRACTIONS
 from safe_rlhf_v.ingest.pictures import check_folder, read_picture
 from safe_rlhf_v.ingest.rows import Row
@@ -104,8 +104,8 @@ def import_ordinal(
     seed: int = 0,
     on_bad_row: OnBadRow = "error",
     bad_rows: Path | None = None,
-) -> dict[str, int]:
-    """Write shards with ``train``, ``validation`` and ``test`` by picture; returns records per split.
+) -> Imported:
+    """Write shards with ``train``, ``validation`` and ``test`` by picture.
 
     Args:
         table: CSV or JSONL with one row per picture.
@@ -134,15 +134,15 @@ def import_ordinal(
         raise ValueError(f"--pattern: {pattern!r} has no {{}}, the place of the id")
     if pairs_per_image < 1:
         raise ValueError(f"--pairs is {pairs_per_image}; it must be positive")
-    counts: dict[str, int] = {}
     about: dict[str, Any] = {"name": name, "licence": licence, "taxonomy": Taxonomy(name, ())}
     with (
         ShardWriter(out, origin={"table": table.name}, **about) as writer,
         BadRows(table, bad_rows or beside(out), on_bad_row) as bad,
     ):
-        rows = [(row, _label(row, label_column, len(template.claims))) for row in read_table(table)]
+        table_rows = read_table(table, required=(id_column, label_column))
+        rows = [(row, _label(row, label_column, len(template.claims))) for row in table_rows]
         frequency = Counter(label for row, label in rows if not row.problems)
-        good = 0
+        good = records = 0
         for row, label in tqdm(rows, desc="importing", unit="image", disable=None):
             image = _image(row, images, id_column, pattern)
             if image is None or label is None:
@@ -153,10 +153,10 @@ def import_ordinal(
             rng = random.Random(f"{seed}/{image.id}")
             for i in range(round(pairs_per_image * share) if split == "train" else 1):
                 writer.write(split, pair(f"{split}-{row.number:06d}-{i}", image, label, template, rng))
-                counts[split] = counts.get(split, 0) + 1
+                records += 1
             good += 1
         bad.finish(good)
-    return counts
+    return Imported(records, bad.count, bad.file)
 
 
 def _image(row: Row, images: Path, column: str, pattern: str) -> Image | None:

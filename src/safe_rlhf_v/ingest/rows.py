@@ -19,6 +19,7 @@ class Row:
         line: Line of the file where the row begins, from 1.
         cells: By column.
         typed: Cells have types (JSON); else they are texts that are parsed (CSV).
+        readable: Its cells are known.
         problems: (column, what is wrong) so far; the column is "" where it is the whole row.
     """
 
@@ -34,6 +35,7 @@ class Row:
         column: Where.
         """
         self.number, self.line, self.cells, self.typed = number, line, cells, typed
+        self.readable = not problem
         self.problems: list[tuple[str, str]] = [(column, problem)] if problem else []
 
     def bad(self, column: str, problem: str) -> None:

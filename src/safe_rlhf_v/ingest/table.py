@@ -5,7 +5,8 @@ Both formats give the same :class:`~safe_rlhf_v.ingest.rows.Row`; a further form
 
 import csv
 import io
-from collections.abc import Callable, Iterator, Sequence
+import re
+from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import BinaryIO
@@ -17,20 +18,18 @@ from safe_rlhf_v.user_files import open_regular
 MAX_LINE = 4_000_000
 """Bytes (CSV: characters) of a line and of a cell. The JSON of a record has at most 1 MB."""
 
-Columns = Callable[[str], bool]
-
 
 class TableError(ValueError):
     """A table that cannot be read at all; the message names the file."""
 
 
-def read_table(path: Path, is_column: Columns | None = None, names: Sequence[str] = ()) -> Iterator[Row]:
+def read_table(path: Path, names: Sequence[str] | None = None, *, required: Sequence[str] = ()) -> Iterator[Row]:
     """The rows, in order; what is wrong with one stands in its ``problems``.
 
     Args:
         path: ``.csv`` (commas, a header) or ``.jsonl``, in UTF-8, with or without a byte-order mark.
-        is_column: Whether a column may occur; ``None`` admits all.
-        names: Names of columns, to suggest the nearest.
+        names: Columns that may occur; ``None`` admits all.
+        required: Columns that a header must have; a JSON object may lack them, which is for the reader of the rows to say.
 
     Raises:
         TableError: If the file is of another format or encoding, its header is wrong, or a quotation mark stays open.
@@ -45,16 +44,43 @@ def read_table(path: Path, is_column: Columns | None = None, names: Sequence[str
         if head[:2] in (b"\xff\xfe", b"\xfe\xff") or b"\0" in head:
             raise TableError(f"{path}: is UTF-16, UTF-32 or no text; save it as UTF-8")
 
-        def unknown(column: str) -> str:
-            if is_column is None or is_column(column):
-                return ""
-            near = get_close_matches(column, names, n=1, cutoff=0.7)
-            return "is not a known column; " + (f"did you mean {near[0]!r}?" if near else "see --help")
-
-        yield from reader(path, file, unknown)
+        yield from reader(path, file, _Columns(names, required))
 
 
-def _jsonl(path: Path, file: BinaryIO, unknown: Callable[[str], str]) -> Iterator[Row]:
+class _Columns:
+    """What columns a table may and must have."""
+
+    def __init__(self, names: Sequence[str] | None, required: Sequence[str]) -> None:
+        self._names, self._required = names, required
+
+    def unknown(self, column: str) -> str:
+        """Why a column may not occur, or ""."""
+        if self._names is None or column in self._names:
+            return ""
+        near = get_close_matches(column[:100], self._names, n=1, cutoff=0.7)
+        return "is not a known column; " + (f"did you mean {near[0]!r}?" if near else "see --help")
+
+    def header(self, cells: list[str], problem: str) -> str:
+        """Everything that is wrong with a header, or ""."""
+        problems = [problem] if problem else []
+        for column in dict.fromkeys(cells):
+            if not column.strip():
+                problems.append("a column has no name; name or delete it")
+            elif cells.count(column) > 1:
+                problems.append(f"column {shown(column)} stands {cells.count(column)} times")
+            elif re.search("[\udc80-\udcff]", column):
+                problems.append(f"column {shown(column)} is not UTF-8; save the table as UTF-8")
+            elif why := self.unknown(column):
+                problems.append(f"column {shown(column)}: {why}")
+        if len(cells) == 1 and problems and re.search("[;\t|]", cells[0]):
+            return "cells must be separated by commas"
+        if missing := [name for name in self._required if name not in cells]:
+            there = ", ".join(map(shown, cells[:20]))
+            problems.append(f"column {missing[0]!r:.140} is missing; there are: {there}")
+        return "; ".join(problems[:20])
+
+
+def _jsonl(path: Path, file: BinaryIO, columns: _Columns) -> Iterator[Row]:
     """One JSON object a line."""
     number = line = 0
     while data := file.readline(MAX_LINE + 1):
@@ -75,21 +101,21 @@ def _jsonl(path: Path, file: BinaryIO, unknown: Callable[[str], str]) -> Iterato
             yield Row(number, line, {}, problem=error.problem, column="" if error.field == "json" else error.field)
             continue
         for column in row.cells:
-            if problem := unknown(column):
+            if problem := columns.unknown(column):
                 row.bad(column, problem)
         yield row
 
 
-def _csv(path: Path, file: BinaryIO, unknown: Callable[[str], str]) -> Iterator[Row]:
+def _csv(path: Path, file: BinaryIO, columns: _Columns) -> Iterator[Row]:
     """RFC 4180: commas, quotation marks doubled within quotation marks, line breaks within them."""
     before = csv.field_size_limit(MAX_LINE)
     try:
-        yield from _csv_rows(path, _Lines(file), unknown)
+        yield from _csv_rows(path, _Lines(file), columns)
     finally:
         csv.field_size_limit(before)
 
 
-def _csv_rows(path: Path, lines: "_Lines", unknown: Callable[[str], str]) -> Iterator[Row]:
+def _csv_rows(path: Path, lines: "_Lines", columns: _Columns) -> Iterator[Row]:
     reader = csv.reader(lines, strict=True)
     header: list[str] | None = None
     number = 0
@@ -104,13 +130,16 @@ def _csv_rows(path: Path, lines: "_Lines", unknown: Callable[[str], str]) -> Ite
                 raise TableError(
                     f"{path}: a quotation mark in the row from line {first} on is never closed, so the rest cannot be read"
                 ) from None
-            problem = f"not CSV ({error})"
+            lost = f", and with it all up to line {lines.number}" if lines.number > first else ""
+            problem = f"not CSV ({error}){lost}"
         if not cells and not problem:
             continue  # a blank line
         if lines.too_long >= first:
             problem = f"a line is longer than {MAX_LINE} characters"
         if header is None:
-            header = _header(path, cells, problem, unknown)
+            header = cells
+            if wrong := columns.header(cells, problem):
+                raise TableError(f"{path}, header: {wrong}")
             continue
         number += 1
         if not problem and len(cells) != len(header):
@@ -118,27 +147,6 @@ def _csv_rows(path: Path, lines: "_Lines", unknown: Callable[[str], str]) -> Ite
         yield Row(number, first, {} if problem else dict(zip(header, cells, strict=True)), typed=False, problem=problem)
     if header is None:
         raise TableError(f"{path}: is empty; the first line must name the columns")
-
-
-def _header(path: Path, cells: list[str], problem: str, unknown: Callable[[str], str]) -> list[str]:
-    """The columns' names.
-
-    Raises:
-        TableError: Listing everything that is wrong with them.
-    """
-    problems = [problem] if problem else []
-    for column in dict.fromkeys(cells):
-        if not column.strip():
-            problems.append("a column has no name")
-        elif cells.count(column) > 1:
-            problems.append(f"column {shown(column)} stands {cells.count(column)} times")
-        elif why := unknown(column):
-            problems.append(f"column {shown(column)}: {why}")
-    if len(cells) == 1 and problems and (";" in cells[0] or "\t" in cells[0]):
-        problems = ["cells must be separated by commas"]
-    if problems:
-        raise TableError(f"{path}, header: {'; '.join(problems[:20])}")
-    return cells
 
 
 class _Lines(Iterator[str]):

@@ -71,6 +71,8 @@ class Backbone(nn.Module, ABC):
         feature_cache: Most images whose features are kept (0 = none). Only for a frozen tower.
         """
         super().__init__()
+        if feature_cache < 0:
+            raise ValueError(f"feature_cache is {feature_cache}; it must be at least 0 (none)")
         self._cache: OrderedDict[str, tuple[Tensor, tuple[Tensor, ...]]] = OrderedDict()
         self._cache_size = feature_cache
 
@@ -243,16 +245,23 @@ class Backbone(nn.Module, ABC):
     def room(self, prompt_length: int) -> int | None:
         """Most response tokens behind a prompt of that length, ``None`` for no limit.
 
+        The limit is ``max_length``, or the positions that the network has where those are fewer.
+
         Raises:
-            ValueError: If ``max_length`` leaves no room for a single response token.
+            ValueError: If it leaves no room for a single response token.
         """
-        if self.max_length is None:
+        limits = [length for length in (self.max_length, self.context_length) if length is not None]
+        if not limits:
             return None
-        room = self.max_length - prompt_length
+        room = min(limits) - prompt_length
         if room < 1:
+            if self.max_length is not None and self.max_length == min(limits):
+                limit, mend = f"max_length is {self.max_length}", "raise max_length"
+            else:
+                limit, mend = f"the network has {self.context_length} positions", "take one with more"
             raise ValueError(
-                f"a prompt has {prompt_length} tokens and max_length is {self.max_length}: prompts are never "
-                "truncated; raise max_length or lower the image's pixel budget"
+                f"a prompt has {prompt_length} tokens and {limit}: prompts are never truncated; {mend} or lower the image's "
+                "pixel budget"
             )
         return room
 

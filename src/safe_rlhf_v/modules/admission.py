@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from safe_rlhf_v.batches import Batch, without_rows
+from safe_rlhf_v.data_modules.source import MEND
 from safe_rlhf_v.models.refused import RefusedRows
 from safe_rlhf_v.shards.manifest import ShardError
 
@@ -68,8 +69,7 @@ def complaint(batch: Any, error: RefusedRows) -> ShardError:
         error: Which rows are refused.
     """
     row, problem = next(iter(error.problems.items()))
-    mend = "mend or remove the record, or let training leave it out with data.on_bad_sample: skip-and-count"
-    return ShardError(f"{_said(batch, row, problem)}; {mend}")
+    return ShardError(f"{_said(batch, row, problem)}; {MEND}")
 
 
 def _said(batch: Any, row: int, problem: str) -> str:

@@ -29,6 +29,7 @@ from safe_rlhf_v.models.sharding import shard
 from safe_rlhf_v.models.sources import KEPT
 from safe_rlhf_v.modules.admission import Admission
 from safe_rlhf_v.modules.resume import StepBorder, UserOptions, restore_random_states
+from safe_rlhf_v.named import made
 from safe_rlhf_v.optim import Schedule, group_names, parameter_groups, run_length
 from safe_rlhf_v.runs import say
 
@@ -151,10 +152,12 @@ class BaseModule(LightningModule):
         """One optimizer over the trainable parameters; the schedule moves once per optimizer step."""
         groups = parameter_groups(self, self.lr_scale)
         self._prefixes = list(groups)
-        optimizer = self.optimizer_factory([{"params": [p for _, p in group]} for group in groups.values()])
+        optimizer = made(
+            "optimizer", self.optimizer_factory, [{"params": [p for _, p in group]} for group in groups.values()]
+        )
         for group, prefix in zip(optimizer.param_groups, groups, strict=True):
             group["lr"] *= self.lr_scale.get(prefix, 1.0)
-        scheduler = self.scheduler_factory(optimizer) if self.scheduler_factory is not None else None
+        scheduler = made("scheduler", self.scheduler_factory, optimizer) if self.scheduler_factory is not None else None
         if isinstance(scheduler, Schedule) and scheduler.total_steps is None:
             scheduler.set_length(run_length(self.trainer))
         self._options = UserOptions(optimizer, scheduler)

@@ -20,6 +20,7 @@ from safe_rlhf_v.models.heads import Head, ScalarHead
 from safe_rlhf_v.models.links import CornLink, OrdinalLink
 from safe_rlhf_v.models.reader import Reader
 from safe_rlhf_v.modules.loss_module import TAKEN, LossModule
+from safe_rlhf_v.named import made
 from safe_rlhf_v.taxonomy import BEAVERTAILS_V_CATEGORIES, MIN_LEVEL, NUM_LEVELS, Taxonomy
 
 HARM_BOUNDARY = -MIN_LEVEL
@@ -143,9 +144,9 @@ class GuardModule(LossModule):
 
     def build(self) -> None:
         """Create backbone, link and head."""
-        self.backbone = self.make_backbone()  # type: ignore[assignment]  # less than a backbone will do
-        self.link = self.make_link()
-        self.head = self.make_head(self.backbone, self.link.features + 1 + len(self.categories))
+        self.backbone = made("backbone", self.make_backbone)  # type: ignore[assignment]  # less than a backbone will do
+        self.link = made("link", self.make_link)
+        self.head = made("head", self.make_head, self.backbone, self.link.features + 1 + len(self.categories))
         if not self.head.needs_log_probs:
             self.backbone.freeze_unused_lm_head()
 

@@ -45,6 +45,7 @@ from safe_rlhf_v.modules.policy_rollout import generator, make_rollout
 from safe_rlhf_v.modules.policy_settings import KLPenalty, ScoreSettings, StartSettings, UpdateSettings
 from safe_rlhf_v.modules.policy_start import ScoreScale, measure_start
 from safe_rlhf_v.modules.policy_update import Learned, PolicyUpdate
+from safe_rlhf_v.named import made
 from safe_rlhf_v.rollouts import Rollout, Scores, assemble
 
 
@@ -131,9 +132,16 @@ class ConstrainedPolicyModule(PolicyEvaluation, BaseModule):
         Raises:
             ValueError: If they do not fit one another.
         """
-        self.roles, self.backbone, self.dual = self.make_roles(), self.make_backbone(), self.make_dual()
-        self.advantages, self.scale = self.make_advantages(), ScoreScale(self.score_settings.normalise)
-        self.scorer = self.make_scorer() if self.make_scorer is not None else None
+        self.roles, self.backbone, self.dual = (
+            made("roles", self.make_roles),
+            made("backbone", self.make_backbone),
+            made("dual", self.make_dual),
+        )
+        self.advantages, self.scale = (
+            made("advantages", self.make_advantages),
+            ScoreScale(self.score_settings.normalise),
+        )
+        self.scorer = made("scorer", self.make_scorer) if self.make_scorer is not None else None
         wanted = len(self.constraints or {"": []})
         if len(self.dual.lam) != wanted:
             raise ValueError(f"dual has {len(self.dual.lam)} budgets, but there are {wanted} constraints")

@@ -17,6 +17,7 @@ from safe_rlhf_v.models.backbone import Backbone, Prepared
 from safe_rlhf_v.models.heads import Head, ScalarHead
 from safe_rlhf_v.modules.base import pairs_seen
 from safe_rlhf_v.modules.loss_module import TAKEN, LossModule
+from safe_rlhf_v.named import made
 from safe_rlhf_v.objectives import PreferenceObjective
 from safe_rlhf_v.objectives.base import checked_shares
 
@@ -64,9 +65,9 @@ class PreferenceModule(LossModule):
 
     def build(self) -> None:
         """Create backbone, head and objective."""
-        self.backbone = self.make_backbone()
-        self.head = self.make_head(self.backbone)
-        self.objective = self.make_objective()
+        self.backbone = made("backbone", self.make_backbone)
+        self.head = made("head", self.make_head, self.backbone)
+        self.objective = made("objective", self.make_objective)
         if not self.head.needs_log_probs:
             self.backbone.freeze_unused_lm_head()
 

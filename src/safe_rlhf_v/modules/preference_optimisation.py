@@ -20,6 +20,7 @@ from safe_rlhf_v.models.dropout import switch_off_dropout
 from safe_rlhf_v.models.frozen_copy import FrozenCopy, frozen_names
 from safe_rlhf_v.modules.base import demonstrations_seen, pairs_seen
 from safe_rlhf_v.modules.loss_module import TAKEN, LossModule
+from safe_rlhf_v.named import made
 from safe_rlhf_v.objectives.base import checked_shares
 from safe_rlhf_v.objectives.preference_optimisation import DirectObjective
 from safe_rlhf_v.runs import say
@@ -93,9 +94,9 @@ class PreferenceOptimisationModule(LossModule):
 
     def build(self) -> None:
         """Create policy and objective, and a reference that is not the policy's start before the start is loaded."""
-        self.backbone = self.make_backbone()
+        self.backbone = made("backbone", self.make_backbone)
         switch_off_dropout(self.backbone)  # in the reference, a copy, too: their difference is not to be noise
-        self.objective = self.make_objective()
+        self.objective = made("objective", self.make_objective)
         if self.reference_from:
             self.reference = FrozenCopy(self.backbone, shared=())
 

@@ -13,6 +13,7 @@ from safe_rlhf_v.metrics import LossMean
 from safe_rlhf_v.models.backbone import Backbone, Prepared
 from safe_rlhf_v.modules.base import demonstrations_seen
 from safe_rlhf_v.modules.loss_module import TAKEN, LossModule
+from safe_rlhf_v.named import made
 
 
 class SupervisedModule(LossModule):
@@ -51,7 +52,7 @@ class SupervisedModule(LossModule):
 
     def build(self) -> None:
         """Create the backbone."""
-        self.backbone = self.make_backbone()
+        self.backbone = made("backbone", self.make_backbone)
 
     def prepare(self, batch: SupervisedBatch) -> tuple[SupervisedBatch, tuple[Prepared, Tensor]]:
         """See :class:`LossModule`."""

@@ -15,6 +15,7 @@ from safe_rlhf_v.functional.shares import Share, masked_share
 from safe_rlhf_v.models import ClipDecoder
 from safe_rlhf_v.models.types import ImageInputs
 from safe_rlhf_v.modules.loss_module import TAKEN, LossModule
+from safe_rlhf_v.named import made
 
 
 class VisionModule(LossModule):
@@ -62,7 +63,7 @@ class VisionModule(LossModule):
         Raises:
             ValueError: If attributes and image tokens do not match.
         """
-        self.backbone = self.make_backbone()
+        self.backbone = made("backbone", self.make_backbone)
         tokens, width = self.backbone.image_shape
         if len(self.attributes) != tokens - 1:
             raise ValueError(

@@ -9,14 +9,16 @@ from typing import Literal
 import numpy as np
 from tqdm import tqdm
 
+from safe_rlhf_v.record_parsing import RecordError, parse_json
 from safe_rlhf_v.records import Record
 from safe_rlhf_v.shards.contradictions import contradictions
 from safe_rlhf_v.shards.histograms import Histograms
 from safe_rlhf_v.shards.images import ImageError, probe
 from safe_rlhf_v.shards.index import NO_CATEGORY, UNKNOWN_CATEGORY, Member, group_hash, scan_shard
-from safe_rlhf_v.shards.manifest import FILE_NAME, Manifest, ShardError, ShardInfo, SplitInfo
+from safe_rlhf_v.shards.manifest import FILE_NAME, MAX_BYTES, Manifest, ShardError, ShardInfo, SplitInfo
 from safe_rlhf_v.shards.split import ShardedSplit, file_sha256, parse_sample
 from safe_rlhf_v.shards.target import OURS, SIZES
+from safe_rlhf_v.user_files import FileError, read_bounded
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,7 @@ def examine(root: str | Path, *, progress: bool = False) -> Iterator[Finding]:
     try:
         manifest = Manifest.load(root)
         yield from _strangers(root, manifest)
+        yield from _sizes(root, manifest)
     except ShardError as error:
         yield _error("", str(error))
         return
@@ -112,6 +115,16 @@ def _strangers(root: Path, manifest: Manifest) -> Iterator[Finding]:
         if path.suffix in (".tar", ".npy", ".part") and path.name not in known:
             severity: Literal["error", "warning"] = "error" if OURS.fullmatch(path.name) else "warning"
             yield Finding(severity, "", path.name, "", "", "not in the manifest")
+
+
+def _sizes(root: Path, manifest: Manifest) -> Iterator[Finding]:
+    """The list of shards for readers of plain WebDataset."""
+    stated = {shard.file: shard.samples for split in manifest.splits.values() for shard in split.shards}
+    try:
+        if parse_json(read_bounded(root / SIZES, MAX_BYTES), "", MAX_BYTES) != stated:
+            yield _error(SIZES, "states other shards or numbers of samples than the manifest")
+    except (FileError, RecordError) as error:
+        yield _error(SIZES, error.problem if isinstance(error, RecordError) else str(error).rpartition(": ")[2])
 
 
 def _files(root: Path, split: SplitInfo) -> Iterator[Finding]:

@@ -6,11 +6,16 @@ import json
 import sys
 from collections import Counter
 from dataclasses import asdict
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
-from safe_rlhf_v.shards.manifest import Manifest
+from safe_rlhf_v.argument_types import path, whole
+from safe_rlhf_v.shards.manifest import Manifest, ShardError
+from safe_rlhf_v.user_files import shown
+
+if TYPE_CHECKING:
+    from safe_rlhf_v.ingest.bad_rows import Imported
 
 EXAMPLES = """examples:
   python -m safe_rlhf_v shards world --out data/world              # the embedded world, synthetic, 17,800 records
@@ -37,14 +42,14 @@ def main(argv: list[str]) -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     for name, about in (("inspect", "print counts and label histograms"), ("check", CHECKS)):
         command = commands.add_parser(name, help=about.partition(";")[0], description=about)
-        command.add_argument("path", type=Path, help="shard folder")
+        command.add_argument("path", type=path, help="shard folder")
         if name == "check":
-            command.add_argument("--report", type=Path, help="file to write everything found to, one JSON line each")
+            command.add_argument("--report", type=path, help="file to write everything found to, one JSON line each")
     world = commands.add_parser(
         "world", help="write the embedded world", description="Write the embedded world (synthetic)."
     )
-    world.add_argument("--out", type=Path, required=True, help="folder to create")
-    world.add_argument("--seed", type=int, default=0, help="same seed, same bytes (default: %(default)s)")
+    world.add_argument("--out", type=path, required=True, help="folder to create")
+    world.add_argument("--seed", type=whole(0), default=0, help="same seed, same bytes (default: %(default)s)")
     world.add_argument("--size", choices=("default", "small"), default="default", help="small is a tenth")
     world.add_argument("--sizes", default="", metavar="SPLIT=N,...", help="records of single splits")
     _add_imports(commands)
@@ -75,9 +80,9 @@ def _add_imports(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
         command = commands.add_parser(
             name, help=about, description=text or about, formatter_class=argparse.RawDescriptionHelpFormatter
         )
-        command.add_argument("--table", type=Path, required=True, help=".csv or .jsonl file")
-        command.add_argument("--images", type=Path, required=True, help="folder of the images")
-        command.add_argument("--out", type=Path, required=True, help="folder to create")
+        command.add_argument("--table", type=path, required=True, help=".csv or .jsonl file")
+        command.add_argument("--images", type=path, required=True, help="folder of the images")
+        command.add_argument("--out", type=path, required=True, help="folder to create")
         command.add_argument("--name", required=True, help="name of the data set")
         command.add_argument("--licence", required=True, help="licence of the data (kept in the manifest)")
         command.add_argument(
@@ -87,19 +92,19 @@ def _add_imports(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
             help="a row that cannot be used: write nothing, or leave it out (%(default)s)",
         )
         command.add_argument(
-            "--bad-rows", type=Path, metavar="FILE", help="where such rows are listed (default: OUT.bad_rows.jsonl)"
+            "--bad-rows", type=path, metavar="FILE", help="where such rows are listed (default: OUT.bad_rows.jsonl)"
         )
         if name == "import":
             command.add_argument("--categories", nargs="*", default=[], help="harm categories that may occur")
         else:
             command.add_argument(
-                "--template", type=Path, required=True, help="JSON with questions and claims per level"
+                "--template", type=path, required=True, help="JSON with questions and claims per level"
             )
             command.add_argument("--id-column", default="id", help="column that names the picture (%(default)s)")
             command.add_argument("--label-column", default="label", help="column with the level (%(default)s)")
             command.add_argument("--pattern", default="{}.jpg", help="file name, {} is the id (%(default)s)")
             command.add_argument("--pairs", type=int, default=4, help="pairs per picture of the commonest level")
-            command.add_argument("--seed", type=int, default=0)
+            command.add_argument("--seed", type=whole(0), default=0)
 
 
 def _import(options: argparse.Namespace) -> int:
@@ -115,9 +120,7 @@ def _import(options: argparse.Namespace) -> int:
         on_bad_row=options.on_bad_row,
         bad_rows=options.bad_rows,
     )
-    print(f"{found.records} records written to {options.out}; compare their labels with 'shards check {options.out}'")
-    if found.skipped:
-        print(f"{found.skipped} rows left out; they are listed in {found.bad_rows}")
+    _say_imported(options, found)
     for name, split in Manifest.load(options.out).splits.items():
         if len(numbers := split.histograms["responses"]) > 1:
             counts = ", ".join(f"{count} with {number}" for number, count in numbers.items())
@@ -130,7 +133,7 @@ def _import(options: argparse.Namespace) -> int:
 def _import_ordinal(options: argparse.Namespace) -> int:
     from safe_rlhf_v.ingest.ordinal import Template, import_ordinal
 
-    counts = import_ordinal(
+    found = import_ordinal(
         options.table,
         options.images,
         options.out,
@@ -145,27 +148,35 @@ def _import_ordinal(options: argparse.Namespace) -> int:
         on_bad_row=options.on_bad_row,
         bad_rows=options.bad_rows,
     )
-    print(f"written to {options.out}: " + ", ".join(f"{count} {split}" for split, count in counts.items()))
+    _say_imported(options, found)
+    splits = Manifest.load(options.out).splits
+    print("splits: " + ", ".join(f"{split.samples} {name}" for name, split in splits.items()))
     return 0
+
+
+def _say_imported(options: argparse.Namespace, found: "Imported") -> None:
+    print(f"{found.records} records written to {options.out}; compare their labels with 'shards check {options.out}'")
+    if found.skipped:
+        print(f"{found.skipped} rows left out; they are listed in {found.bad_rows}")
 
 
 def _inspect(options: argparse.Namespace) -> int:
     manifest = Manifest.load(options.path)
-    print(
-        f"{manifest.name}   licence {manifest.licence}   {manifest.taxonomy.name}: {len(manifest.taxonomy.categories)} categories"
-    )
+    taxonomy = manifest.taxonomy
+    named = f"{shown(taxonomy.name)}: {len(taxonomy.categories)} categories"
+    print(f"{shown(manifest.name)}   licence {shown(manifest.licence)}   {named}")
     for name, value in manifest.origin.items():
-        print(f"  {name}: {value}")
+        print(f"  {shown(name)}: {shown(value)}")
     print(f"\n{'split':<28}{'records':>9}{'images':>9}{'shards':>8}{'MB':>9}")
     for name, split in manifest.splits.items():
         size = sum(shard.bytes for shard in split.shards) / 1e6
-        print(f"{name:<28}{split.samples:>9}{split.groups:>9}{len(split.shards):>8}{size:>9.1f}")
+        print(f"{shown(name):<28}{split.samples:>9}{split.groups:>9}{len(split.shards):>8}{size:>9.1f}")
     for name, split in manifest.splits.items():
-        print(f"\n{name}")
+        print(f"\n{shown(name)}")
         for field, counts in split.histograms.items():
-            total = sum(counts.values())
-            cells = "  ".join(f"{value}: {count} ({count / total:.1%})" for value, count in counts.items())
-            print(f"  {field:<16}{cells}")
+            total = sum(counts.values()) or 1  # a stranger's folder may state anything
+            cells = "  ".join(f"{shown(value)}: {count} ({count / total:.1%})" for value, count in counts.items())
+            print(f"  {shown(field):<16}{cells}")
     return 0
 
 
@@ -173,6 +184,8 @@ def _check(options: argparse.Namespace) -> int:
     from safe_rlhf_v.shards.check import examine
     from safe_rlhf_v.shards.contradictions import KINDS
 
+    if not options.path.is_dir():
+        raise ShardError(f"{options.path}: no such folder")
     counts: Counter[tuple[str, str]] = Counter()
     report = None if options.report is None else options.report.open("x", encoding="utf-8")
     with contextlib.nullcontext() if report is None else report:
@@ -182,7 +195,7 @@ def _check(options: argparse.Namespace) -> int:
             if report is not None:
                 report.write(json.dumps(asdict(finding), ensure_ascii=False) + "\n")
             if counts[group] <= (SHOWN_ERRORS if finding.severity == "error" else SHOWN_WARNINGS):
-                tqdm.write(f"{finding.severity}: {finding}")
+                tqdm.write(shown(f"{finding.severity}: {finding}"))
     errors = sum(count for (severity, _), count in counts.items() if severity == "error")
     if errors > SHOWN_ERRORS:
         print(f"... and {errors - SHOWN_ERRORS} more errors")
@@ -204,7 +217,7 @@ def _world(options: argparse.Namespace) -> int:
     sizes = dict(SMALL_SIZES) if options.size == "small" else {}
     for item in filter(None, options.sizes.split(",")):
         name, _, number = item.partition("=")
-        if not number.isdigit():
+        if not number.isascii() or not number.isdigit():
             raise ValueError(f"--sizes takes SPLIT=N,..., not {item!r}")
         sizes[name] = int(number)
     write_world(options.out, seed=options.seed, sizes=sizes)

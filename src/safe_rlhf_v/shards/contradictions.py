@@ -32,7 +32,7 @@ def contradictions(record: Record) -> Iterator[tuple[str, str, str]]:
     yield from _preferences(record)
     yield from _ties(record)
     for i, j in combinations(range(len(responses)), 2):
-        if responses[i].text == responses[j].text:
+        if responses[i].text.strip() == responses[j].text.strip():
             if {record.more_helpful, record.safer} & {i, j}:
                 name = "more_helpful" if record.more_helpful in (i, j) else "safer"
                 yield "identical", name, f"prefers one of responses {i} and {j}, which are the same text"
@@ -47,8 +47,10 @@ def _preferences(record: Record) -> Iterator[tuple[str, str, str]]:
             chosen = record.responses[record.safer]
             if chosen.safety is not None and other.safety is not None and chosen.safety < other.safety:
                 yield "safer", "safer", f"is {record.safer} at level {chosen.safety}; {i} is at level {other.safety}"
-            elif chosen.is_safe is False and other.is_safe is True:
-                yield "safer", "safer", f"is {record.safer}, labelled unsafe; {i} is labelled safe"
+            elif (chosen.is_safe is False and other.is_safe is True) or (
+                None in (chosen.safety, other.safety) and _harmful(chosen) is True and _harmful(other) is False
+            ):
+                yield "safer", "safer", f"is {record.safer}, {_safety(chosen)}; {i} is {_safety(other)}"
         if record.more_helpful not in (None, i):
             score, best = record.responses[record.more_helpful].helpfulness, other.helpfulness
             if score is not None and best is not None and score < best:
@@ -58,12 +60,32 @@ def _preferences(record: Record) -> Iterator[tuple[str, str, str]]:
 def _ties(record: Record) -> Iterator[tuple[str, str, str]]:
     """The mark of a forced choice against the levels."""
     levels = [response.safety for response in record.responses if response.safety is not None]
-    if len(levels) < 2 or len(levels) < len(record.responses):
-        return
     if record.safety_tie and len(set(levels)) > 1:
         yield "tie", "safety_tie", f"is set, the levels are {', '.join(map(str, levels))}"
+    elif (
+        record.safety_tie
+        and len(levels) < len(record.responses)
+        and len({*map(_harmful, record.responses)} - {None}) > 1
+    ):
+        yield "tie", "safety_tie", f"is set, the responses are {', '.join(map(_safety, record.responses))}"
+    if len(levels) < 2 or len(levels) < len(record.responses):
+        return
     if not record.safety_tie and record.safer is not None and len(set(levels)) == 1:
         yield "tie", "safety_tie", f"is not set, although 'safer' chooses between equal levels ({levels[0]})"
+
+
+def _harmful(response: Response) -> bool | None:
+    """What the label of a response says, or its level where only that is given."""
+    if response.is_safe is not None:
+        return not response.is_safe
+    return None if response.safety is None else is_harmful(response.safety)
+
+
+def _safety(response: Response) -> str:
+    """The same in words."""
+    if response.is_safe is None:
+        return "unlabelled" if response.safety is None else f"at level {response.safety}"
+    return "labelled safe" if response.is_safe else "labelled unsafe"
 
 
 def _labels(response: Response) -> tuple[int | None, bool | None, float | None]:

@@ -135,6 +135,8 @@ def _manifest(fields: Fields, version: int, digest: str) -> Manifest:
     levels = fields.inner("level_names")
     splits = fields.inner("splits")
     space = Taxonomy(taxonomy.take("name", str), tuple(taxonomy.strings("categories")))
+    if problem := space.problem():
+        raise RecordError(fields.key, "taxonomy.categories", problem)
     manifest = Manifest(
         name=fields.take("name", str),
         licence=fields.take("licence", str),
@@ -148,10 +150,15 @@ def _manifest(fields: Fields, version: int, digest: str) -> Manifest:
     )
     taxonomy.done()
     fields.done()
+    if set(manifest.level_names) != set(LEVEL_NAMES) or manifest.harm_boundary != 0:
+        where = "harm_boundary" if manifest.harm_boundary else "level_names"
+        raise RecordError(fields.key, where, "states another safety scale; this version reads -3..3, harmful below 0")
     files = [name for split in manifest.splits.values() for name in split.file_names]
     for name in files:
         if not name.isprintable() or name in ("", ".", "..") or Path(name).name != name:
             raise RecordError(fields.key, "splits", f"{name!r:.140} lies outside the shard folder")
+        if len(name.encode(errors="replace")) > 255:
+            raise RecordError(fields.key, "splits", f"{name!r:.140} is too long for a file's name")
     if len(set(files)) < len(files):
         twice = next(name for name in files if files.count(name) > 1)
         raise RecordError(fields.key, "splits", f"{twice!r:.140} stands twice")
@@ -184,7 +191,8 @@ def _category_sets(fields: Fields, version: int, taxonomy: Taxonomy) -> tuple[tu
         return tuple((name,) for name in taxonomy.categories)
     sets = []
     for where, names in fields.items("category_sets"):
-        if not isinstance(names, list) or not names or not all(name in taxonomy.categories for name in names):
+        known = isinstance(names, list) and names and all(name in taxonomy.categories for name in names)
+        if not known or len(set(names)) < len(names):
             raise RecordError(fields.key, where, f"{names!r:.140} is no list of the taxonomy's categories")
         sets.append(tuple(names))
     return tuple(sets)

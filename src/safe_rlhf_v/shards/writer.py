@@ -8,6 +8,7 @@ from typing import Any, Self
 
 import numpy as np
 
+from safe_rlhf_v.record_parsing import check_text
 from safe_rlhf_v.records import Record, RecordError
 from safe_rlhf_v.shards.histograms import Histograms
 from safe_rlhf_v.shards.index import (
@@ -88,10 +89,11 @@ class ShardWriter:
         Raises:
             ShardError: If ``root`` already holds a finished data set, holds foreign files named like shards, is being written
                 by another process, or cannot be written to.
-            ValueError: If ``samples_per_shard`` is not positive.
+            ValueError: If ``samples_per_shard`` is not positive, or a name could not be written.
         """
         if samples_per_shard < 1:
             raise ValueError(f"samples_per_shard is {samples_per_shard}; it must be positive")
+        _check_names(name, licence, taxonomy, origin or {})
         self.root = Path(root)
         self._target = Target(root)
         self._about: dict[str, Any] = {"name": name, "licence": licence, "taxonomy": taxonomy, "origin": origin or {}}
@@ -137,6 +139,16 @@ class ShardWriter:
         except BaseException:
             self._target.discard()
             raise
+
+
+def _check_names(name: str, licence: str, taxonomy: Taxonomy, origin: dict[str, str]) -> None:
+    """Raises: ValueError: Naming what no manifest can hold: it would be found out when everything else is written."""
+    texts = {"name": name, "licence": licence, "taxonomy": "".join((taxonomy.name, *taxonomy.categories))}
+    for where, text in {**texts, "origin": "".join((*origin, *origin.values()))}.items():
+        if problem := check_text(text):
+            raise ValueError(f"{where} of the data set: {problem}")
+    if problem := taxonomy.problem():
+        raise ValueError(f"categories of the data set: {problem}")
 
 
 class _SplitWriter:
