@@ -201,7 +201,7 @@ def test_a_read_only_run_folder(
         (["evaluate", "--policy={runs}/supervised", "--data={world}", "--scorer=os.system"], ["--scorer os.system"]),
         (["evaluate", "--policy={runs}/supervised", "--data={world}", "--scorer=x"], ["--scorer x"]),
         (
-            ["moderate", "--guard={runs}/nothing", "--input={world}", "--output=x"],
+            ["moderate", "--guard={runs}/nothing", "--input={world}", "--split=train", "--output=x"],
             ["nothing", "no readable checkpoint"],
         ),
         (["calibrate", "--guard=nowhere.ckpt", "--data={world}"], ["nowhere.ckpt", "no such checkpoint"]),
