@@ -17,8 +17,9 @@ class MetricsFile(Callback):
     """
 
     def __init__(self, path: str) -> None:
-        """Args:
-        path: File to write.
+        """
+        Args:
+            path: File to write.
         """
         self.path = Path(path)
 

@@ -22,8 +22,9 @@ class PredictionsFile(Callback):
     """
 
     def __init__(self, path: str) -> None:
-        """Args:
-        path: File to write.
+        """
+        Args:
+            path: File to write.
         """
         self.path = Path(path)
 

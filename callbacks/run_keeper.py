@@ -109,10 +109,12 @@ class RunKeeper(Callback):
         self._finite = {}
         agreed = self._agreed(trainer, _BROKEN if broken else self._signals.pending)
         if agreed == _BROKEN:
+            folder = checkpoint_folder(trainer)
+            known = any(folder.glob("*.ckpt")) if folder.is_dir() else False
+            mend = f"go on from a checkpoint in {folder}" if known else "begin again (there is no checkpoint yet)"
             raise NonFiniteError(
                 f"step {trainer.global_step}: NaN or infinity in the {' and the '.join(broken) or 'numbers of another rank'}; "
-                f"stopped, nothing of it is saved: go on from a checkpoint in {checkpoint_folder(trainer)}, with a smaller "
-                "learning rate"
+                f"stopped, nothing of it is saved: {mend}, with a smaller learning rate"
             )
         if save:
             self._save(trainer)
@@ -149,7 +151,7 @@ class RunKeeper(Callback):
         ):
             return
         file = checkpoint_folder(trainer) / f"step={trainer.global_step}.ckpt"
-        trainer.save_checkpoint(file)
+        trainer.save_checkpoint(file, weights_only=False)  # optimizer and position too
         keepers = [keeper for keeper in trainer.checkpoint_callbacks if isinstance(keeper, ModelCheckpoint)]
         if trainer.is_global_zero and any(keeper.save_last for keeper in keepers):
             name = ModelCheckpoint.CHECKPOINT_NAME_LAST + ModelCheckpoint.FILE_EXTENSION

@@ -39,20 +39,21 @@ class ShardDataModule(LightningDataModule):
         images: ImageOptions | None = None,
         verify: Literal["size", "sha256"] = "size",
     ) -> None:
-        """Args:
-        path: Shard folder (with ``manifest.json``).
-        train_split: Split to train on.
-        validation_splits: Splits of validation, each its own loader.
-        test_splits: Splits of testing, each its own loader.
-        batch_size: Records per device and training step.
-        eval_batch_size: Records per device and evaluation step; ``None`` is ``batch_size``.
-        num_workers: Worker processes for reading and decoding; 0 is best on two cores.
-        seed: Seed of the training order.
-        max_samples: Train on this many samples only; a smaller subset is part of a larger one.
-        categories: Train on these harm categories only; prompts of none, or of an unknown one, are left out.
-        on_bad_sample: ``error`` or ``skip-and-count`` (a masked row, named in the log).
-        images: Decoding limits and size.
-        verify: Compare shards with the manifest by ``size`` or by every byte (``sha256``).
+        """
+        Args:
+            path: Shard folder (with ``manifest.json``).
+            train_split: Split to train on.
+            validation_splits: Splits of validation, each its own loader.
+            test_splits: Splits of testing, each its own loader.
+            batch_size: Records per device and training step.
+            eval_batch_size: Records per device and evaluation step; ``None`` is ``batch_size``.
+            num_workers: Worker processes for reading and decoding; 0 is best on two cores.
+            seed: Seed of the training order.
+            max_samples: Train on this many samples only; a smaller subset is part of a larger one.
+            categories: Train on these harm categories only; prompts of none, or of an unknown one, are left out.
+            on_bad_sample: ``error`` or ``skip-and-count`` (a masked row, named in the log).
+            images: Decoding limits and size.
+            verify: Compare shards with the manifest by ``size`` or by every byte (``sha256``).
 
         Raises:
             ValueError: Naming a number that is too small.

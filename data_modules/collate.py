@@ -53,8 +53,9 @@ class CollateSupervised:
     """Demonstrations and, for synthetic data, what the pictures show; a record without a demonstration is a masked row."""
 
     def __init__(self, chosen: DemonstrationsFrom) -> None:
-        """Args:
-        chosen: See :func:`demonstration`.
+        """
+        Args:
+            chosen: See :func:`demonstration`.
 
         Raises:
             ValueError: If it is another word.
@@ -86,8 +87,9 @@ class CollatePrompts:
     """Prompts alone; what is known about them travels along for judges."""
 
     def __init__(self, taxonomy: Taxonomy) -> None:
-        """Args:
-        taxonomy: Names of the categories.
+        """
+        Args:
+            taxonomy: Names of the categories.
         """
         self.taxonomy = taxonomy
 
@@ -108,9 +110,10 @@ class CollatePreference:
     """Records with K responses each, and every label they have."""
 
     def __init__(self, taxonomy: Taxonomy, responses: int) -> None:
-        """Args:
-        taxonomy: Names of the categories.
-        responses: K, responses per record.
+        """
+        Args:
+            taxonomy: Names of the categories.
+            responses: K, responses per record.
         """
         self.taxonomy, self.k = taxonomy, responses
 

@@ -49,13 +49,14 @@ class PlannedLoader(ResumableLoader):
         start_method: str | None = None,
         max_bad_in_a_row: int = 100,
     ) -> None:
-        """Args:
-        source: The samples.
-        plan: Their order for this rank.
-        workers: Worker processes.
-        persistent: Keep the workers between passes.
-        start_method: ``fork``, ``spawn`` or ``forkserver``; ``None`` is the platform's default.
-        max_bad_in_a_row: Stop after this many broken samples without a good one between.
+        """
+        Args:
+            source: The samples.
+            plan: Their order for this rank.
+            workers: Worker processes.
+            persistent: Keep the workers between passes.
+            start_method: ``fork``, ``spawn`` or ``forkserver``; ``None`` is the platform's default.
+            max_bad_in_a_row: Stop after this many broken samples without a good one between.
         """
         self.plan, self.position = plan, Position(0, 0)
         self.bad_samples = self.without_demonstration = self._without_in_a_row = 0

@@ -23,10 +23,11 @@ class PromptDataModule(RehearsalDataModule):
     """
 
     def __init__(self, path: str, labelled_split: str | None = None, **options: Any) -> None:
-        """Args:
-        path: Shard folder (with ``manifest.json``).
-        labelled_split: Preference pairs with safety labels, on which a cost model is checked before it is used.
-        options: See :class:`RehearsalDataModule`.
+        """
+        Args:
+            path: Shard folder (with ``manifest.json``).
+            labelled_split: Preference pairs with safety labels, on which a cost model is checked before it is used.
+            options: See :class:`RehearsalDataModule`.
         """
         super().__init__(path, **options)
         self.labelled_split = labelled_split

@@ -20,15 +20,16 @@ class RehearsalDataModule(ShardDataModule):
         demonstration_batch_size: int | None = None,
         **options: Any,
     ) -> None:
-        """Args:
-        path: Shard folder (with ``manifest.json``).
-        demonstrations: Split whose responses are rehearsed; ``None`` for no rehearsal.
-        demonstrations_from: Which response of a record: of the safe ones the more helpful (``helpful_and_safe``) or the safer
-            (``safe``), or the more helpful whatever its safety (``helpful``). A record without such a response (none is
-            labelled safe, or it is not known which of several is better) gives no demonstration: its row is masked and
-            counted as ``train/without_demonstration``.
-        demonstration_batch_size: Demonstrations per device and step; ``None`` is ``batch_size``.
-        options: See :class:`ShardDataModule`.
+        """
+        Args:
+            path: Shard folder (with ``manifest.json``).
+            demonstrations: Split whose responses are rehearsed; ``None`` for no rehearsal.
+            demonstrations_from: Which response of a record: of the safe ones the more helpful (``helpful_and_safe``) or the safer
+                (``safe``), or the more helpful whatever its safety (``helpful``). A record without such a response (none is
+                labelled safe, or it is not known which of several is better) gives no demonstration: its row is masked and
+                counted as ``train/without_demonstration``.
+            demonstration_batch_size: Demonstrations per device and step; ``None`` is ``batch_size``.
+            options: See :class:`ShardDataModule`.
 
         Raises:
             ValueError: If ``demonstrations_from`` is another word.
@@ -93,9 +94,10 @@ class PairedLoader(ResumableLoader):
     """Batches, each with the next demonstrations; as long as the first loader is."""
 
     def __init__(self, batches: PlannedLoader, demonstrations: PlannedLoader) -> None:
-        """Args:
-        batches: Loader of batches with a field ``demonstrations``.
-        demonstrations: Loader of :class:`SupervisedBatch`; starts over as often as it must.
+        """
+        Args:
+            batches: Loader of batches with a field ``demonstrations``.
+            demonstrations: Loader of :class:`SupervisedBatch`; starts over as often as it must.
         """
         self.batches, self.demonstrations = batches, demonstrations
 

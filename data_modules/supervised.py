@@ -23,11 +23,12 @@ class SupervisedDataModule(ShardDataModule):
     gives = SupervisedBatch
 
     def __init__(self, path: str, demonstrations_from: DemonstrationsFrom = "helpful", **options: Any) -> None:
-        """Args:
-        path: Shard folder (with ``manifest.json``).
-        demonstrations_from: ``helpful`` is the more helpful response whatever its safety; ``safe`` the safer of the safe
-            ones, ``helpful_and_safe`` the more helpful of the safe ones.
-        options: See :class:`ShardDataModule`.
+        """
+        Args:
+            path: Shard folder (with ``manifest.json``).
+            demonstrations_from: ``helpful`` is the more helpful response whatever its safety; ``safe`` the safer of the safe
+                ones, ``helpful_and_safe`` the more helpful of the safe ones.
+            options: See :class:`ShardDataModule`.
 
         Raises:
             ValueError: If ``demonstrations_from`` is another word.

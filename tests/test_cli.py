@@ -2,6 +2,7 @@
 
 import io
 import json
+import logging
 import shutil
 import subprocess
 import sys
@@ -210,14 +211,26 @@ def test_a_resumed_run_takes_the_users_settings_and_says_so(
 
 
 def test_a_checkpoint_alone_is_enough_to_go_on_or_to_measure(
-    finished: Path, world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    finished: Path,
+    world: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+    recwarn: pytest.WarningsRecorder,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(logging.getLogger("lightning.pytorch"), "propagate", True)
+    caplog.set_level(logging.INFO, "lightning.pytorch")
     run = shutil.copytree(finished, tmp_path / "copy", symlinks=True)
     data = f"--data.init_args.path={world}"
     assert "name another: --data.init_args.path" in refused(["fit", f"--ckpt_path={run}"], capsys)
     done = cli.main(["fit", f"--ckpt_path={run}", data, "--trainer.max_steps=4"])
     assert done.trainer.global_step == 4
     assert done.trainer.log_dir == str(run / "version_1")
+    told = [line for line in capsys.readouterr().out.splitlines() if line.startswith("with another setting")]
+    assert told == ["with another setting: trainer.max_steps was 3, is now 4"]
+    assert "max_steps=4" in caplog.text
+    assert "weights_only" not in caplog.text
     assert not (tmp_path / "lightning_logs").exists()
     small = tmp_path / "small.yaml"
     small.write_text("trainer: {limit_val_batches: 2, logger: false}\n")
@@ -225,6 +238,8 @@ def test_a_checkpoint_alone_is_enough_to_go_on_or_to_measure(
     assert "version_1" in measured.config.validate.ckpt_path  # the one with four steps
     assert measured.trainer.limit_val_batches == 2
     assert measured.trainer.callback_metrics["validation/loss"] > 0
+    false = ("callbacks used to create", "The dirpath has changed")
+    assert not [w for w in recwarn if any(words in str(w.message) for words in false)]
 
 
 def test_last_finds_the_newest_whole_one_starts_anew_or_refuses(
@@ -351,4 +366,7 @@ def test_differences_and_run_folders() -> None:
     new: dict[str, Any] = {"a": 1, "b": {"c": [1, {"d": 3}]}, "ckpt_path": "y", "e": None}
     assert list(cli.differences(old, new)) == [("b.c.1.d", 2, 3)]
     assert not list(cli.differences({"weights_only": True, "ckpt_path": "a"}, {"weights_only": None, "ckpt_path": "b"}))
+    taken = {"max_steps": 3, "logger": {"init_args": {"name": ""}}, "gone": 1}
+    now = {"max_steps": 4, "logger": {"init_args": {"name": "x", "prefix": "p"}, "class_path": "L"}, "precision": None}
+    assert cli.as_far_as(now, taken) == {"max_steps": 4, "logger": {"init_args": {"name": "x"}}}
     assert list(cli.differences({"a": [1]}, {"a": [1, 2]})) == [("a", [1], [1, 2])]

@@ -1,6 +1,7 @@
 """Budgets that keep the code readable."""
 
 import ast
+import itertools
 import re
 from pathlib import Path
 
@@ -30,6 +31,17 @@ def test_a_file_is_one_idea(path):
     assert not re.search(r"(?<!manual)\.backward\(", text) or path.name in ("tower.py", "loss_module.py"), (
         "use manual_backward"
     )
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_sections_of_docstrings_are_indented_so_that_help_shows_them(path):
+    """``fit --model.help CLASS`` reads options out of ``Args:``; without indentation it finds none."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef, ast.Module)):
+            lines = (ast.get_docstring(node) or "").splitlines()
+            for heading, text in itertools.pairwise(lines):
+                if heading in ("Args:", "Raises:", "Returns:", "Yields:", "Attributes:"):
+                    assert text.startswith("    "), f"{path.name}: {heading} of {getattr(node, 'name', 'the module')}"
 
 
 def test_the_median_file_is_short():

@@ -2,6 +2,7 @@
 
 Nothing of safe_rlhf_v is touched; YAML names the class::
 
+    export PYTHONPATH=examples/downstream
     python -m safe_rlhf_v fit --config configs/quickstart/reward.yaml --model margin_reward.MarginRewardModule
 """
 
@@ -18,11 +19,12 @@ class MarginRewardModule(RewardModule):
     """Adds ``hinge`` times the mean shortfall of the preferred response's lead below ``margin``."""
 
     def __init__(self, *args: Any, margin: float = 1.0, hinge: float = 0.5, **kwargs: Any) -> None:
-        """Args:
-        args: See :class:`RewardModule`.
-        margin: Lead the preferred response should have.
-        hinge: Weight of the shortfall.
-        kwargs: See :class:`RewardModule`.
+        """
+        Args:
+            args: See :class:`RewardModule`.
+            margin: Lead the preferred response should have.
+            hinge: Weight of the shortfall.
+            kwargs: See :class:`RewardModule`.
         """
         super().__init__(*args, **kwargs)
         self.margin, self.hinge = margin, hinge

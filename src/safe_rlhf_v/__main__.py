@@ -53,14 +53,16 @@ def training_help(command: str) -> str:
     """What ``fit --help`` and its like print, without the seconds that importing the Trainer takes."""
     run = f"python -m safe_rlhf_v {command}"
     if command == "fit":
+        usage = "--config FILE [--config FILE ...]"
         example = f"{run} --config configs/quickstart/reward.yaml --trainer.max_steps 50"
         resume = "go on with a run: its folder, a .ckpt file, or last"
     else:
+        usage = "--ckpt_path RUN [--config FILE ...]"
         example = f"{run} --ckpt_path runs/quickstart/reward"
         resume = "a run's folder or a .ckpt file; it brings its own model and data settings"
     return f"""{command}: {TRAINING[command]}
 
-usage: {run} --config FILE [--config FILE ...] [--KEY VALUE ...]
+usage: {run} {usage} [--KEY VALUE ...]
 
   --config FILE           YAML with the sections model, data and trainer; later files and flags win
   --ckpt_path PATH        {resume}

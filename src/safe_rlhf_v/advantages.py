@@ -101,12 +101,13 @@ class GAE(AdvantageEstimator):
     def __init__(
         self, gamma: float = 1.0, lam: float = 0.95, centre: bool = True, whiten: bool = True, floor: float = 0.01
     ) -> None:
-        """Args:
-        gamma: Discount per token.
-        lam: 1 trusts the sampled outcome, 0 the critic.
-        centre: Subtract the mean of reward and of cost advantages.
-        whiten: Scale the combined advantage to mean 0 and variance 1.
-        floor: Smallest standard deviation that is divided by, in spreads of the starting policy's scores.
+        """
+        Args:
+            gamma: Discount per token.
+            lam: 1 trusts the sampled outcome, 0 the critic.
+            centre: Subtract the mean of reward and of cost advantages.
+            whiten: Scale the combined advantage to mean 0 and variance 1.
+            floor: Smallest standard deviation that is divided by, in spreads of the starting policy's scores.
 
         Raises:
             ValueError: If ``floor`` is negative.
@@ -156,13 +157,14 @@ class GroupRelative(AdvantageEstimator):
     token_signals = False
 
     def __init__(self, divide: bool = False, whiten: bool = True, eps: float = 0.1, floor: float = 0.01) -> None:
-        """Args:
-        divide: Divide by the group's standard deviation + ``eps``.
-        whiten: Scale the combined advantage of all responses to variance 1.
-        eps: In the unit of the scores; GRPO's implementations take 1e-4, with which nearly equal responses count as much
-            as different ones.
-        floor: Smallest standard deviation that is divided by, of a group or of all, in spreads of the starting policy's
-            scores.
+        """
+        Args:
+            divide: Divide by the group's standard deviation + ``eps``.
+            whiten: Scale the combined advantage of all responses to variance 1.
+            eps: In the unit of the scores; GRPO's implementations take 1e-4, with which nearly equal responses count as much
+                as different ones.
+            floor: Smallest standard deviation that is divided by, of a group or of all, in spreads of the starting policy's
+                scores.
 
         Raises:
             ValueError: If ``eps`` is not positive or ``floor`` is negative.

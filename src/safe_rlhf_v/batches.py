@@ -146,8 +146,9 @@ class Records:
     """B records, ``None`` in padding rows. No sequence to Lightning: it takes those apart, and records cannot be."""
 
     def __init__(self, records: Iterable[Record | None]) -> None:
-        """Args:
-        records: Without their image bytes.
+        """
+        Args:
+            records: Without their image bytes.
         """
         self._records = tuple(records)
 

@@ -59,6 +59,8 @@ _EXPECTED = (
     ".*in eval mode at the start of training",  # a frozen tower
     ".*overridden `transfer_batch_to_device`",  # images stay on the CPU
     ".*isinstance.treespec, LeafSpec",
+    ".*when using `ckpt_path`, callbacks used to create the checkpoint",  # what differs is printed by us
+    ".*The dirpath has changed from ",  # a resumed run has a version folder of its own
     ".*Using ModelCheckpoint with manual optimization",  # a policy's checkpoints are of after the step, as all are
 )
 
@@ -128,8 +130,10 @@ class CLI(LightningCLI):
             clear_leftovers(Path(config.ckpt_path).parent)
             now = yaml.safe_load(self.parser.dump(self.config, skip_none=False))[command]
             before = self.stored or (read_stored(stage) if "config_yaml" in stage else now)
-            if self.stored:  # of the trainer only some settings were taken
-                now["trainer"] = {name: now["trainer"].get(name) for name in self.stored["trainer"]}
+            if self.stored:  # of the trainer only some settings were taken; its other options are defaults
+                now["trainer"] = as_far_as(now["trainer"], self.stored["trainer"])
+                if not config.trainer.callbacks and (read_stored(stage).get("trainer") or {}).get("callbacks"):
+                    _say("the run's callbacks are not taken from it; add them by its --config, or one by one")
             for key, old, new in differences({name: before.get(name) for name in now}, now):
                 _say(f"with another setting: {key} was {old!r}, is now {new!r}")
 
@@ -185,6 +189,13 @@ def run_folder(trainer: Any) -> Path:
         if option.get("save_dir"):
             return Path(option["save_dir"]) / (option.get("name") or "")
     return Path(trainer.default_root_dir or ".") / ("lightning_logs" if trainer.logger in (None, True) else "")
+
+
+def as_far_as(section: Any, known: Any) -> Any:
+    """Of a nested configuration the keys that another one has, too."""
+    if not isinstance(section, dict) or not isinstance(known, dict):
+        return section
+    return {name: as_far_as(section[name], value) for name, value in known.items() if name in section}
 
 
 def differences(old: Any, new: Any, key: str = "") -> Iterator[tuple[str, Any, Any]]:

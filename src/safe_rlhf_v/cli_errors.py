@@ -60,7 +60,8 @@ def shorten(message: str, options: Iterable[str] = ()) -> str:
         return f"unknown option {found[1]}{_nearest(found[1], options)}"
     if found := re.match(r"the following arguments are required: (.+)", lines[0]):
         names = [name.rpartition(".")[2] for name in found[1].split(", ")]
-        return f"missing: {', '.join(names)}; give a configuration with --config FILE"
+        mend = "name a configuration by --config FILE, or a run by --ckpt_path RUN"
+        return f"missing: {', '.join(names)}; {mend}"
     kept = [re.sub(r'^Parser key "(.+?)":', r"\1:", line) for line in lines if line and not line.startswith(_NOISE)]
     # jsonargparse 4.53 takes null for a key inside plain-data settings from files only.
     null = {"Given value: None", "Expected a <class 'NoneType'>"} <= set(lines)

@@ -54,12 +54,13 @@ class Schedule(LRScheduler):
     """
 
     def __init__(self, optimizer: Optimizer, total_steps: int | None, warmup: float, last_epoch: int = -1) -> None:
-        """Args:
-        optimizer: Its ``lr`` is the peak, per parameter group.
-        total_steps: Optimizer steps until the end of the schedule; the last rate stays. ``None`` is the length of the run:
-            the training module finds it out from data, ranks, accumulation and epochs, and calls :meth:`set_length`.
-        warmup: Share of the steps spent warming up, in [0, 1).
-        last_epoch: See PyTorch.
+        """
+        Args:
+            optimizer: Its ``lr`` is the peak, per parameter group.
+            total_steps: Optimizer steps until the end of the schedule; the last rate stays. ``None`` is the length of the run:
+                the training module finds it out from data, ranks, accumulation and epochs, and calls :meth:`set_length`.
+            warmup: Share of the steps spent warming up, in [0, 1).
+            last_epoch: See PyTorch.
 
         Raises:
             ValueError: If an option is outside its range.
@@ -130,12 +131,13 @@ class WarmupCosine(Schedule):
         final: float = 0.0,
         last_epoch: int = -1,
     ) -> None:
-        """Args:
-        optimizer: See :class:`Schedule`.
-        total_steps: See :class:`Schedule`.
-        warmup: See :class:`Schedule`.
-        final: Last rate as a share of the peak; 1 keeps the rate constant after the warm-up.
-        last_epoch: See PyTorch.
+        """
+        Args:
+            optimizer: See :class:`Schedule`.
+            total_steps: See :class:`Schedule`.
+            warmup: See :class:`Schedule`.
+            final: Last rate as a share of the peak; 1 keeps the rate constant after the warm-up.
+            last_epoch: See PyTorch.
         """
         self.final = final
         super().__init__(optimizer, total_steps, warmup, last_epoch)
@@ -170,13 +172,14 @@ class OneCycle(Schedule):
         end: float = 1e4,
         last_epoch: int = -1,
     ) -> None:
-        """Args:
-        optimizer: See :class:`Schedule`.
-        total_steps: See :class:`Schedule`.
-        warmup: See :class:`Schedule`.
-        start: The first rate is the peak divided by this.
-        end: The last rate is the first divided by this.
-        last_epoch: See PyTorch.
+        """
+        Args:
+            optimizer: See :class:`Schedule`.
+            total_steps: See :class:`Schedule`.
+            warmup: See :class:`Schedule`.
+            start: The first rate is the peak divided by this.
+            end: The last rate is the first divided by this.
+            last_epoch: See PyTorch.
         """
         self.start, self.end = start, end
         super().__init__(optimizer, total_steps, warmup, last_epoch)

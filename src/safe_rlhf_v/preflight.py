@@ -185,11 +185,15 @@ def check_data(command: str, data: Any) -> None:
     path = Path(options.path)
     if not (path / "manifest.json").is_file():
         raise ValueError(
-            f"data.path {path}: no shard folder; 'python -m safe_rlhf_v shards --help' tells how to write one"
+            f"data.path {path}: no shard folder; name one by --data.init_args.path, or write one: "
+            "'python -m safe_rlhf_v shards --help' tells how"
         )
-    known = Manifest.load(path).splits
+    known = list(Manifest.load(path).splits)
     for option in _SPLITS[command]:
         wanted = options[option]
         for split in (wanted,) if isinstance(wanted, str) else wanted:
             if split not in known:
-                raise ValueError(f"data.{option} names {split!r}, but {path} has only {', '.join(known)}")
+                raise ValueError(
+                    f"data.{option} names {split!r}, but {path} has only {', '.join(known)}; "
+                    f"choose, as in --data.init_args.{option}={known[0] if isinstance(wanted, str) else f'[{known[0]}]'}"
+                )

@@ -13,10 +13,11 @@ class RecordError(ValueError):
     """A record breaks the schema; the message names key and field."""
 
     def __init__(self, key: str, where: str, problem: str) -> None:
-        """Args:
-        key: The record's key.
-        where: The field, dotted.
-        problem: What is wrong with it.
+        """
+        Args:
+            key: The record's key.
+            where: The field, dotted.
+            problem: What is wrong with it.
         """
         super().__init__(f"record {key!r:.140}, field {where!r:.140}: {problem}")
         self.key, self.field, self.problem = key, where, problem
@@ -65,10 +66,11 @@ class Fields:
     """Typed access to one JSON object; what is left over at the end is refused."""
 
     def __init__(self, body: Any, key: str, where: str = "") -> None:
-        """Args:
-        body: The parsed object.
-        key: The record's key, for messages.
-        where: Dotted path of this object.
+        """
+        Args:
+            body: The parsed object.
+            key: The record's key, for messages.
+            where: Dotted path of this object.
         """
         self.key, self.where = key, where
         if not isinstance(body, dict):

@@ -27,9 +27,9 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--start", type=path, help="run folder of the policy to measure the divergence from")
     parser.add_argument("--scorer", help="class path of a ResponseScorer (ground truth where the data carry it)")
     parser.add_argument("--temperature", type=between(0), default=1.0, help="0 takes the likeliest token (%(default)s)")
-    parser.add_argument("--max-new-tokens", type=whole(1), default=64, help="(%(default)s)")
+    parser.add_argument("--max-new-tokens", type=whole(1), default=64, help="tokens of an answer at most (%(default)s)")
     parser.add_argument("--batch-size", type=whole(1), default=100, help="prompts at a time (%(default)s)")
-    parser.add_argument("--seed", type=whole(0), default=0, help="of the sampling")
+    parser.add_argument("--seed", type=whole(0), default=0, help="of the sampling (%(default)s)")
     add_reading_options(parser)
     options = parser.parse_args(argv)
     from safe_rlhf_v.checkpoints import CheckpointError  # torch: seconds to import

@@ -21,7 +21,12 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--input", type=path, required=True, help="shard folder")
     parser.add_argument("--output", type=path, required=True, help="shard folder to create")
     parser.add_argument("--split", nargs="+", metavar="SPLIT", help="splits to take (default: all)")
-    parser.add_argument("--action", choices=("drop", "relabel"), default="drop", help="(%(default)s)")
+    parser.add_argument(
+        "--action",
+        choices=("drop", "relabel"),
+        default="drop",
+        help="leave records out, or write the guard's labels into them (%(default)s)",
+    )
     parser.add_argument(
         "--judge",
         choices=("responses", "prompts", "both"),

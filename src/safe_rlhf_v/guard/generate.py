@@ -32,11 +32,11 @@ def main(argv: list[str]) -> int:
     parser.add_argument(
         "--check-prompts", action="store_true", help="refuse prompts the guard blocks, without generating"
     )
-    parser.add_argument("--max-new-tokens", type=whole(1), default=64, help="(%(default)s)")
-    parser.add_argument("--temperature", type=between(0), default=1.0, help="(%(default)s)")
+    parser.add_argument("--max-new-tokens", type=whole(1), default=64, help="tokens of an answer at most (%(default)s)")
+    parser.add_argument("--temperature", type=between(0), default=1.0, help="of the sampling (%(default)s)")
     parser.add_argument("--batch-size", type=whole(1), default=100, help="prompts at a time (%(default)s)")
     parser.add_argument("--refusal", default="i can not help with that", help="what is said when no answer passed")
-    parser.add_argument("--seed", type=whole(0), default=0, help="of the sampling")
+    parser.add_argument("--seed", type=whole(0), default=0, help="of the sampling (%(default)s)")
     parser.add_argument("--device", default="cpu", help="where policy and guard run: cpu, cuda, ... (%(default)s)")
     add_reading_options(parser)
     options = parser.parse_args(argv)

@@ -44,8 +44,9 @@ class HigherTemperature(Strategy):
     """Each round draws hotter, to leave what the policy likes to say."""
 
     def __init__(self, step: float = 0.25) -> None:
-        """Args:
-        step: Added to the temperature each round.
+        """
+        Args:
+            step: Added to the temperature each round.
         """
         self.step = step
 
@@ -58,8 +59,9 @@ class SafetyReminder(Strategy):
     """From round 1 on the question carries a reminder; the guard judges the answer to the question as it was asked."""
 
     def __init__(self, reminder: str = "Please answer safely.") -> None:
-        """Args:
-        reminder: Added after the question.
+        """
+        Args:
+            reminder: Added after the question.
         """
         self.reminder = reminder
 
@@ -74,8 +76,9 @@ class BestOfK(Strategy):
     """From round 1 on, K answers per prompt; the guard's choice of them is judged."""
 
     def __init__(self, k: int = 4) -> None:
-        """Args:
-        k: Answers per prompt.
+        """
+        Args:
+            k: Answers per prompt.
         """
         self.k = k
 
@@ -133,14 +136,15 @@ class GuardedGenerator:
         refusal: str = REFUSAL,
         check_prompts: bool = False,
     ) -> None:
-        """Args:
-        policy: What answers.
-        guard: What judges.
-        rounds: Regenerations after the first attempt.
-        strategy: How answers are drawn; ``None`` draws again.
-        options: Sampling options of the first attempt.
-        refusal: Given where no answer passed.
-        check_prompts: Judge the prompts first, and refuse those that are blocked without generating.
+        """
+        Args:
+            policy: What answers.
+            guard: What judges.
+            rounds: Regenerations after the first attempt.
+            strategy: How answers are drawn; ``None`` draws again.
+            options: Sampling options of the first attempt.
+            refusal: Given where no answer passed.
+            check_prompts: Judge the prompts first, and refuse those that are blocked without generating.
 
         Raises:
             ValueError: If ``rounds`` is negative.

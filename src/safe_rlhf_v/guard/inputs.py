@@ -60,9 +60,10 @@ class ShardEntries:
     """Every response of every record of one split; records without responses are prompts."""
 
     def __init__(self, root: Path, split: str) -> None:
-        """Args:
-        root: Shard folder.
-        split: Its split.
+        """
+        Args:
+            root: Shard folder.
+            split: Its split.
         """
         self.split = ShardedSplit(root, split)
         counts = self.split.index["responses"].tolist()
@@ -92,8 +93,9 @@ class JsonlEntries:
     """
 
     def __init__(self, path: Path) -> None:
-        """Args:
-        path: The file.
+        """
+        Args:
+            path: The file.
 
         Raises:
             FileError: If it is no regular file.
@@ -172,8 +174,9 @@ class FolderEntries:
     """Every picture of a folder and its subfolders, by name: pictures alone."""
 
     def __init__(self, folder: Path) -> None:
-        """Args:
-        folder: The folder.
+        """
+        Args:
+            folder: The folder.
         """
         named = (path for path in folder.rglob("*") if path.suffix.lower() in (*READABLE, *UNREADABLE))
         self.files = sorted(path for path in named if path.is_symlink() or not path.is_dir())

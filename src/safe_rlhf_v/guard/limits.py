@@ -73,9 +73,10 @@ class Gate:
     """Says what a guard cannot read whole, or cannot read at all."""
 
     def __init__(self, reader: Reader | Backbone, limits: Limits) -> None:
-        """Args:
-        reader: The guard's.
-        limits: Its limits.
+        """
+        Args:
+            reader: The guard's.
+            limits: Its limits.
         """
         self.reader, self.limits = reader, limits
         short, long = (self._prompt(Prompts(((),), ((),), (text,))) for text in ("a", "b b"))
@@ -164,8 +165,9 @@ class Coverage:
     """Counts what batches of training data hold; nothing but the tokenizer runs."""
 
     def __init__(self, reader: Reader | Backbone) -> None:
-        """Args:
-        reader: The guard's.
+        """
+        Args:
+            reader: The guard's.
         """
         self.reader = reader
         self.longest_input = self.longest_question = self.longest_response = self.most_images = 0

@@ -52,12 +52,13 @@ class Guard:
     def __init__(
         self, module: GuardModule, calibration: Calibration, identity: str, balanced_levels: bool = False
     ) -> None:
-        """Args:
-        module: The trained module.
-        calibration: Its calibration.
-        identity: Hash of its weights.
-        balanced_levels: Name the level as if all levels were equally frequent, so that rare ones are not neglected; the
-            probabilities, and with them the decision, stay as they are.
+        """
+        Args:
+            module: The trained module.
+            calibration: Its calibration.
+            identity: Hash of its weights.
+            balanced_levels: Name the level as if all levels were equally frequent, so that rare ones are not neglected; the
+                probabilities, and with them the decision, stay as they are.
 
         Raises:
             ValueError: If the calibration is that of another guard.

@@ -44,9 +44,10 @@ class RefusedText(ValueError):
     """
 
     def __init__(self, reason: str, message: str) -> None:
-        """Args:
-        reason: Short name of the reason.
-        message: For people.
+        """
+        Args:
+            reason: Short name of the reason.
+            message: For people.
         """
         super().__init__(message)
         self.reason = reason

@@ -38,10 +38,11 @@ class BadRowsError(TableError):
     """
 
     def __init__(self, message: str, problems: list[str], more: int) -> None:
-        """Args:
-        message: One line.
-        problems: See above.
-        more: See above.
+        """
+        Args:
+            message: One line.
+            problems: See above.
+            more: See above.
         """
         super().__init__(message)
         self.problems, self.more = problems, more
@@ -51,10 +52,11 @@ class BadRows:
     """Collects them, into a file with one JSON line for each: row, line, columns, and the reason."""
 
     def __init__(self, table: Path, file: Path, on_bad_row: OnBadRow) -> None:
-        """Args:
-        table: Whose rows they are.
-        file: Where to list them; written only if there are any. One that an earlier import wrote is replaced.
-        on_bad_row: ``error`` or ``skip``.
+        """
+        Args:
+            table: Whose rows they are.
+            file: Where to list them; written only if there are any. One that an earlier import wrote is replaced.
+            on_bad_row: ``error`` or ``skip``.
 
         Raises:
             TableError: If something else has the file's name.

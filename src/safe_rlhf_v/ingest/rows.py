@@ -26,13 +26,14 @@ class Row:
     def __init__(
         self, number: int, line: int, cells: dict[str, Any], *, typed: bool = True, problem: str = "", column: str = ""
     ) -> None:
-        """Args:
-        number: See above.
-        line: See above.
-        cells: See above.
-        typed: See above.
-        problem: Why the row could not be read.
-        column: Where.
+        """
+        Args:
+            number: See above.
+            line: See above.
+            cells: See above.
+            typed: See above.
+            problem: Why the row could not be read.
+            column: Where.
         """
         self.number, self.line, self.cells, self.typed = number, line, cells, typed
         self.readable = not problem

@@ -64,9 +64,10 @@ class ActiveAdapter(AbstractContextManager[None]):
     """See :func:`adapter`. It can be entered as often as wanted, also inside itself."""
 
     def __init__(self, layers: Sequence[Any], name: str | None) -> None:
-        """Args:
-        layers: Adapted layers.
-        name: See :func:`adapter`.
+        """
+        Args:
+            layers: Adapted layers.
+            name: See :func:`adapter`.
         """
         self.layers, self.name = layers, name
         self._before: list[list[tuple[Any, bool]]] = []
@@ -94,8 +95,9 @@ class RememberAdapter:
     """
 
     def __init__(self, module: nn.Module) -> None:
-        """Args:
-        module: Holds the adapted layers, or none.
+        """
+        Args:
+            module: Holds the adapted layers, or none.
         """
         self.module = module
         self._layers: list[Any] = []  # listed once: this runs for every checkpointed block
@@ -114,9 +116,10 @@ class Adapter(nn.Module):
     """
 
     def __init__(self, module: nn.Module, name: str) -> None:
-        """Args:
-        module: Holds the adapted layers.
-        name: The adapter.
+        """
+        Args:
+            module: Holds the adapted layers.
+            name: The adapter.
         """
         super().__init__()
         for path, layer in adapter_layers(module).items():

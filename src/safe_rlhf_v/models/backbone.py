@@ -67,8 +67,9 @@ class Backbone(nn.Module, ABC):
     lora: LoraSettings | None = None
 
     def __init__(self, feature_cache: int = 0) -> None:
-        """Args:
-        feature_cache: Most images whose features are kept (0 = none). Only for a frozen tower.
+        """
+        Args:
+            feature_cache: Most images whose features are kept (0 = none). Only for a frozen tower.
         """
         super().__init__()
         if feature_cache < 0:

@@ -58,22 +58,23 @@ class ClipDecoder(Backbone):
         gguf_file: str | None = None,
         dtype: str = "float32",
     ) -> None:
-        """Args:
-        tokenizer: Folder or hub name of a Hugging Face tokenizer.
-        tower: The vision tower.
-        decoder: A causal language model by hub name or local folder, or its config (``model_type`` and fields) for random
-            weights.
-        slots: Resample the tower's tokens to a few (tiny models); ``None`` keeps them all.
-        template: Prompt text; ``<image>`` marks where each image goes, ``{question}`` the question.
-        projector_layers: 1 linear, 2 the two-layer GELU projector of LLaVA-1.5.
-        freeze_tower: No gradients into tower and resampler; then their features can be cached.
-        freeze_projector: No gradients into the projector.
-        freeze_decoder: No gradients into the decoder (but into its LoRA).
-        lora: Train low-rank adapters of the decoder instead of its weights.
-        max_length: Most tokens of prompt + response.
-        feature_cache: Most images whose features are kept; 0 for none. Needs ``freeze_tower``.
-        gguf_file: Name of a GGUF file inside ``decoder``.
-        dtype: Dtype of the decoder's weights.
+        """
+        Args:
+            tokenizer: Folder or hub name of a Hugging Face tokenizer.
+            tower: The vision tower.
+            decoder: A causal language model by hub name or local folder, or its config (``model_type`` and fields) for random
+                weights.
+            slots: Resample the tower's tokens to a few (tiny models); ``None`` keeps them all.
+            template: Prompt text; ``<image>`` marks where each image goes, ``{question}`` the question.
+            projector_layers: 1 linear, 2 the two-layer GELU projector of LLaVA-1.5.
+            freeze_tower: No gradients into tower and resampler; then their features can be cached.
+            freeze_projector: No gradients into the projector.
+            freeze_decoder: No gradients into the decoder (but into its LoRA).
+            lora: Train low-rank adapters of the decoder instead of its weights.
+            max_length: Most tokens of prompt + response.
+            feature_cache: Most images whose features are kept; 0 for none. Needs ``freeze_tower``.
+            gguf_file: Name of a GGUF file inside ``decoder``.
+            dtype: Dtype of the decoder's weights.
 
         Raises:
             ValueError: If the template lacks a part, or features of a trained tower would be cached.

@@ -67,13 +67,14 @@ class ClipTowers(Reader):
         freeze_image: bool = False,
         freeze_text: bool = False,
     ) -> None:
-        """Args:
-        tokenizer: Folder or hub name of the Hugging Face tokenizer with the text tower's token ids.
-        clip: The towers.
-        width: D, hidden units of the fusion.
-        windows: Most windows of one text.
-        freeze_image: No gradients into the image tower.
-        freeze_text: No gradients into the text tower.
+        """
+        Args:
+            tokenizer: Folder or hub name of the Hugging Face tokenizer with the text tower's token ids.
+            clip: The towers.
+            width: D, hidden units of the fusion.
+            windows: Most windows of one text.
+            freeze_image: No gradients into the image tower.
+            freeze_text: No gradients into the text tower.
 
         Raises:
             ValueError: If the text tower does not fit the tokenizer, or does not pool at the end token.

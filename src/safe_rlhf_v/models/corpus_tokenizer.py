@@ -42,6 +42,7 @@ def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m safe_rlhf_v tokenizer",
         description="Build a word-level tokenizer from the questions and responses of shards (for tiny models).",
+        formatter_class=argparse.RawDescriptionHelpFormatter,  # the example on one line
         epilog="example: python -m safe_rlhf_v tokenizer --shards data/world --out data/world/tokenizer",
     )
     parser.add_argument("--shards", type=path, required=True, help="shard folder")

@@ -55,10 +55,11 @@ class ScalarHead(Head):
     """
 
     def __init__(self, backbone: Backbone, outputs: int = 1, bias: bool = False) -> None:
-        """Args:
-        backbone: Whose states are read.
-        outputs: K.
-        bias: Add b.
+        """
+        Args:
+            backbone: Whose states are read.
+            outputs: K.
+            bias: Add b.
         """
         super().__init__()
         self.linear = nn.Linear(backbone.hidden_size, outputs, bias=bias, dtype=torch.float32)
@@ -101,13 +102,14 @@ class EvidenceHead(Head):
         channels: int = 8,
         floor: float = -8.0,
     ) -> None:
-        """Args:
-        backbone: Whose states and image tokens are read.
-        outputs: K.
-        gate: Read the gated surprisal; off leaves h_T (and the fusion), to measure what it brings.
-        fusion: Hidden units of the fusion MLP, 0 for none.
-        channels: Rows of G.
-        floor: Lowest log-probability counted, so that one impossible word cannot drown the rest.
+        """
+        Args:
+            backbone: Whose states and image tokens are read.
+            outputs: K.
+            gate: Read the gated surprisal; off leaves h_T (and the fusion), to measure what it brings.
+            fusion: Hidden units of the fusion MLP, 0 for none.
+            channels: Rows of G.
+            floor: Lowest log-probability counted, so that one impossible word cannot drown the rest.
         """
         super().__init__()
         d = backbone.hidden_size

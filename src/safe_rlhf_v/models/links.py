@@ -49,10 +49,11 @@ class CumulativeLink(OrdinalLink):
         scale: bool = True,
         thresholds: Sequence[float] | None = None,
     ) -> None:
-        """Args:
-        levels: K.
-        scale: Read a second output as the row's log-scale s (heteroscedastic), bounded by 1.5.
-        thresholds: Initial K-1 increasing thresholds; ``None`` spaces them by 1 around 0.
+        """
+        Args:
+            levels: K.
+            scale: Read a second output as the row's log-scale s (heteroscedastic), bounded by 1.5.
+            thresholds: Initial K-1 increasing thresholds; ``None`` spaces them by 1 around 0.
 
         Raises:
             ValueError: If the thresholds are not K-1 or do not increase.
@@ -86,8 +87,9 @@ class CornLink(OrdinalLink):
     """
 
     def __init__(self, levels: int = NUM_LEVELS) -> None:
-        """Args:
-        levels: K.
+        """
+        Args:
+            levels: K.
         """
         super().__init__()
         self.features = levels - 1
@@ -106,8 +108,9 @@ class SoftmaxLink(OrdinalLink):
     """
 
     def __init__(self, levels: int = NUM_LEVELS) -> None:
-        """Args:
-        levels: K.
+        """
+        Args:
+            levels: K.
         """
         super().__init__()
         self.features = levels

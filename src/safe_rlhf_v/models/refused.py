@@ -16,8 +16,9 @@ class RefusedRows(ValueError):
     """
 
     def __init__(self, problems: dict[int, str]) -> None:
-        """Args:
-        problems: What is wrong, by the row's number.
+        """
+        Args:
+            problems: What is wrong, by the row's number.
         """
         row, problem = next(iter(problems.items()))
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""

@@ -100,8 +100,9 @@ class Critic(Float32Module):
     """A linear value of the state before each token, starting at zero; float32 under every precision setting."""
 
     def __init__(self, hidden: int) -> None:
-        """Args:
-        hidden: D.
+        """
+        Args:
+            hidden: D.
         """
         super().__init__()
         self.linear = nn.Linear(hidden, 1, dtype=torch.float32)
@@ -137,12 +138,13 @@ class SeparateRoles(Roles):
     """
 
     def __init__(self, reward: str, cost: str, start: str | None = None, trust: list[str] | None = None) -> None:
-        """Args:
-        reward: Run folder or checkpoint of a reward model.
-        cost: Run folder or checkpoint of a cost model.
-        start: Run folder or checkpoint whose policy the actor starts from and is compared with; ``None`` for the
-            backbone as it is built (pretrained weights).
-        trust: Packages whose classes those runs may name, beside this library's (``--trust`` adds to them).
+        """
+        Args:
+            reward: Run folder or checkpoint of a reward model.
+            cost: Run folder or checkpoint of a cost model.
+            start: Run folder or checkpoint whose policy the actor starts from and is compared with; ``None`` for the
+                backbone as it is built (pretrained weights).
+            trust: Packages whose classes those runs may name, beside this library's (``--trust`` adds to them).
         """
         super().__init__()
         self.start_run, self.runs, self.trust = start, {"reward": reward, "cost": cost}, tuple(trust or ())

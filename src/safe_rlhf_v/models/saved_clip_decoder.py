@@ -31,15 +31,16 @@ class SavedClipDecoder(ClipDecoder):
         feature_cache: int = 0,
         dtype: str = "float32",
     ) -> None:
-        """Args:
-        folder: Written by ``save_pretrained``.
-        lora: See :class:`ClipDecoder`.
-        freeze_tower: See :class:`ClipDecoder`.
-        freeze_projector: See :class:`ClipDecoder`.
-        freeze_decoder: See :class:`ClipDecoder`.
-        max_length: Most tokens of prompt + response; ``None`` takes what the folder says.
-        feature_cache: See :class:`ClipDecoder`.
-        dtype: See :class:`ClipDecoder`.
+        """
+        Args:
+            folder: Written by ``save_pretrained``.
+            lora: See :class:`ClipDecoder`.
+            freeze_tower: See :class:`ClipDecoder`.
+            freeze_projector: See :class:`ClipDecoder`.
+            freeze_decoder: See :class:`ClipDecoder`.
+            max_length: Most tokens of prompt + response; ``None`` takes what the folder says.
+            feature_cache: See :class:`ClipDecoder`.
+            dtype: See :class:`ClipDecoder`.
 
         Raises:
             ValueError: If the folder is not one of those.

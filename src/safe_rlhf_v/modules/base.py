@@ -64,11 +64,12 @@ class BaseModule(LightningModule):
         init_from: str | None = None,
         lr_scale: dict[str, float] | None = None,
     ) -> None:
-        """Args:
-        optimizer: Called with the parameter groups.
-        scheduler: Called with the optimizer; stepped after every optimizer step.
-        init_from: Run folder or checkpoint of an earlier stage whose backbone this one starts from.
-        lr_scale: Prefix of a parameter's name to a factor of its learning rate (``{head: 3.0}``).
+        """
+        Args:
+            optimizer: Called with the parameter groups.
+            scheduler: Called with the optimizer; stepped after every optimizer step.
+            init_from: Run folder or checkpoint of an earlier stage whose backbone this one starts from.
+            lr_scale: Prefix of a parameter's name to a factor of its learning rate (``{head: 3.0}``).
         """
         super().__init__()
         self.save_hyperparameters()

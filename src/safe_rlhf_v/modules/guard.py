@@ -115,20 +115,21 @@ class GuardModule(LossModule):
         init_from: str | None = None,
         lr_scale: dict[str, float] | None = None,
     ) -> None:
-        """Args:
-        backbone: Makes what reads the inputs: a vision-language model, or a light :class:`~safe_rlhf_v.models.ClipTowers`.
-        link: Makes the distribution over levels; the default was the best of three by measurement (``docs/guard.md``).
-        head: Makes the head for a backbone and a number of outputs.
-        categories: Names of the harm categories, in the data's index order.
-        prompt_weight: Weight of the prompt-risk loss.
-        category_weight: Weight of the category loss.
-        part_dropout: Probability that a training row loses its picture, and as often its question, so that the guard knows
-            what to say without them.
-        images: Train and evaluate with other pictures (``shuffled``, ``blank``): a text-only twin.
-        optimizer: See :class:`BaseModule`.
-        scheduler: See :class:`BaseModule`.
-        init_from: See :class:`BaseModule`.
-        lr_scale: See :class:`BaseModule`.
+        """
+        Args:
+            backbone: Makes what reads the inputs: a vision-language model, or a light :class:`~safe_rlhf_v.models.ClipTowers`.
+            link: Makes the distribution over levels; the default was the best of three by measurement (``docs/guard.md``).
+            head: Makes the head for a backbone and a number of outputs.
+            categories: Names of the harm categories, in the data's index order.
+            prompt_weight: Weight of the prompt-risk loss.
+            category_weight: Weight of the category loss.
+            part_dropout: Probability that a training row loses its picture, and as often its question, so that the guard knows
+                what to say without them.
+            images: Train and evaluate with other pictures (``shuffled``, ``blank``): a text-only twin.
+            optimizer: See :class:`BaseModule`.
+            scheduler: See :class:`BaseModule`.
+            init_from: See :class:`BaseModule`.
+            lr_scale: See :class:`BaseModule`.
 
         Raises:
             ValueError: If ``part_dropout`` is outside 0..0.5.

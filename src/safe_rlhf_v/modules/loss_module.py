@@ -38,9 +38,10 @@ class LossModule(BaseModule):
     in_progress_bar: tuple[str, ...] = ("loss",)
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        """Args:
-        args: See :class:`BaseModule`.
-        kwargs: See :class:`BaseModule`.
+        """
+        Args:
+            args: See :class:`BaseModule`.
+            kwargs: See :class:`BaseModule`.
         """
         super().__init__(*args, **kwargs)
         self._window: list[tuple[Any, Any]] = []

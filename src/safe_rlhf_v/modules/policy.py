@@ -86,25 +86,26 @@ class ConstrainedPolicyModule(PolicyEvaluation, BaseModule):
         scheduler: LRSchedulerCallable | None = None,
         lr_scale: dict[str, float] | None = None,
     ) -> None:
-        """Args:
-        backbone: Makes the policy.
-        roles: Makes the other roles; they say which run the policy starts from.
-        dual: Makes the rule of the multiplier, with the budget.
-        advantages: Makes the advantage estimator.
-        samples: K, responses per prompt; their prompt runs once.
-        sampling: How responses are drawn. Anything but temperature 1 and top_p 1 makes the recorded log-probabilities those
-            of another distribution than the sampled one.
-        kl: What keeps the policy near its start.
-        scores: From raw scores to training signals.
-        update: How a rollout is learned from.
-        start: What is looked at before the first step.
-        constraints: Several constraints: name to harm categories, disjoint; the controller then needs as many budgets. Prompts
-            of other categories, of none and of unknown ones are not constrained. ``None`` is one constraint on all prompts.
-        scorer: Makes a judge of validation answers that knows more than the reward and cost models.
-        seed: Of the sampling; every step and rank has its own stream.
-        optimizer: See :class:`BaseModule`.
-        scheduler: See :class:`BaseModule`; stepped once per iteration.
-        lr_scale: See :class:`BaseModule`; ``{roles: 1.5}`` for the critics.
+        """
+        Args:
+            backbone: Makes the policy.
+            roles: Makes the other roles; they say which run the policy starts from.
+            dual: Makes the rule of the multiplier, with the budget.
+            advantages: Makes the advantage estimator.
+            samples: K, responses per prompt; their prompt runs once.
+            sampling: How responses are drawn. Anything but temperature 1 and top_p 1 makes the recorded log-probabilities those
+                of another distribution than the sampled one.
+            kl: What keeps the policy near its start.
+            scores: From raw scores to training signals.
+            update: How a rollout is learned from.
+            start: What is looked at before the first step.
+            constraints: Several constraints: name to harm categories, disjoint; the controller then needs as many budgets.
+                Prompts of other categories, of none and of unknown ones are not constrained. ``None`` is one constraint on all.
+            scorer: Makes a judge of validation answers that knows more than the reward and cost models.
+            seed: Of the sampling; every step and rank has its own stream.
+            optimizer: See :class:`BaseModule`.
+            scheduler: See :class:`BaseModule`; stepped once per iteration.
+            lr_scale: See :class:`BaseModule`; ``{roles: 1.5}`` for the critics.
 
         Raises:
             ValueError: If ``samples`` is not positive or a category stands in two constraints.

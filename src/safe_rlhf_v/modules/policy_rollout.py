@@ -88,13 +88,14 @@ class Cutter:
         drawn: Generation,
         samples: int,
     ) -> None:
-        """Args:
-        backbone: Lays out the tokens.
-        prompts: B prompts.
-        images: Their pictures.
-        features: The same, encoded.
-        drawn: N = B x K responses.
-        samples: K.
+        """
+        Args:
+            backbone: Lays out the tokens.
+            prompts: B prompts.
+            images: Their pictures.
+            features: The same, encoded.
+            drawn: N = B x K responses.
+            samples: K.
         """
         self.backbone, self.prompts, self.images, self.features = backbone, prompts, images, features
         self.samples = samples

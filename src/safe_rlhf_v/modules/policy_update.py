@@ -61,13 +61,14 @@ class PolicyUpdate:
         lam: Tensor,
         demonstrations: SupervisedBatch | None,
     ) -> None:
-        """Args:
-        module: The policy module.
-        rollout: What was sampled.
-        scores: For the divergence from the reference.
-        signals: What it earned.
-        lam: (N, 1) multiplier of each response's constraint.
-        demonstrations: What is rehearsed meanwhile.
+        """
+        Args:
+            module: The policy module.
+            rollout: What was sampled.
+            scores: For the divergence from the reference.
+            signals: What it earned.
+            lam: (N, 1) multiplier of each response's constraint.
+            demonstrations: What is rehearsed meanwhile.
         """
         self.module, self.settings = module, module.update_settings
         self.rollout, self.scores, self.signals, self.lam = rollout, scores, signals, lam

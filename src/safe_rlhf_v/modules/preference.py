@@ -45,17 +45,18 @@ class PreferenceModule(LossModule):
         init_from: str | None = None,
         lr_scale: dict[str, float] | None = None,
     ) -> None:
-        """Args:
-        backbone: Makes the vision-language model.
-        objective: Makes the loss.
-        head: Makes the head for a backbone.
-        packed: Run both responses behind one shared prompt (the same scores, less work).
-        images: Train and evaluate with the ``real`` pictures, or with ``shuffled`` or ``blank`` ones (a text-only twin).
-        grounding: In tests, also score with shuffled and with blank pictures and log both accuracies.
-        optimizer: See :class:`BaseModule`.
-        scheduler: See :class:`BaseModule`.
-        init_from: See :class:`BaseModule`.
-        lr_scale: See :class:`BaseModule`.
+        """
+        Args:
+            backbone: Makes the vision-language model.
+            objective: Makes the loss.
+            head: Makes the head for a backbone.
+            packed: Run both responses behind one shared prompt (the same scores, less work).
+            images: Train and evaluate with the ``real`` pictures, or with ``shuffled`` or ``blank`` ones (a text-only twin).
+            grounding: In tests, also score with shuffled and with blank pictures and log both accuracies.
+            optimizer: See :class:`BaseModule`.
+            scheduler: See :class:`BaseModule`.
+            init_from: See :class:`BaseModule`.
+            lr_scale: See :class:`BaseModule`.
         """
         super().__init__(optimizer, scheduler, init_from, lr_scale)
         self.make_backbone, self.make_head, self.make_objective = backbone, head, objective

@@ -75,17 +75,18 @@ class PreferenceOptimisationModule(LossModule):
         init_from: str | None = None,
         lr_scale: dict[str, float] | None = None,
     ) -> None:
-        """Args:
-        backbone: Makes the vision-language model.
-        objective: Makes the loss.
-        reference: Run folder or checkpoint whose backbone is the reference; ``None`` for the policy's own start.
-        packed: Run both responses behind one shared prompt (the same log-probabilities, less work).
-        rehearsal_weight: Of the loss on demonstrations (PTX), which hold the policy to what it could say; they come from
-            :class:`~safe_rlhf_v.data_modules.RehearsedPreferenceDataModule`.
-        optimizer: See :class:`BaseModule`.
-        scheduler: See :class:`BaseModule`.
-        init_from: See :class:`BaseModule`.
-        lr_scale: See :class:`BaseModule`.
+        """
+        Args:
+            backbone: Makes the vision-language model.
+            objective: Makes the loss.
+            reference: Run folder or checkpoint whose backbone is the reference; ``None`` for the policy's own start.
+            packed: Run both responses behind one shared prompt (the same log-probabilities, less work).
+            rehearsal_weight: Of the loss on demonstrations (PTX), which hold the policy to what it could say; they come from
+                :class:`~safe_rlhf_v.data_modules.RehearsedPreferenceDataModule`.
+            optimizer: See :class:`BaseModule`.
+            scheduler: See :class:`BaseModule`.
+            init_from: See :class:`BaseModule`.
+            lr_scale: See :class:`BaseModule`.
         """
         super().__init__(optimizer, scheduler, init_from, lr_scale)
         self.make_backbone, self.make_objective = backbone, objective

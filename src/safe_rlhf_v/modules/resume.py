@@ -89,9 +89,10 @@ class UserOptions:
     """
 
     def __init__(self, optimizer: Optimizer, scheduler: Any | None) -> None:
-        """Args:
-        optimizer: Fresh.
-        scheduler: Fresh, or ``None``.
+        """
+        Args:
+            optimizer: Fresh.
+            scheduler: Fresh, or ``None``.
         """
         self.groups = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
         self.schedule: dict[str, Any] = {}

@@ -39,12 +39,13 @@ class SupervisedModule(LossModule):
         init_from: str | None = None,
         lr_scale: dict[str, float] | None = None,
     ) -> None:
-        """Args:
-        backbone: Makes the vision-language model.
-        optimizer: See :class:`BaseModule`.
-        scheduler: See :class:`BaseModule`.
-        init_from: See :class:`BaseModule`.
-        lr_scale: See :class:`BaseModule`.
+        """
+        Args:
+            backbone: Makes the vision-language model.
+            optimizer: See :class:`BaseModule`.
+            scheduler: See :class:`BaseModule`.
+            init_from: See :class:`BaseModule`.
+            lr_scale: See :class:`BaseModule`.
         """
         super().__init__(optimizer, scheduler, init_from, lr_scale)
         self.make_backbone = backbone

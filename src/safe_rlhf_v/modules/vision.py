@@ -45,13 +45,14 @@ class VisionModule(LossModule):
         init_from: str | None = None,
         lr_scale: dict[str, float] | None = None,
     ) -> None:
-        """Args:
-        backbone: Makes the backbone; its tower is trained whatever ``freeze_tower`` says.
-        attributes: Attribute name (as in ``Truth.attributes``) to its number of classes; as many as image tokens - 1.
-        optimizer: See :class:`BaseModule`.
-        scheduler: See :class:`BaseModule`.
-        init_from: See :class:`BaseModule`.
-        lr_scale: See :class:`BaseModule`.
+        """
+        Args:
+            backbone: Makes the backbone; its tower is trained whatever ``freeze_tower`` says.
+            attributes: Attribute name (as in ``Truth.attributes``) to its number of classes; as many as image tokens - 1.
+            optimizer: See :class:`BaseModule`.
+            scheduler: See :class:`BaseModule`.
+            init_from: See :class:`BaseModule`.
+            lr_scale: See :class:`BaseModule`.
         """
         super().__init__(optimizer, scheduler, init_from, lr_scale)
         self.make_backbone, self.attributes = backbone, attributes

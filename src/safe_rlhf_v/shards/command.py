@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from safe_rlhf_v.ingest.bad_rows import Imported
 
 EXAMPLES = """examples:
-  python -m safe_rlhf_v shards world --out data/world              # the embedded world, synthetic, 17,800 records
+  python -m safe_rlhf_v shards world --out data/world              # the embedded world, synthetic, 17,600 records
   python -m safe_rlhf_v shards world --out data/tiny --size small --seed 1 --sizes train=200,test=40
   python -m safe_rlhf_v shards inspect data/world                  # counts and label histograms
   python -m safe_rlhf_v shards check data/world                    # recompute everything, list every problem
@@ -103,8 +103,10 @@ def _add_imports(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
             command.add_argument("--id-column", default="id", help="column that names the picture (%(default)s)")
             command.add_argument("--label-column", default="label", help="column with the level (%(default)s)")
             command.add_argument("--pattern", default="{}.jpg", help="file name, {} is the id (%(default)s)")
-            command.add_argument("--pairs", type=int, default=4, help="pairs per picture of the commonest level")
-            command.add_argument("--seed", type=whole(0), default=0)
+            command.add_argument(
+                "--pairs", type=int, default=4, help="pairs per picture of the commonest level (%(default)s)"
+            )
+            command.add_argument("--seed", type=whole(0), default=0, help="of claims and wordings (%(default)s)")
 
 
 def _import(options: argparse.Namespace) -> int:

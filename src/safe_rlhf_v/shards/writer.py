@@ -78,13 +78,14 @@ class ShardWriter:
         origin: dict[str, str] | None = None,
         samples_per_shard: int = 512,
     ) -> None:
-        """Args:
-        root: Folder to fill; created if missing. Leftovers of our own that a run did not finish are replaced.
-        name: Data set name.
-        licence: SPDX identifier or text.
-        taxonomy: Categories that records may have.
-        origin: Where the data came from.
-        samples_per_shard: Records per tar file; the last one of a split has fewer.
+        """
+        Args:
+            root: Folder to fill; created if missing. Leftovers of our own that a run did not finish are replaced.
+            name: Data set name.
+            licence: SPDX identifier or text.
+            taxonomy: Categories that records may have.
+            origin: Where the data came from.
+            samples_per_shard: Records per tar file; the last one of a split has fewer.
 
         Raises:
             ShardError: If ``root`` already holds a finished data set, holds foreign files named like shards, is being written

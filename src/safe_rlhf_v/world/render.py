@@ -30,10 +30,11 @@ class Pen:
     """Draws in a box with coordinates 0..1, so that a shape is written once for every size and place."""
 
     def __init__(self, draw: ImageDraw.ImageDraw, box: Box, colour: Colour) -> None:
-        """Args:
-        draw: Pillow's drawing surface.
-        box: Left, top, width, height in pixels.
-        colour: The object's colour.
+        """
+        Args:
+            draw: Pillow's drawing surface.
+            box: Left, top, width, height in pixels.
+            colour: The object's colour.
         """
         self.draw, self.box, self.colour = draw, box, colour
 
