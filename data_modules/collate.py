@@ -117,6 +117,11 @@ class CollatePreference:
         """
         self.taxonomy, self.k = taxonomy, responses
 
+    def problem(self, record: Record) -> str:
+        """Why a record does not fit into a batch, or ""."""
+        found = len(record.responses)
+        return "" if found == self.k else f"has {found} responses, the others have {self.k}"
+
     def __call__(self, samples: list[Sample]) -> PreferenceBatch:
         """Collate; raises ``ValueError`` for a record with another number of responses."""
         records = [sample.record for sample in samples]

@@ -53,7 +53,8 @@ class Source:
     Attributes:
         split: The records.
         rows: Which of them, in stored order.
-        collate: Samples (record ``None`` = masked row) to a typed batch.
+        collate: Samples (record ``None`` = masked row) to a typed batch; its ``problem(record)``, if it has one, says why a
+            record fits into none.
         images: Decoding options.
         on_bad_sample: ``error`` stops at the first broken sample; ``skip-and-count`` gives a masked row in its place.
     """
@@ -82,6 +83,8 @@ class Source:
             record = self.split[self.rows[number]]
             options = {"max_pixels": self.images.max_pixels, "size": self.images.size}
             shard = self.split.file_of(self.rows[number])
+            if problem := getattr(self.collate, "problem", lambda record: "")(record):
+                raise ShardError(f"{shard}: record {record.key!r}: {problem}")
             images = tuple(self._decode(record, i, shard, options) for i in range(len(record.images)))
             return Sample(record, images, shard=shard)
         except ShardError as error:

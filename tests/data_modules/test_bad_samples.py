@@ -84,3 +84,22 @@ def test_good_samples_of_the_same_batch_break_the_row(folder: Folder, damage: Da
     loader = limited(root, 8, 2, 2)
     assert len(list(loader)) == 4
     assert loader.bad_samples == 4
+
+
+def test_a_record_with_another_number_of_responses_names_its_shard_or_is_left_out(tmp_path):
+    from safe_rlhf_v.data_modules.collate import CollatePreference
+    from safe_rlhf_v.data_modules.source import Source
+    from safe_rlhf_v.records import Record, Response
+    from safe_rlhf_v.shards import ShardedSplit, ShardError, ShardWriter
+    from safe_rlhf_v.taxonomy import BEAVERTAILS_V
+
+    with ShardWriter(tmp_path, name="n", licence="l", taxonomy=BEAVERTAILS_V) as writer:
+        for i, count in enumerate((2, 1, 2, 3)):
+            writer.write("train", Record(f"k-{i}", "q", (), tuple(Response(f"a {j}") for j in range(count))))
+    split = ShardedSplit(tmp_path, "train")
+    collate = CollatePreference(split.manifest.taxonomy, 2)
+    with pytest.raises(ShardError, match=r"train-000000.tar: record 'k-1': has 1 responses, .*skip-and-count"):
+        Source(split, range(4), collate)[[0, 1]]
+    batch, problems = Source(split, range(4), collate, on_bad_sample="skip-and-count")[[0, 1, 2, 3]]
+    assert batch.valid.tolist() == [True, False, True, False]
+    assert [bool(problem) for problem in problems] == [False, True, False, True]
