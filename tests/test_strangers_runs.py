@@ -354,7 +354,7 @@ def test_other_texts_stay(value: str) -> None:
             ("--start", "is a cost model"),
         ),
         (
-            ["moderate", "--guard={root}/cost", "--input={world}", "--output=x"],
+            ["moderate", "--guard={root}/cost", "--input={world}", "--split=train", "--output=x"],
             ("guard", "is a cost model", "a guard is needed"),
         ),
         (["calibrate", "--guard={root}/supervised", "--data={world}"], ("guard", "is a policy", "a guard is needed")),
