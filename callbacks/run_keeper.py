@@ -110,8 +110,11 @@ class RunKeeper(Callback):
         agreed = self._agreed(trainer, _BROKEN if broken else self._signals.pending)
         if agreed == _BROKEN:
             folder = checkpoint_folder(trainer)
-            known = any(folder.glob("*.ckpt")) if folder.is_dir() else False
-            mend = f"go on from a checkpoint in {folder}" if known else "begin again (there is no checkpoint yet)"
+            mend = (
+                f"go on from {trainer.ckpt_path}" if trainer.ckpt_path else "begin again (there is no checkpoint yet)"
+            )
+            if folder.is_dir() and any(folder.glob("*.ckpt")):
+                mend = f"go on from a checkpoint in {folder}"
             raise NonFiniteError(
                 f"step {trainer.global_step}: NaN or infinity in the {' and the '.join(broken) or 'numbers of another rank'}; "
                 f"stopped, nothing of it is saved: {mend}, with a smaller learning rate"

@@ -271,10 +271,13 @@ def test_a_printed_configuration_feeds_back_unchanged(world: Path, tmp_path: Pat
 
 
 def test_a_run_that_was_stopped_says_so_in_its_exit_status(
-    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     watched = "--trainer.callbacks+=safe_rlhf_v.callbacks.StopOnViolation"
     assert entry.main([*base(world, tmp_path / "healthy"), watched]) == 0
+    alone = ["fit", f"--ckpt_path={tmp_path / 'healthy'}", f"--data.init_args.path={world}", "--trainer.max_steps=3"]
+    assert entry.main(alone) == 0
+    assert "callbacks are not taken from it" in capsys.readouterr().out
     monkeypatch.setattr("safe_rlhf_v.callbacks.StopOnViolation.violation", lambda self, metrics: "seen by the test")
     assert entry.main([*base(world, tmp_path / "stopped", steps=4), watched]) == entry.STOPPED == 3
     assert next((tmp_path / "stopped").rglob("stopped-step=1.ckpt"))

@@ -118,6 +118,7 @@ def test_every_stage_keeps_its_end_obeys_sigterm_and_stops_at_nan(
     assert run(command(stage, *args, broken, *wild, f"--ckpt_path={cut}", steps=9), monkeypatch=monkeypatch) == 3
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert "NaN or infinity in the" in line and "smaller learning rate" in line
+    assert f"go on from a checkpoint in {broken}" in line or f"go on from {cut}" in line
     assert steps(cut) == start
     for path in broken.rglob("*.ckpt"):
         assert all(value.isfinite().all() for value in torch.load(path, weights_only=True)["state_dict"].values())
@@ -280,7 +281,9 @@ def test_each_kind_of_broken_number_ends_a_run(
         "last step": "the gradients",
         "moment": "optimizer state 0",
     }
-    assert f"step 3: NaN or infinity in {names[what]}" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert f"step 3: NaN or infinity in {names[what]}" in told
+    assert f"go on from a checkpoint in {tmp_path}" in told
     assert steps(tmp_path) == [1, 2]
 
 

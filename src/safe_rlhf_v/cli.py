@@ -132,7 +132,8 @@ class CLI(LightningCLI):
             before = self.stored or (read_stored(stage) if "config_yaml" in stage else now)
             if self.stored:  # of the trainer only some settings were taken; its other options are defaults
                 now["trainer"] = as_far_as(now["trainer"], self.stored["trainer"])
-                if not config.trainer.callbacks and (read_stored(stage).get("trainer") or {}).get("callbacks"):
+                trainer = read_stored(stage).get("trainer")
+                if not config.trainer.callbacks and isinstance(trainer, dict) and trainer.get("callbacks"):
                     _say("the run's callbacks are not taken from it; add them by its --config, or one by one")
             for key, old, new in differences({name: before.get(name) for name in now}, now):
                 _say(f"with another setting: {key} was {old!r}, is now {new!r}")
