@@ -95,6 +95,17 @@ class RunKeeper(Callback):
         """Save the last step."""
         self._check(trainer, save=True)
 
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """A training without a step is no finished one.
+
+        Raises:
+            ValueError: If no step was made.
+        """
+        if not trainer.global_step and not getattr(trainer, "fast_dev_run", False):
+            raise ValueError(
+                "nothing was trained, the run made no step; look at trainer.max_time and at the train split"
+            )
+
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Note that this step has a checkpoint that training can go on from."""
         self._saved = trainer.global_step
@@ -139,10 +150,9 @@ class RunKeeper(Callback):
         if save:
             self._save(trainer)
         if trainer.is_global_zero:
-            name = signal.Signals(number).name
-            print(
-                f"{name}: stopped after step {trainer.global_step}, saved in {checkpoint_folder(trainer)}", flush=True
-            )
+            kept = self._saved == trainer.global_step
+            where = f"saved in {checkpoint_folder(trainer)}" if kept else "nothing new to save"
+            print(f"{signal.Signals(number).name}: stopped after step {trainer.global_step}, {where}", flush=True)
         raise StoppedBySignal(128 + number)
 
     def _save(self, trainer: Trainer) -> None:

@@ -82,7 +82,7 @@ class StopOnViolation(Callback):
             return
         refuse_broken_state(pl_module)
         file = checkpoint_folder(trainer) / f"stopped-step={trainer.global_step}.ckpt"
-        trainer.save_checkpoint(file)
+        trainer.save_checkpoint(file, weights_only=False)
         if trainer.is_global_zero:
             reason = reason or "a metric of another rank is not finite"
             print(f"stopped after iteration {trainer.global_step}: {reason}; saved {file}", flush=True)

@@ -280,6 +280,20 @@ def test_only_our_own_leftovers_are_cleared_and_none_that_is_being_written(tmp_p
     clear_leftovers(tmp_path / "missing")
 
 
+def test_leftovers_of_a_run_that_went_on_before_are_cleared_below_its_folder_only(tmp_path: Path) -> None:
+    name = "step=3.ckpt.1234.safe_rlhf_v-part"
+    run, link, other = tmp_path / "run", tmp_path / "run" / "version_2", tmp_path / "other"
+    for folder in (run, run / "version_1" / "checkpoints", other):
+        folder.mkdir(parents=True)
+        (folder / name).write_bytes(b"half")
+    link.symlink_to(other)
+    clear_leftovers(run)
+    assert not (run / name).exists() and (run / "version_1" / "checkpoints" / name).exists()
+    clear_leftovers(run, below=True)
+    assert not (run / "version_1" / "checkpoints" / name).exists()
+    assert (other / name).exists()  # a link out of the folder is not followed
+
+
 @pytest.mark.parametrize("where", ["writing", "syncing"])
 def test_a_full_disk_is_one_line_and_costs_nothing_that_was_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str

@@ -157,6 +157,51 @@ def test_two_files_may_say_the_same_thing_twice(world: Path, tmp_path: Path) -> 
     check_files(["fit", f"--config={QUICKSTART / 'reward.yaml'}", "--config", str(over)])
 
 
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["max_steps=0"], "trainer.max_steps is 0"),
+        (["max_steps=-1", "max_epochs=0"], "trainer.max_epochs is 0"),
+        (["limit_train_batches=0"], "trainer.limit_train_batches is 0"),
+        (["limit_train_batches=0.0"], "trainer.limit_train_batches is 0"),
+        (["accumulate_grad_batches=0"], "trainer.accumulate_grad_batches is 0; it must be at least 1"),
+        (["max_time=00:00:00:00"], "nothing was trained"),
+    ],
+)
+def test_a_training_without_a_step_is_refused(
+    options: list[str], words: str, world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = refused(reward(world, tmp_path, *(f"--trainer.{option}" for option in options)), capsys)
+    assert words in line
+    assert not list(tmp_path.rglob("*.ckpt"))
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["devices=-5"], "should be an int > 0"),
+        (["num_nodes=0"], "num_nodes"),
+        (["strategy=nonsense"], "strategy='nonsense'"),
+        (["accelerator=nonsense"], "accelerator='nonsense'"),
+        (["barebones=true", "logger=false"], "barebones"),
+        (["callbacks.every_n_train_steps=-1"], "every_n_train_steps=-1"),
+        (["callbacks.save_top_k=3"], "save_top_k=3"),
+        (["callbacks+=lightning.pytorch.callbacks.EarlyStopping", "callbacks.monitor=nothing"], "metric `nothing`"),
+    ],
+)
+def test_what_lightning_refuses_is_one_line(
+    options: list[str], words: str, world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert words in refused(reward(world, tmp_path, *(f"--trainer.{option}" for option in options)), capsys)
+
+
+@pytest.mark.parametrize("option", ["lr=.nan", "lr=-1.0", "eps=-1.0", "betas=[2.0, 0.9]", "weight_decay=-1.0"])
+def test_what_an_optimizer_refuses_is_one_line(
+    option: str, world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert "nvalid" in refused(reward(world, tmp_path, f"--model.init_args.optimizer.init_args.{option}"), capsys)
+
+
 @pytest.mark.parametrize("code", [errno.EACCES, errno.EROFS, errno.ENOSPC, errno.EPERM, errno.EDQUOT])
 def test_a_folder_that_cannot_be_written_is_one_line(code: int) -> None:
     line = surroundings(OSError(code, "No way", "runs/x"))
@@ -259,7 +304,10 @@ def test_a_stored_configuration_survives_the_way_into_a_checkpoint(policy_stages
     ("extra", "words"),
     [
         (["--seed_everything=-1"], ["seed_everything is -1"]),
-        (["--trainer.accumulate_grad_batches=0"], ["trainer.accumulate_grad_batches is 0", "at least 1"]),
+        (
+            ["--trainer.accumulate_grad_batches=0"],
+            ["trainer.accumulate_grad_batches is 0; it must be at least 1", "at least 1"],
+        ),
         (["--trainer.gradient_clip_val=-1"], ["trainer.gradient_clip_val is -1"]),
         (["--model.init_args.lr_scale={head: -3}"], ["lr_scale: head is -3"]),
         (["--data.init_args.batch_size=0"], ["data.batch_size is 0"]),

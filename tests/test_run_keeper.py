@@ -186,6 +186,8 @@ def test_signals_at_other_moments(
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     assert run([*base(world, tmp_path, steps=4), *never], sends, monkeypatch=monkeypatch) == status
     assert sends.sent == 1
+    said = capsys.readouterr().out
+    assert ("saved in" in said) == bool(saved) and ("nothing new to save" in said) == (not saved)
     assert steps(tmp_path) == saved
     assert {number: signal.getsignal(number) for number in before} == before
     if saved:

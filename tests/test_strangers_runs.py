@@ -358,6 +358,15 @@ def test_other_texts_stay(value: str) -> None:
             ("guard", "is a cost model", "a guard is needed"),
         ),
         (["calibrate", "--guard={root}/supervised", "--data={world}"], ("guard", "is a policy", "a guard is needed")),
+        (
+            [
+                "moderate",
+                "--guard={lag}",
+                "--input={world}",
+                "--output=x",
+            ],  # its roles stand outside, of no interest here
+            ("guard", "is a policy (ConstrainedPolicyModule)", "a guard is needed"),
+        ),
         (["filter", "--guard={root}/reward", "--input={world}", "--output=x"], ("guard", "a guard is needed")),
         (
             ["generate", "--policy={root}/cost", "--guard={root}/cost", "--data={world}", "--output=x"],
@@ -370,11 +379,15 @@ def test_a_run_of_another_stage_is_refused_before_anything_is_built(
     words: tuple[str, ...],
     policy_stages: Path,
     world: Path,
+    tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr("safe_rlhf_v.models.clip_decoder.ClipDecoder.__init__", lambda *a, **k: pytest.fail("too late"))
-    line = refused([word.format(root=policy_stages, world=world) for word in args], capsys)
+    roles = call("safe_rlhf_v.models.SeparateRoles", start="/gone", reward="/gone", cost="/gone")
+    model = call("safe_rlhf_v.modules.ConstrainedPolicyModule", roles=roles)
+    lag = copy_run(policy_stages / "supervised", tmp_path / "lag", with_config(at("model", model)))
+    line = refused([word.format(root=policy_stages, world=world, lag=lag) for word in args], capsys)
     assert all(word in line for word in words), line
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from safe_rlhf_v.user_files import FileError, lock, locked_folder, open_regular, read_bounded
+from safe_rlhf_v.user_files import FileError, lock, locked_folder, open_regular, open_to_append, read_bounded
 
 
 def test_a_regular_file_and_a_link_to_it_are_read_whole(tmp_path):
@@ -100,3 +100,24 @@ def test_a_lock_is_held_by_one_process_and_released_when_it_dies(tmp_path):
         lock(file, name)
         with locked_folder(folder):
             pass
+
+
+@pytest.mark.parametrize("kind", ["link", "dangling link", "pipe", "folder"])
+def test_nothing_but_a_regular_file_is_appended_to(kind, tmp_path):
+    path, victim = tmp_path / "v.jsonl.part", tmp_path / "victim"
+    if kind == "link":
+        victim.write_text("mine")
+    if kind.endswith("link"):
+        path.symlink_to(victim)
+    elif kind == "pipe":
+        os.mkfifo(path)
+    else:
+        path.mkdir()
+    with pytest.raises(FileError, match=r"v\.jsonl\.part: "):
+        open_to_append(path)
+    assert victim.exists() == (kind == "link")
+    with open_to_append(tmp_path / "new") as file:
+        file.write(b"x")
+    with open_to_append(tmp_path / "new") as file:
+        file.write(b"y")
+    assert (tmp_path / "new").read_bytes() == b"xy"

@@ -13,6 +13,7 @@ import json
 import logging
 import os
 import re
+import tempfile
 import zipfile
 from contextlib import suppress
 from functools import lru_cache
@@ -41,10 +42,15 @@ class CheckpointError(ValueError):
 class AtomicCheckpointIO(TorchCheckpointIO):
     """Writes a temporary file beside the target, syncs and renames it: a kill leaves the old file or the new one.
 
-    What is loaded is verified first. The command line plugs it in by itself; in Python::
+    What is loaded is verified first, and nothing is removed but checkpoints in folders that this object has written to. The
+    command line plugs it in by itself; in Python::
 
         Trainer(plugins=[AtomicCheckpointIO()])
     """
+
+    def __init__(self) -> None:
+        """Nothing is written yet."""
+        self._folders: set[Path] = set()
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
         """Write ``checkpoint`` to ``path``, and remove what earlier kills left in its folder.
@@ -64,6 +70,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
                 file.flush()
                 os.fsync(file.fileno())
                 part.replace(target)
+            self._folders.add(target.parent.resolve())
         except (OSError, RuntimeError) as error:
             if not _disk_is_full(error):
                 raise
@@ -73,6 +80,19 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             ) from error
         finally:
             part.unlink(missing_ok=True)
+
+    def remove_checkpoint(self, path: Any) -> None:
+        """Remove an old checkpoint. Which one that is, ``ModelCheckpoint`` reads from the file a run goes on from: a
+        stranger's may name any file or folder, also by an address.
+        """
+        file = Path(path)
+        home = file.parent.resolve()
+        # Lightning's own, by which forked processes hand their weights back.
+        handed = file.name == ".temp.ckpt" and home.parent == Path(tempfile.gettempdir()).resolve()
+        if file.suffix != ".ckpt" or not (handed or home in self._folders) or file.is_dir():
+            log.warning("%s: not removed, it is no checkpoint of this run", path)
+            return
+        file.unlink(missing_ok=True)
 
     def load_checkpoint(self, path: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Read a checkpoint; raises :class:`CheckpointError` if it is damaged."""
@@ -89,9 +109,15 @@ def _disk_is_full(error: BaseException | None) -> bool:
     return False
 
 
-def clear_leftovers(folder: Path) -> None:
-    """Remove files of ours that a kill left half-written in ``folder``; one that is being written is locked, and stays."""
-    for path in folder.glob(f"*.{_PART}"):
+def clear_leftovers(folder: Path, below: bool = False) -> None:
+    """Remove files of ours that a kill left half-written; one that is being written is locked, and stays.
+
+    Args:
+        folder: Where they are.
+        below: Look into its subfolders, too: a run that goes on writes into a new one.
+    """
+    pattern = f"*.{_PART}"
+    for path in list(folder.rglob(pattern) if below else folder.glob(pattern)):
         if not re.fullmatch(rf".+\.\d+\.{_PART}", path.name) or path.is_symlink() or not path.is_file():
             continue
         with suppress(OSError), path.open("rb") as file:

@@ -45,7 +45,13 @@ from safe_rlhf_v.checkpoints import (
     find_checkpoint,
     read_checkpoint,
 )
-from safe_rlhf_v.cli_configs import KEYWORDS, ReadingOptions, check_files, take_reading_options, with_stored_config
+from safe_rlhf_v.cli_configs import (
+    KEYWORDS,
+    ReadingOptions,
+    check_files,
+    take_reading_options,
+    with_stored_config,
+)
 from safe_rlhf_v.cli_errors import ShortErrorParser
 from safe_rlhf_v.finite import NonFiniteError
 from safe_rlhf_v.named import named
@@ -110,8 +116,11 @@ class CLI(LightningCLI):
         config = self.config[command]
         if config.get("ckpt_path") == "":
             raise ValueError("ckpt_path: is empty; name a run's folder or a .ckpt file, or leave it out")
-        if config.get("ckpt_path") == "last":
+        wanted = config.get("ckpt_path")
+        if wanted == "last":
             folder = run_folder(config.trainer)
+            if command == "fit":
+                clear_leftovers(folder, below=True)
             if not checkpoints_below(folder) and command == "fit":
                 _say(f"{folder} holds no checkpoint yet: starting at the beginning")
                 config.ckpt_path = None
@@ -127,7 +136,7 @@ class CLI(LightningCLI):
         what = "resuming from" if command == "fit" else "checkpoint:"
         _say(f"{what} {config.ckpt_path} (step {stage.get('global_step', 0)})")
         if command == "fit":
-            clear_leftovers(Path(config.ckpt_path).parent)
+            clear_leftovers(Path(wanted) if Path(wanted).is_dir() else Path(config.ckpt_path).parent, below=True)
             now = yaml.safe_load(self.parser.dump(self.config, skip_none=False))[command]
             before = self.stored or (read_stored(stage) if "config_yaml" in stage else now)
             if self.stored:  # of the trainer only some settings were taken; its other options are defaults
@@ -250,8 +259,8 @@ def main(args: list[str] | None = None) -> CLI:
         if isinstance(error.__context__, KeyboardInterrupt):
             sys.exit(128 + signal.SIGINT)
         raise
-    except (ValueError, MisconfigurationException, OSError, ModuleNotFoundError) as error:
-        ours = error if isinstance(error, MisconfigurationException) else refusal(error)
+    except (ValueError, RuntimeError, MisconfigurationException, OSError, ModuleNotFoundError) as error:
+        ours = refusal(error) or lightnings_refusal(error)
         line = surroundings(error) if ours is None else str(ours)
         if line is None:
             raise
@@ -297,14 +306,29 @@ def refusal(error: BaseException | None) -> BaseException | None:
     return error
 
 
+def lightnings_refusal(error: BaseException | None) -> str | None:
+    """One line of what Lightning raised on purpose: options that do not go together, a metric that nobody logs."""
+    while error is not None:
+        asked = isinstance(error, RuntimeError) and raised_in(error, "lightning.pytorch.callbacks.")
+        if asked or isinstance(error, MisconfigurationException):
+            return " ".join(str(error).split())
+        error = error.__cause__
+    return None
+
+
 def raised_here(error: BaseException) -> bool:
     """Whether a statement of this package raised the error."""
+    return raised_in(error, "safe_rlhf_v.")
+
+
+def raised_in(error: BaseException, package: str) -> bool:
+    """Whether a ``raise`` statement in a module whose name starts so raised the error."""
     trace = _innermost(error)
     if trace is None:
         return False
     frame = trace.tb_frame
     line = linecache.getline(frame.f_code.co_filename, trace.tb_lineno)
-    return frame.f_globals.get("__name__", "").startswith("safe_rlhf_v.") and line.strip().startswith("raise ")
+    return frame.f_globals.get("__name__", "").startswith(package) and line.strip().startswith("raise ")
 
 
 def _raised_by(error: BaseException) -> tuple[str, str]:

@@ -42,6 +42,8 @@ def preflight(command: str, config: Any, reading: ReadingOptions = NOTHING_TRUST
     """
     check_precision(config.trainer)
     check_numbers(config)
+    if command == "fit":
+        check_length(config.trainer)
     for name in ("model", "data"):
         check_classes(config.get(name), name)
     check_runs(config, reading)
@@ -170,6 +172,17 @@ def check_numbers(config: Any) -> None:
     for prefix, scale in (config.model.get("init_args", {}).get("lr_scale") or {}).items():
         if scale < 0:
             raise ValueError(f"lr_scale: {prefix} is {scale}; a learning rate cannot be negative")
+
+
+def check_length(trainer: Any) -> None:
+    """A training has steps: one without would end with status 0 and leave nothing.
+
+    Raises:
+        ValueError: Naming the option that allows none.
+    """
+    for name in ("max_steps", "max_epochs", "limit_train_batches"):
+        if (value := trainer.get(name)) is not None and value == 0:
+            raise ValueError(f"trainer.{name} is 0, nothing would be trained; give a number above 0")
 
 
 def check_data(command: str, data: Any) -> None:

@@ -15,7 +15,7 @@ from safe_rlhf_v.checkpoints import CheckpointError, fingerprint, load_stage, re
 from safe_rlhf_v.models.backbone import Backbone
 from safe_rlhf_v.models.heads import Head
 from safe_rlhf_v.models.sources import KEPT
-from safe_rlhf_v.stored_config import check_stored, find_class, leads_out, read_stored, set_aside
+from safe_rlhf_v.stored_config import check_stored, find_class, is_listed, leads_out, read_stored, set_aside
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule
@@ -96,14 +96,22 @@ def open_run(
     for name in IN_CHECKPOINT:
         if name in init:
             init[name] = None
+    cls = None
+    if is_listed(model["class_path"], trust):  # if not, it is refused below
+        cls = _class_of(file, role, kinds, model["class_path"])
     users = set_aside(model, "model", named)
     places = _replace_sources(file, stage, init, base, known_bases)
     check_stored(file, model, "model", trust)
     init.get("backbone", {}).get("init_args", {}).update(places)
     for section, key, value in users:
         section[key] = value
+    return StoredRun(file, stage, model, cls)
+
+
+def _class_of(file: str, role: str, kinds: Collection[str], path: str) -> Any:
+    """A run's class. Raises: CheckpointError: If there is none, or it trains something else than it is meant for."""
     try:
-        cls = find_class(model["class_path"])
+        cls = find_class(path)
     except ValueError as error:
         raise CheckpointError(f"{file}: {error}") from None
     trains = getattr(cls, "trains", "")
@@ -112,7 +120,7 @@ def open_run(
         raise CheckpointError(
             f"{role} {file}: is {KINDS.get(trains, trains)} ({cls.__name__}), {wanted} is needed; name the run of one"
         )
-    return StoredRun(file, stage, model, cls)
+    return cls
 
 
 def _replace_sources(

@@ -1,5 +1,6 @@
 """Files that somebody else named: looked at before they are read, and never written by two processes at once."""
 
+import errno
 import fcntl
 import os
 import stat
@@ -70,6 +71,26 @@ def read_bounded(path: str | Path, limit: int) -> bytes:
     if len(data) > limit:  # it grew, or its size is not stated (/proc)
         raise FileError(f"{shown(path)}: more than {limit} bytes")
     return data
+
+
+def open_to_append(path: str | Path) -> BinaryIO:
+    """Open a regular file for reading and appending, creating it if it is missing; links are not followed.
+
+    Raises:
+        FileError: If something else stands there, a link or a named pipe, or it cannot be written.
+    """
+    flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    try:
+        handle = os.open(path, flags, 0o666)
+    except OSError as error:
+        kind = "a link, not a regular file" if error.errno == errno.ELOOP else str(error.strerror).lower()
+        raise FileError(f"{shown(path)}: {kind}; remove it or name another output") from None
+    try:
+        _check_regular(os.fstat(handle).st_mode, shown(path))
+    except FileError:
+        os.close(handle)
+        raise
+    return os.fdopen(handle, "r+b")
 
 
 def write_whole(path: Path, data: bytes) -> None:

@@ -10,7 +10,7 @@ from safe_rlhf_v.guard.inputs import Entries, Entry, batches
 from safe_rlhf_v.guard.moderation import Guard
 from safe_rlhf_v.guard.reading import Input
 from safe_rlhf_v.guard.verdict import Verdict
-from safe_rlhf_v.user_files import lock, read_bounded, write_whole
+from safe_rlhf_v.user_files import lock, open_to_append, read_bounded, write_whole
 
 
 def moderate_file(
@@ -48,7 +48,7 @@ def moderate_file(
         "balanced_levels": guard.balanced_levels,
     }
     output.parent.mkdir(parents=True, exist_ok=True)
-    with part.open("ab") as file:
+    with open_to_append(part) as file:
         lock(file, output)  # of the file itself: it lasts until the verdicts have their final name
         if output.exists():
             raise ValueError(f"{output} exists; name another file or remove it")

@@ -23,7 +23,7 @@ from safe_rlhf_v.guard.moderation import Guard
 from safe_rlhf_v.models.sampling import SamplingOptions
 from safe_rlhf_v.records import Record
 from safe_rlhf_v.runs import load_backbone, open_run
-from safe_rlhf_v.user_files import lock, read_bounded
+from safe_rlhf_v.user_files import lock, open_to_append, read_bounded
 from safe_rlhf_v.world.judge import judge
 
 Row = dict[str, Any]
@@ -63,7 +63,8 @@ def run(options: argparse.Namespace) -> list[Row]:
     drafts = options.output.with_suffix(".drafts.jsonl")
     parts = [path.with_name(path.name + ".part") for path in (options.output, drafts)]
     judged: list[list[Row]] = []
-    with parts[0].open("ab") as claim:
+    open_to_append(parts[1]).close()
+    with open_to_append(parts[0]) as claim:
         lock(claim, options.output)
         with (
             parts[0].open("w") as file,
