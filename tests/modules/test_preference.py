@@ -113,3 +113,33 @@ def test_other_pictures_change_the_scores(backbone, batch):
             module.score(batch.prompts.with_images(mode), batch.responses) for mode in ("real", "shuffled", "blank")
         )
     assert not torch.allclose(real, shuffled) and not torch.allclose(real, blank)
+
+
+@pytest.mark.parametrize(("ranks", "size"), [(1, 12), (1, 4), (2, 3), (3, 2), (2, 1)])
+def test_shuffled_pictures_are_those_of_the_row_before_whatever_the_ranks(backbone, batch, monkeypatch, ranks, size):
+    """Global batches of ranks x size rows, each rank a contiguous slice, as the data module deals them."""
+    n = 12
+    rows = [batch.prompts.take([i % 5]) for i in range(n)]
+    rows = [row._replace(image_ids=((str(i),),)) for i, row in enumerate(rows)]
+
+    def dealt(step, rank):
+        chosen = rows[(step * ranks + rank) * size :][:size]
+        prompts = type(batch.prompts)(*(sum(parts, ()) for parts in zip(*chosen, strict=True)))
+        return batch._replace(prompts=prompts, valid=torch.ones(size, dtype=torch.bool))
+
+    modules, found = [RewardModule(backbone, BradleyTerry) for _ in range(ranks)], {}
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: ranks > 1)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: ranks)
+    for step in range(n // (ranks * size)):
+        batches = [dealt(step, rank) for rank in range(ranks)]
+
+        def gather(everyone, _, batches=batches):
+            everyone[:] = [b.prompts.take([-1]) for b in batches]
+
+        monkeypatch.setattr(torch.distributed, "all_gather_object", gather)
+        for rank, module in enumerate(modules):
+            monkeypatch.setattr(torch.distributed, "get_rank", lambda rank=rank: rank)
+            prompts, valid = module._shuffled(batches[rank], "test")
+            for (own,), (other,), counts in zip(batches[rank].prompts.image_ids, prompts.image_ids, valid, strict=True):
+                found[int(own)] = int(other) if counts else None
+    assert found == {0: None, **{i: i - 1 for i in range(1, n)}}

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.optim import AdamW
 from torchmetrics import Metric, SumMetric
 
-from safe_rlhf_v.batches import ImageMode, PreferenceBatch, Prompts, without_order
+from safe_rlhf_v.batches import ImageMode, PreferenceBatch, Prompts, to_device, without_order
 from safe_rlhf_v.functional.shares import Share
 from safe_rlhf_v.metrics import GroundingGap, LossMean, PairwiseAccuracy
 from safe_rlhf_v.models.backbone import Backbone, Prepared
@@ -197,11 +197,13 @@ class PreferenceModule(LossModule):
         self._before.clear()
 
     def _shuffled(self, batch: PreferenceBatch, split: str) -> tuple[Prompts, Tensor]:
-        """Each row with the pictures of the row before it, also across batches, and which rows count: the first does not."""
+        """Each row with the pictures of the row before it in the split, over batches and ranks, and which rows count."""
         prompts, valid = batch.prompts, batch.valid.clone()
-        before = self._before.get(split)
-        self._before[split] = prompts.take([-1])
-        if before is None:
+        last = _of_all_ranks(prompts.take([-1]))  # of each rank; together they hold the rows that follow each other
+        rank = torch.distributed.get_rank() if len(last) > 1 else 0
+        before = last[rank - 1] if rank else self._before.get(split)
+        self._before[split] = last[-1]
+        if before is None:  # nothing stands before the very first row
             valid[0] = False
             return prompts.with_images("shuffled"), valid
         images, ids = before.images + prompts.images[:-1], before.image_ids + prompts.image_ids[:-1]
@@ -217,3 +219,12 @@ class PreferenceModule(LossModule):
             **{f"{mode}_accuracy": PairwiseAccuracy() for mode in other},
             **{f"{mode}_gap": GroundingGap() for mode in other},
         }
+
+
+def _of_all_ranks(prompts: Prompts) -> list[Prompts]:
+    """The prompts of every rank, in rank order; pictures on the CPU."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return [prompts]
+    everyone: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(everyone, to_device(prompts, torch.device("cpu")))
+    return everyone
