@@ -123,9 +123,8 @@ def test_company_and_order_do_not_matter(backbone, batch):
 
 def test_parts_are_dropped_as_often_as_asked(backbone, batch):
     module = build(backbone, part_dropout=0.25)
-    torch.manual_seed(0)
     many = type(batch.prompts)(*(part * 400 for part in batch.prompts))
-    dropped = module._drop_parts(many)
+    dropped = module._drop_parts(batch._replace(prompts=many, keys=tuple(map(str, range(2000))))).prompts
     blind = [not row for row in dropped.images]
     mute = [not text for text in dropped.questions]
     assert blind == [not ids for ids in dropped.image_ids]
@@ -134,6 +133,34 @@ def test_parts_are_dropped_as_often_as_asked(backbone, batch):
         assert abs(sum(gone) / 2000 - 0.25) < 5 * (0.25 * 0.75 / 2000) ** 0.5
     with pytest.raises(ValueError, match="part_dropout"):
         GuardModule(backbone, part_dropout=0.7)
+
+
+def test_responses_are_mixed_as_often_as_asked_with_the_lowest_level(backbone, batch):
+    module = build(backbone, response_mixing=0.25)
+    texts = (("good .", "bad ."), ("good .", "unknown ."), ("bad .", "worse ."), ("fine .", "good ."))
+    levels = torch.tensor([[2, -1], [2, UNKNOWN_LEVEL], [-1, -3], [1, 2]])
+    many = batch._replace(responses=texts * 500, safety=levels.repeat(500, 1), keys=tuple(map(str, range(2000))))
+    mixed = module._mix_responses(many)
+    changed, forms = [0, 0, 0, 0], set()
+    for row, (new, old) in enumerate(zip(mixed.responses, many.responses, strict=True)):
+        at = [i for i in range(2) if new[i] != old[i]]
+        if not at:
+            assert torch.equal(mixed.safety[row], many.safety[row])
+            continue
+        (at,), kind = at, row % 4
+        changed[kind] += 1
+        forms.add((kind, at, new[at].startswith(old[0])))
+        assert new[at] in (" ".join(old), " ".join(reversed(old))) and new[1 - at] == old[1 - at]
+        assert mixed.safety[row, at] == (-1, UNKNOWN_LEVEL, -3, 1)[kind]
+        assert mixed.safety[row, 1 - at] == many.safety[row, 1 - at]
+    assert all(abs(n / 500 - 0.25) < 5 * (0.25 * 0.75 / 500) ** 0.5 for n in changed)
+    assert len(forms) == 4 * 2 * 2  # either response, in either order
+    assert torch.equal(many.safety, levels.repeat(500, 1))  # the batch itself is untouched
+    assert module._mix_responses(batch._replace(responses=(("a",),), safety=levels[:1, :1])).responses == (("a",),)
+    few = many._replace(responses=many.responses[7:9], safety=many.safety[7:9], keys=many.keys[7:9])
+    assert module._mix_responses(few).responses == mixed.responses[7:9]  # whatever the batch
+    with pytest.raises(ValueError, match="response_mixing"):
+        GuardModule(backbone, response_mixing=1.5)
 
 
 def test_other_categories_are_refused(backbone, world):

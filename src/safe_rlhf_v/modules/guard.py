@@ -1,5 +1,6 @@
 """The guard: how safe is an answer, is the prompt hazardous, and which harm is it about."""
 
+import random
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -109,6 +110,7 @@ class GuardModule(LossModule):
         prompt_weight: float = 0.5,
         category_weight: float = 0.5,
         part_dropout: float = 0.0,
+        response_mixing: float = 0.25,
         images: ImageMode = "real",
         optimizer: OptimizerCallable = AdamW,
         scheduler: LRSchedulerCallable | None = None,
@@ -125,6 +127,10 @@ class GuardModule(LossModule):
             category_weight: Weight of the category loss.
             part_dropout: Probability that a training row loses its picture, and as often its question, so that the guard knows
                 what to say without them.
+            response_mixing: Probability that of a training row one response becomes all of them, one behind another in
+                random order, with the lowest of their levels, so that the guard finds harm beside harmless sentences. What
+                is drawn here and by ``part_dropout`` follows from the record's key and the epoch: batches, ranks and resume
+                change nothing.
             images: Train and evaluate with other pictures (``shuffled``, ``blank``): a text-only twin.
             optimizer: See :class:`BaseModule`.
             scheduler: See :class:`BaseModule`.
@@ -132,15 +138,17 @@ class GuardModule(LossModule):
             lr_scale: See :class:`BaseModule`.
 
         Raises:
-            ValueError: If ``part_dropout`` is outside 0..0.5.
+            ValueError: If ``part_dropout`` is outside 0..0.5, or ``response_mixing`` outside 0..1.
         """
         super().__init__(optimizer, scheduler, init_from, lr_scale)
         if not 0 <= part_dropout <= 0.5:
             raise ValueError(f"part_dropout is {part_dropout}, it must lie in 0..0.5")
+        if not 0 <= response_mixing <= 1:
+            raise ValueError(f"response_mixing is {response_mixing}, it must lie in 0..1")
         self.make_backbone, self.make_link, self.make_head = backbone, link, head
         self.categories = tuple(categories)
         self.prompt_weight, self.category_weight = prompt_weight, category_weight
-        self.part_dropout, self.images = part_dropout, images
+        self.part_dropout, self.response_mixing, self.images = part_dropout, response_mixing, images
         self.metrics = nn.ModuleDict()
 
     def build(self) -> None:
@@ -169,9 +177,8 @@ class GuardModule(LossModule):
 
     def prepare(self, batch: PreferenceBatch) -> tuple[PreferenceBatch, Prepared]:
         """See :class:`LossModule`; the prompt alone is judged in the same pass."""
-        batch, prepared = self.admitted(
-            batch._replace(prompts=self._drop_parts(batch.prompts.with_images(self.images)))
-        )
+        batch = batch._replace(prompts=batch.prompts.with_images(self.images))
+        batch, prepared = self.admitted(self._drop_parts(self._mix_responses(batch)))
         return batch._replace(prompts=TAKEN), prepared
 
     def admitted(self, batch: PreferenceBatch) -> tuple[PreferenceBatch, Prepared]:
@@ -304,18 +311,40 @@ class GuardModule(LossModule):
             "cut_responses": SumMetric(),
         }
 
-    def _drop_parts(self, prompts: Prompts) -> Prompts:
+    def _drop_parts(self, batch: PreferenceBatch) -> PreferenceBatch:
         """Some rows without their pictures, some without their question."""
         if not self.part_dropout:
-            return prompts
-        draws = torch.rand(len(prompts.questions)).tolist()
+            return batch
+        draws = [self._random("parts", key).random() for key in batch.keys]
         blind = [u < self.part_dropout for u in draws]
         mute = [u > 1 - self.part_dropout for u in draws]
-        return Prompts(
-            tuple(() if gone else row for row, gone in zip(prompts.images, blind, strict=True)),
-            tuple(() if gone else row for row, gone in zip(prompts.image_ids, blind, strict=True)),
-            tuple("" if gone else text for text, gone in zip(prompts.questions, mute, strict=True)),
+        prompts = batch.prompts
+        return batch._replace(
+            prompts=Prompts(
+                tuple(() if gone else row for row, gone in zip(prompts.images, blind, strict=True)),
+                tuple(() if gone else row for row, gone in zip(prompts.image_ids, blind, strict=True)),
+                tuple("" if gone else text for text, gone in zip(prompts.questions, mute, strict=True)),
+            )
         )
+
+    def _mix_responses(self, batch: PreferenceBatch) -> PreferenceBatch:
+        """In some rows one response is all of them, as bad as the worst; of unknown level if one of them is."""
+        if not self.response_mixing or batch.safety.shape[1] < 2:
+            return batch
+        responses, safety = list(batch.responses), batch.safety.clone()
+        for row, key in enumerate(batch.keys):
+            draw = self._random("responses", key)
+            if draw.random() < self.response_mixing:
+                texts = responses[row]
+                at = draw.randrange(len(texts))
+                mixed = " ".join(draw.sample(texts, len(texts)))
+                responses[row] = (*texts[:at], mixed, *texts[at + 1 :])
+                safety[row, at] = batch.safety[row].min()  # UNKNOWN_LEVEL is the lowest number
+        return batch._replace(responses=tuple(responses), safety=safety)
+
+    def _random(self, purpose: str, key: str) -> random.Random:
+        """What is drawn for a record in this epoch."""
+        return random.Random(f"{purpose}/{self.current_epoch}/{key}")
 
     def check_data(self, data: Any) -> None:
         """As every module; also the harm categories must be the guard's."""
