@@ -362,6 +362,7 @@ def test_other_texts_stay(value: str) -> None:
             [
                 "moderate",
                 "--guard={lag}",
+                "--split=test",
                 "--input={world}",
                 "--output=x",
             ],  # its roles stand outside, of no interest here
