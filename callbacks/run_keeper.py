@@ -1,7 +1,6 @@
 """A run's last state is kept: at its end, and when a signal asks it to stop; broken numbers end it and keep nothing."""
 
 import signal
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -9,6 +8,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 
+from safe_rlhf_v.broken_numbers import checkpoint_folder, where_to_go_on
 from safe_rlhf_v.callbacks.signals import PendingSignals
 from safe_rlhf_v.finite import NonFiniteError, all_finite
 
@@ -120,15 +120,9 @@ class RunKeeper(Callback):
         self._finite = {}
         agreed = self._agreed(trainer, _BROKEN if broken else self._signals.pending)
         if agreed == _BROKEN:
-            folder = checkpoint_folder(trainer)
-            mend = (
-                f"go on from {trainer.ckpt_path}" if trainer.ckpt_path else "begin again (there is no checkpoint yet)"
-            )
-            if folder.is_dir() and any(folder.glob("*.ckpt")):
-                mend = f"go on from a checkpoint in {folder}"
             raise NonFiniteError(
                 f"step {trainer.global_step}: NaN or infinity in the {' and the '.join(broken) or 'numbers of another rank'}; "
-                f"stopped, nothing of it is saved: {mend}, with a smaller learning rate"
+                f"stopped, nothing of it is saved: {where_to_go_on(trainer)}, with a smaller learning rate"
             )
         if save:
             self._save(trainer)
@@ -172,10 +166,3 @@ class RunKeeper(Callback):
             link.unlink(missing_ok=True)
             link.symlink_to(file.name)
             link.replace(file.with_name(name))
-
-
-def checkpoint_folder(trainer: Trainer) -> Path:
-    """Where a run's checkpoints go."""
-    keepers = [keeper for keeper in trainer.checkpoint_callbacks if isinstance(keeper, ModelCheckpoint)]
-    folder = next((keeper.dirpath for keeper in keepers if keeper.dirpath), None)
-    return Path(folder or trainer.log_dir or trainer.default_root_dir)

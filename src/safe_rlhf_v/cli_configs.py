@@ -87,7 +87,7 @@ def check_files(args: Sequence[str]) -> None:
                 _check_sections(value)
         elif "{" in value or "\n" in value:
             _compose(option, value)
-        elif config or (value.endswith(_YAML) and " " not in value):
+        elif config or (value.endswith((".yaml", ".yml")) and " " not in value):  # .json may be a file to write
             what = "is a folder; name a file in it" if Path(value).is_dir() else "does not exist"
             raise ValueError(f"{option} {value}: {what}")
     seen: set[Path] = set()

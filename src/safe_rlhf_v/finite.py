@@ -1,13 +1,9 @@
 """Whether numbers are numbers: NaN and infinity found by one reduction, without waiting for the device."""
 
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-
-if TYPE_CHECKING:
-    from lightning.pytorch import LightningModule
 
 
 def all_finite(tensors: Iterable[Tensor]) -> Tensor:
@@ -37,27 +33,3 @@ def non_finite_names(tensors: Mapping[str, Tensor]) -> list[str]:
 
 class NonFiniteError(RuntimeError):
     """Training met NaN or infinity; nothing is saved from then on. The command line ends with status 3."""
-
-
-def refuse_broken_state(module: "LightningModule") -> None:
-    """Keep a state that no training can go on from out of the files. A collective: every rank must call it.
-
-    Args:
-        module: Attached to a trainer. Trained weights and the optimizers' moments count; buffers may hold infinity.
-
-    Raises:
-        NonFiniteError: On every rank, if any rank holds NaN or infinity.
-    """
-    trainer = module.trainer
-    tensors = {name: p.detach() for name, p in module.named_parameters() if p.requires_grad}
-    for optimizer in trainer.optimizers:
-        for i, state in enumerate(optimizer.state.values()):
-            tensors |= {f"optimizer state {i} {k}": v for k, v in state.items() if isinstance(v, Tensor)}
-    names = non_finite_names(tensors)
-    if trainer.strategy.reduce_boolean_decision(not names, all=True):
-        return
-    more = f" (+{len(names) - 3})" if len(names) > 3 else ""
-    raise NonFiniteError(
-        f"step {trainer.global_step}: NaN or infinity in {', '.join(names[:3]) or 'the weights of another rank'}{more}; "
-        "not saved: go on from an earlier checkpoint, with a smaller learning rate"
-    )

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.optim import AdamW
 
 from safe_rlhf_v.batches import Batch, PolicyBatch, PreferenceBatch, SupervisedBatch, to_device
+from safe_rlhf_v.broken_numbers import refuse_broken_state
 from safe_rlhf_v.checkpoints import (
     CheckpointError,
     compare_fingerprints,
@@ -21,7 +22,6 @@ from safe_rlhf_v.checkpoints import (
     load_stage,
     read_stage,
 )
-from safe_rlhf_v.finite import refuse_broken_state
 from safe_rlhf_v.functional.shares import Share, masked_share
 from safe_rlhf_v.models.backbone import Backbone, Prepared
 from safe_rlhf_v.models.reader import Reader
