@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from safe_rlhf_v.advantages import GAE
 from safe_rlhf_v.cli import surroundings
 from safe_rlhf_v.functional.shares import Share
 from safe_rlhf_v.objectives import BradleyTerry
+from safe_rlhf_v.records import Response
+from safe_rlhf_v.shards import ShardedSplit, ShardWriter
 from tests.conftest import QUICKSTART, stage_command
 
 BACKBONE = "--model.init_args.backbone"
@@ -174,6 +177,23 @@ def test_a_training_without_a_step_is_refused(
     line = refused(reward(world, tmp_path, *(f"--trainer.{option}" for option in options)), capsys)
     assert words in line
     assert not list(tmp_path.rglob("*.ckpt"))
+
+
+@pytest.mark.parametrize("stage", ["reward", "cost", "guard"])
+def test_a_training_on_records_without_labels_is_refused(
+    stage: str, world: Path, policy_stages: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    records = ShardedSplit(world, "train")
+    with ShardWriter(tmp_path / "data", name="bare", licence="MIT", taxonomy=records.manifest.taxonomy) as writer:
+        for i in range(8):
+            bare = tuple(Response(response.text) for response in records[i].responses)
+            plain = replace(records[i], responses=bare, category=None, more_helpful=None, safer=None, truth=None)
+            for split in ("train", "validation"):
+                writer.write(split, replace(plain, key=f"{split}-{i}", safety_tie=False))
+    (tmp_path / "data" / "tokenizer").symlink_to(world / "tokenizer")
+    own = (f"--trainer.logger.init_args.save_dir={tmp_path}", "--trainer.limit_val_batches=0")
+    args = stage_command(stage, world, policy_stages, *own, f"--data.init_args.path={tmp_path / 'data'}", steps=2)
+    assert "nothing was learned: no record that training read has a label" in refused(args, capsys)
 
 
 @pytest.mark.parametrize(

@@ -45,6 +45,7 @@ class LossModule(BaseModule):
         """
         super().__init__(*args, **kwargs)
         self._window: list[tuple[Any, Any]] = []
+        self._labelled: Tensor | None = None  # () bool, whether a window had anything to learn from
 
     @abstractmethod
     def prepare(self, batch: Any) -> tuple[Any, Any]:
@@ -96,12 +97,23 @@ class LossModule(BaseModule):
         window, self._window = self._window, []
         return accumulated * self._learn(window)
 
+    def on_train_end(self) -> None:
+        """Whether there was anything to learn from. Raises: ValueError: If no window of this training had a label."""
+        super().on_train_end()
+        if self._labelled is not None and not self._labelled:
+            raise ValueError(
+                "nothing was learned: no record that training read has a label this stage learns from; see "
+                "'python -m safe_rlhf_v shards inspect' on data.init_args.path"
+            )
+
     def _learn(self, window: list[tuple[Any, Any]]) -> Tensor:
         """Gradients of all micro-batches but the last, and the window's loss with the last one's graph."""
         noted = [self.seen(*part) for part in window]
         self.log_counts({name: sum(counts[name] for counts in noted) for name in noted[0]})
         own = [torch.stack(list(self.counts(*part).values())).detach() for part in window]  # each (T,)
         counts = self.total(torch.stack(own).sum(0))  # (T,)
+        labelled = (counts > 0).any()
+        self._labelled = labelled if self._labelled is None else self._labelled | labelled
         ranks = 1 if self._trainer is None else self.trainer.world_size
         totals = torch.zeros_like(counts)
         for i, part in enumerate(window):
