@@ -10,8 +10,8 @@ from pathlib import Path
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
+from safe_rlhf_v.demo.quickstart import Run, execute
 from safe_rlhf_v.models.corpus_tokenizer import ANSWER_TOKEN, IMAGE_TOKEN, SPECIAL_TOKENS
-from safe_rlhf_v.quickstart import Run, execute
 from safe_rlhf_v.shards import ShardedSplit
 
 VOCABULARY = 400

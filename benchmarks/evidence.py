@@ -12,7 +12,7 @@ import statistics
 import time
 from pathlib import Path
 
-from safe_rlhf_v.quickstart import Run, cpu_seconds, execute, make_world
+from safe_rlhf_v.demo.quickstart import Run, cpu_seconds, execute, make_world
 
 PASSES = {"reward": 2, "cost": 3}
 BATCH = 32

@@ -17,12 +17,12 @@ from typing import Any
 import torch
 from evidence import summary
 
+from safe_rlhf_v.demo.quickstart import GUARD_SPLITS, Run, cpu_seconds, execute, make_world
 from safe_rlhf_v.guard.calibration import Calibration
 from safe_rlhf_v.guard.fitting import Judged, assess
 from safe_rlhf_v.guard.limits import UNCOUNTED
-from safe_rlhf_v.quickstart import GUARD_SPLITS, Run, cpu_seconds, execute, make_world
+from safe_rlhf_v.records.taxonomy import MAX_LEVEL, MIN_LEVEL
 from safe_rlhf_v.shards import Manifest, ShardedSplit
-from safe_rlhf_v.taxonomy import MAX_LEVEL, MIN_LEVEL
 from safe_rlhf_v.world.judge import judge
 from safe_rlhf_v.world.scenes import COLOURS, CONTEXTS, COUNTS, OBJECTS, Scene
 from safe_rlhf_v.world.truth import rule

@@ -26,20 +26,20 @@ from leaf_readers import HueHistogram, Palette
 from lightning.pytorch import Trainer, seed_everything
 from torch.optim import AdamW
 
-from safe_rlhf_v.batches import PreferenceBatch
 from safe_rlhf_v.data_modules.collate import CollatePreference
 from safe_rlhf_v.data_modules.source import Sample
+from safe_rlhf_v.demo.quickstart import execute
 from safe_rlhf_v.functional.ordinal import median_level
 from safe_rlhf_v.guard.calibration import Calibration, tempered
 from safe_rlhf_v.guard.fitting import Judged, assess, calibrate, judge_batches
 from safe_rlhf_v.guard.limits import UNCOUNTED
 from safe_rlhf_v.models import CornLink, CumulativeLink, ScalarHead, SoftmaxLink
 from safe_rlhf_v.modules import GuardModule
-from safe_rlhf_v.optim import WarmupCosine
-from safe_rlhf_v.quickstart import execute
+from safe_rlhf_v.records.batches import PreferenceBatch
+from safe_rlhf_v.records.taxonomy import NUM_LEVELS
 from safe_rlhf_v.shards import ShardedSplit
 from safe_rlhf_v.shards.images import decode
-from safe_rlhf_v.taxonomy import NUM_LEVELS
+from safe_rlhf_v.training.optim import WarmupCosine
 
 FOLDS, QUESTION, ANSWER = 5, "How badly is this leaf affected?", "See the picture."
 LINKS: dict[str, Callable[..., Any]] = {"cumulative": CumulativeLink, "corn": CornLink, "softmax": SoftmaxLink}

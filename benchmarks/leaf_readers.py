@@ -9,11 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from safe_rlhf_v.batches import Prompts
 from safe_rlhf_v.models.corpus_tokenizer import build_tokenizer
 from safe_rlhf_v.models.layout import PromptTokens
 from safe_rlhf_v.models.reader import Reader
 from safe_rlhf_v.models.types import ResponseStates
+from safe_rlhf_v.records.batches import Prompts
 
 WIDTH, HEIGHT = 128, 64
 

@@ -22,8 +22,8 @@ from safe_rlhf_v.data_modules.loader import PlannedLoader
 from safe_rlhf_v.data_modules.plan import Plan
 from safe_rlhf_v.data_modules.source import Source
 from safe_rlhf_v.records import Record, Response
+from safe_rlhf_v.records.taxonomy import Taxonomy
 from safe_rlhf_v.shards import ShardedSplit, ShardWriter, decode, probe
-from safe_rlhf_v.taxonomy import Taxonomy
 
 
 def photo(number: int, side: int) -> bytes:

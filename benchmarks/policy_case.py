@@ -14,17 +14,17 @@ import torch
 from released_sequence import ReleasedStep, ScoreModel
 from transformers import AutoConfig, CLIPImageProcessorPil, LlavaForConditionalGeneration
 
-from safe_rlhf_v.advantages import GAE
-from safe_rlhf_v.batches import PolicyBatch, Prompts
 from safe_rlhf_v.dual import FixedDual
 from safe_rlhf_v.models import HFVLM, ScalarHead
 from safe_rlhf_v.models.backbone import Backbone
 from safe_rlhf_v.models.corpus_tokenizer import build_tokenizer
 from safe_rlhf_v.models.hf_families import image_only_processor, save_processor
-from safe_rlhf_v.models.roles import Critic, SeparateRoles
 from safe_rlhf_v.models.sampling import SamplingOptions
-from safe_rlhf_v.modules import ConstrainedPolicyModule
-from safe_rlhf_v.modules.policy_settings import KLPenalty, ScoreSettings, StartSettings, UpdateSettings
+from safe_rlhf_v.policy import ConstrainedPolicyModule
+from safe_rlhf_v.policy.advantages import GAE
+from safe_rlhf_v.policy.roles import Critic, SeparateRoles
+from safe_rlhf_v.policy.settings import KLPenalty, ScoreSettings, StartSettings, UpdateSettings
+from safe_rlhf_v.records.batches import PolicyBatch, Prompts
 
 TOKENS, RESPONSES, LENGTHS = 64, 8, (16, 40)
 WORDS = [f"w{i}" for i in range(2048 - 6 - 2)]  # six special tokens, two words of the template
@@ -100,7 +100,7 @@ class InMemoryRoles(SeparateRoles):
 def adapters_in_memory() -> Any:
     """As :class:`InMemoryRoles`, but one network with five adapters."""
     from safe_rlhf_v.models.adapters import DEFAULT, Adapter, keep_to_default
-    from safe_rlhf_v.models.shared_roles import SharedRoles
+    from safe_rlhf_v.policy.shared_roles import SharedRoles
 
     class InMemoryAdapters(SharedRoles):
         def __init__(self) -> None:

@@ -15,8 +15,8 @@ from pathlib import Path
 
 from evidence import summary
 
-from safe_rlhf_v.comparison import BUDGET, METHODS, Method, cost_spread, measured, prepare, train_and_judge, with_dual
-from safe_rlhf_v.quickstart import Run, cpu_seconds
+from safe_rlhf_v.demo.compare import BUDGET, METHODS, Method, cost_spread, measured, prepare, train_and_judge, with_dual
+from safe_rlhf_v.demo.quickstart import Run, cpu_seconds
 
 PID = with_dual("PIDDual", budget=BUDGET)
 ABLATIONS = (

@@ -53,7 +53,7 @@ from transformers.models.clip.modeling_clip import CLIPVisionModel
 from transformers.models.llama.modeling_llama import LlamaModel
 
 from safe_rlhf_v.models.lora import LoraSettings
-from safe_rlhf_v.modules import ConstrainedPolicyModule
+from safe_rlhf_v.policy import ConstrainedPolicyModule
 
 VARIANTS = ("released", "separate_k1", "separate_k4", "shared_k1", "shared_k4", "shared_k4_parts")
 

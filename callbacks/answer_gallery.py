@@ -6,11 +6,11 @@ from typing import ClassVar, NamedTuple
 import numpy as np
 from lightning.pytorch import Trainer
 
-from safe_rlhf_v.batches import PolicyBatch
 from safe_rlhf_v.callbacks.answers import AnswerCallback, moment
 from safe_rlhf_v.callbacks.tensorboard import Board
 from safe_rlhf_v.callbacks.tiles import INK, MUTED, RIGHT, WRONG, Line, Tile, draw_grid, first_picture
-from safe_rlhf_v.evaluation.rows import Row
+from safe_rlhf_v.records.batches import PolicyBatch
+from safe_rlhf_v.scoring.rows import Row
 
 
 class Answered(NamedTuple):

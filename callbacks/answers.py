@@ -11,10 +11,10 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import nn
 
-from safe_rlhf_v.batches import PolicyBatch
 from safe_rlhf_v.callbacks.split_report import SplitReport, on_cpu, splits_of
 from safe_rlhf_v.callbacks.tensorboard import has_board
-from safe_rlhf_v.evaluation.rows import Row
+from safe_rlhf_v.records.batches import PolicyBatch
+from safe_rlhf_v.scoring.rows import Row
 
 
 class AnswerCallback(SplitReport, ABC):
@@ -53,7 +53,7 @@ class AnswerCallback(SplitReport, ABC):
         Raises:
             ValueError: If the module is no policy.
         """
-        from safe_rlhf_v.modules import ConstrainedPolicyModule
+        from safe_rlhf_v.policy import ConstrainedPolicyModule
 
         if not isinstance(pl_module, ConstrainedPolicyModule):
             name, module = type(self).__name__, type(pl_module).__name__
@@ -94,7 +94,7 @@ class AnswerCallback(SplitReport, ABC):
             return
         if not trainer.enable_validation:
             return
-        from safe_rlhf_v.modules.policy_evaluation import answer_rows
+        from safe_rlhf_v.policy.evaluation import answer_rows
 
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         limit = trainer.num_val_batches[0] if trainer.num_val_batches else len(data.val_dataloader()[0])

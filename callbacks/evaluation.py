@@ -6,8 +6,8 @@ from typing import Any, ClassVar, Literal
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
-from safe_rlhf_v.batches import PreferenceBatch
 from safe_rlhf_v.callbacks.split_report import SplitReport
+from safe_rlhf_v.records.batches import PreferenceBatch
 
 ScoreKind = Literal["reward", "cost"]
 """What the module's scores are: a reward (up = more helpful) or a cost (up = more harmful, above 0 = harmful)."""

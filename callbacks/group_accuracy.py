@@ -6,11 +6,11 @@ from typing import Any
 from lightning.pytorch import Trainer
 from torch import Tensor
 
-from safe_rlhf_v.batches import PreferenceBatch, category_groups
 from safe_rlhf_v.callbacks.evaluation import EvaluationCallback
 from safe_rlhf_v.callbacks.figures import accuracy_figure
 from safe_rlhf_v.callbacks.judgement import judge
 from safe_rlhf_v.callbacks.tensorboard import Board
+from safe_rlhf_v.records.batches import PreferenceBatch, category_groups
 
 
 class CategoryAccuracy(EvaluationCallback):

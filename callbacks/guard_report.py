@@ -8,13 +8,13 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
-from safe_rlhf_v.batches import UNKNOWN_LEVEL, PreferenceBatch, category_groups
 from safe_rlhf_v.callbacks.evaluation import EvaluationCallback
 from safe_rlhf_v.callbacks.figures import BLUE, GREY, accuracy_figure, new_figure, pixels_of, reliability_figure
 from safe_rlhf_v.callbacks.tensorboard import Board
 from safe_rlhf_v.callbacks.tiles import MUTED, WRONG, Line, Tile, draw_grid
 from safe_rlhf_v.functional.calibration import reliability_bins
-from safe_rlhf_v.taxonomy import MAX_LEVEL, MIN_LEVEL, NUM_LEVELS
+from safe_rlhf_v.records.batches import UNKNOWN_LEVEL, PreferenceBatch, category_groups
+from safe_rlhf_v.records.taxonomy import MAX_LEVEL, MIN_LEVEL, NUM_LEVELS
 
 
 class Judgement(NamedTuple):

@@ -3,10 +3,10 @@
 import torch
 from torch import Tensor
 
-from safe_rlhf_v.batches import UNKNOWN_LEVEL, PreferenceBatch
 from safe_rlhf_v.callbacks.evaluation import ScoreKind
 from safe_rlhf_v.functional.absolute import sign_correct
 from safe_rlhf_v.functional.pairwise import UNDECIDED, pair_correct, preferred
+from safe_rlhf_v.records.batches import UNKNOWN_LEVEL, PreferenceBatch
 
 
 def judge(scores: Tensor, batch: PreferenceBatch, kind: ScoreKind, *, truth: bool) -> tuple[Tensor, Tensor]:

@@ -4,11 +4,11 @@ import torch
 from lightning.pytorch import Trainer
 from torch import Tensor
 
-from safe_rlhf_v.batches import PreferenceBatch
 from safe_rlhf_v.callbacks.evaluation import EvaluationCallback
 from safe_rlhf_v.callbacks.figures import reliability_figure
 from safe_rlhf_v.callbacks.tensorboard import Board
 from safe_rlhf_v.functional.calibration import reliability_bins
+from safe_rlhf_v.records.batches import PreferenceBatch
 
 
 class ReliabilityDiagram(EvaluationCallback):

@@ -5,11 +5,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from lightning.pytorch import Trainer
 
-from safe_rlhf_v.batches import PolicyBatch
 from safe_rlhf_v.callbacks.answers import AnswerCallback, moment
 from safe_rlhf_v.callbacks.figures import BLUE, GREY, VERMILLION, new_figure, pixels_of
 from safe_rlhf_v.callbacks.tensorboard import Board
-from safe_rlhf_v.evaluation.rows import Row
+from safe_rlhf_v.records.batches import PolicyBatch
+from safe_rlhf_v.scoring.rows import Row
 
 
 class Cloud(NamedTuple):

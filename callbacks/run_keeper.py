@@ -8,9 +8,9 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 
-from safe_rlhf_v.broken_numbers import checkpoint_folder, where_to_go_on
 from safe_rlhf_v.callbacks.signals import PendingSignals
-from safe_rlhf_v.finite import NonFiniteError, all_finite
+from safe_rlhf_v.functional.finite import NonFiniteError, all_finite
+from safe_rlhf_v.training.broken_numbers import checkpoint_folder, where_to_go_on
 
 _BROKEN = 1000
 """What ranks tell one another when their numbers are broken; above every signal's number."""

@@ -5,11 +5,11 @@ from typing import ClassVar
 from lightning.pytorch import Trainer
 from torch import Tensor
 
-from safe_rlhf_v.batches import UNKNOWN_LEVEL, PreferenceBatch
 from safe_rlhf_v.callbacks.evaluation import EvaluationCallback, ScoreKind
 from safe_rlhf_v.callbacks.judgement import judge
 from safe_rlhf_v.callbacks.tensorboard import Board
 from safe_rlhf_v.callbacks.tiles import MUTED, RIGHT, WRONG, Line, Tile, draw_grid, first_picture
+from safe_rlhf_v.records.batches import UNKNOWN_LEVEL, PreferenceBatch
 
 
 class SampleGallery(EvaluationCallback):

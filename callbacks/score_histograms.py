@@ -4,10 +4,10 @@ import numpy as np
 from lightning.pytorch import Trainer
 from torch import Tensor
 
-from safe_rlhf_v.batches import PreferenceBatch
 from safe_rlhf_v.callbacks.evaluation import EvaluationCallback
 from safe_rlhf_v.callbacks.figures import histogram_figure
 from safe_rlhf_v.callbacks.tensorboard import Board
+from safe_rlhf_v.records.batches import PreferenceBatch
 
 
 class ScoreHistograms(EvaluationCallback):

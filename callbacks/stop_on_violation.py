@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from safe_rlhf_v.broken_numbers import checkpoint_folder, refuse_broken_state
+from safe_rlhf_v.training.broken_numbers import checkpoint_folder, refuse_broken_state
 
 UNSEEN = ("constraint/windowed_cost", "constraint/gap")
 """NaN here means that a constraint has not had a cost yet."""

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from safe_rlhf_v.batches import Prompts
+from safe_rlhf_v.records.batches import Prompts
 
 if TYPE_CHECKING:
     from PIL.Image import Image as PilImage

@@ -9,8 +9,8 @@ from lightning.pytorch import LightningDataModule
 from safe_rlhf_v.data_modules.loader import PlannedLoader
 from safe_rlhf_v.data_modules.plan import Plan, Position, nested_subset
 from safe_rlhf_v.data_modules.source import ImageOptions, OnBadSample, Sample, Source
+from safe_rlhf_v.records.taxonomy import Taxonomy
 from safe_rlhf_v.shards import Manifest, ShardedSplit
-from safe_rlhf_v.taxonomy import Taxonomy
 
 STATE_VERSION = 1
 

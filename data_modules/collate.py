@@ -8,10 +8,10 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from safe_rlhf_v.batches import UNKNOWN_LEVEL, PolicyBatch, PreferenceBatch, Prompts, Records, SupervisedBatch
 from safe_rlhf_v.data_modules.source import MASKED, Sample
 from safe_rlhf_v.records import Record, Response
-from safe_rlhf_v.taxonomy import Taxonomy, is_harmful
+from safe_rlhf_v.records.batches import UNKNOWN_LEVEL, PolicyBatch, PreferenceBatch, Prompts, Records, SupervisedBatch
+from safe_rlhf_v.records.taxonomy import Taxonomy, is_harmful
 
 DemonstrationsFrom = Literal["helpful", "safe", "helpful_and_safe"]
 """Which response of a record is imitated: see :func:`demonstration`."""

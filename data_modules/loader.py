@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader
 
-from safe_rlhf_v.batches import SupervisedBatch
 from safe_rlhf_v.data_modules.plan import Plan, Position
 from safe_rlhf_v.data_modules.source import Source
+from safe_rlhf_v.records.batches import SupervisedBatch
 
 log = logging.getLogger(__name__)
 

@@ -3,11 +3,11 @@
 from collections.abc import Callable
 from typing import Any
 
-from safe_rlhf_v.batches import PreferenceBatch
 from safe_rlhf_v.data_modules.base import ShardDataModule
 from safe_rlhf_v.data_modules.collate import CollatePreference
 from safe_rlhf_v.data_modules.rehearsal import RehearsalDataModule
 from safe_rlhf_v.data_modules.source import Sample
+from safe_rlhf_v.records.batches import PreferenceBatch
 from safe_rlhf_v.shards import ShardedSplit
 
 
@@ -24,7 +24,7 @@ class PreferenceDataModule(ShardDataModule):
     gives = PreferenceBatch
 
     def collate(self, split: ShardedSplit) -> Callable[[list[Sample]], Any]:
-        """To :class:`safe_rlhf_v.batches.PreferenceBatch`; K is the first record's."""
+        """To :class:`safe_rlhf_v.records.batches.PreferenceBatch`; K is the first record's."""
         return CollatePreference(split.manifest.taxonomy, int(split.index["responses"][0]))
 
 

@@ -3,12 +3,12 @@
 from collections.abc import Callable
 from typing import Any
 
-from safe_rlhf_v.batches import PolicyBatch
 from safe_rlhf_v.data_modules.collate import CollatePreference, CollatePrompts
 from safe_rlhf_v.data_modules.loader import PlannedLoader
 from safe_rlhf_v.data_modules.plan import nested_subset
 from safe_rlhf_v.data_modules.rehearsal import RehearsalDataModule
 from safe_rlhf_v.data_modules.source import Sample
+from safe_rlhf_v.records.batches import PolicyBatch
 from safe_rlhf_v.shards import ShardedSplit
 
 
@@ -40,7 +40,7 @@ class PromptDataModule(RehearsalDataModule):
         return super().other_splits(stage) + labelled
 
     def collate(self, split: ShardedSplit) -> Callable[[list[Sample]], Any]:
-        """To :class:`safe_rlhf_v.batches.PolicyBatch`."""
+        """To :class:`safe_rlhf_v.records.batches.PolicyBatch`."""
         return CollatePrompts(split.manifest.taxonomy)
 
     def first_prompts(self, count: int) -> PlannedLoader:
@@ -50,7 +50,7 @@ class PromptDataModule(RehearsalDataModule):
         return self._make(split, rows, self.eval_batch_size, None)
 
     def labelled(self, count: int) -> PlannedLoader | None:
-        """About ``count`` records of ``labelled_split`` as :class:`safe_rlhf_v.batches.PreferenceBatch`; ``None`` without."""
+        """About ``count`` records of ``labelled_split`` as batches of preferences; ``None`` without such a split."""
         if self.labelled_split is None:
             return None
         split = self.split(self.labelled_split)

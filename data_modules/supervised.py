@@ -3,10 +3,10 @@
 from collections.abc import Callable
 from typing import Any
 
-from safe_rlhf_v.batches import SupervisedBatch
 from safe_rlhf_v.data_modules.base import ShardDataModule
 from safe_rlhf_v.data_modules.collate import CollateSupervised, DemonstrationsFrom
 from safe_rlhf_v.data_modules.source import Sample
+from safe_rlhf_v.records.batches import SupervisedBatch
 from safe_rlhf_v.shards import ShardedSplit
 
 
@@ -37,5 +37,5 @@ class SupervisedDataModule(ShardDataModule):
         self._collate = CollateSupervised(demonstrations_from)
 
     def collate(self, split: ShardedSplit) -> Callable[[list[Sample]], Any]:
-        """To :class:`safe_rlhf_v.batches.SupervisedBatch`."""
+        """To :class:`safe_rlhf_v.records.batches.SupervisedBatch`."""
         return self._collate

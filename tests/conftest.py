@@ -18,7 +18,7 @@ TINY = {
 @pytest.fixture(scope="session")
 def world(tmp_path_factory):
     """A shard folder of the embedded world with its tokenizer."""
-    from safe_rlhf_v.models.corpus_tokenizer import main as tokenizer
+    from safe_rlhf_v.commands.tokenizer import main as tokenizer
     from safe_rlhf_v.world import write_world
 
     root = tmp_path_factory.mktemp("data") / "world"
@@ -32,7 +32,7 @@ QUICKSTART = Path(__file__).parents[1] / "configs" / "quickstart"
 
 def stage_command(stage: str, world: Path, root: Path, *extra: str, steps: int = 2) -> list[str]:
     """Command line of a quickstart stage on the tiny world, with runs below ``root``; a later flag wins."""
-    from safe_rlhf_v.quickstart import Run
+    from safe_rlhf_v.demo.quickstart import Run
 
     # Untrained judges differ by little and lie anywhere, also far from the configured budget.
     unlimited = ("--model.init_args.scores.clip=1000.0",) if stage in ("ppo_lag", "grpo_lag") else ()
@@ -54,7 +54,7 @@ def stage_command(stage: str, world: Path, root: Path, *extra: str, steps: int =
 @pytest.fixture(scope="session")
 def policy_stages(world, tmp_path_factory):
     """Runs that a policy starts from: vision, supervised, reward and cost, two steps each."""
-    from safe_rlhf_v.cli import main
+    from safe_rlhf_v.commands.fit import main
 
     root = tmp_path_factory.mktemp("policy") / "runs"
     for stage in ("vision", "supervised", "reward", "cost"):

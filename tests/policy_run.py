@@ -16,8 +16,8 @@ import torch
 
 def main(options: dict[str, Any]) -> None:
     """Train, and keep everything that must be equal."""
-    from safe_rlhf_v.cli import main as train
-    from safe_rlhf_v.modules import ConstrainedPolicyModule
+    from safe_rlhf_v.commands.fit import main as train
+    from safe_rlhf_v.policy import ConstrainedPolicyModule
 
     warnings.simplefilter("ignore")
     if kill_at := options.get("kill_at"):

@@ -5,7 +5,7 @@ from typing import Any
 
 import yaml
 
-from safe_rlhf_v.cli import CLI, main
+from safe_rlhf_v.commands.fit import CLI, main
 
 OBJECTIVES: dict[str, dict[str, Any]] = {
     "RewardModule": {"class_path": "safe_rlhf_v.objectives.BradleyTerry"},
@@ -28,7 +28,7 @@ def shared(runs: Path, start: str | None = None) -> dict[str, Any]:
     """Roles on one base, from ``runs/reward`` and ``runs/cost``."""
     names = {"reward": "reward", "cost": "cost", "start": start}
     found = {role: str(runs / name) for role, name in names.items() if name}
-    return {"class_path": "safe_rlhf_v.models.SharedRoles", "init_args": found}
+    return {"class_path": "safe_rlhf_v.policy.SharedRoles", "init_args": found}
 
 
 def policy(roles: dict[str, Any], **options: Any) -> dict[str, Any]:
@@ -78,7 +78,7 @@ def command(
     }
     config = {
         "model": {
-            "class_path": f"safe_rlhf_v.modules.{kind}",
+            "class_path": f"safe_rlhf_v.{kind}",
             "init_args": {"backbone": backbone, "optimizer": ADAM, **options, **model},
         },
         "data": {

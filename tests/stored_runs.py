@@ -8,7 +8,7 @@ from typing import Any
 import torch
 import yaml
 
-from safe_rlhf_v.checkpoints import AtomicCheckpointIO, find_checkpoint
+from safe_rlhf_v.training.checkpoints import AtomicCheckpointIO, find_checkpoint
 
 
 def copy_run(run: Path, to: Path, change: Callable[[dict[str, Any]], Any] | None = None) -> Path:

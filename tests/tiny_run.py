@@ -21,9 +21,9 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.strategies import DDPStrategy
 
-from safe_rlhf_v.checkpoints import AtomicCheckpointIO, find_checkpoint
 from safe_rlhf_v.data_modules import PreferenceDataModule
 from safe_rlhf_v.modules.base import BaseModule
+from safe_rlhf_v.training.checkpoints import AtomicCheckpointIO, find_checkpoint
 
 
 class Stub(torch.nn.Module):

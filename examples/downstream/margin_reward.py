@@ -10,9 +10,9 @@ from typing import Any
 
 from torch import Tensor
 
-from safe_rlhf_v.batches import PreferenceBatch
 from safe_rlhf_v.functional.shares import Share, masked_share
 from safe_rlhf_v.modules import RewardModule
+from safe_rlhf_v.records.batches import PreferenceBatch
 
 
 class MarginRewardModule(RewardModule):

@@ -6,15 +6,15 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:  # what type checkers and editors see; at run time names are loaded when asked for
     from safe_rlhf_v.data_modules import PreferenceDataModule, PromptDataModule, SupervisedDataModule
     from safe_rlhf_v.guard import Guard, GuardedGenerator
-    from safe_rlhf_v.models import HFVLM, ClipDecoder, EvidenceHead, ScalarHead, SeparateRoles, SharedRoles
+    from safe_rlhf_v.models import HFVLM, ClipDecoder, EvidenceHead, ScalarHead
     from safe_rlhf_v.modules import (
-        ConstrainedPolicyModule,
         CostModule,
         GuardModule,
         PreferenceOptimisationModule,
         RewardModule,
         SupervisedModule,
     )
+    from safe_rlhf_v.policy import ConstrainedPolicyModule, SeparateRoles, SharedRoles
     from safe_rlhf_v.records import Record, Response
     from safe_rlhf_v.shards import ShardedSplit, ShardWriter
 
@@ -22,7 +22,7 @@ __version__ = "0.1.0"
 
 _HOME = {
     "ClipDecoder": "models",
-    "ConstrainedPolicyModule": "modules",
+    "ConstrainedPolicyModule": "policy",
     "CostModule": "modules",
     "EvidenceHead": "models",
     "Guard": "guard",
@@ -36,10 +36,10 @@ _HOME = {
     "Response": "records",
     "RewardModule": "modules",
     "ScalarHead": "models",
-    "SeparateRoles": "models",
+    "SeparateRoles": "policy",
     "ShardWriter": "shards",
     "ShardedSplit": "shards",
-    "SharedRoles": "models",
+    "SharedRoles": "policy",
     "SupervisedDataModule": "data_modules",
     "SupervisedModule": "modules",
 }

@@ -9,7 +9,8 @@ from importlib import import_module
 from typing import Any
 
 from safe_rlhf_v import __version__
-from safe_rlhf_v.reading_options import THREATS
+from safe_rlhf_v.commands import STOPPED
+from safe_rlhf_v.commands.reading_options import THREATS
 
 TRAINING = {
     "fit": "train from a configuration",
@@ -18,19 +19,17 @@ TRAINING = {
     "predict": "score every test record, into predictions.jsonl in the run's folder",
 }
 COMMANDS = {
-    "shards": ("safe_rlhf_v.shards.command", "write, import, inspect and check image-text shards"),
-    "tokenizer": ("safe_rlhf_v.models.corpus_tokenizer", "build a word-level tokenizer from shards"),
-    "calibrate": ("safe_rlhf_v.guard.calibrate", "fit a guard's temperatures and thresholds"),
-    "moderate": ("safe_rlhf_v.guard.moderate", "judge shards, JSON lines or pictures with a guard"),
-    "generate": ("safe_rlhf_v.guard.generate", "let a policy answer behind a guard"),
-    "filter": ("safe_rlhf_v.guard.filter", "filter or relabel training shards with a guard"),
-    "evaluate": ("safe_rlhf_v.evaluation.command", "let a policy answer held-out prompts, and judge the answers"),
-    "compare": ("safe_rlhf_v.comparison", "every policy method from one start, after the quickstart"),
-    "quickstart": ("safe_rlhf_v.quickstart", "the whole pipeline on the embedded world, on a laptop"),
+    "shards": ("safe_rlhf_v.commands.shards", "write, import, inspect and check image-text shards"),
+    "tokenizer": ("safe_rlhf_v.commands.tokenizer", "build a word-level tokenizer from shards"),
+    "calibrate": ("safe_rlhf_v.commands.calibrate", "fit a guard's temperatures and thresholds"),
+    "moderate": ("safe_rlhf_v.commands.moderate", "judge shards, JSON lines or pictures with a guard"),
+    "generate": ("safe_rlhf_v.commands.generate", "let a policy answer behind a guard"),
+    "filter": ("safe_rlhf_v.commands.filter", "filter or relabel training shards with a guard"),
+    "evaluate": ("safe_rlhf_v.commands.evaluate", "let a policy answer held-out prompts, and judge the answers"),
+    "world": ("safe_rlhf_v.demo.world", "write the embedded world: synthetic image-text shards"),
+    "compare": ("safe_rlhf_v.demo.compare", "every policy method from one start, after the quickstart"),
+    "quickstart": ("safe_rlhf_v.demo.quickstart", "the whole pipeline on the embedded world, on a laptop"),
 }
-
-STOPPED = 3
-"""Exit status of a training that StopOnViolation or NaN ended."""
 
 
 def help_text() -> str:
@@ -102,7 +101,7 @@ def main(argv: list[str] | None = None) -> int:
             print(training_help(args[0]), end="")
             return 0
         from safe_rlhf_v.callbacks import StopOnViolation  # lightning: seconds to import
-        from safe_rlhf_v.cli import main as train
+        from safe_rlhf_v.commands.fit import main as train
 
         trainer: Any = train(["--help" if arg == "--help-all" else arg for arg in args]).trainer
         return STOPPED if any(isinstance(c, StopOnViolation) and c.stopped for c in trainer.callbacks) else 0

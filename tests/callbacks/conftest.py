@@ -12,8 +12,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from safe_rlhf_v.batches import UNKNOWN_LEVEL, PreferenceBatch, Prompts
-from safe_rlhf_v.taxonomy import Taxonomy
+from safe_rlhf_v.records.batches import UNKNOWN_LEVEL, PreferenceBatch, Prompts
+from safe_rlhf_v.records.taxonomy import Taxonomy
 
 TAXONOMY = Taxonomy("toy", ("fire_safety", "chemicals"))
 

@@ -8,8 +8,8 @@ from lightning.pytorch import LightningDataModule, LightningModule
 from torch import nn
 from torch.utils.data import DataLoader
 
-from safe_rlhf_v.batches import PolicyBatch, Prompts, Records
-from safe_rlhf_v.modules import ConstrainedPolicyModule
+from safe_rlhf_v.policy import ConstrainedPolicyModule
+from safe_rlhf_v.records.batches import PolicyBatch, Prompts, Records
 
 CURVES = {"policy/kl": 1.0, "policy/entropy": 0.3, "rollout/length": 15.0, "constraint/cost": 0.1}
 

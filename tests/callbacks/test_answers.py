@@ -15,7 +15,7 @@ from safe_rlhf_v.callbacks import AnswerGallery, RewardCostPlane, answer_gallery
 from safe_rlhf_v.callbacks.answer_gallery import Answered, facts, tile
 from safe_rlhf_v.callbacks.reward_cost_plane import Cloud, plane_figure
 from safe_rlhf_v.callbacks.tiles import RIGHT, WRONG
-from safe_rlhf_v.modules import policy_evaluation
+from safe_rlhf_v.policy import evaluation as policy_evaluation
 
 RUN: dict[str, Any] = {
     "num_sanity_val_steps": 0,

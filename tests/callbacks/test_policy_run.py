@@ -10,8 +10,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tests.conftest import stage_command
 
 from safe_rlhf_v.callbacks import RewardCostPlane
-from safe_rlhf_v.cli import main
-from safe_rlhf_v.quickstart import Run
+from safe_rlhf_v.commands.fit import main
+from safe_rlhf_v.demo.quickstart import Run
 
 DOCS = Path(__file__).parents[2] / "docs" / "curves.md"
 TINY = (

@@ -11,8 +11,8 @@ from lightning.pytorch.strategies import DDPStrategy
 from tests.callbacks.scripted import PromptData, Scripted
 
 from safe_rlhf_v.callbacks import StopOnViolation
-from safe_rlhf_v.checkpoints import find_checkpoint
-from safe_rlhf_v.finite import NonFiniteError
+from safe_rlhf_v.functional.finite import NonFiniteError
+from safe_rlhf_v.training.checkpoints import find_checkpoint
 
 RUN: dict[str, Any] = {
     "num_sanity_val_steps": 0,

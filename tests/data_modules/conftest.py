@@ -9,8 +9,8 @@ import pytest
 from PIL import Image as PILImage
 
 from safe_rlhf_v.records import Record, Response, Truth
+from safe_rlhf_v.records.taxonomy import Taxonomy
 from safe_rlhf_v.shards import ShardWriter, probe
-from safe_rlhf_v.taxonomy import Taxonomy
 
 TAXONOMY = Taxonomy("two", ("fire", "fraud"))
 CATEGORIES: tuple[tuple[str, ...], ...] = ((), ("fire",), ("fraud",))

@@ -90,8 +90,8 @@ def test_a_record_with_another_number_of_responses_names_its_shard_or_is_left_ou
     from safe_rlhf_v.data_modules.collate import CollatePreference
     from safe_rlhf_v.data_modules.source import Source
     from safe_rlhf_v.records import Record, Response
+    from safe_rlhf_v.records.taxonomy import BEAVERTAILS_V
     from safe_rlhf_v.shards import ShardedSplit, ShardError, ShardWriter
-    from safe_rlhf_v.taxonomy import BEAVERTAILS_V
 
     with ShardWriter(tmp_path, name="n", licence="l", taxonomy=BEAVERTAILS_V) as writer:
         for i, count in enumerate((2, 1, 2, 3)):

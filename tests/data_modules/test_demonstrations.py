@@ -12,8 +12,8 @@ from tests.data_modules.conftest import record
 from safe_rlhf_v.data_modules import PromptDataModule, RehearsedPreferenceDataModule, SupervisedDataModule
 from safe_rlhf_v.data_modules.collate import demonstration, is_safe
 from safe_rlhf_v.records import Record, Response
+from safe_rlhf_v.records.taxonomy import Taxonomy
 from safe_rlhf_v.shards import ShardWriter
-from safe_rlhf_v.taxonomy import Taxonomy
 
 Folder = Callable[..., Path]
 RULES = ("helpful", "safe", "helpful_and_safe")

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import torch
 
-from safe_rlhf_v.batches import UNKNOWN_LEVEL
 from safe_rlhf_v.data_modules import PreferenceDataModule, SupervisedDataModule
 from safe_rlhf_v.data_modules.plan import Position
 from safe_rlhf_v.data_modules.source import ImageOptions
+from safe_rlhf_v.records.batches import UNKNOWN_LEVEL
 
 Folder = Callable[..., Path]
 

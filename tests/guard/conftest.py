@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from tests.guard.wide import WIDE
 
-from safe_rlhf_v import cli
+from safe_rlhf_v.commands import fit as cli
 from safe_rlhf_v.guard.calibration import Calibration
 from safe_rlhf_v.guard.moderation import Guard, load_module
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from tests.guard.wide import WIDE
 
-from safe_rlhf_v.guard.calibrate import main
+from safe_rlhf_v.commands.calibrate import main
 from safe_rlhf_v.guard.calibration import Calibration, CalibrationMissing, fit_temperature, tempered, two_columns
 from safe_rlhf_v.guard.fitting import LEAST, Judged, assess, assess_groups, calibrate
 from safe_rlhf_v.guard.moderation import Guard, load_module

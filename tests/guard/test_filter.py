@@ -6,15 +6,15 @@ from dataclasses import replace
 import pytest
 from tests.guard.wide import WIDE
 
+from safe_rlhf_v.commands.filter import main, table
 from safe_rlhf_v.guard.calibration import Calibration
-from safe_rlhf_v.guard.filter import main, table
 from safe_rlhf_v.guard.filtering import Rules, filter_shards, relabelled
 from safe_rlhf_v.guard.verdict import unchecked
 from safe_rlhf_v.records import Record, Response
+from safe_rlhf_v.records.taxonomy import Taxonomy
 from safe_rlhf_v.shards import ShardedSplit, ShardWriter
 from safe_rlhf_v.shards.check import check
 from safe_rlhf_v.shards.manifest import ShardError
-from safe_rlhf_v.taxonomy import Taxonomy
 
 
 class Scripted:

@@ -6,15 +6,16 @@ import json
 import pytest
 import torch
 
-from safe_rlhf_v.batches import Prompts
 from safe_rlhf_v.data_modules import PreferenceDataModule
 from safe_rlhf_v.guard import BestOfK, GuardedGenerator, HigherTemperature, SafetyReminder, Strategy, generation
 from safe_rlhf_v.guard.running import _mean, _outcomes
 from safe_rlhf_v.guard.verdict import unchecked
 from safe_rlhf_v.models.sampling import SamplingOptions
 from safe_rlhf_v.models.types import Generation
+from safe_rlhf_v.records.batches import Prompts
+from safe_rlhf_v.records.user_files import lock
 from safe_rlhf_v.shards import ShardedSplit
-from safe_rlhf_v.user_files import lock
+from safe_rlhf_v.world import WorldScorer
 
 
 class Scripted:
@@ -109,7 +110,7 @@ def test_the_report_counts_what_each_number_of_rounds_gives(script, world):
     script({"x": [bad, "0 good"]})
     options = argparse.Namespace(rounds=2, refusal=refusal)
     answers = GuardedGenerator(None, Numbered(), rounds=2, refusal=refusal)(prompts("x"))
-    (outcomes,) = _outcomes(answers, [harmful], options)
+    (outcomes,) = _outcomes(answers, [harmful], WorldScorer(), options)
     assert [row["harm"] for row in outcomes] == [True, False, False, False]
     assert [row["released"] for row in outcomes] == [True, False, True, True]
     assert [row["tokens"] for row in outcomes] == [3, 3, 6, 6]
@@ -127,8 +128,8 @@ def test_refusals_of_harmless_prompts_are_counted_apart():
 
 
 def test_the_command_answers_every_prompt(calibrated_run, world, tmp_path, capsys):
-    from safe_rlhf_v import cli
-    from safe_rlhf_v.guard.generate import main
+    from safe_rlhf_v.commands import fit as cli
+    from safe_rlhf_v.commands.generate import main
 
     from .conftest import ROOT
 

@@ -10,8 +10,7 @@ from tests.guard.wide import WIDE
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from safe_rlhf_v.batches import PreferenceBatch, Prompts
-from safe_rlhf_v.guard import calibrate
+from safe_rlhf_v.commands import calibrate
 from safe_rlhf_v.guard.calibration import Calibration, CalibrationMissing
 from safe_rlhf_v.guard.fitting import count_limits, training_data
 from safe_rlhf_v.guard.limits import (
@@ -33,6 +32,7 @@ from safe_rlhf_v.models.layout import PromptTokens
 from safe_rlhf_v.models.reader import Reader
 from safe_rlhf_v.models.tiny import write_tiny_vlm
 from safe_rlhf_v.models.tower import TowerSettings
+from safe_rlhf_v.records.batches import PreferenceBatch, Prompts
 from safe_rlhf_v.shards import ShardedSplit
 
 FOREIGN = (

@@ -7,10 +7,11 @@ import sys
 
 import pytest
 
-from safe_rlhf_v.guard import files, moderate
+from safe_rlhf_v.commands import moderate
+from safe_rlhf_v.guard import files
 from safe_rlhf_v.guard.inputs import MAX_LINE, JsonlEntries, open_entries
+from safe_rlhf_v.records.user_files import FileError
 from safe_rlhf_v.shards import ShardedSplit
-from safe_rlhf_v.user_files import FileError
 
 
 def run(guard_path, source, output, *extra):
@@ -175,7 +176,7 @@ def test_a_file_that_we_did_not_write_is_not_touched(guard, table, tmp_path):
 
 HOLD = """
 import sys
-from safe_rlhf_v.user_files import lock
+from safe_rlhf_v.records.user_files import lock
 file = open(sys.argv[1], "ab"); lock(file, "x"); print("held", flush=True); sys.stdin.read()
 """
 

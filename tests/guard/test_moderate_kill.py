@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from safe_rlhf_v.guard import moderate
+from safe_rlhf_v.commands import moderate
 from safe_rlhf_v.shards import ShardedSplit
 
 COUNT = 2000

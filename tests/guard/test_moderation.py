@@ -11,10 +11,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from safe_rlhf_v.batches import Prompts
 from safe_rlhf_v.guard.moderation import Guard
 from safe_rlhf_v.guard.reading import Input
 from safe_rlhf_v.guard.verdict import unchecked
+from safe_rlhf_v.records.batches import Prompts
 from safe_rlhf_v.shards import ShardedSplit
 
 FUZZ = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -5,7 +5,7 @@ import json
 import pytest
 from tests.shards.conftest import picture
 
-from safe_rlhf_v.shards.command import main
+from safe_rlhf_v.commands.shards import main
 
 
 @pytest.fixture(scope="module")

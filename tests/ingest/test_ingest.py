@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 from tests.ingest.conftest import lines
 
+from safe_rlhf_v.commands.shards import main
 from safe_rlhf_v.ingest.ordinal import Template, safety_of
 from safe_rlhf_v.shards import Manifest, ShardedSplit
 from safe_rlhf_v.shards.check import check
-from safe_rlhf_v.shards.command import main
 
 HEADER = "image,question,response_0,response_1,safety_0,safety_1,is_safe_0,more_helpful,safer,category,split\n"
 

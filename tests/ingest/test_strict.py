@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 from tests.ingest.conftest import lines
 from tests.shards.conftest import picture
 
+from safe_rlhf_v.commands.shards import main
 from safe_rlhf_v.ingest.folder import import_folder
 from safe_rlhf_v.ingest.table import MAX_LINE, TableError
 from safe_rlhf_v.shards import Manifest, ShardedSplit
 from safe_rlhf_v.shards.check import check
-from safe_rlhf_v.shards.command import main
 
 HEADER = "image,question,response_0,response_1,safety_0,safety_1,is_safe_0,more_helpful,safer,category,split\n"
 CHAT = [{"role": "user", "content": "hi"}]

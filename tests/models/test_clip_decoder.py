@@ -3,12 +3,12 @@
 import pytest
 import torch
 
-from safe_rlhf_v.batches import Prompts
 from safe_rlhf_v.models import ClipDecoder, EvidenceHead, ScalarHead
 from safe_rlhf_v.models.images import fit_square
 from safe_rlhf_v.models.lora import LoraSettings
 from safe_rlhf_v.models.tower import SlotSettings, Tower, TowerSettings
 from safe_rlhf_v.models.types import ResponseStates
+from safe_rlhf_v.records.batches import Prompts
 
 DECODER = {
     "model_type": "llama", "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2,

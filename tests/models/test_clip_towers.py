@@ -7,12 +7,12 @@ import torch
 import torch.nn.functional as F
 from tests.guard.wide import WIDE
 
-from safe_rlhf_v import cli
-from safe_rlhf_v.batches import Prompts
+from safe_rlhf_v.commands import fit as cli
 from safe_rlhf_v.guard.calibration import Calibration
 from safe_rlhf_v.guard.moderation import Guard, load_module
 from safe_rlhf_v.models import ClipTowers, EvidenceHead, ScalarHead
 from safe_rlhf_v.models.clip_pair import ClipSettings
+from safe_rlhf_v.records.batches import Prompts
 from safe_rlhf_v.world import WORLD
 
 VISION = {"layers": [1, 1, 1, 1], "width": 8, "image_size": 32}

@@ -8,12 +8,12 @@ import torch
 from open_clip.transformer import PatchDropout
 from torch import nn
 
-from safe_rlhf_v.batches import Prompts
 from safe_rlhf_v.models import HFVLM, ClipDecoder
 from safe_rlhf_v.models.dropout import switch_off_dropout
 from safe_rlhf_v.models.lora import LoraSettings
 from safe_rlhf_v.models.tiny import FAMILIES, write_tiny_vlm
 from safe_rlhf_v.models.tower import TowerSettings
+from safe_rlhf_v.records.batches import Prompts
 
 PICTURE = torch.randint(0, 256, (64, 64, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 PROMPTS = Prompts(((PICTURE,),), (("a",),), ("what is it ?",))

@@ -8,13 +8,13 @@ import pytest
 import torch
 from PIL import Image
 
-from safe_rlhf_v.batches import Prompts
 from safe_rlhf_v.models import ClipDecoder, ClipTowers
 from safe_rlhf_v.models.clip_pair import ClipSettings
 from safe_rlhf_v.models.hf_edges import pad_to_square
 from safe_rlhf_v.models.hf_vlm import HFVLM
 from safe_rlhf_v.models.tiny import FAMILIES, write_tiny_vlm
 from safe_rlhf_v.models.tower import TowerSettings
+from safe_rlhf_v.records.batches import Prompts
 
 SHAPES = [(30, 180), (180, 30), (64, 64), (41, 83)]
 VISION = {"layers": [1, 1, 1, 1], "width": 8, "image_size": 32}

@@ -14,7 +14,6 @@ from PIL import Image
 from torch import Tensor
 from transformers import DynamicCache
 
-from safe_rlhf_v.batches import Prompts
 from safe_rlhf_v.models.backbone import Prepared
 from safe_rlhf_v.models.hf_edges import pad_to_square
 from safe_rlhf_v.models.hf_vlm import HFVLM
@@ -22,6 +21,7 @@ from safe_rlhf_v.models.layout import PaddingSide
 from safe_rlhf_v.models.lora import LoraSettings
 from safe_rlhf_v.models.tiny import FAMILIES, write_tiny_vlm
 from safe_rlhf_v.models.types import ImageFeatures, ImageInputs, ResponseStates
+from safe_rlhf_v.records.batches import Prompts
 
 TOLERANCE: dict[str, Any] = {"rtol": 1e-5, "atol": 1e-5}
 RESPONSES = [["No.", "It bites, keep away from it."], ["Yes, go on", "no"], ["The left one is worse.", "?"]]

@@ -12,12 +12,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from safe_rlhf_v.batches import Prompts
 from safe_rlhf_v.models import hf_families as families
 from safe_rlhf_v.models import tiny
 from safe_rlhf_v.models.hf_vlm import HFVLM
 from safe_rlhf_v.models.lora import LoraSettings
 from safe_rlhf_v.models.types import ImageInputs
+from safe_rlhf_v.records.batches import Prompts
 
 Folder = Callable[[str], str]
 
@@ -236,7 +236,7 @@ WITHOUT = """
 import sys
 sys.modules["torchvision"] = sys.modules["num2words"] = None
 import torch
-from safe_rlhf_v.batches import Prompts
+from safe_rlhf_v.records.batches import Prompts
 from safe_rlhf_v.models.hf_vlm import HFVLM
 image = torch.arange(30 * 62 * 3).remainder(256).reshape(30, 62, 3).to(torch.uint8)
 for path in sys.argv[1:]:

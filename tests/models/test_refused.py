@@ -3,13 +3,13 @@
 import pytest
 import torch
 
-from safe_rlhf_v.batches import Prompts
 from safe_rlhf_v.models import HFVLM, ClipDecoder, ClipTowers
 from safe_rlhf_v.models.clip_pair import ClipSettings
 from safe_rlhf_v.models.refused import RefusedRows
 from safe_rlhf_v.models.sampling import sample
 from safe_rlhf_v.models.tiny import write_tiny_vlm
 from safe_rlhf_v.models.tower import TowerSettings
+from safe_rlhf_v.records.batches import Prompts
 
 LONG = "keep away from it " * 400
 SURROGATE = "what is \ud800 it ?"

@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from safe_rlhf_v.batches import Prompts
 from safe_rlhf_v.data_modules import PreferenceDataModule
 from safe_rlhf_v.models import ClipDecoder
 from safe_rlhf_v.models.sampling import SamplingOptions, sample
 from safe_rlhf_v.models.tower import SlotSettings, TowerSettings
+from safe_rlhf_v.records.batches import Prompts
 
 
 @pytest.fixture(scope="module")
@@ -129,7 +129,7 @@ def test_training_mode_comes_back_and_options_are_checked(backbone, prompts):
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_broken_logits_are_named(value: float) -> None:
-    from safe_rlhf_v.finite import NonFiniteError
+    from safe_rlhf_v.functional.finite import NonFiniteError
     from safe_rlhf_v.models.sampling import _choose
 
     with pytest.raises(NonFiniteError, match="policy's probabilities"):

@@ -9,12 +9,12 @@ import torch
 from tests.shared_runs import policy, shared, train
 from torch import Tensor
 
-from safe_rlhf_v.batches import Prompts
 from safe_rlhf_v.models import ClipDecoder, SavedClipDecoder
 from safe_rlhf_v.models.adapters import adapter_of
 from safe_rlhf_v.models.lora import LoraSettings
 from safe_rlhf_v.models.tower import SlotSettings, TowerSettings
-from safe_rlhf_v.runs import load_backbone
+from safe_rlhf_v.records.batches import Prompts
+from safe_rlhf_v.training.runs import load_backbone
 
 DECODER = {
     "model_type": "llama",

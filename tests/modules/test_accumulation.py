@@ -8,7 +8,6 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.strategies import DDPStrategy
 
-from safe_rlhf_v.batches import UNKNOWN_LEVEL
 from safe_rlhf_v.data_modules import (
     PreferenceDataModule,
     RehearsedPreferenceDataModule,
@@ -36,6 +35,7 @@ from safe_rlhf_v.objectives import (
     SignTerm,
     WeightedSignTerm,
 )
+from safe_rlhf_v.records.batches import UNKNOWN_LEVEL
 from safe_rlhf_v.world import WORLD
 
 DECODER = {

@@ -9,7 +9,6 @@ import pytest
 import torch
 from tests.shards.conftest import picture
 
-from safe_rlhf_v.batches import UNKNOWN_LEVEL, without_rows
 from safe_rlhf_v.callbacks.split_report import SplitReport
 from safe_rlhf_v.data_modules import PreferenceDataModule, RehearsedPreferenceDataModule, SupervisedDataModule
 from safe_rlhf_v.functional.shares import loss_of
@@ -25,11 +24,12 @@ from safe_rlhf_v.modules import (
     SupervisedModule,
 )
 from safe_rlhf_v.modules.admission import MOST_IN_A_ROW, Admission
-from safe_rlhf_v.modules.policy_rollout import draw, generator
 from safe_rlhf_v.objectives import DPO, BradleyTerry, CostObjective, SafeDPO, SignTerm
+from safe_rlhf_v.policy.rollout import draw, generator
 from safe_rlhf_v.records import Record, Response
+from safe_rlhf_v.records.batches import UNKNOWN_LEVEL, without_rows
+from safe_rlhf_v.records.taxonomy import Taxonomy
 from safe_rlhf_v.shards import ShardedSplit, ShardError, ShardWriter, probe
-from safe_rlhf_v.taxonomy import Taxonomy
 from safe_rlhf_v.world import WORLD
 
 DECODER = {
@@ -138,7 +138,7 @@ def test_too_many_in_a_row_stop():
             raise RefusedRows(dict.fromkeys(range(10), "too long"))
         return prompts
 
-    from safe_rlhf_v.batches import Prompts, SupervisedBatch
+    from safe_rlhf_v.records.batches import Prompts, SupervisedBatch
 
     batch = SupervisedBatch(
         Prompts(((),) * 10, ((),) * 10, ("q",) * 10), ("",) * 10, {}, torch.ones(10, dtype=torch.bool), ("k",) * 10

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import torch
 
-from safe_rlhf_v.batches import Prompts, SupervisedBatch
-from safe_rlhf_v.checkpoints import CheckpointError
 from safe_rlhf_v.modules.base import BaseModule
-from safe_rlhf_v.optim import WarmupCosine
+from safe_rlhf_v.records.batches import Prompts, SupervisedBatch
+from safe_rlhf_v.training.checkpoints import CheckpointError
+from safe_rlhf_v.training.optim import WarmupCosine
 
 
 class Stub(torch.nn.Module):

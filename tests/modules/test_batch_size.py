@@ -6,7 +6,6 @@ import pytest
 import torch
 from tests.metrics.test_batch_size import flat
 
-from safe_rlhf_v.batches import UNKNOWN_LEVEL, PreferenceBatch, Prompts, SupervisedBatch
 from safe_rlhf_v.models import CornLink
 from safe_rlhf_v.modules import CostModule, GuardModule, PreferenceOptimisationModule, RewardModule, SupervisedModule
 from safe_rlhf_v.modules.guard import GuardOutputs
@@ -21,6 +20,7 @@ from safe_rlhf_v.objectives import (
     SignTerm,
     WeightedSignTerm,
 )
+from safe_rlhf_v.records.batches import UNKNOWN_LEVEL, PreferenceBatch, Prompts, SupervisedBatch
 
 N, C = 41, 3
 GENERATOR = torch.Generator().manual_seed(0)

@@ -13,7 +13,6 @@ from safe_rlhf_v.data_modules import (
 )
 from safe_rlhf_v.models import CornLink
 from safe_rlhf_v.modules import (
-    ConstrainedPolicyModule,
     CostModule,
     GuardModule,
     PreferenceOptimisationModule,
@@ -22,6 +21,7 @@ from safe_rlhf_v.modules import (
     VisionModule,
 )
 from safe_rlhf_v.objectives import DPO, BradleyTerry
+from safe_rlhf_v.policy import ConstrainedPolicyModule
 from safe_rlhf_v.world import WORLD
 
 
@@ -117,7 +117,7 @@ def test_a_rehearsal_needs_weight_and_demonstrations(weight, demonstrations, wor
 def test_the_command_says_it_in_one_line(world, tmp_path, capsys):
     from tests.shared_runs import command
 
-    from safe_rlhf_v.cli import main
+    from safe_rlhf_v.commands.fit import main
 
     args = command("RewardModule", world, tmp_path / "run", {"class_path": "safe_rlhf_v.models.HFVLM"})
     wrong = [arg.replace("PreferenceDataModule", "PromptDataModule") for arg in args]

@@ -6,12 +6,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from safe_rlhf_v.batches import UNKNOWN_LEVEL
 from safe_rlhf_v.data_modules import PreferenceDataModule
 from safe_rlhf_v.functional.shares import loss_and_means
 from safe_rlhf_v.models import ClipDecoder, CornLink, CumulativeLink, EvidenceHead, ScalarHead, SoftmaxLink
 from safe_rlhf_v.models.tower import SlotSettings, TowerSettings
 from safe_rlhf_v.modules.guard import GuardModule, GuardOutputs
+from safe_rlhf_v.records.batches import UNKNOWN_LEVEL
 from safe_rlhf_v.world import WORLD
 
 

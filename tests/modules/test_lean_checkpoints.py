@@ -7,11 +7,11 @@ import lightning.pytorch as pl
 import pytest
 import torch
 
-from safe_rlhf_v.checkpoints import CheckpointError
 from safe_rlhf_v.models import HFVLM, ScalarHead
 from safe_rlhf_v.models.lora import LoraSettings
 from safe_rlhf_v.models.tiny import write_tiny_vlm
 from safe_rlhf_v.modules.base import BaseModule
+from safe_rlhf_v.training.checkpoints import CheckpointError
 
 
 class Adapted(BaseModule):

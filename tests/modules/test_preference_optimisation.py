@@ -8,8 +8,6 @@ import lightning.pytorch as pl
 import pytest
 import torch
 
-from safe_rlhf_v.batches import UNKNOWN_LEVEL
-from safe_rlhf_v.checkpoints import CheckpointError
 from safe_rlhf_v.data_modules import PreferenceDataModule, RehearsedPreferenceDataModule
 from safe_rlhf_v.models import HFVLM, ClipDecoder
 from safe_rlhf_v.models.lora import LoraSettings
@@ -18,6 +16,8 @@ from safe_rlhf_v.models.tower import SlotSettings, TowerSettings
 from safe_rlhf_v.modules import PreferenceOptimisationModule, RewardModule, SupervisedModule
 from safe_rlhf_v.modules.preference_optimisation import with_true_labels
 from safe_rlhf_v.objectives import DPO, BradleyTerry, SafeDPO
+from safe_rlhf_v.records.batches import UNKNOWN_LEVEL
+from safe_rlhf_v.training.checkpoints import CheckpointError
 
 DECODER = {
     "model_type": "llama", "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,

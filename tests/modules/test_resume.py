@@ -11,9 +11,9 @@ from lightning.pytorch.cli import ReduceLROnPlateau
 from lightning.pytorch.strategies import DDPStrategy
 from torch.optim.lr_scheduler import StepLR
 
-from safe_rlhf_v.checkpoints import CheckpointError
 from safe_rlhf_v.modules.base import BaseModule
-from safe_rlhf_v.optim import WarmupCosine
+from safe_rlhf_v.training.checkpoints import CheckpointError
+from safe_rlhf_v.training.optim import WarmupCosine
 
 
 class Stub(torch.nn.Module):

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from safe_rlhf_v.batches import UNKNOWN_LEVEL, PreferenceBatch, Prompts
+from safe_rlhf_v.records.batches import UNKNOWN_LEVEL, PreferenceBatch, Prompts
 
 
 @pytest.fixture

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from safe_rlhf_v.batches import PreferenceBatch
 from safe_rlhf_v.objectives import BradleyTerry
+from safe_rlhf_v.records.batches import PreferenceBatch
 
 Build = Callable[..., PreferenceBatch]
 SCORES = torch.tensor([[2.0, 0.5], [1.0, -1.0], [0.3, 0.9], [4.0, -4.0]])

@@ -8,7 +8,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from safe_rlhf_v.batches import UNKNOWN_LEVEL, PreferenceBatch
 from safe_rlhf_v.functional.absolute import sign_loss
 from safe_rlhf_v.objectives import (
     AbsoluteTerm,
@@ -19,6 +18,7 @@ from safe_rlhf_v.objectives import (
     SignTerm,
     WeightedSignTerm,
 )
+from safe_rlhf_v.records.batches import UNKNOWN_LEVEL, PreferenceBatch
 
 Build = Callable[..., PreferenceBatch]
 TERMS = [SignTerm, GradedTerm, WeightedSignTerm, ClassifierTerm, OrdinalTerm]

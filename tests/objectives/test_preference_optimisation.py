@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from safe_rlhf_v.batches import PreferenceBatch
 from safe_rlhf_v.functional.preference_optimisation import LabelledPairs
 from safe_rlhf_v.objectives import DPO, SACPO, DirectObjective, SafeDPO
+from safe_rlhf_v.records.batches import PreferenceBatch
 
 Build = Callable[..., PreferenceBatch]
 RATIOS = torch.tensor([[2.0, 0.5], [1.0, -1.0], [0.3, 0.9], [4.0, -4.0]])

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from safe_rlhf_v.records import Image, Record, RecordError, Response, Truth
-from safe_rlhf_v.taxonomy import BEAVERTAILS_V, BEAVERTAILS_V_CATEGORIES, is_harmful, level_index
+from safe_rlhf_v.records.taxonomy import BEAVERTAILS_V, BEAVERTAILS_V_CATEGORIES, is_harmful, level_index
 
 PICTURE = Image(b"bytes", "png", "a" * 64, "b" * 64, 3, 2)
 PAIR = Record(

@@ -7,8 +7,8 @@ import pytest
 from PIL import Image as PILImage
 
 from safe_rlhf_v.records import Record, Response
+from safe_rlhf_v.records.taxonomy import BEAVERTAILS_V
 from safe_rlhf_v.shards import ShardWriter, probe
-from safe_rlhf_v.taxonomy import BEAVERTAILS_V
 
 
 def picture(seed=0, format="PNG", size=(12, 8), mode="RGB", **options):

@@ -5,14 +5,14 @@ import json
 import pytest
 import torch
 
-from safe_rlhf_v.batches import category_groups, hazard
 from safe_rlhf_v.data_modules import PreferenceDataModule, PromptDataModule
 from safe_rlhf_v.records import Record
+from safe_rlhf_v.records.batches import category_groups, hazard
+from safe_rlhf_v.records.taxonomy import Taxonomy
 from safe_rlhf_v.shards import Manifest, ShardedSplit, ShardWriter
 from safe_rlhf_v.shards.check import check
 from safe_rlhf_v.shards.manifest import WORLD_ORIGIN
 from safe_rlhf_v.shards.writer import _SplitWriter
-from safe_rlhf_v.taxonomy import Taxonomy
 from tests.shards.conftest import record
 
 TAXONOMY = Taxonomy("three", ("arson", "fraud", "theft"))

@@ -5,12 +5,12 @@ from dataclasses import replace
 
 import pytest
 
+from safe_rlhf_v.commands.shards import main
 from safe_rlhf_v.records import Record, Response, Truth
+from safe_rlhf_v.records.taxonomy import BEAVERTAILS_V
 from safe_rlhf_v.shards import ShardWriter
 from safe_rlhf_v.shards.check import check, examine
-from safe_rlhf_v.shards.command import main
 from safe_rlhf_v.shards.contradictions import KINDS, contradictions
-from safe_rlhf_v.taxonomy import BEAVERTAILS_V
 from tests.shards.conftest import write
 
 GOOD = Record("k", "q ?", (), (Response("a", 2, True, 3.0), Response("b", -1, False, 0.5)), more_helpful=0, safer=0)

@@ -9,11 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from safe_rlhf_v.records import Record, RecordError, Response
+from safe_rlhf_v.records.taxonomy import BEAVERTAILS_V
 from safe_rlhf_v.shards import ShardedSplit, ShardError, ShardWriter, probe
 from safe_rlhf_v.shards.check import check
 from safe_rlhf_v.shards.index import WITHOUT_DIGEST
 from safe_rlhf_v.shards.writer import encoded
-from safe_rlhf_v.taxonomy import BEAVERTAILS_V
 from tests.shards.conftest import picture, record, write
 
 

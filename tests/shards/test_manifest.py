@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from safe_rlhf_v.commands.shards import main
 from safe_rlhf_v.shards import Manifest, ShardedSplit, ShardError
-from safe_rlhf_v.shards.command import main
 from tests.shards.conftest import write
 
 

@@ -1,6 +1,5 @@
 """Writing, reading, damage and hostile shards."""
 
-import hashlib
 import io
 import json
 import pickle
@@ -10,12 +9,12 @@ import tarfile
 
 import pytest
 
+from safe_rlhf_v.commands.shards import main
 from safe_rlhf_v.records import Record
+from safe_rlhf_v.records.taxonomy import BEAVERTAILS_V
 from safe_rlhf_v.shards import Manifest, ShardedSplit, ShardError, ShardWriter, split_of
 from safe_rlhf_v.shards.check import check
-from safe_rlhf_v.shards.command import main
 from safe_rlhf_v.shards.index import scan_shard
-from safe_rlhf_v.taxonomy import BEAVERTAILS_V
 from tests.shards.conftest import picture, record, write
 
 
@@ -223,16 +222,6 @@ def test_the_command_shows_and_checks(folder, capsys):
     assert "train-000000.tar" in capsys.readouterr().out
     assert main(["inspect", str(folder / "nowhere")]) == 2
     assert "no manifest" in capsys.readouterr().err
-
-
-def test_the_command_writes_the_world(tmp_path, capsys):
-    sizes = ",".join(f"{name}=2" for name in ("supervised", "train", "validation", "calibration", "test", "compositional",
-                     "counterfactual_helpfulness", "counterfactual_safety", "counterfactual_verdict"))  # fmt: skip
-    assert main(["world", "--out", str(tmp_path / "w"), "--sizes", sizes]) == 0
-    assert check(tmp_path / "w") == []
-    assert main(["world", "--out", str(tmp_path / "v"), "--sizes", "train"]) == 2
-    digest = hashlib.sha256((tmp_path / "w" / "manifest.json").read_bytes()).hexdigest()
-    assert Manifest.load(tmp_path / "w").digest == digest
 
 
 def test_looking_at_shards_needs_no_torch(folder):

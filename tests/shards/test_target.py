@@ -202,7 +202,7 @@ def test_a_file_size_limit_is_one_line(tmp_path):
 
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path, capsys):
-    from safe_rlhf_v.shards.command import main
+    from safe_rlhf_v.demo.world import main
 
     (tmp_path / "file").write_bytes(b"precious")
     places = [tmp_path / "file", tmp_path / "file" / "below", Path("/proc/nowhere/data")]
@@ -210,7 +210,7 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path, capsys):
         (tmp_path / "closed").mkdir(mode=0o555)
         places += [tmp_path / "closed", tmp_path / "closed" / "below"]
     for place in places:
-        assert main(["world", "--out", str(place), "--size", "small"]) == 2
+        assert main(["--out", str(place), "--size", "small"]) == 2
         err = capsys.readouterr().err
         assert err.startswith(f"error: {place}") and err.count("\n") == 1
     assert (tmp_path / "file").read_bytes() == b"precious"

@@ -7,8 +7,8 @@ from collections import Counter
 
 import pytest
 
+from safe_rlhf_v.records.taxonomy import MAX_LEVEL, MIN_LEVEL
 from safe_rlhf_v.shards import ShardedSplit
-from safe_rlhf_v.taxonomy import MAX_LEVEL, MIN_LEVEL
 from safe_rlhf_v.world import SIZES, WORLD, write_world
 from safe_rlhf_v.world.counterfactual import COUNTERFACTUALS
 from safe_rlhf_v.world.render import render

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from safe_rlhf_v.float32 import Float32Module
 from safe_rlhf_v.functional.masked import masked_mean
+from safe_rlhf_v.models.float32 import Float32Module
 
 
 class DualController(Float32Module, ABC):

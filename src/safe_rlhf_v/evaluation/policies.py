@@ -9,18 +9,18 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from safe_rlhf_v.batches import PolicyBatch
 from safe_rlhf_v.data_modules.prompt import PromptDataModule
-from safe_rlhf_v.evaluation.rows import Row, join_rows
-from safe_rlhf_v.evaluation.scorers import ResponseScorer
 from safe_rlhf_v.functional.policy import kl_estimate, sequence_kl
 from safe_rlhf_v.models.backbone import Backbone
 from safe_rlhf_v.models.refused import RefusedRows
 from safe_rlhf_v.models.sampling import SamplingOptions
 from safe_rlhf_v.modules.admission import complaint
-from safe_rlhf_v.modules.policy_rollout import draw, generator
 from safe_rlhf_v.modules.preference import PreferenceModule
-from safe_rlhf_v.rollouts import Part
+from safe_rlhf_v.policy.rollout import draw, generator
+from safe_rlhf_v.policy.types import Part
+from safe_rlhf_v.records.batches import PolicyBatch
+from safe_rlhf_v.scoring.rows import Row, join_rows
+from safe_rlhf_v.scoring.scorers import ResponseScorer
 
 
 class Judges(NamedTuple):

@@ -4,7 +4,7 @@ Both responses of a record are compared by their log-ratios :math:`\rho = \log\p
 reference, summed over all response tokens with the end token. :math:`\beta\rho` is the implicit reward.
 
 B pairs. Losses are per row: reduce them with :func:`~safe_rlhf_v.functional.masked.masked_mean` and the pairs' weights.
-Label tensors are those of :class:`~safe_rlhf_v.batches.PreferenceBatch`: -1 is unknown.
+Label tensors are those of :class:`~safe_rlhf_v.records.batches.PreferenceBatch`: -1 is unknown.
 """
 
 from typing import NamedTuple

@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from safe_rlhf_v.checkpoints import find_checkpoint
 from safe_rlhf_v.guard.limits import Limits
-from safe_rlhf_v.taxonomy import NUM_LEVELS
-from safe_rlhf_v.user_files import read_bounded, write_whole
+from safe_rlhf_v.records.taxonomy import NUM_LEVELS
+from safe_rlhf_v.records.user_files import read_bounded, write_whole
+from safe_rlhf_v.training.checkpoints import find_checkpoint
 
 CALIBRATION_FILE = "calibration.json"
 MAX_BYTES = 100_000_000

@@ -10,7 +10,7 @@ from safe_rlhf_v.guard.inputs import Entries, Entry, batches
 from safe_rlhf_v.guard.moderation import Guard
 from safe_rlhf_v.guard.reading import Input
 from safe_rlhf_v.guard.verdict import Verdict
-from safe_rlhf_v.user_files import lock, open_to_append, read_bounded, write_whole
+from safe_rlhf_v.records.user_files import lock, open_to_append, read_bounded, write_whole
 
 
 def moderate_file(

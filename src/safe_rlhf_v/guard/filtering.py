@@ -11,9 +11,9 @@ from safe_rlhf_v.guard.reading import Input
 from safe_rlhf_v.guard.tally import Judged, Tally
 from safe_rlhf_v.guard.verdict import Verdict
 from safe_rlhf_v.records import Record, Response
+from safe_rlhf_v.records.user_files import write_whole
 from safe_rlhf_v.shards import Manifest, ShardedSplit, ShardWriter
 from safe_rlhf_v.shards.manifest import ShardError
-from safe_rlhf_v.user_files import write_whole
 
 REPORT, DROPPED = "filter.json", "dropped.jsonl"
 

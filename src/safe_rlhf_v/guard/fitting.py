@@ -10,8 +10,6 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.functional.classification import binary_auroc
 
-from safe_rlhf_v.batches import UNKNOWN_LEVEL, PreferenceBatch, category_groups, hazard
-from safe_rlhf_v.checkpoints import read_stage
 from safe_rlhf_v.data_modules.base import ShardDataModule
 from safe_rlhf_v.data_modules.preference import PreferenceDataModule
 from safe_rlhf_v.data_modules.source import ImageOptions
@@ -24,8 +22,10 @@ from safe_rlhf_v.metrics import harm as detection
 from safe_rlhf_v.metrics import ordinal
 from safe_rlhf_v.metrics.harm_table import HarmTable
 from safe_rlhf_v.modules.guard import HARM_BOUNDARY, GuardModule, GuardOutputs, check_categories, named_right
-from safe_rlhf_v.stored_config import leads_out, stored_options
-from safe_rlhf_v.taxonomy import MIN_LEVEL, NUM_LEVELS
+from safe_rlhf_v.records.batches import UNKNOWN_LEVEL, PreferenceBatch, category_groups, hazard
+from safe_rlhf_v.records.taxonomy import MIN_LEVEL, NUM_LEVELS
+from safe_rlhf_v.training.checkpoints import read_stage
+from safe_rlhf_v.training.stored_config import leads_out, stored_options
 
 LEAST = 0.05
 """No threshold lies lower, however many false alarms the budget has room for; raising one keeps its budget."""

@@ -10,11 +10,11 @@ from typing import NamedTuple
 
 import torch
 
-from safe_rlhf_v.batches import Prompts
 from safe_rlhf_v.guard.moderation import Guard
 from safe_rlhf_v.guard.verdict import Verdict
 from safe_rlhf_v.models.backbone import Backbone
 from safe_rlhf_v.models.sampling import SamplingOptions, sample
+from safe_rlhf_v.records.batches import Prompts
 
 REFUSAL = "I cannot help with that."
 

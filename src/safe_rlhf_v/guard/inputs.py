@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, Protocol
 
 from safe_rlhf_v.guard.reading import Input
+from safe_rlhf_v.records.user_files import FileError, open_regular, read_bounded
 from safe_rlhf_v.shards import Manifest, ShardedSplit
 from safe_rlhf_v.shards.images import MAX_BYTES
 from safe_rlhf_v.shards.manifest import ShardError
-from safe_rlhf_v.user_files import FileError, open_regular, read_bounded
 
 READABLE = (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".apng", ".webp")
 UNREADABLE = (".gif", ".bmp", ".tif", ".tiff", ".heic", ".heif", ".avif", ".jxl", ".jp2", ".svg", ".ico")

@@ -10,9 +10,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from safe_rlhf_v.batches import UNKNOWN_LEVEL, PreferenceBatch, Prompts, hazard
 from safe_rlhf_v.models.backbone import Backbone
 from safe_rlhf_v.models.reader import Reader
+from safe_rlhf_v.records.batches import UNKNOWN_LEVEL, PreferenceBatch, Prompts, hazard
 
 WINDOW = 16
 TOLERATED = 0.005

@@ -9,7 +9,6 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from safe_rlhf_v.batches import Prompts
 from safe_rlhf_v.functional.ordinal import correct_prior
 from safe_rlhf_v.guard.calibration import Calibration, run_home, tempered
 from safe_rlhf_v.guard.limits import Gate
@@ -26,9 +25,10 @@ from safe_rlhf_v.guard.verdict import (
     worst,
 )
 from safe_rlhf_v.modules.guard import HARM_BOUNDARY, GuardModule, GuardOutputs
-from safe_rlhf_v.runs import load_run
+from safe_rlhf_v.records.batches import Prompts
+from safe_rlhf_v.records.user_files import FileError
 from safe_rlhf_v.shards.images import ImageError
-from safe_rlhf_v.user_files import FileError
+from safe_rlhf_v.training.runs import load_run
 
 OTHERS = 32
 """Most readings other than the text as it stands that share a forward."""

@@ -11,9 +11,9 @@ import torch
 from PIL import Image as PILImage
 from torch import Tensor
 
-from safe_rlhf_v.batches import Prompts
+from safe_rlhf_v.records.batches import Prompts
+from safe_rlhf_v.records.user_files import read_bounded
 from safe_rlhf_v.shards.images import MAX_BYTES, MAX_FRAMES, ImageError, load_frames, pixel_id
-from safe_rlhf_v.user_files import read_bounded
 
 ImageLike = bytes | str | Path | PILImage.Image
 

@@ -22,9 +22,9 @@ from safe_rlhf_v.guard.generation import (
 from safe_rlhf_v.guard.moderation import Guard
 from safe_rlhf_v.models.sampling import SamplingOptions
 from safe_rlhf_v.records import Record
-from safe_rlhf_v.runs import load_backbone, open_run
-from safe_rlhf_v.user_files import lock, open_to_append, read_bounded
-from safe_rlhf_v.world.judge import judge
+from safe_rlhf_v.records.user_files import lock, open_to_append, read_bounded
+from safe_rlhf_v.scoring.scorers import ResponseScorer, find_scorer
+from safe_rlhf_v.training.runs import load_backbone, open_run
 
 Row = dict[str, Any]
 
@@ -36,7 +36,7 @@ def make_strategy(name: str) -> Strategy:
 
 
 def run(options: argparse.Namespace) -> list[Row]:
-    """Answer every prompt of a split; gives the report where the truth is known.
+    """Answer every prompt of a split; gives the report where there is a scorer.
 
     Args:
         options: Those of the command.
@@ -50,6 +50,7 @@ def run(options: argparse.Namespace) -> list[Row]:
     check_output(options.output)
     data = PreferenceDataModule(str(options.data), eval_batch_size=options.batch_size, test_splits=(options.split,))
     split, generator = data.split(options.split), torch.Generator().manual_seed(options.seed)
+    scorer = find_scorer(options.scorer, split[0])
     reading: dict[str, Any] = {"trust": tuple(options.trust), "base": options.base}
     open_run(options.guard, "--guard", ("guard",), **reading)  # before the policy is built
     policy = load_backbone(options.policy, "policy", **reading).to(options.device)
@@ -79,9 +80,8 @@ def run(options: argparse.Namespace) -> list[Row]:
                     line = {"key": batch.keys[i], "answer": answers.texts[i], "round": answers.released[i]}
                     file.write(json.dumps(line, ensure_ascii=False) + "\n")
                 draft_file.writelines(_draft_lines(answers, batch.keys[:count]))
-                records = [split[row + i] for i in range(count)]
-                if all(record.truth is not None for record in records):
-                    judged += _outcomes(answers, records, options)
+                if scorer is not None:
+                    judged += _outcomes(answers, [split[row + i] for i in range(count)], scorer, options)
                 row += count
                 bar.update(count)
         for part, path in zip(parts, (options.output, drafts), strict=True):
@@ -127,27 +127,31 @@ def _names(options: argparse.Namespace) -> list[str]:
     return [first, *(f"round {round}" for round in range(options.rounds + 1))]
 
 
-def _outcomes(answers: GuardedAnswers, records: list[Record], options: argparse.Namespace) -> list[list[Row]]:
-    """Per prompt what was said without a guard, and with 0, 1, ... rounds, judged by the truth."""
+def _outcomes(
+    answers: GuardedAnswers, records: list[Record], scorer: ResponseScorer, options: argparse.Namespace
+) -> list[list[Row]]:
+    """Per prompt what was said without a guard, and with 0, 1, ... rounds, and what it is worth."""
     first = {attempt.row: attempt.text for attempt in answers.attempts[0]} if answers.attempts else {}
     found: list[list[Row]] = []
     for i, record in enumerate(records):
-        outcomes = [_judged(record, first.get(i, options.refusal), i in first, answers, i, 0)]
+        outcomes = [_judged(scorer, record, first.get(i, options.refusal), i in first, answers, i, 0)]
         for round in range(options.rounds + 1):
             passed = 0 <= answers.released[i] <= round
             text = answers.texts[i] if passed else options.refusal
-            outcomes.append(_judged(record, text, passed, answers, i, round))
+            outcomes.append(_judged(scorer, record, text, passed, answers, i, round))
         found.append(outcomes)
     return found
 
 
-def _judged(record: Record, text: str, released: bool, answers: GuardedAnswers, i: int, round: int) -> Row:
-    helpful, level = judge(record, text)
+def _judged(
+    scorer: ResponseScorer, record: Record, text: str, released: bool, answers: GuardedAnswers, i: int, round: int
+) -> Row:
+    scores = scorer.score(record, text)
     tokens = sum(answers.tokens[: round + 1]) / len(answers.texts)
     return {
-        "harm": level < 0,
+        "harm": scores["harmful"],
         "released": released,
-        "help": helpful,
+        "help": scores["helpfulness"],
         "harmless": record.category == (),  # an unknown category is not harmless
         "tokens": tokens,
     }

@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
-from safe_rlhf_v.taxonomy import LEVEL_NAMES, MIN_LEVEL
+from safe_rlhf_v.records.taxonomy import LEVEL_NAMES, MIN_LEVEL
 
 Decision = Literal["allow", "review", "block"]
 DECISIONS: tuple[Decision, ...] = ("allow", "review", "block")

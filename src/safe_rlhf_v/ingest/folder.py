@@ -29,9 +29,9 @@ from safe_rlhf_v.ingest.pictures import check_folder, read_picture
 from safe_rlhf_v.ingest.rows import Row, shown
 from safe_rlhf_v.ingest.table import read_table
 from safe_rlhf_v.records import Record, RecordError, Response
+from safe_rlhf_v.records.taxonomy import Taxonomy
 from safe_rlhf_v.shards import ShardWriter, split_of
 from safe_rlhf_v.shards.target import SPLIT_NAME
-from safe_rlhf_v.taxonomy import Taxonomy
 
 FRACTIONS = {"train": 0.8, "validation": 0.1, "test": 0.1}
 MAX_RESPONSES = 10

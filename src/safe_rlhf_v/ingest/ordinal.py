@@ -19,11 +19,11 @@ from safe_rlhf_v.ingest.folder import FRACTIONS
 from safe_rlhf_v.ingest.pictures import check_folder, read_picture
 from safe_rlhf_v.ingest.rows import Row
 from safe_rlhf_v.ingest.table import read_table
-from safe_rlhf_v.record_parsing import MAX_JSON_BYTES, Fields, parse_json
 from safe_rlhf_v.records import Image, Record, RecordError, Response, Truth
+from safe_rlhf_v.records.parsing import MAX_JSON_BYTES, Fields, parse_json
+from safe_rlhf_v.records.taxonomy import Taxonomy
+from safe_rlhf_v.records.user_files import read_bounded
 from safe_rlhf_v.shards import ShardWriter, split_of
-from safe_rlhf_v.taxonomy import Taxonomy
-from safe_rlhf_v.user_files import read_bounded
 
 
 @dataclass(frozen=True)

@@ -4,9 +4,9 @@ from pathlib import Path
 
 from safe_rlhf_v.ingest.rows import Row, shown
 from safe_rlhf_v.records import Image
+from safe_rlhf_v.records.user_files import FileError, read_bounded
+from safe_rlhf_v.records.user_files import shown as path_shown
 from safe_rlhf_v.shards.images import MAX_BYTES, ImageError, probe
-from safe_rlhf_v.user_files import FileError, read_bounded
-from safe_rlhf_v.user_files import shown as path_shown
 
 
 def read_picture(folder: Path, name: str, row: Row, column: str) -> Image | None:

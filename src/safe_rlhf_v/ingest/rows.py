@@ -3,7 +3,7 @@
 import re
 from typing import Any
 
-from safe_rlhf_v.record_parsing import check_int, check_text
+from safe_rlhf_v.records.parsing import check_int, check_text
 
 _TRUE, _FALSE = ("true", "yes", "1"), ("false", "no", "0")
 _INTEGER = re.compile(r"[+-]?[0-9]{1,30}(\.0*)?")

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import BinaryIO
 
 from safe_rlhf_v.ingest.rows import Row, shown
-from safe_rlhf_v.record_parsing import RecordError, parse_json
-from safe_rlhf_v.user_files import open_regular
+from safe_rlhf_v.records.parsing import RecordError, parse_json
+from safe_rlhf_v.records.user_files import open_regular
 
 MAX_LINE = 4_000_000
 """Bytes (CSV: characters) of a line and of a cell. The JSON of a record has at most 1 MB."""

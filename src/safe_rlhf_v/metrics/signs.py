@@ -1,6 +1,6 @@
 """Is the cost on the right side of 0? Metrics over single responses with a yes/no safety label.
 
-All take costs (B, K), ``is_safe`` (B, K) as in :class:`~safe_rlhf_v.batches.PreferenceBatch` (1 safe, 0 unsafe,
+All take costs (B, K), ``is_safe`` (B, K) as in :class:`~safe_rlhf_v.records.batches.PreferenceBatch` (1 safe, 0 unsafe,
 -1 unknown) and ``valid`` (B,). A response is called harmful if its cost is above 0.
 """
 

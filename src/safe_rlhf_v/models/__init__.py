@@ -11,9 +11,7 @@ if TYPE_CHECKING:
     from safe_rlhf_v.models.hf_vlm import HFVLM
     from safe_rlhf_v.models.links import CornLink, CumulativeLink, OrdinalLink, SoftmaxLink
     from safe_rlhf_v.models.reader import Reader
-    from safe_rlhf_v.models.roles import Roles, SeparateRoles
     from safe_rlhf_v.models.saved_clip_decoder import SavedClipDecoder
-    from safe_rlhf_v.models.shared_roles import SharedRoles
 
 _HOME = {
     "Backbone": "backbone",
@@ -26,11 +24,8 @@ _HOME = {
     "Head": "heads",
     "OrdinalLink": "links",
     "Reader": "reader",
-    "Roles": "roles",
     "SavedClipDecoder": "saved_clip_decoder",
     "ScalarHead": "heads",
-    "SeparateRoles": "roles",
-    "SharedRoles": "shared_roles",
     "SoftmaxLink": "links",
 }
 __all__ = [
@@ -44,11 +39,8 @@ __all__ = [
     "Head",
     "OrdinalLink",
     "Reader",
-    "Roles",
     "SavedClipDecoder",
     "ScalarHead",
-    "SeparateRoles",
-    "SharedRoles",
     "SoftmaxLink",
 ]
 

@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from safe_rlhf_v.batches import Prompts
 from safe_rlhf_v.functional.language import token_log_probs
 from safe_rlhf_v.models.layout import PaddingSide, PromptTokens, layout, position_ids, visibility
 from safe_rlhf_v.models.lora import LoraSettings
@@ -24,6 +23,7 @@ from safe_rlhf_v.models.refused import row_by_row
 from safe_rlhf_v.models.sharding import is_sharded
 from safe_rlhf_v.models.sources import Kept
 from safe_rlhf_v.models.types import ImageFeatures, ImageInputs, ResponseStates, TokenBatch
+from safe_rlhf_v.records.batches import Prompts
 
 
 class Prepared(NamedTuple):

@@ -13,7 +13,6 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from safe_rlhf_v.batches import Prompts
 from safe_rlhf_v.models.adapters import DEFAULT
 from safe_rlhf_v.models.backbone import Backbone, context_length
 from safe_rlhf_v.models.clip_pair import without_weights
@@ -24,6 +23,7 @@ from safe_rlhf_v.models.lora import LoraSettings, apply_lora, merged_state
 from safe_rlhf_v.models.sources import Kept, check_source, files_of, load_tokenizer, loaded, plain_config
 from safe_rlhf_v.models.tower import SlotResampler, SlotSettings, Tower, TowerSettings
 from safe_rlhf_v.models.types import ImageFeatures, ImageInputs
+from safe_rlhf_v.records.batches import Prompts
 
 SETTINGS_FILE = "clip_decoder.json"
 

@@ -13,7 +13,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from safe_rlhf_v.batches import Prompts
 from safe_rlhf_v.models.clip_pair import ClipSettings, build_pair, pixel_statistics, without_weights
 from safe_rlhf_v.models.images import fit_square
 from safe_rlhf_v.models.layout import PromptTokens
@@ -21,6 +20,7 @@ from safe_rlhf_v.models.reader import Reader
 from safe_rlhf_v.models.refused import row_by_row
 from safe_rlhf_v.models.sources import Kept, files_of, load_tokenizer
 from safe_rlhf_v.models.types import ResponseStates
+from safe_rlhf_v.records.batches import Prompts
 
 
 class TowerInputs(NamedTuple):

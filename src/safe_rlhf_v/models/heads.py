@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from safe_rlhf_v.float32 import Float32Module
 from safe_rlhf_v.models.backbone import Backbone
+from safe_rlhf_v.models.float32 import Float32Module
 from safe_rlhf_v.models.types import ResponseStates
 
 

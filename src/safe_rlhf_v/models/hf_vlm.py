@@ -13,7 +13,6 @@ from typing import Any, Literal, Self
 import torch
 from torch import Tensor, nn
 
-from safe_rlhf_v.batches import Prompts
 from safe_rlhf_v.models import hf_families as families
 from safe_rlhf_v.models.adapters import DEFAULT
 from safe_rlhf_v.models.backbone import Backbone, context_length
@@ -23,6 +22,7 @@ from safe_rlhf_v.models.layout import PromptTokens, position_ids
 from safe_rlhf_v.models.lora import LoraSettings, apply_lora, merged_state
 from safe_rlhf_v.models.sources import Kept, check_source, files_of, loaded, plain_config
 from safe_rlhf_v.models.types import ImageFeatures, ImageInputs, TokenBatch
+from safe_rlhf_v.records.batches import Prompts
 
 _ROPE_FIELDS = ("position_t", "position_h", "position_w")
 

@@ -9,9 +9,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from safe_rlhf_v.float32 import Float32Module
 from safe_rlhf_v.functional.ordinal import corn_log_probs, gaps_from_thresholds, level_log_probs, thresholds_from_gaps
-from safe_rlhf_v.taxonomy import NUM_LEVELS
+from safe_rlhf_v.models.float32 import Float32Module
+from safe_rlhf_v.records.taxonomy import NUM_LEVELS
 
 MAX_LOG_SCALE = 1.5
 

@@ -6,11 +6,11 @@ from typing import Any
 
 from torch import nn
 
-from safe_rlhf_v.batches import Prompts
 from safe_rlhf_v.models.backbone import Backbone
 from safe_rlhf_v.models.layout import PromptTokens
 from safe_rlhf_v.models.sources import Kept
 from safe_rlhf_v.models.types import ResponseStates
+from safe_rlhf_v.records.batches import Prompts
 
 
 class Reader(nn.Module, ABC):

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-from safe_rlhf_v.batches import Prompts
+from safe_rlhf_v.records.batches import Prompts
 
 Result = TypeVar("Result")
 

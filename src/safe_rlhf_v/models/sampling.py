@@ -8,12 +8,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from safe_rlhf_v.batches import Prompts, to_device
-from safe_rlhf_v.finite import NonFiniteError
+from safe_rlhf_v.functional.finite import NonFiniteError
 from safe_rlhf_v.functional.language import log_probs_of
 from safe_rlhf_v.models.backbone import Backbone
 from safe_rlhf_v.models.sharding import gathered
 from safe_rlhf_v.models.types import Generation, ImageFeatures, TokenBatch
+from safe_rlhf_v.records.batches import Prompts, to_device
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,6 @@
 from safe_rlhf_v.modules.base import BaseModule
 from safe_rlhf_v.modules.cost import CostModule
 from safe_rlhf_v.modules.guard import GuardModule, GuardOutputs
-from safe_rlhf_v.modules.policy import ConstrainedPolicyModule
 from safe_rlhf_v.modules.preference import PreferenceModule
 from safe_rlhf_v.modules.preference_optimisation import PreferenceOptimisationModule
 from safe_rlhf_v.modules.reward import RewardModule
@@ -12,7 +11,6 @@ from safe_rlhf_v.modules.vision import VisionModule
 
 __all__ = [
     "BaseModule",
-    "ConstrainedPolicyModule",
     "CostModule",
     "GuardModule",
     "GuardOutputs",

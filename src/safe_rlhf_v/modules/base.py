@@ -12,9 +12,15 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.optim import AdamW
 
-from safe_rlhf_v.batches import Batch, PolicyBatch, PreferenceBatch, SupervisedBatch, to_device
-from safe_rlhf_v.broken_numbers import refuse_broken_state
-from safe_rlhf_v.checkpoints import (
+from safe_rlhf_v.functional.shares import Share, masked_share
+from safe_rlhf_v.models.backbone import Backbone, Prepared
+from safe_rlhf_v.models.reader import Reader
+from safe_rlhf_v.models.sharding import shard
+from safe_rlhf_v.models.sources import KEPT
+from safe_rlhf_v.modules.admission import Admission
+from safe_rlhf_v.records.batches import Batch, PolicyBatch, PreferenceBatch, SupervisedBatch, to_device
+from safe_rlhf_v.training.broken_numbers import refuse_broken_state
+from safe_rlhf_v.training.checkpoints import (
     CheckpointError,
     compare_fingerprints,
     compare_names,
@@ -22,16 +28,10 @@ from safe_rlhf_v.checkpoints import (
     load_stage,
     read_stage,
 )
-from safe_rlhf_v.functional.shares import Share, masked_share
-from safe_rlhf_v.models.backbone import Backbone, Prepared
-from safe_rlhf_v.models.reader import Reader
-from safe_rlhf_v.models.sharding import shard
-from safe_rlhf_v.models.sources import KEPT
-from safe_rlhf_v.modules.admission import Admission
-from safe_rlhf_v.modules.resume import StepBorder, UserOptions, restore_random_states
-from safe_rlhf_v.named import made
-from safe_rlhf_v.optim import Schedule, group_names, parameter_groups, run_length
-from safe_rlhf_v.runs import say
+from safe_rlhf_v.training.named import made
+from safe_rlhf_v.training.optim import Schedule, group_names, parameter_groups, run_length
+from safe_rlhf_v.training.resume import StepBorder, UserOptions, restore_random_states
+from safe_rlhf_v.training.runs import say
 
 Moved = TypeVar("Moved")
 Prepared_ = TypeVar("Prepared_")

@@ -3,10 +3,10 @@
 from torch import Tensor
 from torchmetrics import Metric
 
-from safe_rlhf_v.batches import UNKNOWN_LEVEL, PreferenceBatch
 from safe_rlhf_v.functional.pairwise import preferred
 from safe_rlhf_v.metrics import BalancedSignAccuracy, CalibrationError, HarmAUROC, PairwiseAccuracy, SignAccuracy
 from safe_rlhf_v.modules.preference import PreferenceModule
+from safe_rlhf_v.records.batches import UNKNOWN_LEVEL, PreferenceBatch
 
 
 class CostModule(PreferenceModule):

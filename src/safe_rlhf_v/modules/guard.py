@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from torch.optim import AdamW
 from torchmetrics import MeanMetric, Metric, SumMetric
 
-from safe_rlhf_v.batches import UNKNOWN_LEVEL, ImageMode, PreferenceBatch, Prompts, hazard
 from safe_rlhf_v.functional.ordinal import expected_level
 from safe_rlhf_v.functional.shares import Share, masked_share
 from safe_rlhf_v.metrics import HarmAUROC, ordinal
@@ -21,8 +20,9 @@ from safe_rlhf_v.models.heads import Head, ScalarHead
 from safe_rlhf_v.models.links import CornLink, OrdinalLink
 from safe_rlhf_v.models.reader import Reader
 from safe_rlhf_v.modules.loss_module import TAKEN, LossModule
-from safe_rlhf_v.named import made
-from safe_rlhf_v.taxonomy import BEAVERTAILS_V_CATEGORIES, MIN_LEVEL, NUM_LEVELS, Taxonomy
+from safe_rlhf_v.records.batches import UNKNOWN_LEVEL, ImageMode, PreferenceBatch, Prompts, hazard
+from safe_rlhf_v.records.taxonomy import BEAVERTAILS_V_CATEGORIES, MIN_LEVEL, NUM_LEVELS, Taxonomy
+from safe_rlhf_v.training.named import made
 
 HARM_BOUNDARY = -MIN_LEVEL
 """Class indices below this one are harmful levels."""
@@ -64,7 +64,7 @@ def named_right(found: Tensor, category: Tensor) -> Tensor:
 
     Args:
         found: (B,) int64 index.
-        category: (B, C) as in :class:`~safe_rlhf_v.batches.PreferenceBatch`.
+        category: (B, C) as in :class:`~safe_rlhf_v.records.batches.PreferenceBatch`.
     """
     index = torch.arange(category.shape[1], device=category.device)
     return ((index == found[:, None]) & (category == 1)).any(1)

@@ -24,9 +24,9 @@ import torch
 from lightning.pytorch.strategies import ParallelStrategy
 from torch import Tensor
 
-from safe_rlhf_v.batches import Prompts
 from safe_rlhf_v.functional.shares import Share, divided, loss_of
 from safe_rlhf_v.modules.base import BaseModule
+from safe_rlhf_v.records.batches import Prompts
 
 TAKEN = Prompts((), (), ())
 """Stands where the prompts of a prepared batch stood: raw pictures need not wait for the window's end."""

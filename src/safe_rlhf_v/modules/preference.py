@@ -10,16 +10,16 @@ from torch import Tensor, nn
 from torch.optim import AdamW
 from torchmetrics import Metric, SumMetric
 
-from safe_rlhf_v.batches import ImageMode, PreferenceBatch, Prompts, to_device, without_order
 from safe_rlhf_v.functional.shares import Share
 from safe_rlhf_v.metrics import GroundingGap, LossMean, PairwiseAccuracy
 from safe_rlhf_v.models.backbone import Backbone, Prepared
 from safe_rlhf_v.models.heads import Head, ScalarHead
 from safe_rlhf_v.modules.base import pairs_seen
 from safe_rlhf_v.modules.loss_module import TAKEN, LossModule
-from safe_rlhf_v.named import made
 from safe_rlhf_v.objectives import PreferenceObjective
 from safe_rlhf_v.objectives.base import checked_shares
+from safe_rlhf_v.records.batches import ImageMode, PreferenceBatch, Prompts, to_device, without_order
+from safe_rlhf_v.training.named import made
 
 OTHER_IMAGES: tuple[ImageMode, ImageMode] = ("shuffled", "blank")
 

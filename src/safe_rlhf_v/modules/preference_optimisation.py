@@ -9,8 +9,6 @@ from torch import Tensor, nn
 from torch.optim import AdamW
 from torchmetrics import Metric, SumMetric
 
-from safe_rlhf_v.batches import UNKNOWN_LEVEL, PreferenceBatch, Prompts, without_order
-from safe_rlhf_v.checkpoints import load_stage, read_stage
 from safe_rlhf_v.functional.pairwise import preferred
 from safe_rlhf_v.functional.preference_optimisation import helpful_pairs, safer_pairs
 from safe_rlhf_v.functional.shares import Share
@@ -20,10 +18,12 @@ from safe_rlhf_v.models.dropout import switch_off_dropout
 from safe_rlhf_v.models.frozen_copy import FrozenCopy, frozen_names
 from safe_rlhf_v.modules.base import demonstrations_seen, pairs_seen
 from safe_rlhf_v.modules.loss_module import TAKEN, LossModule
-from safe_rlhf_v.named import made
 from safe_rlhf_v.objectives.base import checked_shares
 from safe_rlhf_v.objectives.preference_optimisation import DirectObjective
-from safe_rlhf_v.runs import say
+from safe_rlhf_v.records.batches import UNKNOWN_LEVEL, PreferenceBatch, Prompts, without_order
+from safe_rlhf_v.training.checkpoints import load_stage, read_stage
+from safe_rlhf_v.training.named import made
+from safe_rlhf_v.training.runs import say
 
 
 class Inputs(NamedTuple):

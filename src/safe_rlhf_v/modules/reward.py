@@ -3,10 +3,10 @@
 from torch import Tensor
 from torchmetrics import Metric
 
-from safe_rlhf_v.batches import PreferenceBatch
 from safe_rlhf_v.functional.pairwise import preferred
 from safe_rlhf_v.metrics import PairwiseAccuracy
 from safe_rlhf_v.modules.preference import PreferenceModule
+from safe_rlhf_v.records.batches import PreferenceBatch
 
 
 class RewardModule(PreferenceModule):

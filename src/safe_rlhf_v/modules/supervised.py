@@ -7,13 +7,13 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 from torch.optim import AdamW
 
-from safe_rlhf_v.batches import SupervisedBatch
 from safe_rlhf_v.functional.shares import Share
 from safe_rlhf_v.metrics import LossMean
 from safe_rlhf_v.models.backbone import Backbone, Prepared
 from safe_rlhf_v.modules.base import demonstrations_seen
 from safe_rlhf_v.modules.loss_module import TAKEN, LossModule
-from safe_rlhf_v.named import made
+from safe_rlhf_v.records.batches import SupervisedBatch
+from safe_rlhf_v.training.named import made
 
 
 class SupervisedModule(LossModule):

@@ -10,12 +10,12 @@ from torch.nn.functional import cross_entropy
 from torch.optim import AdamW
 from torchmetrics import MeanMetric
 
-from safe_rlhf_v.batches import Prompts, SupervisedBatch
 from safe_rlhf_v.functional.shares import Share, masked_share
 from safe_rlhf_v.models import ClipDecoder
 from safe_rlhf_v.models.types import ImageInputs
 from safe_rlhf_v.modules.loss_module import TAKEN, LossModule
-from safe_rlhf_v.named import made
+from safe_rlhf_v.records.batches import Prompts, SupervisedBatch
+from safe_rlhf_v.training.named import made
 
 
 class VisionModule(LossModule):

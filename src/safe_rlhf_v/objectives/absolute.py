@@ -11,13 +11,13 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from safe_rlhf_v.batches import UNKNOWN_LEVEL, PreferenceBatch
-from safe_rlhf_v.float32 import Float32Module
 from safe_rlhf_v.functional.absolute import classifier_loss, graded_loss, sign_loss, weighted_sign_loss
 from safe_rlhf_v.functional.ordinal import gaps_from_thresholds, ordinal_loss, thresholds_from_gaps
 from safe_rlhf_v.functional.shares import Share, masked_share
+from safe_rlhf_v.models.float32 import Float32Module
 from safe_rlhf_v.objectives.base import check_range, checked_scores
-from safe_rlhf_v.taxonomy import MIN_LEVEL, NUM_LEVELS
+from safe_rlhf_v.records.batches import UNKNOWN_LEVEL, PreferenceBatch
+from safe_rlhf_v.records.taxonomy import MIN_LEVEL, NUM_LEVELS
 
 
 class AbsoluteTerm(Float32Module, ABC):

@@ -5,8 +5,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from safe_rlhf_v.batches import PreferenceBatch
 from safe_rlhf_v.functional.shares import Share, loss_and_means
+from safe_rlhf_v.records.batches import PreferenceBatch
 
 
 class PreferenceObjective(nn.Module, ABC):

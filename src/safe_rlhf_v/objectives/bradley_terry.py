@@ -5,10 +5,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from safe_rlhf_v.batches import PreferenceBatch
 from safe_rlhf_v.functional.pairwise import bradley_terry
 from safe_rlhf_v.functional.shares import Share, masked_share
 from safe_rlhf_v.objectives.base import PreferenceObjective, check_range, checked_scores
+from safe_rlhf_v.records.batches import PreferenceBatch
 
 
 class BradleyTerry(PreferenceObjective):

@@ -2,11 +2,11 @@
 
 from torch import Tensor, nn
 
-from safe_rlhf_v.batches import UNKNOWN_LEVEL, PreferenceBatch
 from safe_rlhf_v.functional.shares import Share, masked_share
 from safe_rlhf_v.objectives.absolute import AbsoluteTerm
 from safe_rlhf_v.objectives.base import PreferenceObjective, check_range, checked_scores
 from safe_rlhf_v.objectives.bradley_terry import BradleyTerry
+from safe_rlhf_v.records.batches import UNKNOWN_LEVEL, PreferenceBatch
 
 
 class CostObjective(PreferenceObjective):

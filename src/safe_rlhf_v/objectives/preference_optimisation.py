@@ -5,7 +5,6 @@ from typing import Literal
 
 from torch import Tensor
 
-from safe_rlhf_v.batches import PreferenceBatch
 from safe_rlhf_v.functional.preference_optimisation import (
     LabelledPairs,
     dpo_loss,
@@ -18,6 +17,7 @@ from safe_rlhf_v.functional.preference_optimisation import (
 )
 from safe_rlhf_v.functional.shares import Share, masked_share
 from safe_rlhf_v.objectives.base import PreferenceObjective, check_range, checked_scores
+from safe_rlhf_v.records.batches import PreferenceBatch
 
 
 class DirectObjective(PreferenceObjective):

@@ -9,8 +9,9 @@ from typing import Literal
 import numpy as np
 from tqdm import tqdm
 
-from safe_rlhf_v.record_parsing import RecordError, parse_json
 from safe_rlhf_v.records import Record
+from safe_rlhf_v.records.parsing import RecordError, parse_json
+from safe_rlhf_v.records.user_files import FileError, read_bounded
 from safe_rlhf_v.shards.contradictions import contradictions
 from safe_rlhf_v.shards.histograms import Histograms
 from safe_rlhf_v.shards.images import ImageError, probe
@@ -18,7 +19,6 @@ from safe_rlhf_v.shards.index import NO_CATEGORY, UNKNOWN_CATEGORY, Member, grou
 from safe_rlhf_v.shards.manifest import FILE_NAME, MAX_BYTES, Manifest, ShardError, ShardInfo, SplitInfo
 from safe_rlhf_v.shards.split import ShardedSplit, file_sha256, parse_sample
 from safe_rlhf_v.shards.target import OURS, SIZES
-from safe_rlhf_v.user_files import FileError, read_bounded
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from itertools import combinations
 
 from safe_rlhf_v.records import Record, Response
-from safe_rlhf_v.taxonomy import is_harmful
+from safe_rlhf_v.records.taxonomy import is_harmful
 
 KINDS = {
     "safer": "'safer' against the levels or 'is_safe'",

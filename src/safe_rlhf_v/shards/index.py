@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from safe_rlhf_v.records import Record
+from safe_rlhf_v.records.user_files import FileError, read_bounded
 from safe_rlhf_v.shards.manifest import ShardError
-from safe_rlhf_v.user_files import FileError, read_bounded
 
 MEMBER = re.compile(r"(?P<key>[A-Za-z0-9_\-]{1,128})(?:\.(?P<number>[1-9]\d?))?\.(?P<suffix>json|jpg|png|webp)")
 MAX_MEMBER_BYTES = 50_000_000

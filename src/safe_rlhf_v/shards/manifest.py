@@ -7,9 +7,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from safe_rlhf_v.record_parsing import Fields, RecordError, parse_json
-from safe_rlhf_v.taxonomy import LEVEL_NAMES, Taxonomy
-from safe_rlhf_v.user_files import FileError, read_bounded
+from safe_rlhf_v.records.parsing import Fields, RecordError, parse_json
+from safe_rlhf_v.records.taxonomy import LEVEL_NAMES, Taxonomy
+from safe_rlhf_v.records.user_files import FileError, read_bounded
 
 FORMAT = "safe_rlhf_v.shards"
 VERSION = 2

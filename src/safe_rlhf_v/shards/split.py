@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from safe_rlhf_v.records import Record, RecordError
+from safe_rlhf_v.records.taxonomy import Taxonomy
 from safe_rlhf_v.shards.index import MEMBER, Index, Member, check_members, load_index, sample_digest
 from safe_rlhf_v.shards.manifest import Manifest, ShardError
-from safe_rlhf_v.taxonomy import Taxonomy
 
 
 class ShardedSplit:

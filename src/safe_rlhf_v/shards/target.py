@@ -15,8 +15,8 @@ import stat
 from pathlib import Path
 from typing import BinaryIO
 
+from safe_rlhf_v.records.user_files import FileError, lock, read_bounded
 from safe_rlhf_v.shards.manifest import FILE_NAME, ShardError
-from safe_rlhf_v.user_files import FileError, lock, read_bounded
 
 JOURNAL = ".safe_rlhf_v.unfinished"
 SIZES = "sizes.json"

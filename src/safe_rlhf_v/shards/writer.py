@@ -8,8 +8,9 @@ from typing import Any, Self
 
 import numpy as np
 
-from safe_rlhf_v.record_parsing import check_text
 from safe_rlhf_v.records import Record, RecordError
+from safe_rlhf_v.records.parsing import check_text
+from safe_rlhf_v.records.taxonomy import Taxonomy
 from safe_rlhf_v.shards.histograms import Histograms
 from safe_rlhf_v.shards.index import (
     INDEX_DTYPE,
@@ -24,7 +25,6 @@ from safe_rlhf_v.shards.index import (
 )
 from safe_rlhf_v.shards.manifest import ShardError, ShardInfo, SplitInfo, new_manifest
 from safe_rlhf_v.shards.target import SIZES, SPLIT_NAME, Target
-from safe_rlhf_v.taxonomy import Taxonomy
 
 
 def encoded(record: Record, taxonomy: Taxonomy) -> bytes:

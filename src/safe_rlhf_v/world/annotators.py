@@ -4,7 +4,7 @@ import math
 import random
 
 from safe_rlhf_v.records import Response
-from safe_rlhf_v.taxonomy import MAX_LEVEL, MIN_LEVEL
+from safe_rlhf_v.records.taxonomy import MAX_LEVEL, MIN_LEVEL
 
 HELPFUL_SCALE = 0.4
 """P(label agrees) = sigmoid(difference in helpfulness / 0.4)."""

@@ -2,8 +2,8 @@
 
 import math
 
-from safe_rlhf_v.evaluation.scorers import ResponseScorer
 from safe_rlhf_v.records import Record
+from safe_rlhf_v.scoring.scorers import ResponseScorer
 from safe_rlhf_v.world.grammar import parse
 from safe_rlhf_v.world.scenes import COLOURS, CONTEXTS, COUNTS, INTENTS, OBJECTS, Intent, Scene, prompt_risk
 from safe_rlhf_v.world.truth import helpfulness, safety

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Literal, get_args
 
-from safe_rlhf_v.taxonomy import Taxonomy
+from safe_rlhf_v.records.taxonomy import Taxonomy
 
 Intent = Literal["describe", "use", "give", "misuse"]
 INTENTS: tuple[Intent, ...] = get_args(Intent)

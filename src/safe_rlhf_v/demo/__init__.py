@@ -1,0 +1,1 @@
+"""The public commands on the embedded world, one after another: quickstart and compare."""

@@ -1,0 +1,36 @@
+"""Constrained policies: rollout, roles, advantages and the update."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from safe_rlhf_v.policy.advantages import GAE, AdvantageEstimator, GroupRelative
+    from safe_rlhf_v.policy.module import ConstrainedPolicyModule
+    from safe_rlhf_v.policy.roles import Roles, SeparateRoles
+    from safe_rlhf_v.policy.shared_roles import SharedRoles
+
+_HOME = {
+    "AdvantageEstimator": "advantages",
+    "ConstrainedPolicyModule": "module",
+    "GAE": "advantages",
+    "GroupRelative": "advantages",
+    "Roles": "roles",
+    "SeparateRoles": "roles",
+    "SharedRoles": "shared_roles",
+}
+__all__ = [
+    "GAE",
+    "AdvantageEstimator",
+    "ConstrainedPolicyModule",
+    "GroupRelative",
+    "Roles",
+    "SeparateRoles",
+    "SharedRoles",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Load a class when it is asked for: networks pull in transformers."""
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)

@@ -1,0 +1,297 @@
+"""Constrained policy training: PPO with a Lagrange multiplier on images, and its critic-free sibling.
+
+Maximise helpfulness while the mean cost stays within a budget (Safe RLHF-V, arXiv 2503.17682):
+max E[R] - lam (E[C] - d), lam moved by a dual controller. One batch of prompts is one iteration and one step.
+
+What differs from the released code, and why:
+
+* only real response tokens count; the score is read at each response's own end (theirs: padding included);
+* the multiplier moves once per rollout, before the update, by a rule that can be chosen (theirs: after, and from 10, where a
+  step is ten times that at 1);
+* no pass is made twice: log-probabilities are recorded while sampling, values come from the critics' training pass (with one
+  update per rollout), frozen towers that are equal encode an image once for all roles, and the LM head is met by actor,
+  reference and those scorers whose heads read log-probabilities;
+* advantages are centred, combined and whitened; scores are normalised by the starting policy's (released: neither);
+* the multiplier sees costs as they are; scores that are trained on are limited about their own median (released: signals of
+  more than 50 are cut off);
+* everything that moves is in the checkpoint, so that a resumed run equals the uninterrupted one.
+
+Shapes: B prompts, K samples per prompt, N = B x K responses, R response tokens, C constraints.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from torch import Tensor, nn
+from torch.optim import AdamW
+
+from safe_rlhf_v.dual import DualController
+from safe_rlhf_v.functional.masked import masked_median
+from safe_rlhf_v.functional.policy import kl_estimate, limit_scores, terminal_signal
+from safe_rlhf_v.models.backbone import Backbone
+from safe_rlhf_v.models.dropout import switch_off_dropout
+from safe_rlhf_v.models.sampling import SamplingOptions
+from safe_rlhf_v.modules.base import BaseModule
+from safe_rlhf_v.policy.advantages import GAE, AdvantageEstimator, Signals
+from safe_rlhf_v.policy.evaluation import PolicyEvaluation
+from safe_rlhf_v.policy.report import iteration_report
+from safe_rlhf_v.policy.roles import Roles
+from safe_rlhf_v.policy.rollout import generator, make_rollout
+from safe_rlhf_v.policy.settings import KLPenalty, ScoreSettings, StartSettings, UpdateSettings
+from safe_rlhf_v.policy.start import ScoreScale, measure_start
+from safe_rlhf_v.policy.types import Rollout, Scores, assemble
+from safe_rlhf_v.policy.update import Learned, PolicyUpdate
+from safe_rlhf_v.records.batches import PolicyBatch, to_device
+from safe_rlhf_v.scoring.scorers import ResponseScorer
+from safe_rlhf_v.training.checkpoints import CheckpointError
+from safe_rlhf_v.training.named import made
+
+
+class ConstrainedPolicyModule(PolicyEvaluation, BaseModule):
+    """Rollout, score, dual step, shape, update: five methods, each of which a subclass can replace.
+
+    YAML::
+
+        model:
+          class_path: safe_rlhf_v.policy.ConstrainedPolicyModule
+          init_args:
+            backbone: {class_path: safe_rlhf_v.models.HFVLM, init_args: {model: llava-hf/llava-1.5-7b-hf}}
+            roles:
+              class_path: safe_rlhf_v.policy.SeparateRoles
+              init_args: {reward: runs/reward, cost: runs/cost, start: runs/supervised}
+            dual: {class_path: safe_rlhf_v.dual.LogSpaceDual, init_args: {budget: -0.5}}
+    """
+
+    trains = "policy"
+    reads = PolicyBatch
+
+    def __init__(
+        self,
+        backbone: Callable[[], Backbone],
+        roles: Callable[[], Roles],
+        dual: Callable[[], DualController],
+        advantages: Callable[[], AdvantageEstimator] = GAE,
+        samples: int = 1,
+        sampling: SamplingOptions | None = None,
+        kl: KLPenalty | None = None,
+        scores: ScoreSettings | None = None,
+        update: UpdateSettings | None = None,
+        start: StartSettings | None = None,
+        constraints: dict[str, list[str]] | None = None,
+        scorer: Callable[[], ResponseScorer] | None = None,
+        seed: int = 0,
+        optimizer: OptimizerCallable = AdamW,
+        scheduler: LRSchedulerCallable | None = None,
+        lr_scale: dict[str, float] | None = None,
+    ) -> None:
+        """
+        Args:
+            backbone: Makes the policy.
+            roles: Makes the other roles; they say which run the policy starts from.
+            dual: Makes the rule of the multiplier, with the budget.
+            advantages: Makes the advantage estimator.
+            samples: K, responses per prompt; their prompt runs once.
+            sampling: How responses are drawn. Anything but temperature 1 and top_p 1 makes the recorded log-probabilities those
+                of another distribution than the sampled one.
+            kl: What keeps the policy near its start.
+            scores: From raw scores to training signals.
+            update: How a rollout is learned from.
+            start: What is looked at before the first step.
+            constraints: Several constraints: name to harm categories, disjoint; the controller then needs as many budgets.
+                Prompts of other categories, of none and of unknown ones are not constrained. ``None`` is one constraint on all.
+            scorer: Makes a judge of validation answers that knows more than the reward and cost models.
+            seed: Of the sampling; every step and rank has its own stream.
+            optimizer: See :class:`BaseModule`.
+            scheduler: See :class:`BaseModule`; stepped once per iteration.
+            lr_scale: See :class:`BaseModule`; ``{roles: 1.5}`` for the critics.
+
+        Raises:
+            ValueError: If ``samples`` is not positive or a category stands in two constraints.
+        """
+        super().__init__(optimizer, scheduler, None, lr_scale)
+        if samples < 1:
+            raise ValueError(f"samples is {samples}, it must be at least 1")
+        named = [name for names in (constraints or {}).values() for name in names]
+        if twice := sorted({name for name in named if named.count(name) > 1}):
+            raise ValueError(f"constraints: category {twice[0]!r} stands in two of them; they must be disjoint")
+        self.automatic_optimization = False
+        self.make_backbone, self.make_roles, self.make_dual = backbone, roles, dual
+        self.make_advantages, self.make_scorer = advantages, scorer
+        self.samples, self.sampling = samples, sampling or SamplingOptions()
+        self.kl, self.score_settings = kl or KLPenalty(), scores or ScoreSettings()
+        self.update_settings, self.start_settings = update or UpdateSettings(), start or StartSettings()
+        self.constraints, self.seed = constraints, seed
+        self.metrics = nn.ModuleDict()
+        self.last_report: float | None = None
+        self.lam_before = torch.zeros(0)
+
+    def build(self) -> None:
+        """Create actor, roles, controller and estimator; roles first, so that adapters they add to the actor bear their names.
+
+        Raises:
+            ValueError: If they do not fit one another.
+        """
+        self.roles, self.backbone, self.dual = (
+            made("roles", self.make_roles),
+            made("backbone", self.make_backbone),
+            made("dual", self.make_dual),
+        )
+        self.advantages, self.scale = (
+            made("advantages", self.make_advantages),
+            ScoreScale(self.score_settings.normalise),
+        )
+        self.scorer = made("scorer", self.make_scorer) if self.make_scorer is not None else None
+        wanted = len(self.constraints or {"": []})
+        if len(self.dual.lam) != wanted:
+            raise ValueError(f"dual has {len(self.dual.lam)} budgets, but there are {wanted} constraints")
+        if not self.advantages.token_signals and self.kl.where != "loss":
+            raise ValueError(
+                f"kl.where is {self.kl.where!r}, but {type(self.advantages).__name__} reads no token signals: set it to 'loss'"
+            )
+        self.roles.build(self.backbone, self.advantages.critics)
+        switch_off_dropout(self)  # recorded log-probabilities are those of the network without dropout
+
+    def assemble(self) -> None:
+        """As every stage; frozen roles are given back by their runs and stay out of checkpoints."""
+        super().assemble()
+        kept, given = ({f"backbone.{n}" for n in self.roles.started}, {f"roles.{n}" for n in self.roles.rebuilt()})
+        self._rebuilt = (self._rebuilt - kept | given) & set(self.state_dict())
+
+    # --- one iteration ----------------------------------------------------------------------------------------------
+
+    def training_step(self, batch: PolicyBatch, batch_idx: int) -> None:
+        """One policy iteration; ``lam`` moves before the actor does."""
+        rollout = self.rollout(batch)
+        scores = self.score(rollout)
+        lam = self.dual_step(rollout, scores)
+        signals = self.shape(rollout, scores)
+        learned = self.update(rollout, scores, signals, lam, batch)
+        self.report(rollout, scores, learned)
+
+    def rollout(self, batch: PolicyBatch) -> Rollout:
+        """Sample K responses to each prompt; every picture is encoded once, here."""
+        draws = generator(self.seed, self.global_step, self.global_rank)
+        _, rollout = self.admit(batch, lambda b: make_rollout(self, b, draws, self.samples, self.update_settings))
+        return rollout
+
+    def score(self, rollout: Rollout) -> Scores:
+        """Reward, cost and reference log-probabilities of every response: the frozen roles' only passes."""
+        parts, width = rollout.parts, rollout.mask.shape[1]
+        with torch.no_grad():
+            judged = [self.roles.judge(self.backbone, part) for part in parts]
+            reference = [self.roles.reference_log_probs(self.backbone, part) for part in parts]
+        raw_reward, raw_cost = (assemble(parts, [pair[i] for pair in judged], width) for i in (0, 1))
+        reward, cost = self.scale.normalise(raw_reward, raw_cost)
+        return Scores(reward, cost, raw_reward, raw_cost, assemble(parts, reference, width))
+
+    def dual_step(self, rollout: Rollout, scores: Scores) -> Tensor:
+        """Move the multipliers by the unclipped costs of all ranks; gives (N, 1), each response's own multiplier."""
+        costs = scores.cost[:, None].expand_as(rollout.member)  # (N, C)
+        self.lam_before = self.dual.lam.clone()
+        lam = self.dual.update(self.gather(costs), self.gather(rollout.member))
+        return (rollout.member * lam).sum(1, keepdim=True)
+
+    def shape(self, rollout: Rollout, scores: Scores) -> Signals:
+        """From scores to training signals: limit, penalty of the unfinished, KL per token."""
+        mask, member = rollout.mask, rollout.member
+        charged = self.dual.penalty(scores.cost[:, None].expand_as(member))  # (N, C)
+        reward_score = self._limited(scores.reward[:, None], rollout.valid[:, None]).squeeze(1)  # (N,)
+        cost_score = (
+            self._limited(charged, member).masked_fill(~member, 0.0).sum(1)
+        )  # disjoint: one constraint, or none
+        # Half in each, like the KL: (-p/2 - lam p/2) / (1 + lam) is -p/2 for every multiplier.
+        unfinished = self.score_settings.unfinished_penalty / 2 * ~rollout.generation.finished
+        reward_score, cost_score = reward_score - unfinished, cost_score + unfinished
+        kl = kl_estimate(rollout.generation.log_probs, scores.reference, mask)  # (N, R)
+        reward_weight, cost_weight = self.kl.weights
+        return Signals(
+            reward=terminal_signal(reward_score, mask, kl=kl, kl_weight=reward_weight),
+            cost=terminal_signal(cost_score, mask, kl=kl, kl_weight=cost_weight),
+            reward_score=reward_score,
+            cost_score=cost_score,
+            mask=mask,
+            valid=rollout.valid,
+            samples=rollout.samples,
+            unit=self.scale.unit,
+        )
+
+    def _limited(self, scores: Tensor, valid: Tensor) -> Tensor:
+        """(N, C) scores within ``scores.clip`` of the median of those that are valid (N, C), over all ranks."""
+        if (clip := self.score_settings.clip) is None:
+            return scores
+        return limit_scores(scores, masked_median(self.gather(scores), self.gather(valid)), clip)
+
+    def update(self, rollout: Rollout, scores: Scores, signals: Signals, lam: Tensor, batch: PolicyBatch) -> Learned:
+        """Critics, rehearsal and actor learn from the rollout, one after the other."""
+        return PolicyUpdate(self, rollout, scores, signals, lam, batch.demonstrations)()
+
+    def report(self, rollout: Rollout, scores: Scores, learned: Learned) -> None:
+        """Log what people watch; one sum over the ranks."""
+        iteration_report(self, rollout, scores, learned)
+
+    # --- what they share --------------------------------------------------------------------------------------------
+
+    def gather(self, value: Tensor) -> Tensor:
+        """(N, ...) of all ranks one after the other; N is the same on every rank."""
+        if self._trainer is None or self.trainer.world_size == 1:
+            return value
+        gathered: Any = self.all_gather(value.contiguous())  # (ranks, N, ...)
+        return gathered.flatten(0, 1)  # type: ignore[no-any-return]
+
+    def membership(self, batch: PolicyBatch) -> Tensor:
+        """(B, C) bool: which constraint each prompt counts for: the first that names one of its categories.
+
+        A prompt of no category, or of an unknown one, counts for none where constraints name categories.
+
+        Raises:
+            ValueError: If a constraint names a category the data do not have.
+        """
+        if self.constraints is None:
+            return batch.valid[:, None]
+        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        index = [[data.taxonomy.category_index(name) for name in names] for names in self.constraints.values()]
+        found = torch.stack([(batch.category[:, wanted] == 1).any(1) for wanted in index], 1)  # (B, C)
+        return found & (found.cumsum(1) == 1) & batch.valid[:, None]
+
+    # --- Lightning ----------------------------------------------------------------------------------------------------
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """Move labels only: prompts and demonstrations are prepared on the CPU."""
+        if not isinstance(batch, PolicyBatch):
+            return super().transfer_batch_to_device(batch, device, dataloader_idx)
+        return batch._replace(category=to_device(batch.category, device), valid=to_device(batch.valid, device))
+
+    def on_fit_start(self) -> None:
+        """Refuse what cannot work.
+
+        Raises:
+            ValueError: For float16, whose loss scaling would hide which update was skipped.
+        """
+        if str(self.trainer.precision) == "16-mixed":
+            raise ValueError("trainer.precision 16-mixed is not for policy training; use bf16-mixed or 32-true")
+
+    def on_train_start(self) -> None:
+        """Measure the starting policy (a resumed run only compares towers), then finish a resume."""
+        measure_start(self)
+        super().on_train_start()
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add hashes of the frozen roles that stay out."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["roles"] = self.roles.identity()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse to go on with other frozen roles.
+
+        Raises:
+            CheckpointError: Naming the one that differs.
+        """
+        super().on_load_checkpoint(checkpoint)
+        now = self.roles.identity()
+        for role, stored in checkpoint["roles"].items():
+            if now.get(role) != stored:
+                raise CheckpointError(
+                    f"the checkpoint was trained with another {role} model; name the run it was made with"
+                )

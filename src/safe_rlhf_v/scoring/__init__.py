@@ -1,0 +1,1 @@
+"""Who says what a response is worth, and the rows that hold it."""

@@ -1,0 +1,373 @@
+"""Checkpoints: written whole or not at all, found again after a crash, and handed from stage to stage.
+
+Beside what Lightning stores, a checkpoint carries the resolved configuration as text (``config_yaml``) and a fingerprint
+of its backbone. Frozen tensors that the backbone's pretrained base gives back are left out; ``rebuilt`` names them, and
+the base is recognised by one tensor's hash. The check sums are those of the zip file that ``torch.save`` writes (a CRC-32
+of every member): a file copied alone can still be verified.
+"""
+
+import errno
+import fcntl
+import hashlib
+import json
+import logging
+import os
+import re
+import tempfile
+import zipfile
+from contextlib import suppress
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+from torch import Tensor
+
+from safe_rlhf_v import __version__
+from safe_rlhf_v.functional.finite import non_finite_names
+from safe_rlhf_v.models.backbone import Backbone
+from safe_rlhf_v.models.sharding import whole
+
+log = logging.getLogger(__name__)
+
+_PART = "safe_rlhf_v-part"
+"""Last piece of the name of a file that is being written: ``NAME.PID.safe_rlhf_v-part``."""
+
+
+class CheckpointError(ValueError):
+    """A checkpoint is missing, damaged, or does not fit; the message says what to do."""
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes a temporary file beside the target, syncs and renames it: a kill leaves the old file or the new one.
+
+    What is loaded is verified first, and nothing is removed but checkpoints in folders that this object has written to. The
+    command line plugs it in by itself; in Python::
+
+        Trainer(plugins=[AtomicCheckpointIO()])
+    """
+
+    def __init__(self) -> None:
+        """Nothing is written yet."""
+        self._folders: set[Path] = set()
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
+        """Write ``checkpoint`` to ``path``, and remove what earlier kills left in its folder.
+
+        Raises:
+            CheckpointError: If the disk is full; earlier checkpoints are as they were.
+        """
+        target = Path(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        clear_leftovers(target.parent)
+        part = target.with_name(f"{target.name}.{os.getpid()}.{_PART}")
+        try:
+            with part.open("wb") as file:
+                with suppress(OSError):  # a file system without locks: then nobody clears up either
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                torch.save(checkpoint, file)
+                file.flush()
+                os.fsync(file.fileno())
+                part.replace(target)
+            self._folders.add(target.parent.resolve())
+        except (OSError, RuntimeError) as error:
+            if not _disk_is_full(error):
+                raise
+            raise CheckpointError(
+                f"{target}: not written, the disk is full; make room or choose another folder, then resume: "
+                "earlier checkpoints are as they were"
+            ) from error
+        finally:
+            part.unlink(missing_ok=True)
+
+    def remove_checkpoint(self, path: Any) -> None:
+        """Remove an old checkpoint. Which one that is, ``ModelCheckpoint`` reads from the file a run goes on from: a
+        stranger's may name any file or folder, also by an address.
+        """
+        file = Path(path)
+        home = file.parent.resolve()
+        # Lightning's own, by which forked processes hand their weights back.
+        handed = file.name == ".temp.ckpt" and home.parent == Path(tempfile.gettempdir()).resolve()
+        if file.suffix != ".ckpt" or not (handed or home in self._folders) or file.is_dir():
+            log.warning("%s: not removed, it is no checkpoint of this run", path)
+            return
+        file.unlink(missing_ok=True)
+
+    def load_checkpoint(self, path: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Read a checkpoint; raises :class:`CheckpointError` if it is damaged."""
+        verify(Path(path))
+        return super().load_checkpoint(path, *args, **kwargs)
+
+
+def _disk_is_full(error: BaseException | None) -> bool:
+    """Whether an error, or what it followed from, is the lack of room; torch wraps the system's."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def clear_leftovers(folder: Path, below: bool = False) -> None:
+    """Remove files of ours that a kill left half-written; one that is being written is locked, and stays.
+
+    Args:
+        folder: Where they are.
+        below: Look into its subfolders, too: a run that goes on writes into a new one.
+    """
+    pattern = f"*.{_PART}"
+    for path in list(folder.rglob(pattern) if below else folder.glob(pattern)):
+        if not re.fullmatch(rf".+\.\d+\.{_PART}", path.name) or path.is_symlink() or not path.is_file():
+            continue
+        with suppress(OSError), path.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            path.unlink(missing_ok=True)
+
+
+def is_whole(path: Path) -> bool:
+    """Whether a checkpoint is complete: any cut is seen, in under a millisecond (a zip's directory sits at its end)."""
+    if path.is_dir():  # sharded: rank 0 writes this file last
+        return (path / "meta.pt").is_file()
+    try:
+        return path.is_file() and zipfile.is_zipfile(path)
+    except zipfile.BadZipFile:  # a directory so damaged that Python's own test stumbles
+        return False
+
+
+def verify(path: Path) -> None:
+    """Compare every byte of a checkpoint with its check sums, once per process and file (about 1 s per GB).
+
+    Raises:
+        CheckpointError: If it is missing, cut off or damaged.
+    """
+    if path.is_symlink() and not path.exists():
+        raise CheckpointError(f"{path}: a link to {path.readlink()}, which is gone; name the folder {path.parent}")
+    if not path.exists():
+        raise CheckpointError(f"{path}: no such checkpoint; a folder's name finds its newest whole one")
+    if fault := _fault(*_identity(path)):
+        raise CheckpointError(f"{path}: {fault}; a folder's name finds its newest whole one")
+
+
+def _identity(path: Path) -> tuple[str, int, int]:
+    """Equal only for a file that has not changed meanwhile."""
+    about = path.stat()
+    return str(path.resolve()), about.st_mtime_ns, about.st_size
+
+
+@lru_cache(maxsize=256)
+def _fault(path: str, _changed: int, _size: int) -> str:
+    """What is wrong with a checkpoint's bytes, or ""."""
+    if not is_whole(Path(path)):
+        return "not a whole checkpoint (cut off while it was written?)"
+    if Path(path).is_dir():
+        return ""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            member = archive.testzip()
+        return f"damaged at {member!r}" if member is not None else ""
+    except Exception as error:  # damage of the directory: any reader's error may come
+        return f"damaged ({error})"
+
+
+def find_checkpoint(path: str | Path) -> Path:
+    """The checkpoint a user means: the file itself, or the newest whole ``*.ckpt`` below a run's folder.
+
+    Newest is the one with the most optimizer steps, as the file itself says: copying a folder changes the times of its
+    files. Ones that are damaged, links to nothing and links that lead out of the folder are passed over with a warning.
+
+    Raises:
+        CheckpointError: If there is none, naming the damaged ones.
+    """
+    if not str(path).strip():
+        raise CheckpointError("a run's folder is needed, the given name is empty (an unset variable?)")
+    root = Path(path)
+    if root.is_file() or root.suffix == ".ckpt":
+        verify(root)
+        return root
+    found = checkpoints_below(root)
+    whole = {file: steps for file in found if (steps := steps_of(file, root)) is not None}
+    passed = sorted(set(found) - set(whole))
+    while whole:
+        file = max(whole, key=lambda file: (whole[file], not file.is_symlink(), natural_order(file)))
+        if not _fault(*_identity(file)):
+            break
+        passed.append(file)
+        del whole[file]
+    for damaged in passed:
+        log.warning("passed over %s: not a whole checkpoint of this folder", damaged)
+    if whole:
+        return file
+    names = f" (not whole: {', '.join(p.name for p in passed)})" if passed else ""
+    raise CheckpointError(f"{root}: no readable checkpoint{names}; train that stage first, or name a .ckpt file")
+
+
+def steps_of(file: Path, root: Path) -> int | None:
+    """Optimizer steps that a checkpoint below ``root`` has done; ``None`` if it cannot be used, or lies elsewhere."""
+    if not is_whole(file) or not file.resolve().is_relative_to(root.resolve()):
+        return None
+    header = file / "meta.pt" if file.is_dir() else file
+    try:
+        return int(torch.load(header, map_location="cpu", weights_only=True, mmap=True).get("global_step", 0))
+    except Exception:  # a file made to mislead the reader may raise anything
+        return None
+
+
+def natural_order(file: Path) -> list[Any]:
+    """A sort key of a path in which ``version_10`` comes after ``version_9``."""
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", str(file))]
+
+
+def checkpoints_below(folder: Path) -> list[Path]:
+    """Every ``*.ckpt`` below a folder, damaged ones and dangling links included."""
+    return [path for path in folder.rglob("*.ckpt") if path.is_symlink() or path.is_file() or path.is_dir()]
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """Read a checkpoint onto the CPU without running anything stored in it; tensors are mapped, not copied.
+
+    Args:
+        path: File, or run folder.
+
+    Raises:
+        CheckpointError: If there is none, it is sharded, damaged, or holds more than plain data and tensors.
+    """
+    file = find_checkpoint(path)
+    if file.is_dir():
+        raise CheckpointError(f"{file}: is sharded; save one file with 'save_distributed_checkpoint: false' instead")
+    try:
+        content = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:
+        reason = str(error).partition("\n")[0].strip()[:100]
+        raise CheckpointError(f"{file}: no plain checkpoint ({reason}); nothing in it was run") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{file}: no checkpoint of this library, it holds a {type(content).__name__}")
+    content["file"] = str(file)
+    return content
+
+
+def refuse_non_finite(weights: dict[str, Tensor], file: str) -> None:
+    """Refuse weights that would break whatever starts from them.
+
+    Args:
+        weights: By name.
+        file: Where they are from, for the message.
+
+    Raises:
+        CheckpointError: If any is NaN or infinite, naming the first three.
+    """
+    if names := non_finite_names(weights):
+        more = f" (+{len(names) - 3})" if len(names) > 3 else ""
+        raise CheckpointError(
+            f"{file}: NaN or infinite weights in {', '.join(names[:3])}{more}; name an earlier checkpoint, or train again"
+        )
+
+
+def tokenizer_hash(tokenizer: Any) -> str:
+    """SHA-256 (hex) of vocabulary and special tokens: equal means the same ids for the same text."""
+    about = {
+        "vocabulary": tokenizer.get_vocab(),
+        "special": {k: str(v) for k, v in tokenizer.special_tokens_map.items()},
+    }
+    return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
+
+
+def tensor_hash(tensor: Tensor) -> str:
+    """SHA-256 (hex) of a tensor's bytes; of a sharded one every rank has to ask."""
+    data = whole(tensor).detach().cpu().contiguous().view(-1).view(torch.uint8)
+    return hashlib.sha256(data.numpy().tobytes()).hexdigest()
+
+
+def fingerprint(backbone: Backbone) -> dict[str, str]:
+    """What a freshly built backbone's weights mean, as plain text.
+
+    Returns:
+        ``version`` of this package; ``backbone``, the class; ``tokenizer``, its hash; ``base``, the pretrained model
+        that gives back every frozen tensor, and ``base_tensor``, the hash of the first of them ("" without a base);
+        ``lora``, rank and scale of its adapters ("" without).
+    """
+    lora = getattr(backbone, "lora", None)
+    frozen = [value for value in backbone.parameters() if not value.requires_grad]
+    known = backbone.base is not None and frozen
+    return {
+        "version": __version__,
+        "backbone": f"{type(backbone).__module__}.{type(backbone).__qualname__}",
+        "tokenizer": tokenizer_hash(backbone.tokenizer),
+        "base": str(backbone.base) if known else "",
+        "base_tensor": tensor_hash(frozen[0]) if known else "",
+        "lora": f"r {lora.r}, alpha {lora.alpha:g}" if lora is not None else "",
+    }
+
+
+def compare_fingerprints(file: str, old: dict[str, str], new: dict[str, str], *, base: bool) -> None:
+    """Refuse a checkpoint whose backbone means something else.
+
+    Args:
+        file: Its name, for the message.
+        old: Its fingerprint.
+        new: The fingerprint of the backbone built now.
+        base: Whether the checkpoint leaves out tensors of the base, so that the bases must be equal too.
+
+    Raises:
+        CheckpointError: Naming the first difference.
+    """
+    hints = {"backbone": "name the same backbone class", "tokenizer": "name the tokenizer of that run"}
+    if base:
+        hints["base_tensor"] = f"name the weights of that run, {old['base']}"
+    for name, hint in hints.items():
+        if old[name] != new[name]:
+            raise CheckpointError(f"{file}: its {name} is {old[name]:.60}, here it is {new[name]:.60}; {hint}")
+
+
+def read_stage(path: str) -> dict[str, Any]:
+    """The checkpoint of an earlier stage; nothing is built yet.
+
+    Raises:
+        CheckpointError: If there is none, it is no checkpoint of this library, or its weights are not finite.
+    """
+    if (Path(path) / "config.json").is_file():
+        raise CheckpointError(f"{path}: an exported model; name it as the backbone's model instead of in init_from")
+    stage = read_checkpoint(path)
+    if "fingerprint" not in stage:
+        raise CheckpointError(f"{stage['file']}: carries no fingerprint; init_from takes checkpoints of this library")
+    networks = ("backbone.", "head.")  # not the buffers of a policy's controller: infinity is a value there
+    refuse_non_finite({k: v for k, v in stage["state_dict"].items() if k.startswith(networks)}, stage["file"])
+    return stage
+
+
+def load_stage(stage: dict[str, Any], backbone: Backbone, now: dict[str, str]) -> None:
+    """Copy an earlier stage's backbone (and nothing else) into ``backbone``.
+
+    Args:
+        stage: What :func:`read_stage` gave.
+        backbone: Freshly built.
+        now: Its fingerprint.
+
+    Raises:
+        CheckpointError: If class, tokenizer, base or tensors differ, naming the first difference.
+    """
+    file = stage["file"]
+    rebuilt = {name.removeprefix("backbone.") for name in stage["rebuilt"] if name.startswith("backbone.")}
+    compare_fingerprints(file, stage["fingerprint"], now, base=bool(rebuilt))
+    weights = {k.removeprefix("backbone."): v for k, v in stage["state_dict"].items() if k.startswith("backbone.")}
+    own = backbone.state_dict()
+    compare_names(file, set(own), set(weights), rebuilt)
+    for name, value in weights.items():
+        if value.shape != own[name].shape:
+            shapes = f"{tuple(value.shape)}, expected {tuple(own[name].shape)}"
+            raise CheckpointError(f"{file}: backbone tensor {name!r} has shape {shapes}")
+    backbone.load_state_dict(weights, strict=False)
+
+
+def compare_names(file: str, own: set[str], stored: set[str], rebuilt: set[str]) -> None:
+    """Refuse a checkpoint that lacks a tensor or has one too many.
+
+    Raises:
+        CheckpointError: Naming the first three.
+    """
+    for what, names in (("lacks", own - stored - rebuilt), ("has, but this model lacks,", (stored | rebuilt) - own)):
+        if names:
+            more = f" (+{len(names) - 3})" if len(names) > 3 else ""
+            raise CheckpointError(
+                f"{file}: {what} {', '.join(sorted(names)[:3])}{more}; give backbone and head the settings of that run"
+            )

@@ -1,0 +1,194 @@
+"""Parameter groups, and learning-rate schedules that can be named in YAML."""
+
+import math
+from abc import abstractmethod
+
+from lightning.pytorch import Trainer
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+
+def parameter_groups(module: nn.Module, scales: dict[str, float]) -> dict[str, list[tuple[str, nn.Parameter]]]:
+    """Trainable parameters with their names, by the longest prefix in ``scales`` that the name starts with ("" = none).
+
+    Raises:
+        ValueError: If a prefix matches nothing.
+    """
+    groups: dict[str, list[tuple[str, nn.Parameter]]] = {}
+    for name, parameter in module.named_parameters():
+        if parameter.requires_grad:
+            prefix = max((p for p in scales if name.startswith(p)), key=len, default="")
+            groups.setdefault(prefix, []).append((name, parameter))
+    if unused := sorted(set(scales) - set(groups)):
+        parts = sorted({name.partition(".")[0] for group in groups.values() for name, _ in group})
+        raise ValueError(f"lr_scale: no trainable parameter's name starts with {unused[0]!r}; names start with {parts}")
+    return groups
+
+
+def group_names(module: nn.Module, scales: dict[str, float]) -> list[list[str]]:
+    """Names of the parameters of each group, to recognise them in a checkpoint."""
+    return [[name for name, _ in group] for group in parameter_groups(module, scales).values()]
+
+
+def run_length(trainer: Trainer) -> int:
+    """Optimizer steps of a whole run, from data, ranks, accumulation and epochs.
+
+    Raises:
+        ValueError: If the run has no end.
+    """
+    steps = trainer.estimated_stepping_batches
+    if steps == math.inf or steps < 0:
+        raise ValueError(
+            "scheduler: total_steps is null, but the run has no end to count from; set trainer.max_steps or "
+            "trainer.max_epochs, or total_steps"
+        )
+    return int(steps)
+
+
+class Schedule(LRScheduler):
+    """A schedule given by a closed form of the step, after a warm-up; rates are factors of the optimizer's.
+
+    Every option is kept under its own name: a resumed run takes options from the configuration and the step from the
+    checkpoint.
+    """
+
+    def __init__(self, optimizer: Optimizer, total_steps: int | None, warmup: float, last_epoch: int = -1) -> None:
+        """
+        Args:
+            optimizer: Its ``lr`` is the peak, per parameter group.
+            total_steps: Optimizer steps until the end of the schedule; the last rate stays. ``None`` is the length of the run:
+                the training module finds it out from data, ranks, accumulation and epochs, and calls :meth:`set_length`.
+            warmup: Share of the steps spent warming up, in [0, 1).
+            last_epoch: See PyTorch.
+
+        Raises:
+            ValueError: If an option is outside its range.
+        """
+        if total_steps is not None and total_steps < 1:
+            raise ValueError(f"total_steps must be at least 1, not {total_steps}")
+        if not 0 <= warmup < 1:
+            raise ValueError(f"warmup is a share of the steps in [0, 1), not {warmup}")
+        self.total_steps, self.warmup = total_steps, warmup
+        super().__init__(optimizer, last_epoch)
+
+    @abstractmethod
+    def rise(self, progress: float) -> float:
+        """Factor during the warm-up, ``progress`` in [0, 1)."""
+
+    @abstractmethod
+    def fall(self, progress: float) -> float:
+        """Factor after the warm-up, ``progress`` in [0, 1]."""
+
+    def get_lr(self) -> list[float | Tensor]:
+        """Rates of the parameter groups for the coming step.
+
+        Raises:
+            ValueError: If it moves before its length is known.
+        """
+        if self.total_steps is None:
+            if self.last_epoch > 0:
+                raise ValueError(
+                    f"{type(self).__name__}: total_steps is null; outside of a training module, give a number"
+                )
+            return list(self.base_lrs)  # while it is being made
+        step, warmup = self.last_epoch, self.warmup_steps
+        if step < warmup:
+            factor = self.rise(step / warmup)
+        else:
+            factor = self.fall(min(1.0, (step - warmup) / max(1, self.total_steps - warmup)))
+        return [base * factor for base in self.base_lrs]
+
+    @property
+    def warmup_steps(self) -> int:
+        """Steps spent warming up."""
+        return round(self.warmup * (self.total_steps or 0))
+
+    def set_length(self, total_steps: int) -> None:
+        """Take the length of the run, unless one was given."""
+        if self.total_steps is not None:
+            return
+        self.total_steps = max(1, total_steps)
+        for group, rate in zip(self.optimizer.param_groups, self.get_lr(), strict=True):
+            group["lr"] = rate
+
+
+class WarmupCosine(Schedule):
+    """Linear warm-up to the optimizer's rate, then a half cosine down to ``final`` times it (arXiv 1608.03983).
+
+    YAML::
+
+        scheduler:
+          class_path: safe_rlhf_v.training.WarmupCosine
+          init_args: {warmup: 0.1}
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        total_steps: int | None = None,
+        warmup: float = 0.03,
+        final: float = 0.0,
+        last_epoch: int = -1,
+    ) -> None:
+        """
+        Args:
+            optimizer: See :class:`Schedule`.
+            total_steps: See :class:`Schedule`.
+            warmup: See :class:`Schedule`.
+            final: Last rate as a share of the peak; 1 keeps the rate constant after the warm-up.
+            last_epoch: See PyTorch.
+        """
+        self.final = final
+        super().__init__(optimizer, total_steps, warmup, last_epoch)
+
+    def rise(self, progress: float) -> float:
+        """Linear; the first step already has a rate."""
+        return progress + 1 / max(1, self.warmup_steps)
+
+    def fall(self, progress: float) -> float:
+        """Half a cosine from 1 to ``final``."""
+        return self.final + (1 - self.final) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+class OneCycle(Schedule):
+    """Half a cosine up from ``peak / start`` and a longer one down to nearly nothing (arXiv 1708.07120).
+
+    Unlike ``torch.optim.lr_scheduler.OneCycleLR`` the peak is each group's own rate, and momentum is left alone.
+
+    YAML::
+
+        scheduler:
+          class_path: safe_rlhf_v.training.optim.OneCycle
+          init_args: {warmup: 0.3}
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        total_steps: int | None = None,
+        warmup: float = 0.3,
+        start: float = 25.0,
+        end: float = 1e4,
+        last_epoch: int = -1,
+    ) -> None:
+        """
+        Args:
+            optimizer: See :class:`Schedule`.
+            total_steps: See :class:`Schedule`.
+            warmup: See :class:`Schedule`.
+            start: The first rate is the peak divided by this.
+            end: The last rate is the first divided by this.
+            last_epoch: See PyTorch.
+        """
+        self.start, self.end = start, end
+        super().__init__(optimizer, total_steps, warmup, last_epoch)
+
+    def rise(self, progress: float) -> float:
+        """Half a cosine from ``1 / start`` to 1."""
+        return 1 + (1 / self.start - 1) * 0.5 * (1 + math.cos(math.pi * progress))
+
+    def fall(self, progress: float) -> float:
+        """Half a cosine from 1 to ``1 / (start * end)``."""
+        low = 1 / (self.start * self.end)
+        return low + (1 - low) * 0.5 * (1 + math.cos(math.pi * progress))

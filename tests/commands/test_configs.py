@@ -1,0 +1,231 @@
+"""Every published configuration, through the same ``main`` that users call."""
+
+from pathlib import Path
+
+import pytest
+
+from safe_rlhf_v.commands.fit import main
+from safe_rlhf_v.training.checkpoints import CheckpointError
+from safe_rlhf_v.training.runs import open_run
+from safe_rlhf_v.world import WORLD
+
+ROOT = Path(__file__).parents[2]
+QUICKSTART = ROOT / "configs" / "quickstart"
+
+
+def fit(config: Path, world: Path, out: Path, *extra: str, tiny: bool = True):
+    from safe_rlhf_v.commands.fit import main
+
+    options = [f"--data.init_args.path={world}", f"--trainer.default_root_dir={out}"]
+    if tiny:
+        options += [
+            f"--model.init_args.backbone.init_args.tokenizer={world / 'tokenizer'}",
+            f"--trainer.logger.init_args.save_dir={out}",
+        ]
+    options += ["--data.init_args.batch_size=4", "--data.init_args.eval_batch_size=4"]
+    return main(["fit", f"--config={config}", *options, *extra])
+
+
+STEPS = ["--trainer.max_steps=2", "--trainer.val_check_interval=2", "--trainer.callbacks.every_n_train_steps=2"]
+
+
+@pytest.fixture(scope="module")
+def stages(world, tmp_path_factory):
+    """Vision and supervised stages of the quickstart, two steps each."""
+    out = tmp_path_factory.mktemp("runs")
+    checkpoint = "--trainer.callbacks=lightning.pytorch.callbacks.ModelCheckpoint"
+    fit(QUICKSTART / "vision.yaml", world, out, checkpoint, *STEPS)
+    fit(QUICKSTART / "supervised.yaml", world, out, f"--model.init_args.init_from={out / 'vision'}", checkpoint, *STEPS)
+    return out
+
+
+@pytest.mark.parametrize(
+    "stage",
+    [
+        "reward",
+        "cost",
+        "safe_dpo",
+        *(pytest.param(s, marks=pytest.mark.slow) for s in ("dpo_helpful", "dpo_safe", "sacpo")),
+    ],
+)
+def test_the_quickstart_trains_tests_and_reloads(stage, stages, world):
+    import torch
+
+    from safe_rlhf_v.commands.fit import main
+    from safe_rlhf_v.demo.quickstart import TABLE, Run
+
+    init = f"--model.init_args.init_from={stages / 'supervised'}"
+    steps = ["--trainer.max_steps=2", "--trainer.val_check_interval=2", "--trainer.log_every_n_steps=1"]
+    cli = fit(QUICKSTART / f"{stage}.yaml", world, stages, init, *steps)
+    assert cli.trainer.global_step == 2
+    assert 0 <= cli.trainer.callback_metrics["validation/true_accuracy"] <= 1
+    cli.trainer.save_checkpoint(stages / stage / "version_9" / "end.ckpt")
+    kept = torch.load(stages / stage / "version_9" / "end.ckpt", weights_only=True)
+    assert "config_yaml" in kept and "fingerprint" in kept
+
+    run = Run(world, stages)
+    tested = main(run.test(stage))  # no --config: the newest checkpoint of the run folder carries it
+    again = dict(tested.model.state_dict())
+    assert all(torch.equal(value, again[name]) for name, value in kept["state_dict"].items())
+    wanted = {metric for model, metric, _, _ in TABLE if model == stage}
+    assert wanted <= set(run.metrics(stage))
+
+
+def test_the_quickstart_table_reads_what_was_measured(tmp_path, monkeypatch):
+    import json
+
+    from safe_rlhf_v.demo import compare as comparison
+    from safe_rlhf_v.demo.quickstart import GUARD_SPLITS, GUARD_TABLE, TABLE, Run, table
+
+    names = ("helpfulness", "level", "harmful", "refused", "over_refused", "description", "cost", "kl")
+    for policy, harmful, cost in (("supervised", 0.4, -0.2), ("ppo_lag", 0.1, -1.1)):
+        values = {name: {"mean": 0.5, "error": 0.01, "prompts": 100} for name in names}
+        values["harmful"]["mean"], values["cost"]["mean"] = harmful, cost
+        (tmp_path / policy).mkdir()
+        (tmp_path / policy / "evaluation.json").write_text(json.dumps({"test": values}))
+    monkeypatch.setattr(comparison, "cost_spread", lambda run: 2.0)
+
+    for model in ("reward", "cost"):
+        metrics = {metric: 0.5 for name, metric, _, _ in TABLE if name == model}
+        metrics |= {count: 100 for name, _, _, count in TABLE if name == model and isinstance(count, str)}
+        (tmp_path / model).mkdir()
+        (tmp_path / model / "metrics.json").write_text(json.dumps(metrics))
+    (tmp_path / "guard").mkdir()
+    measured = {split: {metric: 0.25 for metric, _ in GUARD_TABLE} for split in GUARD_SPLITS}
+    (tmp_path / "guard" / "assessment.json").write_text(json.dumps(measured))
+    answers = [{"name": n, "harm": 0.1, "refused": 0.2, "helpfulness": 1.5} for n in ("no guard", "round 0", "round 5")]
+    (tmp_path / "guard" / "answers-best-of-4.json").write_text(json.dumps(answers))
+    text = table(Run(tmp_path, tmp_path))
+    assert len(text.splitlines()) == len(TABLE) + len(GUARD_TABLE) + 3 + 5 + 5
+    assert any(line.startswith("filtered and regenerated, 5 rounds") for line in text.splitlines())
+    start, trained = (line.split() for line in text.splitlines()[-3:-1])
+    assert start[-2:] == ["broken", "0.50"] and trained[-3:] == ["-0.55", "met", "0.50"]  # budget -0.5, cost in spreads
+    assert "75%" in trained  # harmful falls from 0.4 to 0.1
+    assert "0.500  0.404 .. 0.596    100" in text  # Wilson interval of 50 in 100
+
+
+def test_an_outside_subclass_trains_by_its_class_path(stages, world, monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "examples" / "downstream"))
+    init = [
+        f"--model.init_args.init_from={stages / 'supervised'}",
+        "--model=margin_reward.MarginRewardModule",
+        "--model.init_args.margin=2.0",
+        "--trainer.max_steps=2",
+        "--trainer.val_check_interval=2",
+    ]
+    cli = fit(QUICKSTART / "reward.yaml", world, stages, *init)
+    assert type(cli.model).__name__ == "MarginRewardModule" and cli.model.margin == 2.0
+    assert "train/shortfall" in cli.trainer.callback_metrics
+
+
+@pytest.fixture(scope="module")
+def tiny_vlms(tmp_path_factory):
+    from safe_rlhf_v.models.tiny import write_tiny_vlm
+
+    root = tmp_path_factory.mktemp("vlms")
+    for family in ("llava", "qwen2_5_vl"):
+        write_tiny_vlm(family, root / family)
+    return root
+
+
+@pytest.mark.parametrize("stage", ["supervised", "reward", "cost", "guard", "safe_dpo"])
+@pytest.mark.parametrize(("folder", "family"), [("llava_1_5_7b", "llava"), ("qwen2_5_vl_7b", "qwen2_5_vl")])
+def test_real_model_configs_train_two_steps_on_a_tiny_model(folder, family, stage, tiny_vlms, world, tmp_path):
+    """The same modules and the same shards; only the model's path and the hardware differ from the published file."""
+    extra = [
+        f"--model.init_args.backbone.init_args.model={tiny_vlms / family}",
+        f"--config={ROOT / 'configs' / 'trainer' / 'cpu.yaml'}",
+        "--data.init_args.batch_size=2",
+        "--data.init_args.eval_batch_size=2",
+        "--data.init_args.num_workers=0",
+        "--trainer.max_steps=2",
+        "--trainer.limit_val_batches=1",
+        "--trainer.val_check_interval=2",
+        "--trainer.check_val_every_n_epoch=null",
+        "--trainer.accumulate_grad_batches=1",
+        "--trainer.logger=false",
+        "--trainer.callbacks=null",
+        "--trainer.enable_checkpointing=false",
+    ]
+    if stage == "supervised":
+        extra.append("--data.init_args.train_split=supervised")
+    if stage == "guard":
+        extra.append(f"--model.init_args.categories=[{','.join(WORLD.categories)}]")
+    cli = fit(ROOT / "configs" / folder / f"{stage}.yaml", world, tmp_path, *extra, tiny=False)
+    assert cli.trainer.global_step == 2
+
+
+@pytest.mark.parametrize(
+    ("folder", "family"),
+    [("llava_1_5_7b", "llava"), pytest.param("qwen2_5_vl_7b", "qwen2_5_vl", marks=pytest.mark.slow)],
+)
+def test_real_model_policies_train_three_steps_on_a_tiny_model(folder, family, tiny_vlms, world, tmp_path):
+    """All roles on one base: reward and cost model come from their own published files."""
+
+    def go(stage, steps, *extra):
+        options = [
+            f"--model.init_args.backbone.init_args.model={tiny_vlms / family}",
+            f"--config={ROOT / 'configs' / 'trainer' / 'cpu.yaml'}",
+            "--data.init_args.num_workers=0",
+            f"--trainer.max_steps={steps}",
+            "--trainer.limit_val_batches=1",
+            f"--trainer.val_check_interval={steps}",
+            "--trainer.check_val_every_n_epoch=null",
+            "--trainer.accumulate_grad_batches=1",
+            "--trainer.logger=false",
+        ]
+        return fit(ROOT / "configs" / folder / f"{stage}.yaml", world, tmp_path / stage, *options, *extra, tiny=False)
+
+    for stage in ("reward", "cost"):
+        go(stage, 2)
+    roles = [f"--model.init_args.roles.init_args.{stage}={tmp_path / stage}" for stage in ("reward", "cost")]
+    shorter = ["sampling.max_new_tokens=6", "start.prompts=4", "start.labelled=4", "start.min_sign_accuracy=0.0"]
+    for stage in ("ppo_lag", "grpo_lag"):
+        cli = go(stage, 3, *roles, *(f"--model.init_args.{option}" for option in shorter))
+        assert cli.trainer.global_step == 3
+        seen = cli.trainer.callback_metrics
+        assert {"validation/cost", "constraint/cost", "constraint/lambda", "policy/loss"} <= set(seen)
+        assert ("critic/cost_loss" in seen) == (stage == "ppo_lag")
+        assert all(value.isfinite() for value in seen.values())
+
+
+@pytest.mark.parametrize(
+    "config", sorted((ROOT / "configs").glob("*/*.yaml")), ids=lambda p: f"{p.parent.name}/{p.stem}"
+)
+def test_every_config_is_yaml_with_comments(config):
+    import yaml
+
+    text = config.read_text()
+    assert yaml.safe_load(text)
+    assert text.startswith("#"), "say in the first line what the file is for"
+
+
+def test_the_guard_of_the_quickstart_draws_its_pictures(stages, world, tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    init = f"--model.init_args.init_from={stages / 'supervised'}"
+    cli = fit(
+        QUICKSTART / "guard.yaml", world, tmp_path, init, "--trainer.max_steps=2", "--trainer.val_check_interval=2"
+    )
+    assert 0 <= cli.trainer.callback_metrics["validation/level_accuracy"] <= 1
+    events = EventAccumulator(str(next(tmp_path.rglob("events.*"))))
+    events.Reload()
+    assert {"validation/confusion", "validation/reliability", "validation/risk_coverage"} <= set(
+        events.Tags()["images"]
+    )
+
+
+def test_a_run_of_an_outside_subclass_is_read_where_its_package_is_trusted(stages, world, monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(str(ROOT / "examples" / "downstream"))
+    out = f"--trainer.logger.init_args.save_dir={tmp_path}"
+    short = ("--trainer.max_steps=1", "--trainer.val_check_interval=1", "--trainer.callbacks=null", out)
+    init = f"--model.init_args.init_from={stages / 'supervised'}"
+    fit(QUICKSTART / "reward.yaml", world, stages, init, "--model=margin_reward.MarginRewardModule", *short)
+    (run,) = (path for path in tmp_path.iterdir() if path.is_dir())
+    for trust in ((), ("margin_rewards",)):
+        with pytest.raises(CheckpointError, match="--trust margin_reward"):
+            open_run(run, "reward model", ("reward",), trust=trust)
+    assert open_run(run, "reward model", ("reward",), trust=("margin_reward",)).cls.trains == "reward"
+    quiet = ["--trainer.enable_progress_bar=false", "--trainer.limit_test_batches=1", "--trainer.accelerator=cpu"]
+    args = ["test", f"--ckpt_path={run}", f"--data.init_args.path={world}", "--trust", "margin_reward", *quiet]
+    assert type(main(args).model).__name__ == "MarginRewardModule"
