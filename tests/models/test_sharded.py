@@ -47,7 +47,7 @@ def settings(kind: str, runs: Path) -> tuple[str, dict[str, Any]]:
     """Module and options of a run; all but ``SharedRoles`` train whole networks, the LM head with them."""
     if kind == "DPO":
         return "PreferenceOptimisationModule", {"objective": {"class_path": "safe_rlhf_v.objectives.DPO"}}
-    roles = {**shared(runs), "class_path": f"safe_rlhf_v.models.{kind}"}
+    roles = {**shared(runs), "class_path": f"safe_rlhf_v.policy.{kind}"}
     return "ConstrainedPolicyModule", policy(roles, update={"micro_batch_size": 1})
 
 
