@@ -42,6 +42,7 @@ def test_the_bare_name_is_refused(name):
     assert done.returncode != 0 and f"safe_rlhf_v.{name}" in done.stderr
 
 
+@pytest.mark.slow
 def test_wheel_and_sdist_hold_everything(tmp_path):
     command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(tmp_path), str(ROOT)]
     subprocess.run(command, check=True, capture_output=True)

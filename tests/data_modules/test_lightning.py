@@ -21,6 +21,7 @@ def seen(out: Path, kind: str, rank: int) -> list[list[str]]:
     return [json.loads(line) for line in (out / f"{kind}-{rank}.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_two_processes_see_each_sample_once_and_resume_exactly(folder: Folder, tmp_path: Path) -> None:
     root, out, resumed = folder(train=13, validation=5), tmp_path / "out", tmp_path / "resumed"
     options = {"root": str(root), "epochs": 2, "devices": 2, "every": 4}

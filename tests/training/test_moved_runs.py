@@ -81,6 +81,7 @@ def test_evaluate_generate_moderate_filter_and_calibrate_take_moved_runs(
     assert said.count(f"guard: {moved / 'guard'}") == 4
 
 
+@pytest.mark.slow
 def test_later_stages_start_from_moved_runs(moved: Path, world: Path, tmp_path: Path) -> None:
     out = f"--trainer.logger.init_args.save_dir={tmp_path / 'out'}"
     cli.main(
