@@ -199,7 +199,7 @@ def check_data(command: str, data: Any) -> None:
     if not (path / "manifest.json").is_file():
         raise ValueError(
             f"data.path {path}: no shard folder; name one by --data.init_args.path, or write one: "
-            "'python -m safe_rlhf_v shards --help' tells how"
+            "'python -m safe_rlhf_v world --out data/world' (synthetic), or of your own by 'shards import' ('shards --help')"
         )
     known = list(Manifest.load(path).splits)
     for option in _SPLITS[command]:

@@ -5,7 +5,7 @@ import sys
 
 from tqdm import tqdm
 
-from safe_rlhf_v.commands.argument_types import path
+from safe_rlhf_v.commands.argument_types import path, said
 from safe_rlhf_v.models.corpus_tokenizer import build_tokenizer
 from safe_rlhf_v.shards import Manifest, ShardedSplit
 
@@ -31,11 +31,8 @@ def main(argv: list[str]) -> int:
         tokenizer = build_tokenizer(texts)
         options.out.mkdir(parents=True, exist_ok=True)  # the tokenizer's own writer goes on where it could not
         tokenizer.save_pretrained(options.out)
-    except OSError as error:
-        print(f"error: {error.filename or options.out}: {error.strerror or error}", file=sys.stderr)
-        return 2
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
+    except (OSError, ValueError) as error:
+        print(f"error: {said(error)}", file=sys.stderr)
         return 2
     print(f"{len(tokenizer)} tokens written to {options.out}")
     return 0
