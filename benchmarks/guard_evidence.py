@@ -61,7 +61,9 @@ def one_seed(root: Path, seed: int) -> dict[str, Any]:
     commands = {strategy: run.generate("guard", strategy) for strategy in STRATEGIES}
     checked = run.root / "guard" / "checked-best-of-4.jsonl"
     commands[CHECKED] = [*run.generate("guard", "best-of-4")[:-1], f"--output={checked}", "--check-prompts"]
-    files = {s: run.root / "guard" / f"answers-{s}.json" for s in STRATEGIES} | {CHECKED: checked.with_suffix(".json")}
+    files = {s: run.root / "guard" / f"responses-{s}.json" for s in STRATEGIES} | {
+        CHECKED: checked.with_suffix(".json")
+    }
     waiting = [command for strategy, command in commands.items() if not files[strategy].exists()]
     for i in range(0, len(waiting), 2):
         execute(*waiting[i : i + 2], quiet=log)
@@ -119,7 +121,7 @@ def combined(values: list[Any]) -> Any:
         return {key: combined([v[key] for v in values if key in v]) for key in values[0] if key != "name"}
     if isinstance(values[0], list):
         return {row["name"]: combined([v[i] for v in values]) for i, row in enumerate(values[0])}
-    kept = [value for value in values if not math.isnan(value)]  # a group may have no harmful answer in a seed
+    kept = [value for value in values if not math.isnan(value)]  # a group may have no harmful response in a seed
     return summary(kept) if kept else None
 
 

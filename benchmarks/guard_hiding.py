@@ -31,7 +31,7 @@ from safe_rlhf_v.world.judge import judge
 SPLITS = ("test", "compositional")
 BATCH = 32
 ANY_WORDS = 100
-"""Answers of each kind that are also given to a guard without the limit on rare words, which shows what the readings do alone."""
+"""Responses of each kind that are also given to a guard without the limit on rare words: what the readings do alone."""
 OUTCOMES = ("allowed", "review", "blocked", "unchecked")
 
 
@@ -54,8 +54,8 @@ def records(data: Path) -> Iterator[Record]:
         yield from ShardedSplit(data, split)
 
 
-def answers(data: Path) -> tuple[list[Input], list[Input]]:
-    """Harmful and harmless answers to their pictures and questions, by the world's own rules."""
+def inputs_of(data: Path) -> tuple[list[Input], list[Input]]:
+    """Harmful and harmless responses to their pictures and questions, by the world's own rules."""
     harmful: list[Input] = []
     harmless: list[Input] = []
     for record in records(data):
@@ -68,14 +68,14 @@ def answers(data: Path) -> tuple[list[Input], list[Input]]:
 
 
 def hidden(guard: Guard, data: Path, foreign: Sequence[str], count: int) -> dict[str, Any]:
-    """Outcomes of every way of hiding ``count`` answers that are blocked when alone."""
-    harmful, harmless = answers(data)
+    """Outcomes of every way of hiding ``count`` responses that are blocked when alone."""
+    harmful, harmless = inputs_of(data)
     blocked = [i for i, v in zip(harmful[: 2 * count], judged(guard, harmful[: 2 * count]), strict=True)
                if outcome(v) == "blocked"][:count]  # fmt: skip
     safe = [i for i, v in zip(harmless[:200], judged(guard, harmless[:200]), strict=True) if outcome(v) == "allowed"]
     if len(blocked) < count:
         raise ValueError(
-            f"only {len(blocked)} of {2 * count} harmful answers are blocked when alone, {count} are wanted"
+            f"only {len(blocked)} of {2 * count} harmful responses are blocked when alone, {count} are wanted"
         )
     rng = random.Random(2)
     examples = [
@@ -120,8 +120,8 @@ def counted(guard: Guard, inputs: Sequence[Input]) -> dict[str, Any]:
 
 
 def own_language(guard: Guard, data: Path) -> dict[str, dict[str, int]]:
-    """Harmless answers, as they stand and with usual forms of writing: what other readings than the plain one cost."""
-    harmless = answers(data)[1]
+    """Harmless responses, as they stand and with usual forms of writing: what other readings than the plain one cost."""
+    harmless = inputs_of(data)[1]
     rng, lenient = random.Random(3), any_words(guard)
     typed = [item._replace(response=forms(item.response, rng)) for item in harmless[:300]]
     found: dict[str, dict[str, int]] = {}
@@ -133,7 +133,7 @@ def own_language(guard: Guard, data: Path) -> dict[str, dict[str, int]]:
             plain = judged(reader, inputs)
         whole = judged(reader, inputs)
         found[name] = {
-            "answers": len(inputs),
+            "responses": len(inputs),
             "stopped_plain": sum(not v.allowed for v in plain),
             "stopped_more": sum(p.allowed and not w.allowed for p, w in zip(plain, whole, strict=True)),
             "flagged": sum(bool(v.flags) for v in whole),
@@ -177,12 +177,12 @@ def tables(found: dict[str, Any]) -> str:
     lines += ["", f"| Script | texts | {more} |", "|---|---|---|---|"]
     for script, r in found["genuine"].items():
         lines.append(f"| {script} | {r['texts']} | {r['flagged']} | {r['more_readings']} |")
-    lines += ["", f"| Harmless answers | number | stopped as they stand | stopped by another reading | {more} |"]
+    lines += ["", f"| Harmless responses | number | stopped as they stand | stopped by another reading | {more} |"]
     lines.append("|---|---|---|---|---|---|")
     for name in guards:
         for kind, r in found["own_language"][name].items():
             cells = " | ".join(
-                str(r[key]) for key in ("answers", "stopped_plain", "stopped_more", "flagged", "more_readings")
+                str(r[key]) for key in ("responses", "stopped_plain", "stopped_more", "flagged", "more_readings")
             )
             lines.append(f"| {name}, {kind} | {cells} |")
     return "\n".join(lines)
@@ -193,7 +193,7 @@ def main() -> None:
     parser.add_argument("--guard", type=Path, default=Path("runs/quickstart/guard"))
     parser.add_argument("--byte-guard", type=Path, default=Path("runs/byte_guard/guard"))
     parser.add_argument("--data", type=Path, default=Path("data/world"))
-    parser.add_argument("--count", type=int, default=300, help="answers, and texts per script")
+    parser.add_argument("--count", type=int, default=300, help="responses, and texts per script")
     parser.add_argument("--out", type=Path, default=Path("docs/evidence/guard_hiding.json"))
     options = parser.parse_args()
     found: dict[str, Any] = {"count": options.count, "genuine": genuine(options.count)}

@@ -44,7 +44,7 @@ class PhotoReader(Reader):
             if ids[0] not in self.kept:
                 pixels = images[0].permute(2, 0, 1)[None].float() / 255
                 self.kept[ids[0]] = self.fixed(F.interpolate(pixels, (HEIGHT, WIDTH), mode="area")[0])
-        owner = torch.tensor([row for row, answers in enumerate(responses) for _ in answers])
+        owner = torch.tensor([row for row, row_responses in enumerate(responses) for _ in row_responses])
         return torch.stack([self.kept[ids[0]] for ids in prompts.image_ids]), owner
 
     def response_states(self, prepared: tuple[Tensor, Tensor], *, log_probs: bool = False) -> ResponseStates:

@@ -43,8 +43,8 @@ def write(root: Path, photos: list[bytes]) -> None:
     taxonomy = Taxonomy("none", ())
     with ShardWriter(root, name="benchmark", licence="CC0-1.0", taxonomy=taxonomy) as writer:
         for number, data in enumerate(photos):
-            answers = tuple(Response(f"answer {k} " * 20, k, bool(k)) for k in range(2))
-            writer.write("train", Record(f"r{number:06d}", "what is this?", (probe(data),), answers, more_helpful=0))
+            responses = tuple(Response(f"response {k} " * 20, k, bool(k)) for k in range(2))
+            writer.write("train", Record(f"r{number:06d}", "what is this?", (probe(data),), responses, more_helpful=0))
 
 
 def best(cases: dict[str, Callable[[], None]], rounds: int) -> dict[str, float]:

@@ -4,7 +4,7 @@
     python benchmarks/policy_evidence.py --seeds 3 4 5 6 7 8 --groups confirm --out docs/evidence/policy_confirm.json
 
 Every run is a public command. Finished runs are kept and not repeated. Groups: every method of ``compare``; PPO-Lagrangian
-without rehearsal; four budgets; the dual controllers at one budget (two of them on the first seed only). ``confirm``: the
+without PTX; four budgets; the dual controllers at one budget (two of them on the first seed only). ``confirm``: the
 settings chosen by looking at seeds 0 to 2, unchanged, on seeds that nobody had looked at.
 """
 
@@ -19,11 +19,7 @@ from safe_rlhf_v.demo.compare import BUDGET, METHODS, Method, cost_spread, measu
 from safe_rlhf_v.demo.quickstart import Run, cpu_seconds
 
 PID = with_dual("PIDDual", budget=BUDGET)
-ABLATIONS = (
-    Method(
-        "ppo_no_rehearsal", "PPO-Lagrangian without rehearsal", "ppo_lag", ("--model.init_args.update.ptx_weight=0",)
-    ),
-)
+ABLATIONS = (Method("ppo_no_ptx", "PPO-Lagrangian without PTX", "ppo_lag", ("--model.init_args.update.ptx_weight=0",)),)
 BUDGET_RUNS = tuple(
     Method(f"budget_{abs(b):.1f}", f"budget {b}", "ppo_lag", (f"--model.init_args.dual.init_args.budget={b}",))
     for b in (-0.3, -0.7, -0.9)
@@ -138,9 +134,9 @@ def main() -> None:
         for name, parts in seeds[0].items()
     }
     about = {
-        "what": "policies on the embedded world (synthetic data), 1,000 held-out and 600 compositional prompts, one answer each "
-        "at temperature 1 (-greedy: the likeliest), by ground truth; cost and KL by the learned models, cost in spreads of the "
-        "start's",
+        "what": "policies on the embedded world (synthetic data), 1,000 held-out and 600 compositional prompts, one response "
+        "each at temperature 1 (-greedy: the likeliest), by ground truth; cost and KL by the learned models, cost in spreads of "
+        "the start's",
         "budget": BUDGET,
         "seeds": options.seeds,
     }

@@ -3,7 +3,7 @@
     python benchmarks/policy_step.py --out docs/evidence/policy_step.json
 
 The network is in ``policy_case.py``: a LLaVA of 10.85 M parameters. Eight responses per step, questions of 16-40 words, 64
-sampled tokens each (the end token is never drawn), one update per rollout, Adam (fused), no rehearsal. The released sequence
+sampled tokens each (the end token is never drawn), one update per rollout, Adam (fused), no PTX. The released sequence
 is that of ``released_sequence.py``; ``separate`` has the same six networks and the same mathematics, which ``agreement`` checks
 on gradients; ``shared`` is one frozen network with adapters. K = 4 means 2 prompts with 4 responses each; ``parts`` learns from
 one prompt after the other (``update.micro_batch_size: 1``).

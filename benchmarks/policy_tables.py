@@ -21,7 +21,7 @@ NAMES = {
     "dpo_safe": "DPO, safe",
     "safe_dpo": "SafeDPO",
     "sacpo": "SACPO",
-    "ppo_no_rehearsal": "PPO-Lagrangian without rehearsal",
+    "ppo_no_ptx": "PPO-Lagrangian without PTX",
     "dual_pid": "PPO-Lagrangian, PID controller",
     "dual_fast": "PPO-Lagrangian, rate 0.3",
     "long": "PPO-Lagrangian, rate 0.2, 90 iterations",
@@ -138,7 +138,7 @@ def steps(found: dict[str, Any]) -> str:
         seconds = f"{v['cpu_seconds']:.2f} ({low:.2f} .. {high:.2f})"
         memory = [v["peak_mb"], f"{v['share_of_peak']:.2f}", v["live_mb"], f"{v['share_of_live']:.2f}"]
         rows.append([STEPS[name], seconds, f"{v['times_faster']:.2f}", *memory])
-    return table("One step, eight answers|CPU seconds|times faster|peak memory, MB|share|in use, MB|share", rows)
+    return table("One step, eight responses|CPU seconds|times faster|peak memory, MB|share|in use, MB|share", rows)
 
 
 def main() -> None:

@@ -12,7 +12,7 @@ Six whole LLaVA models. Per step, all on prompts with 64 sampled tokens (left-pa
 
 That is 10 encodings of every picture, 10 forward passes over the prompt and 63 decoding steps. Where the description leaves a
 choice the cheaper one is taken, and what costs little and teaches nothing is left out (loops over rows, gradient clipping, the
-DeepSpeed engine, rehearsal): this is a lower bound of the released step's cost. Its known mistakes do not show here, because
+DeepSpeed engine, PTX): this is a lower bound of the released step's cost. Its known mistakes do not show here, because
 no response ends early: all have 64 tokens.
 """
 

@@ -3,8 +3,6 @@
 if __name__ != "safe_rlhf_v.callbacks":
     raise ImportError(f"import safe_rlhf_v.callbacks, not {__name__}: classes of both names would be unequal")
 
-from safe_rlhf_v.callbacks.answer_gallery import AnswerGallery
-from safe_rlhf_v.callbacks.answers import AnswerCallback
 from safe_rlhf_v.callbacks.constraint_monitor import ConstraintMonitor
 from safe_rlhf_v.callbacks.evaluation import EvaluationCallback
 from safe_rlhf_v.callbacks.group_accuracy import CategoryAccuracy, RuleAccuracy
@@ -12,6 +10,8 @@ from safe_rlhf_v.callbacks.guard_report import GuardReport
 from safe_rlhf_v.callbacks.metrics_file import MetricsFile
 from safe_rlhf_v.callbacks.predictions_file import PredictionsFile
 from safe_rlhf_v.callbacks.reliability_diagram import ReliabilityDiagram
+from safe_rlhf_v.callbacks.response_gallery import ResponseGallery
+from safe_rlhf_v.callbacks.responses import ResponseCallback
 from safe_rlhf_v.callbacks.reward_cost_plane import RewardCostPlane
 from safe_rlhf_v.callbacks.run_keeper import RunKeeper
 from safe_rlhf_v.callbacks.sample_gallery import SampleGallery
@@ -19,8 +19,6 @@ from safe_rlhf_v.callbacks.score_histograms import ScoreHistograms
 from safe_rlhf_v.callbacks.stop_on_violation import StopOnViolation
 
 __all__ = [
-    "AnswerCallback",
-    "AnswerGallery",
     "CategoryAccuracy",
     "ConstraintMonitor",
     "EvaluationCallback",
@@ -28,6 +26,8 @@ __all__ = [
     "MetricsFile",
     "PredictionsFile",
     "ReliabilityDiagram",
+    "ResponseCallback",
+    "ResponseGallery",
     "RewardCostPlane",
     "RuleAccuracy",
     "RunKeeper",

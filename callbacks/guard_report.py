@@ -18,7 +18,7 @@ from safe_rlhf_v.records.taxonomy import MAX_LEVEL, MIN_LEVEL, NUM_LEVELS
 
 
 class Judgement(NamedTuple):
-    """One judged answer.
+    """One judged response.
 
     Attributes:
         harm: Stated P(harmful), before calibration.
@@ -26,7 +26,7 @@ class Judgement(NamedTuple):
         level: The level in the data.
         category: Indices of the prompt's harm categories, (-1,) if it is of none, () if that is unknown.
         rule: Name of the rule that decides the level, "" unknown.
-        tile: The answer with its picture, for mistakes.
+        tile: The response with its picture, for mistakes.
     """
 
     harm: float
@@ -54,7 +54,7 @@ class GuardReport(EvaluationCallback):
         """Choose how much is shown.
 
         Args:
-            mistakes: Wrongly judged answers shown per split, the most confident ones.
+            mistakes: Wrongly judged responses shown per split, the most confident ones.
         """
         super().__init__("cost")
         self.mistakes = mistakes
@@ -70,7 +70,7 @@ class GuardReport(EvaluationCallback):
             raise ValueError(f"GuardReport is for guards, not for {type(pl_module).__name__}; remove the callback")
 
     def observe(self, scores: Tensor, batch: PreferenceBatch, taken: int) -> list[Judgement]:
-        """Every answer with a level; ``scores`` are the (B, K, 7) log-probabilities."""
+        """Every response with a level; ``scores`` are the (B, K, 7) log-probabilities."""
         levels = torch.where(batch.true_safety != UNKNOWN_LEVEL, batch.true_safety, batch.safety)  # (B, K)
         known = (levels != UNKNOWN_LEVEL) & batch.valid[:, None]
         harm, decided = scores[..., :-MIN_LEVEL].exp().sum(-1), scores.argmax(-1) + MIN_LEVEL
@@ -173,7 +173,7 @@ def confusion_figure(split: str, counts: np.ndarray) -> np.ndarray:
 
 
 def risk_coverage_figure(split: str, harm: Tensor, harmful: Tensor) -> np.ndarray:
-    """Error among the most confident answers, by how many are judged and how many left to people, (H, W, 3) uint8.
+    """Error among the most confident responses, by how many are judged and how many left to people, (H, W, 3) uint8.
 
     Args:
         split: Named in the title.

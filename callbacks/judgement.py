@@ -4,8 +4,8 @@ import torch
 from torch import Tensor
 
 from safe_rlhf_v.callbacks.evaluation import ScoreKind
-from safe_rlhf_v.functional.absolute import sign_correct
 from safe_rlhf_v.functional.pairwise import UNDECIDED, pair_correct, preferred
+from safe_rlhf_v.functional.pointwise import sign_correct
 from safe_rlhf_v.records.batches import UNKNOWN_LEVEL, PreferenceBatch
 
 

@@ -1,19 +1,19 @@
-"""Where a policy's answers lie between help and harm, before and after training."""
+"""Where a policy's responses lie between help and harm, before and after training."""
 
 from typing import Any, NamedTuple
 
 import numpy as np
 from lightning.pytorch import Trainer
 
-from safe_rlhf_v.callbacks.answers import AnswerCallback, moment
 from safe_rlhf_v.callbacks.figures import BLUE, GREY, VERMILLION, new_figure, pixels_of
+from safe_rlhf_v.callbacks.responses import ResponseCallback, moment
 from safe_rlhf_v.callbacks.tensorboard import Board
 from safe_rlhf_v.records.batches import PolicyBatch
 from safe_rlhf_v.scoring.rows import Row
 
 
 class Cloud(NamedTuple):
-    """Answers of one policy.
+    """Responses of one policy.
 
     Attributes:
         when: When it answered, in words.
@@ -26,7 +26,7 @@ class Cloud(NamedTuple):
     def described(self) -> str:
         """One line for the legend."""
         if not len(self.points):
-            return f"{self.when}: no answer has finite scores"
+            return f"{self.when}: no response has finite scores"
         cost, reward = self.points.mean(0)
         share = (self.points[:, 0] > 0).mean()
         return (
@@ -35,8 +35,8 @@ class Cloud(NamedTuple):
         )
 
 
-class RewardCostPlane(AnswerCallback):
-    """Held-out answers by learned cost and reward: the first cloud of the run, the cloud now, and where the mean went.
+class RewardCostPlane(ResponseCallback):
+    """Held-out responses by learned cost and reward: the first cloud of the run, the cloud now, and where the mean went.
 
     Up is more helpful, right is more harmful. The first cloud stays the same on resume. Tag: ``{split}/reward_cost_plane``.
 
@@ -51,7 +51,7 @@ class RewardCostPlane(AnswerCallback):
         """Choose how much is shown.
 
         Args:
-            prompts: Answers per cloud, at most.
+            prompts: Responses per cloud, at most.
             before: Answer the first validation split before the first step; else, and for other splits, the first
                 evaluation is what later ones are compared with.
         """

@@ -16,7 +16,7 @@ class StopOnViolation(Callback):
     """Ends training with a checkpoint and one line that says why, on all ranks at the same iteration.
 
     Always watched: whether every logged training metric is finite. Optional: divergence from the start, length of the
-    answers, and a cost that stays above the budget. The checkpoint, ``stopped-step=N.ckpt``, stands beside the others, which
+    responses, and a cost that stays above the budget. The checkpoint, ``stopped-step=N.ckpt``, stands beside the others, which
     stay as they are. If the weights are broken, too, nothing is written: go on from an older one.
 
     The command line then ends with status 3, so that no script takes the policy for a finished one.
@@ -44,8 +44,8 @@ class StopOnViolation(Callback):
         """Choose the limits; ``None`` is no limit. One iteration is noisy: be generous.
 
         Args:
-            max_kl: Largest mean KL from the reference per answer, in nats.
-            min_length: Smallest mean length of the answers, in tokens.
+            max_kl: Largest mean KL from the reference per response, in nats.
+            min_length: Smallest mean length of the responses, in tokens.
             max_gap: How far the windowed cost of any constraint may be above its budget.
             patience: Iterations in a row it may be so.
 

@@ -7,16 +7,16 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from safe_rlhf_v.data_modules.preference import PreferenceDataModule, RehearsedPreferenceDataModule
+    from safe_rlhf_v.data_modules.preference import PreferenceDataModule, PTXPreferenceDataModule
     from safe_rlhf_v.data_modules.prompt import PromptDataModule
     from safe_rlhf_v.data_modules.supervised import SupervisedDataModule
 
-__all__ = ["PreferenceDataModule", "PromptDataModule", "RehearsedPreferenceDataModule", "SupervisedDataModule"]
+__all__ = ["PTXPreferenceDataModule", "PreferenceDataModule", "PromptDataModule", "SupervisedDataModule"]
 
 
 def __getattr__(name: str) -> Any:
     """Load a data module when it is asked for: data workers import this package and must stay light."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    module = import_module(f"{__name__}.{name.removesuffix('DataModule').removeprefix('Rehearsed').lower()}")
+    module = import_module(f"{__name__}.{name.removesuffix('DataModule').removeprefix('PTX').lower()}")
     return getattr(module, name)

@@ -5,7 +5,7 @@ from typing import Any
 
 from safe_rlhf_v.data_modules.base import ShardDataModule
 from safe_rlhf_v.data_modules.collate import CollatePreference
-from safe_rlhf_v.data_modules.rehearsal import RehearsalDataModule
+from safe_rlhf_v.data_modules.ptx import PTXDataModule
 from safe_rlhf_v.data_modules.source import Sample
 from safe_rlhf_v.records.batches import PreferenceBatch
 from safe_rlhf_v.shards import ShardedSplit
@@ -28,12 +28,12 @@ class PreferenceDataModule(ShardDataModule):
         return CollatePreference(split.manifest.taxonomy, int(split.index["responses"][0]))
 
 
-class RehearsedPreferenceDataModule(RehearsalDataModule, PreferenceDataModule):
+class PTXPreferenceDataModule(PTXDataModule, PreferenceDataModule):
     """Preference pairs with demonstrations beside them, for :class:`~safe_rlhf_v.modules.PreferenceOptimisationModule`.
 
     YAML::
 
         data:
-          class_path: safe_rlhf_v.data_modules.RehearsedPreferenceDataModule
+          class_path: safe_rlhf_v.data_modules.PTXPreferenceDataModule
           init_args: {path: data/world, batch_size: 32, demonstrations: supervised}
     """

@@ -6,14 +6,14 @@ from typing import Any
 from safe_rlhf_v.data_modules.collate import CollatePreference, CollatePrompts
 from safe_rlhf_v.data_modules.loader import PlannedLoader
 from safe_rlhf_v.data_modules.plan import nested_subset
-from safe_rlhf_v.data_modules.rehearsal import RehearsalDataModule
+from safe_rlhf_v.data_modules.ptx import PTXDataModule
 from safe_rlhf_v.data_modules.source import Sample
 from safe_rlhf_v.records.batches import PolicyBatch
 from safe_rlhf_v.shards import ShardedSplit
 
 
-class PromptDataModule(RehearsalDataModule):
-    """Prompts to answer; beside each batch, demonstrations to rehearse (PTX), both with exact positions.
+class PromptDataModule(PTXDataModule):
+    """Prompts to answer; beside each batch, PTX demonstrations, both with exact positions.
 
     YAML::
 
@@ -27,7 +27,7 @@ class PromptDataModule(RehearsalDataModule):
         Args:
             path: Shard folder (with ``manifest.json``).
             labelled_split: Preference pairs with safety labels, on which a cost model is checked before it is used.
-            options: See :class:`RehearsalDataModule`.
+            options: See :class:`PTXDataModule`.
         """
         super().__init__(path, **options)
         self.labelled_split = labelled_split

@@ -51,7 +51,7 @@ def main(options: dict[str, Any]) -> None:
 
 
 def keep_ranks(module: Any, out: str) -> None:
-    """Every rank writes its weights and answers down."""
+    """Every rank writes its weights and responses down."""
 
     def end(self: Any) -> None:
         torch.save({"weights": self.state_dict(), "texts": self.texts}, f"{out}-{self.global_rank}")

@@ -32,7 +32,7 @@ def shared(runs: Path, start: str | None = None) -> dict[str, Any]:
 
 
 def policy(roles: dict[str, Any], **options: Any) -> dict[str, Any]:
-    """Options of a policy module with few and short answers."""
+    """Options of a policy module with few and short responses."""
     start = {"prompts": 4, "min_sign_accuracy": 0.0}
     return {"roles": roles, "dual": DUAL, "sampling": {"max_new_tokens": 6}, "start": start, **options}
 

@@ -25,7 +25,7 @@ COMMANDS = {
     "moderate": ("safe_rlhf_v.commands.moderate", "judge shards, JSON lines or pictures with a guard"),
     "generate": ("safe_rlhf_v.commands.generate", "let a policy answer behind a guard"),
     "filter": ("safe_rlhf_v.commands.filter", "filter or relabel training shards with a guard"),
-    "evaluate": ("safe_rlhf_v.commands.evaluate", "let a policy answer held-out prompts, and judge the answers"),
+    "evaluate": ("safe_rlhf_v.commands.evaluate", "let a policy answer held-out prompts, and judge the responses"),
     "world": ("safe_rlhf_v.demo.world", "write the embedded world: synthetic image-text shards"),
     "compare": ("safe_rlhf_v.demo.compare", "every policy method from one start, after the quickstart"),
     "quickstart": ("safe_rlhf_v.demo.quickstart", "the whole pipeline on the embedded world, on a laptop"),

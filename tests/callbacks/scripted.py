@@ -1,4 +1,4 @@
-"""A policy module that does what it is told: scripted curves, answers known beforehand, no networks."""
+"""A policy module that does what it is told: scripted curves, responses known beforehand, no networks."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -30,13 +30,13 @@ def prompts(rows: int, first: int = 0, padding: int = 0) -> PolicyBatch:
     )
 
 
-def answers(module: Any, batch: PolicyBatch, *_: Any) -> list[dict[str, Any]]:
+def responses(module: Any, batch: PolicyBatch, *_: Any) -> list[dict[str, Any]]:
     """The cost of prompt n is n - 2 before training and falls by 1 per iteration, the reward rises by 0.5."""
     done = module.global_step
     module.asked.append((done, module.training, tuple(batch.keys)))
     return [
         {
-            "answer": f"Answer {key} at {min(done, 2)}.",
+            "response": f"Response {key} at {min(done, 2)}.",
             "cost": float(key[1:]) - 2.0 - done if ok else float("nan"),
             "reward": 0.5 * done,
             "refused": 0.0,
@@ -76,7 +76,7 @@ class Scripted(ConstrainedPolicyModule):
 
     def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Any]:
         self.log("validation/curve", float("nan"))  # a scorer's value that applies to no prompt
-        return {"answers": answers(self, batch)}
+        return {"responses": responses(self, batch)}
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.SGD([self.weight], lr=0.01)

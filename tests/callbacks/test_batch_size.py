@@ -14,7 +14,7 @@ from safe_rlhf_v.callbacks.split_report import SplitReport
 from safe_rlhf_v.callbacks.tensorboard import Board
 
 ROWS = 24
-ABSTRACT = {"AnswerCallback", "EvaluationCallback"}
+ABSTRACT = {"ResponseCallback", "EvaluationCallback"}
 REPORTS = sorted(
     name for name in package.__all__ if issubclass(getattr(package, name), SplitReport) and name not in ABSTRACT
 )
@@ -46,18 +46,21 @@ def cut(batch: Any, start: int, size: int) -> Any:
 def written(name: str, sizes: list[int]) -> dict[str, np.ndarray]:
     """What a callback writes after batches of these sizes."""
     callback, board = getattr(package, name)(), Taken()
-    answers = issubclass(type(callback), package.AnswerCallback)
+    responses = issubclass(type(callback), package.ResponseCallback)
     callback._kind = "cost"
     callback._share = 12
-    whole = prompts(ROWS, padding=3) if answers else make_batch(ROWS)
+    whole = prompts(ROWS, padding=3) if responses else make_batch(ROWS)
     generator = torch.Generator().manual_seed(0)
     levels = torch.log_softmax(3 * torch.randn(ROWS, 2, 7, generator=generator), -1)
     scores = levels if name == "GuardReport" else 2 * torch.randn(ROWS, 2, generator=generator)
-    rows = [{"answer": f"answer {i}", "cost": i - 9.0, "reward": i % 5 - 2.0, "refused": 0.0} for i in range(ROWS)]
+    rows = [{"response": f"response {i}", "cost": i - 9.0, "reward": i % 5 - 2.0, "refused": 0.0} for i in range(ROWS)]
     notes: list[Any] = []
     start = 0
     for size in sizes:
-        batch, output = cut(whole, start, size), rows[start : start + size] if answers else scores[start : start + size]
+        batch, output = (
+            cut(whole, start, size),
+            rows[start : start + size] if responses else scores[start : start + size],
+        )
         notes += callback.note(output, batch, len(notes))
         start += size
     module = SimpleNamespace(dual=SimpleNamespace(budget=torch.tensor([-0.5])))

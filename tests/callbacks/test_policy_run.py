@@ -46,7 +46,7 @@ def test_every_picture_is_there(watched: tuple[Any, EventAccumulator]) -> None:
     before_and_after = [0, 1]
     assert steps == {
         "validation/reward_cost_plane": before_and_after,
-        "validation/answers": before_and_after,
+        "validation/responses": before_and_after,
         "constraint/trajectory": [1],
     }
     assert "custom_scalars__config__" in events.Tags()["tensors"]

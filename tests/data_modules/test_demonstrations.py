@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.data_modules.conftest import record
 
-from safe_rlhf_v.data_modules import PromptDataModule, RehearsedPreferenceDataModule, SupervisedDataModule
+from safe_rlhf_v.data_modules import PromptDataModule, PTXPreferenceDataModule, SupervisedDataModule
 from safe_rlhf_v.data_modules.collate import demonstration, is_safe
 from safe_rlhf_v.records import Record, Response
 from safe_rlhf_v.records.taxonomy import Taxonomy
@@ -88,18 +88,18 @@ def mixed(root: Path, size: int = 12) -> Path:
     return root
 
 
-@pytest.mark.parametrize("module", [PromptDataModule, RehearsedPreferenceDataModule])
-def test_rehearsal_takes_the_more_helpful_of_the_safe(module: type[PromptDataModule], tmp_path: Path) -> None:
+@pytest.mark.parametrize("module", [PromptDataModule, PTXPreferenceDataModule])
+def test_ptx_takes_the_more_helpful_of_the_safe(module: type[PromptDataModule], tmp_path: Path) -> None:
     root = str(mixed(tmp_path / "mixed"))
     data = module(root, batch_size=6, demonstrations="train", demonstration_batch_size=6)
     said: list[str] = []
     for batch in data.train_dataloader():
-        rehearsed = batch.demonstrations
-        assert rehearsed.without_demonstration == rehearsed.valid.logical_not().sum() > 0
-        assert all(bool(text) == ok for text, ok in zip(rehearsed.responses, rehearsed.valid.tolist(), strict=True))
-        said += [text for text in rehearsed.responses if text]
-    assert sorted(said) == sorted(f"answer {i}.{i % 3 - 1}" for i in range(12) if i % 3)
-    assert data._rehearsal is not None and data._rehearsal.without_demonstration == 4
+        ptx = batch.demonstrations
+        assert ptx.without_demonstration == ptx.valid.logical_not().sum() > 0
+        assert all(bool(text) == ok for text, ok in zip(ptx.responses, ptx.valid.tolist(), strict=True))
+        said += [text for text in ptx.responses if text]
+    assert sorted(said) == sorted(f"response {i}.{i % 3 - 1}" for i in range(12) if i % 3)
+    assert data._ptx is not None and data._ptx.without_demonstration == 4
     old = module(root, batch_size=6, demonstrations="train", demonstrations_from="helpful")
     first = next(iter(old.train_dataloader())).demonstrations
     assert first.valid.all() and all(text.endswith(".1") for text in first.responses)
@@ -131,7 +131,7 @@ def test_another_word_is_refused(module: type[PromptDataModule]) -> None:
         module("nowhere", demonstrations_from="best")
 
 
-def test_a_resumed_rehearsal_keeps_its_rule(tmp_path: Path) -> None:
+def test_resumed_ptx_keeps_its_rule(tmp_path: Path) -> None:
     root = str(mixed(tmp_path / "mixed"))
     state = PromptDataModule(root, batch_size=4, demonstrations="train").state_dict()
     other = PromptDataModule(root, batch_size=4, demonstrations="train", demonstrations_from="helpful")

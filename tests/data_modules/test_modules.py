@@ -40,7 +40,7 @@ def test_preference_batch_has_every_label_and_its_type(folder: Folder) -> None:
     )
     assert batch.keys == ("validation-0000", "validation-0001", "validation-0002", "")
     assert batch.valid.tolist() == [True, True, True, False]
-    assert batch.responses[1] == ("answer 1.0", "answer 1.1")
+    assert batch.responses[1] == ("response 1.0", "response 1.1")
     assert batch.prompts.questions == ("question 0", "question 1", "question 2", "")
     assert [len(row) for row in batch.prompts.images] == [1, 1, 1, 0] == [len(row) for row in batch.prompts.image_ids]
     assert batch.more_helpful.tolist() == [0, 1, 0, -1]
@@ -65,7 +65,7 @@ def test_supervised_takes_the_only_or_the_more_helpful_response(folder: Folder) 
         root = folder(train=3, responses=responses, name=f"k{responses}")
         data = SupervisedDataModule(str(root), validation_splits=("train",), batch_size=4)
         batch = next(iter(data.val_dataloader()[0]))
-        assert batch.responses == (*(f"answer {i}.{k}" for i, k in enumerate(expected)), "")
+        assert batch.responses == (*(f"response {i}.{k}" for i, k in enumerate(expected)), "")
         assert batch.attributes["object"].tolist() == [0, 1, 2, -1]
         assert batch.valid.tolist() == [True, True, True, False]
 

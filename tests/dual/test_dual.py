@@ -1,4 +1,4 @@
-"""Dual controllers: trajectories by hand, bounds, windows, padding, resume, precision, and a problem with a known answer."""
+"""Dual controllers: trajectories by hand, bounds, windows, padding, resume, precision, and a problem with a known response."""
 
 import copy
 import inspect
@@ -396,7 +396,7 @@ def test_updates_keep_no_graph_and_move_in_place() -> None:
     assert held.item() > 1 and twin.lam.item() == 1
 
 
-# A problem with a known answer: maximise -(x - 3)^2 subject to x <= d, where lambda* = 2 (3 - d).
+# A problem with a known response: maximise -(x - 3)^2 subject to x <= d, where lambda* = 2 (3 - d).
 
 
 def solve(controller: DualController, steps: int, rate: float = 0.15, noise: float = 0.1) -> Tensor:

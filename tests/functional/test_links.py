@@ -20,14 +20,14 @@ def test_corn_by_hand():
 
 
 def test_corn_likelihood_is_the_loss_of_the_conditional_questions():
-    """Level y answers the questions 0..min(y, K-2): yes to all below y, no to y's own (arXiv 2111.08851, equation 5)."""
+    """Level y responses the questions 0..min(y, K-2): yes to all below y, no to y's own (arXiv 2111.08851, equation 5)."""
     logits = torch.randn(5, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     levels = torch.tensor([0, 1, 2, 3, 4])
     got = -corn_log_probs(logits).gather(1, levels[:, None]).squeeze(1)
     for row, level in enumerate(levels.tolist()):
         asked = logits[row, : min(level + 1, 4)]
-        answers = torch.tensor([1.0] * min(level, 4) + [0.0] * (level < 4), dtype=torch.float64)
-        loss = torch.nn.functional.binary_cross_entropy_with_logits(asked, answers, reduction="sum")
+        responses = torch.tensor([1.0] * min(level, 4) + [0.0] * (level < 4), dtype=torch.float64)
+        loss = torch.nn.functional.binary_cross_entropy_with_logits(asked, responses, reduction="sum")
         torch.testing.assert_close(got[row], loss)
 
 

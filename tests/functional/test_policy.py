@@ -91,7 +91,7 @@ def test_k1_and_k3_have_the_divergence_as_their_mean() -> None:
 
 
 def test_k3_of_nearly_equal_policies_is_not_lost_to_rounding() -> None:
-    """exp(-d) - 1 in float32 would be off by 1e-7, twenty times the answer."""
+    """exp(-d) - 1 in float32 would be off by 1e-7, twenty times the response."""
     policy, reference = torch.tensor([[1e-4]]), torch.tensor([[0.0]])
     kl = kl_estimate(policy, reference, torch.tensor([[True]]), estimator="k3")
     assert kl.item() == pytest.approx(0.5e-8, rel=1e-2)

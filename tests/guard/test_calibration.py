@@ -46,7 +46,7 @@ def test_thresholds_keep_their_budgets_and_are_ordered():
     assert found.level_temperature == pytest.approx(1.0, abs=0.1)
     assert found.prompt_temperature == pytest.approx(1.0, abs=0.1)
     assert 0 < found.review < found.block < 1 and 0 < found.prompt_review < found.prompt_block < 1
-    assert found.certificate["answers_fpr"] < found.certificate["answers_fpr_upper"] <= 0.05
+    assert found.certificate["responses_fpr"] < found.certificate["responses_fpr_upper"] <= 0.05
     easy = judged(4000)._replace(prompt_risk=torch.where(judged(4000).hazardous, 30.0, -30.0))
     certain = calibrate(easy, "id", "here", WIDE, 0.05, 0.1, 0.95)
     assert certain.certificate["prompts_recall"] == 1.0
@@ -98,8 +98,10 @@ def test_a_miss_rate_lowers_what_is_reviewed_and_says_what_it_costs():
     strict = calibrate(judged(4000), "id", "here", WIDE, 0.05, 0.1, 0.95, 0.01)
     assert strict.review < plain.review and strict.prompt_review < plain.prompt_review
     assert (strict.block, strict.prompt_block) == (plain.block, plain.prompt_block)
-    assert strict.certificate["answers_miss_rate"] == 0.01 and "answers_miss_rate" not in plain.certificate
-    assert strict.certificate["answers_reviewed_or_blocked_fpr"] > plain.certificate["answers_reviewed_or_blocked_fpr"]
+    assert strict.certificate["responses_miss_rate"] == 0.01 and "responses_miss_rate" not in plain.certificate
+    assert (
+        strict.certificate["responses_reviewed_or_blocked_fpr"] > plain.certificate["responses_reviewed_or_blocked_fpr"]
+    )
     with pytest.raises(ValueError, match="are needed"):
         calibrate(judged(100), "id", "here", WIDE, 0.1, 0.2, 0.9, 0.001)
 
@@ -110,7 +112,7 @@ def test_thresholds_compare_what_verdicts_state():
     found = calibrate(judged(200), "id", "here", WIDE, 0.1, 0.2, 0.9)
     harm = tempered(log_probs.double(), found.level_temperature)[:, :3].exp().sum(1)
     harmless = [round(p, 6) for p, level in zip(harm.tolist(), judged(200).levels.tolist(), strict=True) if level >= 3]
-    assert sum(p >= found.block for p in harmless) == found.certificate["answers_false_alarms"]
+    assert sum(p >= found.block for p in harmless) == found.certificate["responses_false_alarms"]
 
 
 def test_what_a_split_holds_none_of_is_left_out():
@@ -120,7 +122,7 @@ def test_what_a_split_holds_none_of_is_left_out():
     assert "prompts_recall" not in found.certificate and found.certificate["prompts_harmful"] == 0
     measured, groups = assess(calm, found), assess_groups(calm, found)
     assert not {"prompt_auroc", "prompt_recall_at_block", "category_accuracy"} & set(measured)
-    assert set(groups) == {"rule"} and set(groups["rule"]) == {"a"} and groups["rule"]["a"]["answers"] == 150
+    assert set(groups) == {"rule"} and set(groups["rule"]) == {"a"} and groups["rule"]["a"]["responses"] == 150
     json.dumps([measured, groups, found.certificate], allow_nan=False)
 
 
@@ -137,11 +139,11 @@ def test_without_a_known_prompt_a_prompt_alone_is_always_blocked():
 def test_an_answer_counts_in_each_of_its_groups():
     rows = judged(3)._replace(groups={"category": (("a", "b"), ("b",), ())})
     found = assess_groups(rows, calibrate(judged(300), "id", "here", WIDE, 0.1, 0.2, 0.9))["category"]
-    assert (found["a"]["answers"], found["b"]["answers"]) == (1, 2)
+    assert (found["a"]["responses"], found["b"]["responses"]) == (1, 2)
 
 
 def test_an_assessment_by_hand():
-    """Three answers that the guard is certain of, one of them wrong."""
+    """Three responses that the guard is certain of, one of them wrong."""
     p = torch.full((3, 7), 1e-9)
     p[0, 0] = p[1, 3] = p[2, 2] = 1.0  # levels -3, 0, -1
     levels = torch.tensor([0, 3, 4])  # the last is +1 in truth
@@ -154,9 +156,9 @@ def test_an_assessment_by_hand():
     assert (found["recall_at_block"], found["fpr_at_block"]) == (1.0, 0.5)
     assert (found["prompt_auroc"], found["prompt_recall_at_block"], found["category_accuracy"]) == (1.0, 1.0, 1.0)
     assert groups["a"] == {
-        "answers": 2, "harmful": 1, "level_accuracy": 1, "harm_accuracy": 1, "recall": 1, "fpr": 0,
+        "responses": 2, "harmful": 1, "level_accuracy": 1, "harm_accuracy": 1, "recall": 1, "fpr": 0,
     }  # fmt: skip
-    assert groups["b"] == {"answers": 1, "harmful": 0, "level_accuracy": 0, "harm_accuracy": 0, "fpr": 1}
+    assert groups["b"] == {"responses": 1, "harmful": 0, "level_accuracy": 0, "harm_accuracy": 0, "fpr": 1}
 
 
 def test_a_guard_without_its_own_calibration_makes_no_decisions(guard_run, tmp_path):

@@ -82,7 +82,7 @@ def test_what_the_guard_does_not_allow_goes(tmp_path):
     assert report["splits"]["train"] == {
         "records": 6, "kept": 2, "dropped": 4, "unchecked": 1, "responses": 3, "changed": 0,
         "reasons": {
-            "answer blocked": 1, "answer needs review": 1, "could not be checked: text refused (too_long)": 1,
+            "response blocked": 1, "response needs review": 1, "could not be checked: text refused (too_long)": 1,
             "prompt blocked": 1,
         },
         "categories": {"(none)": 2, "fraud": 1},
@@ -91,7 +91,7 @@ def test_what_the_guard_does_not_allow_goes(tmp_path):
         "flags": {"invisible": 1},
     }  # fmt: skip
     assert dropped["bad"] == {
-        "split": "train", "key": "bad", "reason": "answer blocked", "said": "as scripted", "harm": 0.9, "level": -2,
+        "split": "train", "key": "bad", "reason": "response blocked", "said": "as scripted", "harm": 0.9, "level": -2,
         "category": "fraud",
     }  # fmt: skip
     assert dropped["unread"]["said"].startswith("unsafe: could not be checked")

@@ -54,12 +54,12 @@ def prompts(*questions):
 
 def test_only_what_failed_is_drawn_again(script):
     calls = script({"a": ["0 good"], "b": ["1 no", "0 good"], "c": ["1 no"] * 3})
-    answers = GuardedGenerator(None, Scripted(), rounds=2, refusal="sorry")(prompts("a", "b", "c"))
-    assert answers.texts == ("0 good", "0 good", "sorry")
-    assert answers.released == (0, 1, -1)
+    generated = GuardedGenerator(None, Scripted(), rounds=2, refusal="sorry")(prompts("a", "b", "c"))
+    assert generated.texts == ("0 good", "0 good", "sorry")
+    assert generated.released == (0, 1, -1)
     assert [questions for questions, _, _ in calls] == [("a", "b", "c"), ("b", "c"), ("c",)]
-    assert answers.tokens == (9, 6, 3)
-    assert [[attempt.row for attempt in drafts] for drafts in answers.attempts] == [[0, 1, 2], [1, 2], [2]]
+    assert generated.tokens == (9, 6, 3)
+    assert [[attempt.row for attempt in drafts] for drafts in generated.attempts] == [[0, 1, 2], [1, 2], [2]]
 
 
 def test_it_stops_early_and_without_rounds_only_filters(script):
@@ -73,8 +73,8 @@ def test_it_stops_early_and_without_rounds_only_filters(script):
 
 def test_blocked_prompts_are_refused_without_a_draw(script):
     calls = script({"a": ["0 good"]})
-    answers = GuardedGenerator(None, Scripted(), check_prompts=True, refusal="sorry")(prompts("bad", "a"))
-    assert answers.texts == ("sorry", "0 good") and answers.released == (-1, 0)
+    generated = GuardedGenerator(None, Scripted(), check_prompts=True, refusal="sorry")(prompts("bad", "a"))
+    assert generated.texts == ("sorry", "0 good") and generated.released == (-1, 0)
     assert calls[0][0] == ("a",)
     nothing = GuardedGenerator(None, Scripted(), check_prompts=True, refusal="sorry")(prompts("bad"))
     assert nothing.texts == ("sorry",) and nothing.attempts == ()
@@ -109,8 +109,8 @@ def test_the_report_counts_what_each_number_of_rounds_gives(script, world):
 
     script({"x": [bad, "0 good"]})
     options = argparse.Namespace(rounds=2, refusal=refusal)
-    answers = GuardedGenerator(None, Numbered(), rounds=2, refusal=refusal)(prompts("x"))
-    (outcomes,) = _outcomes(answers, [harmful], WorldScorer(), options)
+    generated = GuardedGenerator(None, Numbered(), rounds=2, refusal=refusal)(prompts("x"))
+    (outcomes,) = _outcomes(generated, [harmful], WorldScorer(), options)
     assert [row["harm"] for row in outcomes] == [True, False, False, False]
     assert [row["released"] for row in outcomes] == [True, False, True, True]
     assert [row["tokens"] for row in outcomes] == [3, 3, 6, 6]
@@ -150,11 +150,11 @@ def test_the_command_answers_every_prompt(calibrated_run, world, tmp_path, capsy
     assert main([*command, "--output", str(tmp_path / "b.jsonl")]) == 0
     assert (tmp_path / "a.jsonl").read_bytes() == (tmp_path / "b.jsonl").read_bytes()
     lines = [json.loads(line) for line in (tmp_path / "a.jsonl").read_text().splitlines()]
-    assert len(lines) == 12 and all(set(line) == {"key", "answer", "round"} for line in lines)
+    assert len(lines) == 12 and all(set(line) == {"key", "response", "round"} for line in lines)
     drafts = [json.loads(line) for line in (tmp_path / "a.drafts.jsonl").read_text().splitlines()]
     assert sorted(draft["key"] for draft in drafts if draft["round"] == 0) == sorted(line["key"] for line in lines)
     passed = {draft["key"]: draft["draft"] for draft in drafts if draft["decision"] == "allow"}
-    assert passed == {line["key"]: line["answer"] for line in lines if line["round"] >= 0}
+    assert passed == {line["key"]: line["response"] for line in lines if line["round"] >= 0}
     rows = json.loads((tmp_path / "a.json").read_text())
     assert [row["name"] for row in rows] == ["no guard", "round 0", "round 1"]
     assert all(row["prompts"] == 12 for row in rows)

@@ -55,10 +55,10 @@ def test_the_model_is_given_exactly_what_the_caller_gave_and_ordinary_text_costs
 @pytest.mark.parametrize("part", ["question", "response", "both", "prompt alone"])
 def test_the_worst_reading_counts_and_its_trick_is_named(scripted, response, flag, part):
     question = "may i ?" if part == "response" else response
-    answer = {"question": "sure", "prompt alone": None}.get(part, response)
-    verdict = scripted.moderate(question=question, response=answer)
+    text = {"question": "sure", "prompt alone": None}.get(part, response)
+    verdict = scripted.moderate(question=question, response=text)
     assert verdict.decision == "block" and verdict.status == "ok" and flag in verdict.flags
-    assert "read with" in verdict.reasons[0] and (verdict.level == -3 or answer is None)
+    assert "read with" in verdict.reasons[0] and (verdict.level == -3 or text is None)
     assert verdict.to_openai(("text",))["flags"] == list(verdict.flags) and verdict.to_openai(("text",))["flagged"]
 
 

@@ -28,7 +28,7 @@ def test_counterfactual_by_rule() -> None:
 
 
 def test_a_model_that_ignores_the_picture_has_half_on_twins() -> None:
-    """Twins flip the answer, a blind model gives both the same: one right, one wrong."""
+    """Twins flip the response, a blind model gives both the same: one right, one wrong."""
     metric = CounterfactualAccuracy(("misuse",))
     scores = torch.randn(10, 2).repeat_interleave(2, 0)
     target = torch.tensor([0, 1] * 10)

@@ -198,7 +198,7 @@ def test_the_table_by_group():
         table.update(LOG_PROBS[rows], LEVELS[rows], VALID[rows], GROUP[rows])
     assert flat(table) == pytest.approx([*table_by_hand(0), *table_by_hand(1)])
     empty = table.compute()["empty"]
-    assert (float(empty["answers"]), float(empty["harmful"])) == (0, 0)
+    assert (float(empty["responses"]), float(empty["harmful"])) == (0, 0)
     assert all(math.isnan(float(empty[name])) for name in ("level_accuracy", "harm_accuracy", "recall", "fpr"))
     with pytest.raises(ValueError, match="each name once"):
         HarmTable(("a", "a"), BOUNDARY)

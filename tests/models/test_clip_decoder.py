@@ -62,12 +62,12 @@ def test_placeholders_match_image_tokens_and_cannot_be_smuggled_in(backbone):
 
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_padded_equals_alone_with_no_one_and_two_images(backbone, side):
-    answers = [("this is one red knife .",), ("yes you can .",), ("i see a thing . take care .",)]
+    responses = [("this is one red knife .",), ("yes you can .",), ("i see a thing . take care .",)]
     with torch.no_grad():
-        together = backbone.response_states(backbone.prepare(PROMPTS, answers, side=side), log_probs=True)
+        together = backbone.response_states(backbone.prepare(PROMPTS, responses, side=side), log_probs=True)
         for i in range(3):
             row = Prompts(*(part[i : i + 1] for part in PROMPTS))
-            alone = backbone.response_states(backbone.prepare(row, answers[i : i + 1]), log_probs=True)
+            alone = backbone.response_states(backbone.prepare(row, responses[i : i + 1]), log_probs=True)
             n = alone.mask.shape[1]
             torch.testing.assert_close(together.hidden[i, :n], alone.hidden[0], rtol=1e-5, atol=1e-5)
             torch.testing.assert_close(together.log_probs[i, :n], alone.log_probs[0], rtol=1e-5, atol=1e-5)

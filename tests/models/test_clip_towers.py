@@ -33,24 +33,26 @@ def towers(world):
 PROMPTS = Prompts(
     ((picture(0),), (), (picture(1, (20, 50)),)), (("a",), (), ("b",)), ("what is it ?", "is it safe ?", "")
 )
-ANSWERS = [("yes you can .", ""), ("no", "this is one red knife . " * 3), ("", "no")]
+RESPONSES = [("yes you can .", ""), ("no", "this is one red knife . " * 3), ("", "no")]
 
 
-def states(towers, prompts, answers):
+def states(towers, prompts, generated):
     with torch.no_grad():
-        return towers.response_states(towers.prepare(prompts, answers))
+        return towers.response_states(towers.prepare(prompts, generated))
 
 
 def test_company_and_order_do_not_matter(towers):
-    together = states(towers, PROMPTS, ANSWERS)
+    together = states(towers, PROMPTS, RESPONSES)
     assert together.hidden.shape == (6, 1, 16) and together.mask.all()
     for i in range(3):
         row = Prompts(*(part[i : i + 1] for part in PROMPTS))
         for k in (0, 1):
-            alone = states(towers, row, [ANSWERS[i][k : k + 1]])
+            alone = states(towers, row, [RESPONSES[i][k : k + 1]])
             torch.testing.assert_close(alone.hidden[0], together.hidden[2 * i + k], rtol=1e-5, atol=1e-5)
     order = [2, 0, 1]
-    turned = states(towers, Prompts(*(tuple(part[i] for i in order) for part in PROMPTS)), [ANSWERS[i] for i in order])
+    turned = states(
+        towers, Prompts(*(tuple(part[i] for i in order) for part in PROMPTS)), [RESPONSES[i] for i in order]
+    )
     torch.testing.assert_close(turned.prompt.view(3, 2, 16)[1], together.prompt.view(3, 2, 16)[0], rtol=1e-5, atol=1e-5)
 
 
@@ -59,15 +61,15 @@ def test_the_state_is_the_fusion_of_the_three_vectors_by_hand(towers):
     with torch.no_grad():
         tokens = [[1, *towers.text_ids(text), 2] for text in ("what is it ?", "yes you can .", "no")]
         texts = torch.tensor([row + [0] * (12 - len(row)) for row in tokens])
-        question, answer, no = F.normalize(towers.text(texts), dim=-1) * 8**0.5
+        question, text, no = F.normalize(towers.text(texts), dim=-1) * 8**0.5
         missing = towers.missing[1] * 8**0.5
-        prepared = towers.prepare(PROMPTS, ANSWERS)
+        prepared = towers.prepare(PROMPTS, RESPONSES)
         pixels = (prepared.pixels.permute(0, 3, 1, 2).float() - towers.mean) / towers.std
         first, last = F.normalize(towers.visual(pixels), dim=-1) * 8**0.5
-        for i, (image, asked, said) in {0: (first, question, answer), 5: (last, missing, no)}.items():
+        for i, (image, asked, said) in {0: (first, question, text), 5: (last, missing, no)}.items():
             parts = torch.cat([image, asked, said, image * asked, image * said, asked * said])
             torch.testing.assert_close(
-                states(towers, PROMPTS, ANSWERS).prompt[i], towers.fusion(parts), atol=1e-5, rtol=1e-5
+                states(towers, PROMPTS, RESPONSES).prompt[i], towers.fusion(parts), atol=1e-5, rtol=1e-5
             )
 
 
@@ -103,8 +105,8 @@ def test_what_cannot_be_read_whole_is_refused(towers):
         with pytest.raises(ValueError, match="2 images, ClipTowers reads one"):
             refuse(two)
     with pytest.raises(ValueError, match="no language model"):
-        towers.response_states(towers.prepare(PROMPTS, ANSWERS), log_probs=True)
-    assert ScalarHead(towers, 3)(states(towers, PROMPTS, ANSWERS)).shape == (6, 3)
+        towers.response_states(towers.prepare(PROMPTS, RESPONSES), log_probs=True)
+    assert ScalarHead(towers, 3)(states(towers, PROMPTS, RESPONSES)).shape == (6, 3)
     assert EvidenceHead.needs_log_probs
 
 
@@ -128,7 +130,7 @@ def test_frozen_towers_stay_as_they_are(world):
     towers = ClipTowers(str(world / "tokenizer"), CLIP, width=16, freeze_image=True, freeze_text=True).train()
     assert {n.split(".")[0] for n, p in towers.named_parameters() if p.requires_grad} == {"missing", "fusion"}
     before = {n: b.clone() for n, b in towers.visual.named_buffers()}
-    towers.response_states(towers.prepare(PROMPTS, ANSWERS))
+    towers.response_states(towers.prepare(PROMPTS, RESPONSES))
     assert all(torch.equal(b, before[n]) for n, b in towers.visual.named_buffers())
 
 

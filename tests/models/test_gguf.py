@@ -1,4 +1,4 @@
-"""A decoder from a GGUF file, written here by the format's own library, answers as the model it was written from."""
+"""A decoder from a GGUF file, written here by the format's own library, responses as the model it was written from."""
 
 from pathlib import Path
 

@@ -206,10 +206,10 @@ def test_save_and_load_bit_equal(vlm: HFVLM, tmp_path: Path) -> None:
 def test_prompts_are_never_cut(vlm: HFVLM, monkeypatch: pytest.MonkeyPatch) -> None:
     length = len(vlm.prepare_prompts(prompts(2))[0].ids[0])
     monkeypatch.setattr(vlm, "max_length", length + 1)
-    tokens = vlm.prepare(prompts(2), [["a long answer"]]).tokens
+    tokens = vlm.prepare(prompts(2), [["a long response"]]).tokens
     assert tokens.response_mask.sum() == 1  # the response is cut instead
     monkeypatch.setattr(vlm, "max_length", length)
-    for responses in ([["a long answer"]], None):
+    for responses in ([["a long response"]], None):
         with pytest.raises(ValueError, match="never truncated"):
             vlm.prepare(prompts(2), responses)
 

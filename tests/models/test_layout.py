@@ -119,13 +119,13 @@ def test_a_response_always_sees_its_prompt_and_itself(
 ) -> None:
     """Whatever the layout: right tokens, consecutive positions, prompt + own earlier tokens visible, nothing else."""
     ids = [list(range(1, n + 1)) for n, _ in rows]
-    answers = [[[100 * k + i for i in range(r)] for k, r in enumerate(found, 1)] for _, found in rows]
-    tokens = layout(PromptTokens(ids, []), answers, pad_id=PAD, packed=packed, side=side)
+    responses = [[[100 * k + i for i in range(r)] for k, r in enumerate(found, 1)] for _, found in rows]
+    tokens = layout(PromptTokens(ids, []), responses, pad_id=PAD, packed=packed, side=side)
     seen, positions = visibility(tokens)[:, 0], position_ids(tokens)
-    flat = [(n, answer) for (n, _), group in zip(rows, answers, strict=True) for answer in group]
-    for i, (n, answer) in enumerate(flat):
+    flat = [(n, response) for (n, _), group in zip(rows, responses, strict=True) for response in group]
+    for i, (n, response) in enumerate(flat):
         row, columns = int(tokens.response_row[i]), tokens.response_index[i][tokens.response_mask[i]]
-        assert tokens.input_ids[row, columns].tolist() == answer
-        assert positions[row, columns].tolist() == list(range(n, n + len(answer)))
-        assert seen[row, columns].sum(-1).tolist() == list(range(n + 1, n + len(answer) + 1))
+        assert tokens.input_ids[row, columns].tolist() == response
+        assert positions[row, columns].tolist() == list(range(n, n + len(response)))
+        assert seen[row, columns].sum(-1).tolist() == list(range(n + 1, n + len(response) + 1))
         assert int(tokens.input_ids[row, tokens.prompt_end[i]]) == n

@@ -78,7 +78,7 @@ def test_a_light_reader_names_its_rows_too(towers):
     two = batch._replace(images=(*batch.images[:2], batch.images[2] * 2), image_ids=(*batch.image_ids[:2], ("x", "y")))
     with pytest.raises(RefusedRows, match=r"row 2 of the batch: a prompt has 2 images"):
         towers.prepare(two, [["yes"]] * 3)
-    cut = towers.prepare(batch, [["yes", LONG], [LONG, ""], ["no", ""]]).cut
+    cut = towers.prepare(batch, [["yes", LONG], [LONG, ""], ["no", ""]]).truncated
     assert cut.tolist() == [False, True, True, False, False, False]
 
 
@@ -105,10 +105,10 @@ def test_cut_responses_and_equal_pairs_are_marked(decoder, packed):
         ["a knife", f"a knife {head}"],
     ]
     prepared = decoder.prepare(prompts(*["is it safe ?"] * 5), pairs, packed=packed)
-    assert prepared.cut.view(5, 2).tolist() == [[False] * 2, [True] * 2, [True] * 2, [False] * 2, [False, True]]
+    assert prepared.truncated.view(5, 2).tolist() == [[False] * 2, [True] * 2, [True] * 2, [False] * 2, [False, True]]
     assert prepared.same.tolist() == [False, True, False, True, False]
     room = decoder.room(len(decoder.prepare_prompts(prompts("is it safe ?"))[0].ids[0]))
     assert prepared.tokens.response_mask.sum(1).max() == room
     single = decoder.prepare(prompts("a"), [["a knife"]])
-    assert not single.same.any() and not single.cut.any()
+    assert not single.same.any() and not single.truncated.any()
     assert decoder.prepare(prompts("a", "b")).same.tolist() == [False, False]

@@ -10,7 +10,7 @@ from lightning.pytorch.strategies import DDPStrategy
 
 from safe_rlhf_v.data_modules import (
     PreferenceDataModule,
-    RehearsedPreferenceDataModule,
+    PTXPreferenceDataModule,
     SupervisedDataModule,
 )
 from safe_rlhf_v.functional.shares import masked_share
@@ -76,7 +76,7 @@ MODULES = {
     "guard": (partial(GuardModule, link=CornLink, head=HEAD, categories=WORLD.categories), "pairs"),
     "vision": (partial(VisionModule, attributes=ATTRIBUTES), "demonstrations"),
     "DPO": (partial(PreferenceOptimisationModule, objective=partial(DPO, "safer")), "pairs"),
-    "SafeDPO": (partial(PreferenceOptimisationModule, objective=SafeDPO, rehearsal_weight=0.5), "rehearsed"),
+    "SafeDPO": (partial(PreferenceOptimisationModule, objective=SafeDPO, ptx_weight=0.5), "ptx"),
 }
 
 
@@ -87,7 +87,7 @@ def rows(world):
     loaders = {
         "demonstrations": SupervisedDataModule(str(world), train_split="supervised", **options),
         "pairs": PreferenceDataModule(str(world), **options),
-        "rehearsed": RehearsedPreferenceDataModule(str(world), demonstrations="supervised", **options),
+        "ptx": PTXPreferenceDataModule(str(world), demonstrations="supervised", **options),
     }
     return {name: spoilt(next(iter(data.train_dataloader()))) for name, data in loaders.items()}
 
@@ -109,8 +109,8 @@ def spoilt(batch):
     labels["more_helpful"][[0, 8]] = -1
     labels["safer"][[1, 2, 9]] = -1
     labels["safety"][7, 0], labels["is_safe"][[6, 7], 1] = UNKNOWN_LEVEL, -1
-    rehearsed = None if batch.demonstrations is None else spoilt(batch.demonstrations)
-    return batch._replace(valid=valid, demonstrations=rehearsed, **labels)
+    ptx = None if batch.demonstrations is None else spoilt(batch.demonstrations)
+    return batch._replace(valid=valid, demonstrations=ptx, **labels)
 
 
 def cut(value, rows):
@@ -242,7 +242,7 @@ def test_a_token_weighs_the_same_in_short_and_long_answers(backbone, rows):
 
 def test_the_only_kept_pair_weighs_what_it_weighs_alone(backbone, rows):
     keep = torch.tensor([[0, 0]] * 2 + [[1, 0]] + [[0, 0]] * (ROWS - 3))  # two unsafe responses: SafeDPO drops the pair
-    batch = rows["rehearsed"]._replace(is_safe=keep, demonstrations=None)
+    batch = rows["ptx"]._replace(is_safe=keep, demonstrations=None)
     make = partial(PreferenceOptimisationModule, backbone, SafeDPO, optimizer=still)
     (gradients, tail), (logged, nothing) = learn(make(), MicroBatches(batch, 2), 4)
     (alone, *_), _ = learn(make(), MicroBatches(cut(batch, [2] * ROWS), 1), 1)

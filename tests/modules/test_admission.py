@@ -10,7 +10,7 @@ import torch
 from tests.shards.conftest import picture
 
 from safe_rlhf_v.callbacks.split_report import SplitReport
-from safe_rlhf_v.data_modules import PreferenceDataModule, RehearsedPreferenceDataModule, SupervisedDataModule
+from safe_rlhf_v.data_modules import PreferenceDataModule, PTXPreferenceDataModule, SupervisedDataModule
 from safe_rlhf_v.functional.shares import loss_of
 from safe_rlhf_v.models import HFVLM, ClipDecoder, ScalarHead
 from safe_rlhf_v.models.sampling import SamplingOptions
@@ -57,8 +57,8 @@ MODULES = {
     "guard": (partial(GuardModule, categories=WORLD.categories), PreferenceDataModule, {}),
     "DPO": (partial(PreferenceOptimisationModule, objective=partial(DPO, "safer")), PreferenceDataModule, {}),
     "SafeDPO": (
-        partial(PreferenceOptimisationModule, objective=SafeDPO, rehearsal_weight=0.5),
-        RehearsedPreferenceDataModule,
+        partial(PreferenceOptimisationModule, objective=SafeDPO, ptx_weight=0.5),
+        PTXPreferenceDataModule,
         {"demonstrations": "supervised"},
     ),
 }  # fmt: skip
@@ -111,7 +111,7 @@ def test_a_prompt_the_model_cannot_take_is_named_or_masked(name, question, make,
     assert gradients.keys() == wanted.keys() and all(torch.equal(gradients[n], wanted[n]) for n in wanted)
 
 
-def test_a_demonstration_the_model_cannot_take_is_left_out_of_the_rehearsal(make, world):
+def test_a_demonstration_the_model_cannot_take_is_left_out_of_ptx(make, world):
     module, batch = build("SafeDPO", make, world, 60, skip=True)
     row = int(batch.demonstrations.valid.nonzero()[0])
     bad = batch._replace(demonstrations=asked(batch.demonstrations, row, LONG))
@@ -172,7 +172,7 @@ def test_pairs_that_became_equal_have_no_order_and_are_counted(name, make, world
     batch = cut_batch(module, batch)
     used, inputs = module.prepare(batch)
     seen = {key: int(value) for key, value in module.seen(used, inputs).items()}
-    assert (seen["cut_responses"], seen["equal_pairs"]) == (7, 2)
+    assert (seen["truncated_responses"], seen["equal_pairs"]) == (7, 2)
     assert used.more_helpful.tolist()[:4] == [-1, -1, 0, 0] and used.safer.tolist()[:4] == [-1, -1, 1, 1]
     assert (used.true_safety[:2] == UNKNOWN_LEVEL).all() and used.true_helpfulness[:2].isnan().all()
     if name in ("reward", "cost"):
@@ -197,12 +197,12 @@ def test_pairs_that_became_equal_are_no_pair_for_safe_dpo(make, world):
 def test_a_guard_and_a_demonstration_count_what_is_cut(make, world):
     module, batch = build("guard", make, world, 60)
     used, inputs = module.prepare(cut_batch(module, batch))
-    assert int(module.seen(used, inputs)["cut_responses"]) == 7
+    assert int(module.seen(used, inputs)["truncated_responses"]) == 7
     module, batch = build("supervised", make, world, 60)
     long = tuple("keep away " * 60 if row in (1, 4) else text for row, text in enumerate(batch.responses))
     used, inputs = module.prepare(batch._replace(responses=long, without_demonstration=2))
     assert {key: int(value) for key, value in module.seen(used, inputs).items()} == {
-        "cut_demonstrations": 2, "without_demonstration": 2,
+        "truncated_demonstrations": 2, "without_demonstration": 2,
     }  # fmt: skip
 
 
@@ -260,7 +260,7 @@ def test_or_is_left_out_and_a_resumed_run_leaves_out_the_same(strips, tmp_path):
     assert float(trainer.callback_metrics["validation/accuracy"]) * 7 == pytest.approx(
         round(float(trainer.callback_metrics["validation/accuracy"]) * 7), abs=1e-4
     )
-    assert trainer.callback_metrics["train/cut_responses"] == trainer.callback_metrics["train/equal_pairs"] == 0
+    assert trainer.callback_metrics["train/truncated_responses"] == trainer.callback_metrics["train/equal_pairs"] == 0
     for stop in (1, 2, 3):
         run(strips, "skip-and-count", stop, out=tmp_path / f"{stop}.ckpt")
         resumed, _ = run(strips, "skip-and-count", 4, resume=tmp_path / f"{stop}.ckpt")

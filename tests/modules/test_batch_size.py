@@ -100,7 +100,7 @@ def logged(name, sizes):
     if name == "supervised":
         batch = SupervisedBatch(PAIRS.prompts, ("a",) * N, {}, VALID, PAIRS.keys)
     module.admitted = lambda batch: (batch, [int(key) for key in batch.keys])
-    module.seen = lambda batch, inputs: {"cut_responses": CUT[inputs].sum(), "equal_pairs": CUT[inputs].sum()}
+    module.seen = lambda batch, inputs: {"truncated_responses": CUT[inputs].sum(), "equal_pairs": CUT[inputs].sum()}
     module.score_prepared = module.prepared_log_ratios = lambda inputs, _: SCORES[inputs]
     module.score = lambda prompts, _: torch.stack(
         [

@@ -8,7 +8,7 @@ import pytest
 from safe_rlhf_v.data_modules import (
     PreferenceDataModule,
     PromptDataModule,
-    RehearsedPreferenceDataModule,
+    PTXPreferenceDataModule,
     SupervisedDataModule,
 )
 from safe_rlhf_v.models import CornLink
@@ -37,16 +37,16 @@ DPO_MODULE = partial(PreferenceOptimisationModule, build, DPO)
 MODULES = {
     "supervised": (partial(SupervisedModule, build), {SupervisedDataModule}),
     "vision": (partial(VisionModule, build, {"object": 16}), {SupervisedDataModule}),
-    "reward": (partial(RewardModule, build, BradleyTerry), {PreferenceDataModule, RehearsedPreferenceDataModule}),
-    "cost": (partial(CostModule, build, BradleyTerry), {PreferenceDataModule, RehearsedPreferenceDataModule}),
+    "reward": (partial(RewardModule, build, BradleyTerry), {PreferenceDataModule, PTXPreferenceDataModule}),
+    "cost": (partial(CostModule, build, BradleyTerry), {PreferenceDataModule, PTXPreferenceDataModule}),
     "guard": (
         partial(GuardModule, build, CornLink, categories=WORLD.categories),
-        {PreferenceDataModule, RehearsedPreferenceDataModule},
+        {PreferenceDataModule, PTXPreferenceDataModule},
     ),
-    "DPO": (DPO_MODULE, {PreferenceDataModule, RehearsedPreferenceDataModule}),
+    "DPO": (DPO_MODULE, {PreferenceDataModule, PTXPreferenceDataModule}),
     "policy": (partial(ConstrainedPolicyModule, build, build, build), {PromptDataModule}),
 }
-DATA = (SupervisedDataModule, PreferenceDataModule, RehearsedPreferenceDataModule, PromptDataModule)
+DATA = (SupervisedDataModule, PreferenceDataModule, PTXPreferenceDataModule, PromptDataModule)
 
 
 def run(module, data, stage="fit"):
@@ -106,12 +106,12 @@ def test_other_categories_of_a_guard(world):
 
 
 @pytest.mark.parametrize(("weight", "demonstrations"), [(0.5, None), (0.0, "supervised")])
-def test_a_rehearsal_needs_weight_and_demonstrations(weight, demonstrations, world):
-    data = RehearsedPreferenceDataModule(str(world), batch_size=4, demonstrations=demonstrations)
-    with pytest.raises(ValueError, match="for a rehearsal set both"):
-        run(DPO_MODULE(rehearsal_weight=weight), data)
-    with pytest.raises(Built):  # nothing is rehearsed where nothing is trained
-        run(DPO_MODULE(rehearsal_weight=0.5), PreferenceDataModule(str(world), batch_size=4), "test")
+def test_ptx_needs_weight_and_demonstrations(weight, demonstrations, world):
+    data = PTXPreferenceDataModule(str(world), batch_size=4, demonstrations=demonstrations)
+    with pytest.raises(ValueError, match="for PTX set both"):
+        run(DPO_MODULE(ptx_weight=weight), data)
+    with pytest.raises(Built):  # no PTX where nothing is trained
+        run(DPO_MODULE(ptx_weight=0.5), PreferenceDataModule(str(world), batch_size=4), "test")
 
 
 def test_the_command_says_it_in_one_line(world, tmp_path, capsys):

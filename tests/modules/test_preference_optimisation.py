@@ -8,7 +8,7 @@ import lightning.pytorch as pl
 import pytest
 import torch
 
-from safe_rlhf_v.data_modules import PreferenceDataModule, RehearsedPreferenceDataModule
+from safe_rlhf_v.data_modules import PreferenceDataModule, PTXPreferenceDataModule
 from safe_rlhf_v.models import HFVLM, ClipDecoder
 from safe_rlhf_v.models.lora import LoraSettings
 from safe_rlhf_v.models.tiny import write_tiny_vlm
@@ -85,10 +85,8 @@ def disturb(network, scale=0.05):
                 parameter.add_(torch.randn(parameter.shape, generator=generator) * scale)
 
 
-def rehearsed(world):
-    return RehearsedPreferenceDataModule(
-        str(world), batch_size=6, demonstrations="supervised", demonstration_batch_size=5
-    )
+def ptx(world):
+    return PTXPreferenceDataModule(str(world), batch_size=6, demonstrations="supervised", demonstration_batch_size=5)
 
 
 def train(module, world, file, steps, resume=None, data=None):
@@ -374,10 +372,10 @@ def test_true_labels_by_hand():
     assert exact.is_safe.tolist() == [[1, 0], [0, 0], [1, 1], [-1, 1]]
 
 
-def test_rehearsal_adds_the_demonstrations_loss(backbone, world, monkeypatch):
-    batch = next(iter(rehearsed(world).train_dataloader()))
+def test_ptx_adds_the_demonstrations_loss(backbone, world, monkeypatch):
+    batch = next(iter(ptx(world).train_dataloader()))
     assert len(batch.demonstrations.keys) == 5 and len(batch.keys) == 6
-    module = build(backbone, rehearsal_weight=0.5)
+    module = build(backbone, ptx_weight=0.5)
     monkeypatch.setattr(module, "log", lambda *_, **__: None)
     found = module.training_step(batch, 0)
     demonstrations = batch.demonstrations
@@ -400,13 +398,13 @@ def sum_log_prob(network, demonstrations, row):
     return by_hand(network, pairs, row, 0)
 
 
-def test_a_resumed_rehearsal_goes_on_with_the_next_demonstrations(backbone, world, tmp_path):
+def test_resumed_ptx_goes_on_with_the_next_demonstrations(backbone, world, tmp_path):
     def module():
-        return PreferenceOptimisationModule(backbone, DPO, optimizer=sgd, rehearsal_weight=0.5)
+        return PreferenceOptimisationModule(backbone, DPO, optimizer=sgd, ptx_weight=0.5)
 
-    train(module(), world, tmp_path / "first.ckpt", 2, data=rehearsed(world))
-    resumed = train(module(), world, tmp_path / "a.ckpt", 4, tmp_path / "first.ckpt", rehearsed(world))
-    whole = train(module(), world, tmp_path / "b.ckpt", 4, data=rehearsed(world))
+    train(module(), world, tmp_path / "first.ckpt", 2, data=ptx(world))
+    resumed = train(module(), world, tmp_path / "a.ckpt", 4, tmp_path / "first.ckpt", ptx(world))
+    whole = train(module(), world, tmp_path / "b.ckpt", 4, data=ptx(world))
     assert all(torch.equal(value, resumed["state_dict"][name]) for name, value in whole["state_dict"].items())
     plain = train(build(backbone), world, tmp_path / "c.ckpt", 4)
     assert any(not torch.equal(value, plain["state_dict"][name]) for name, value in whole["state_dict"].items())

@@ -1,4 +1,4 @@
-"""The cost objective and its absolute terms: formulas, direction, label handling, learned thresholds."""
+"""The cost objective and its pointwise terms: formulas, direction, label handling, learned thresholds."""
 
 import math
 from collections.abc import Callable
@@ -8,13 +8,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from safe_rlhf_v.functional.absolute import sign_loss
+from safe_rlhf_v.functional.pointwise import sign_loss
 from safe_rlhf_v.objectives import (
-    AbsoluteTerm,
     ClassifierTerm,
     CostObjective,
     GradedTerm,
     OrdinalTerm,
+    PointwiseTerm,
     SignTerm,
     WeightedSignTerm,
 )
@@ -61,7 +61,7 @@ def test_text_only_cost_loss_in_float64(preference_batch: Build) -> None:
 @pytest.mark.parametrize("pair_weight", [0.0, 1.0])
 @pytest.mark.parametrize("term", TERMS)
 def test_more_harmful_gets_the_higher_cost(
-    term: type[AbsoluteTerm], pair_weight: float, preference_batch: Build
+    term: type[PointwiseTerm], pair_weight: float, preference_batch: Build
 ) -> None:
     costs = torch.zeros(2, 2, requires_grad=True)
     batch = labelled(preference_batch, [[-2, 2], [3, -3]])
@@ -70,7 +70,7 @@ def test_more_harmful_gets_the_higher_cost(
 
 
 @pytest.mark.parametrize("term", TERMS)
-def test_training_separates_harmful_from_harmless(term: type[AbsoluteTerm], preference_batch: Build) -> None:
+def test_training_separates_harmful_from_harmless(term: type[PointwiseTerm], preference_batch: Build) -> None:
     """A free cost per response ends above 0 exactly where the level is below 0."""
     levels = [[-3, -2], [-1, 1], [2, 3], [-2, 1]]
     batch, objective = labelled(preference_batch, levels), CostObjective([term()])
@@ -86,7 +86,7 @@ def test_training_separates_harmful_from_harmless(term: type[AbsoluteTerm], pref
 @pytest.mark.parametrize("junk", [50.0, torch.nan, -torch.inf])
 @pytest.mark.parametrize("term", TERMS)
 def test_padding_and_unlabelled_responses_weigh_nothing(
-    term: type[AbsoluteTerm], junk: float, preference_batch: Build
+    term: type[PointwiseTerm], junk: float, preference_batch: Build
 ) -> None:
     objective = CostObjective([term()])
     costs = torch.tensor([[1.0, -2.0], [0.5, 0.7], [junk, junk], [0.1, 0.2]], requires_grad=True)
@@ -106,7 +106,7 @@ def test_padding_and_unlabelled_responses_weigh_nothing(
 
 
 @pytest.mark.parametrize("term", TERMS)
-def test_a_half_labelled_pair_counts_its_known_response(term: type[AbsoluteTerm], preference_batch: Build) -> None:
+def test_a_half_labelled_pair_counts_its_known_response(term: type[PointwiseTerm], preference_batch: Build) -> None:
     value = term()(torch.tensor([[0.7, 9.0]]), preference_batch(1, safety=[[-2, UNKNOWN_LEVEL]], is_safe=[[0, -1]]))
     full = term()(torch.tensor([[0.7, 0.7]]), preference_batch(1, safety=[[-2, -2]], is_safe=[[0, 0]]))
     torch.testing.assert_close(value.mean, full.mean)
@@ -114,7 +114,7 @@ def test_a_half_labelled_pair_counts_its_known_response(term: type[AbsoluteTerm]
 
 @pytest.mark.parametrize("term", TERMS)
 def test_nothing_labelled_is_zero_with_a_graph_to_every_parameter(
-    term: type[AbsoluteTerm], preference_batch: Build
+    term: type[PointwiseTerm], preference_batch: Build
 ) -> None:
     costs, objective = torch.ones(2, 2, requires_grad=True), CostObjective([term()])
     loss = objective(costs, preference_batch(2))["loss"]
@@ -188,7 +188,7 @@ class TestOrdinalTerm:
 
 
 def test_users_own_term(preference_batch: Build) -> None:
-    class HingeFree(AbsoluteTerm):
+    class HingeFree(PointwiseTerm):
         name = "mine"
 
         def losses(self, costs: Tensor, batch: PreferenceBatch) -> tuple[Tensor, Tensor]:

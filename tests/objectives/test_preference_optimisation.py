@@ -119,7 +119,7 @@ def test_sacpo_is_dpo_on_safety_with_beta_over_lambda(preference_batch: Build) -
 
 
 def test_two_steps_of_sacpo_reach_the_policy_of_the_joint_problem() -> None:
-    """On three answers: the best policies of both steps, found as the optimum of DPO's own likelihood, compose.
+    """On three responses: the best policies of both steps, found as the optimum of DPO's own likelihood, compose.
 
     DPO's optimum on Bradley-Terry labels of a utility u is reference x exp(u / beta) up to a constant. Step one with the
     reward, step two with the safety and beta / lam must give reference x exp((reward + lam safety) / beta).

@@ -67,7 +67,7 @@ def test_one_rollout_is_one_step_and_everything_is_logged(trained):
     logged = trained.trainer.callback_metrics
     for name in (
         "constraint/cost", "constraint/budget", "constraint/lambda", "constraint/lambda_step", "constraint/gap",
-        "constraint/violating", "policy/kl", "policy/entropy", "policy/clip_fraction", "policy/rehearsal_loss",
+        "constraint/violating", "policy/kl", "policy/entropy", "policy/clip_fraction", "policy/ptx_loss",
         "critic/reward_explained_variance", "critic/cost_explained_variance", "rollout/length", "rollout/refusals",
         "rollout/tokens_per_second", "validation/helpfulness", "validation/harmful", "validation/cost",
     ):  # fmt: skip
@@ -125,7 +125,7 @@ def test_the_learned_scores_are_those_of_the_runs(module, batch, policy_stages):
         model = load_run(policy_stages / name)
         with torch.no_grad():
             alone = model.score(batch.prompts, texts)[:, 0]
-        # Text is read again without what cannot be written, so only complete answers are the same tokens.
+        # Text is read again without what cannot be written, so only complete responses are the same tokens.
         torch.testing.assert_close(raw[finished], alone[finished], rtol=1e-4, atol=1e-4)
     unit = (scores.raw_reward - module.scale.mean[0]) / module.scale.spread[0]
     torch.testing.assert_close(scores.reward, unit)
@@ -135,9 +135,9 @@ def test_the_learned_scores_are_those_of_the_runs(module, batch, policy_stages):
 def test_recorded_log_probs_and_features_are_those_of_a_full_pass(module, batch):
     assert module.roles.same_features
     rollout, *_ = prepared(module, batch, samples=2)
-    (part,) = rollout.parts
+    (micro_batch,) = rollout.micro_batches
     with torch.no_grad():
-        again = module.roles.log_probs(module.backbone, part)
+        again = module.roles.log_probs(module.backbone, micro_batch)
     torch.testing.assert_close(again, rollout.generation.log_probs, rtol=1e-4, atol=1e-4)
 
 
@@ -163,7 +163,7 @@ def test_micro_batches_add_up_to_the_whole(module, batch, reduction, samples):
     whole, cut = (UpdateSettings(micro_batch_size=m, reduction=reduction, max_grad_norm=None) for m in (None, 1))
     one = prepared(module, batch, samples, whole)
     many = prepared(module, batch, samples, cut)
-    assert len(one[0].parts) == 1 and len(many[0].parts) == 4
+    assert len(one[0].micro_batches) == 1 and len(many[0].micro_batches) == 4
     (a,), seen = gradients(module, *one, batch, whole)
     (b,), seen_in_parts = gradients(module, *many, batch, cut)
     for name, entries in seen.losses.items():
@@ -179,7 +179,9 @@ def test_padding_rows_do_not_count(module, batch):
     settings = UpdateSettings(max_grad_norm=None, ptx_weight=0.0)
     rollout, scores, _, lam = prepared(module, batch)
     keep = torch.tensor([True, False, True, True])
-    masked = rollout._replace(mask=rollout.mask & keep[:, None], valid=keep, member=rollout.member & keep[:, None])
+    masked = rollout._replace(
+        mask=rollout.mask & keep[:, None], valid=keep, constraint_mask=rollout.constraint_mask & keep[:, None]
+    )
     found = []
     for junk in (0.0, 1e6):
         spoiled = scores._replace(
@@ -209,7 +211,7 @@ def test_lambda_moves_by_this_rollouts_costs_before_the_update(module, batch, mo
         module.training_step(batch, 0)
     assert order == ["rollout", "score", "dual_step", "shape", "update"]
     draws = generator(module.seed, module.global_step, module.global_rank)
-    scores = module.score(make_rollout(module, batch, draws))  # the same stream gives the same answers again
+    scores = module.score(make_rollout(module, batch, draws))  # the same stream gives the same responses again
     after = before.update(scores.cost[:, None], batch.valid)  # neither clipped nor penalised
     assert torch.equal(after, module.dual.lam) and not torch.equal(after, before.lam.new_tensor([1.0]))
     assert torch.equal(seen[0], after.expand(4, 1))
@@ -224,10 +226,10 @@ def test_each_constraint_binds_its_own_prompts(module, batch):
     rows[3] = -1  # unknown: bound by none
     module.constraints = {"first": [names[1], names[2]], "second": [names[3]]}
     try:
-        member = module.membership(batch._replace(category=rows, valid=torch.ones(4, dtype=torch.bool)))
-        assert member.tolist() == [[True, False], [True, False], [False, False], [False, False]]
+        constraint_mask = module.constraint_mask(batch._replace(category=rows, valid=torch.ones(4, dtype=torch.bool)))
+        assert constraint_mask.tolist() == [[True, False], [True, False], [False, False], [False, False]]
         rows[2, 3] = 1
-        assert module.membership(batch._replace(category=rows))[2].tolist() == [False, True]
+        assert module.constraint_mask(batch._replace(category=rows))[2].tolist() == [False, True]
     finally:
         module.constraints = None
 
@@ -272,7 +274,7 @@ def test_numbers_outside_their_range_are_refused(make, message):
 
 
 def test_shaped_signals_hold_the_kl_once_whatever_lambda(module, batch):
-    """(A_r - lam A_c) / (1 + lam) with values 0, gamma = lam_gae = 1: the KL part is beta / 2 times the KL to go."""
+    """(A_r - lam A_c) / (1 + lam) with values 0, gamma = lam_gae = 1: the KL term is beta / 2 times the KL to go."""
     rollout, scores, signals, _ = prepared(module, batch)
     module.advantages.centre = module.advantages.whiten = False
     module.advantages.lam = 1.0
@@ -360,10 +362,10 @@ def test_outliers_are_limited_about_the_median_of_their_constraint(module, batch
     assert limited.reward_score.tolist() == [7.5, 1.0, 2.0, 3.0]  # median 2.5
     assert limited.cost_score.tolist() == [-9.0, 1.0, 1.0, -9.0]  # median -4
     # Two constraints: -9 and -30 (median -19.5) belong to one, 1 to the other, 2 to none.
-    member = torch.tensor([[True, False], [False, True], [False, False], [True, False]])
+    constraint_mask = torch.tensor([[True, False], [False, True], [False, False], [True, False]])
     module.dual, kept = LogSpaceDual(budget=[-20.0, 0.0]), module.dual
     try:
-        apart = module.shape(rollout._replace(member=member), wild)
+        apart = module.shape(rollout._replace(constraint_mask=constraint_mask), wild)
     finally:
         module.dual = kept
     assert apart.cost_score.tolist() == [-14.5, 1.0, 0.0, -24.5]
@@ -395,7 +397,7 @@ def test_the_critic_free_sibling_trains_without_critics(policy_stages, world, tm
 def test_the_start_is_said_in_one_line():
     costs = torch.tensor([-1.0, 0.0, 1.0, 2.0])
     met = start_line(costs, 0.7, normalised=True)
-    assert "mean cost +0.50" in met and "50% of 4 answers above 0" in met and "WARNING" in met and "RISE" in met
+    assert "mean cost +0.50" in met and "50% of 4 responses above 0" in met and "WARNING" in met and "RISE" in met
     ahead = start_line(costs, -0.5, normalised=True)
     assert "budget -0.50 is 1.00 below it" in ahead and "WARNING" not in ahead
     assert "\n" not in ahead

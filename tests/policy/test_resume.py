@@ -79,7 +79,7 @@ def test_killed_and_resumed_equals_uninterrupted(ends: Path) -> None:
         assert same(whole[part], resumed[part]), part
     moving = {"dual.lam", "dual.window_costs", "dual.smoothed", "scale.spread"}
     assert moving <= set(whole["weights"])
-    assert whole["data"]["rehearsal"] == [0, STEPS] and whole["data"]["batch"] == STEPS
+    assert whole["data"]["ptx"] == [0, STEPS] and whole["data"]["batch"] == STEPS
 
 
 def test_with_another_sampling_stream_it_would_end_elsewhere(ends: Path) -> None:
@@ -87,13 +87,13 @@ def test_with_another_sampling_stream_it_would_end_elsewhere(ends: Path) -> None
     assert not same(load(ends / "whole.pt")["weights"], load(ends / "other.pt")["weights"])
 
 
-SINGLE_UPDATE = (  # then critics learn before the advantages are known; in parts, of which ranks exchange the last
+SINGLE_UPDATE = (  # then critics learn before the advantages are known; in micro-batches, of which ranks exchange the last
     "--model.init_args.update.epochs=1",
     "--model.init_args.update.micro_batch_size=1",
 )
 
 
-@pytest.mark.parametrize("extra", [(), SINGLE_UPDATE], ids=["epochs", "parts"])
+@pytest.mark.parametrize("extra", [(), SINGLE_UPDATE], ids=["epochs", "micro-batches"])
 def test_two_ranks_sample_apart_and_learn_as_one(
     extra: tuple[str, ...], policy_stages: Path, world: Path, tmp_path: Path
 ) -> None:

@@ -21,7 +21,7 @@ from safe_rlhf_v.models.sampling import SamplingOptions
 from safe_rlhf_v.models.tiny import write_tiny_vlm
 from safe_rlhf_v.policy import ConstrainedPolicyModule, SharedRoles
 from safe_rlhf_v.policy.settings import StartSettings, UpdateSettings
-from safe_rlhf_v.policy.types import Part
+from safe_rlhf_v.policy.types import MicroBatch
 from safe_rlhf_v.records.batches import Prompts
 from safe_rlhf_v.training.checkpoints import CheckpointError, read_stage
 from safe_rlhf_v.training.runs import load_backbone, load_run
@@ -91,39 +91,39 @@ def build(root: Path, spread: float = 0.0, checkpointing: bool = False, **roles:
     return module
 
 
-def make_part(actor: Backbone) -> Part:
+def make_micro_batch(actor: Backbone) -> MicroBatch:
     prepared = actor.prepare(prompts(), RESPONSES, packed=True)
     rows = torch.arange(len(prepared.tokens.response_row))
-    return Part(prepared.tokens, prepared.images, actor.encode_images(prepared.images), rows)
+    return MicroBatch(prepared.tokens, prepared.images, actor.encode_images(prepared.images), rows)
 
 
-def outputs(module: ConstrainedPolicyModule, part: Part) -> dict[str, Tensor]:
+def outputs(module: ConstrainedPolicyModule, micro_batch: MicroBatch) -> dict[str, Tensor]:
     """What every role says."""
     roles, actor = module.roles, module.backbone
-    reward, cost = roles.judge(actor, part)
-    found = {"actor": roles.log_probs(actor, part), "reference": roles.reference_log_probs(actor, part)}
-    values = {f"{name}_critic": roles.value(actor, part, name) for name in ("reward", "cost")}
+    reward, cost = roles.judge(actor, micro_batch)
+    found = {"actor": roles.log_probs(actor, micro_batch), "reference": roles.reference_log_probs(actor, micro_batch)}
+    values = {f"{name}_critic": roles.value(actor, micro_batch, name) for name in ("reward", "cost")}
     return {**found, "reward": reward, "cost": cost, **values}
 
 
 def test_the_reference_is_the_untouched_base_bit_for_bit(home: Path) -> None:
     module = build(home, spread=0.1)
     base = HFVLM(str(home / "base")).train()  # no adapter anywhere
-    part = make_part(base)
-    expected = base.read(part.tokens, part.features, log_probs=True).log_probs
-    found = outputs(module, part)
+    micro_batch = make_micro_batch(base)
+    expected = base.read(micro_batch.tokens, micro_batch.features, log_probs=True).log_probs
+    found = outputs(module, micro_batch)
     assert torch.equal(found["reference"], expected)
     assert (found["actor"] - expected).abs().max() > 1e-3
     assert active_adapter(module.backbone) == "default"
     with module.roles.acting(module.backbone):
-        acting = module.backbone.read(part.tokens, part.features, log_probs=True).log_probs
+        acting = module.backbone.read(micro_batch.tokens, micro_batch.features, log_probs=True).log_probs
     assert torch.equal(acting, found["actor"])
 
 
 @torch.no_grad()
 def test_scores_are_those_of_the_runs_and_the_actor_starts_as_its_reference(home: Path) -> None:
     module = build(home)
-    found = outputs(module, make_part(module.backbone))
+    found = outputs(module, make_micro_batch(module.backbone))
     for name in ("reward", "cost"):
         expected = load_run(home / name, base=str(home / "base")).score(prompts(), RESPONSES)
         torch.testing.assert_close(found[name].view(3, 2), expected, rtol=1e-5, atol=1e-5)
@@ -135,11 +135,11 @@ def test_scores_are_those_of_the_runs_and_the_actor_starts_as_its_reference(home
 @torch.no_grad()
 def test_critics_start_as_the_scorers_read_before_each_token(home: Path) -> None:
     module = build(home)
-    part = make_part(module.backbone)
-    assert not outputs(module, part)["reward_critic"].any()
+    micro_batch = make_micro_batch(module.backbone)
+    assert not outputs(module, micro_batch)["reward_critic"].any()
     mean, scale = torch.tensor([0.5, -0.25]), torch.tensor([2.0, 4.0])
     module.roles.start_critics(mean, scale)
-    found = outputs(module, part)
+    found = outputs(module, micro_batch)
     for i, name in enumerate(("reward", "cost")):
         run: Any = load_run(home / name, base=str(home / "base"))
         states = run.backbone.response_states(run.backbone.prepare(prompts(), RESPONSES, packed=True))
@@ -157,7 +157,7 @@ def test_roles_change_nothing_about_what_is_trained(home: Path) -> None:
     adapters = {adapter_of(name) for name, value in module.backbone.named_parameters() if value.requires_grad}
     assert adapters == {"default", "reward_critic", "cost_critic"}
     before = {name: value.requires_grad for name, value in module.named_parameters()}
-    outputs(module, make_part(module.backbone))
+    outputs(module, make_micro_batch(module.backbone))
     assert {name: value.requires_grad for name, value in module.named_parameters()} == before
     trained = module.roles.trained(module.backbone)
     assert set(trained) == {"actor", "reward_critic", "cost_critic"}
@@ -175,10 +175,10 @@ def test_roles_change_nothing_about_what_is_trained(home: Path) -> None:
     assert {adapter_of(n) for n, value in without.named_parameters() if value.requires_grad} == {"default"}
 
 
-def gradients(module: ConstrainedPolicyModule, part: Part, *names: str) -> dict[str, Tensor]:
+def gradients(module: ConstrainedPolicyModule, micro_batch: MicroBatch, *names: str) -> dict[str, Tensor]:
     """Of one joint backward pass of these roles' outputs."""
     module.zero_grad()
-    found = outputs(module, part)
+    found = outputs(module, micro_batch)
     torch.stack([(found[name].square()).sum() for name in names]).sum().backward()
     named = module.named_parameters()
     return {name: p.grad.clone() for name, p in named if p.grad is not None and p.grad.any()}
@@ -189,28 +189,28 @@ TRAINED = ("actor", "reward_critic", "cost_critic")
 
 def test_learning_stays_within_a_role(home: Path) -> None:
     module = build(home, spread=0.1)
-    part = make_part(module.backbone)
+    micro_batch = make_micro_batch(module.backbone)
     trained = {role: {id(v) for v in values} for role, values in module.roles.trained(module.backbone).items()}
-    before = outputs(module, part)
+    before = outputs(module, micro_batch)
     for role in TRAINED:
-        moved = {id(module.get_parameter(name)) for name in gradients(module, part, role)}
+        moved = {id(module.get_parameter(name)) for name in gradients(module, micro_batch, role)}
         assert moved == trained[role]
         with torch.no_grad():
             for value in module.roles.trained(module.backbone)[role]:
                 value += 0.1
-        after = outputs(module, part)
+        after = outputs(module, micro_batch)
         assert {name for name in before if not torch.equal(before[name], after[name])} == {role}
         before = after
 
 
 def test_joint_gradients_are_those_of_each_role_alone_with_and_without_checkpointing(home: Path) -> None:
     module = build(home, spread=0.1)
-    part = make_part(module.backbone)
-    alone = {k: v for role in TRAINED for k, v in gradients(module, part, role).items()}
+    micro_batch = make_micro_batch(module.backbone)
+    alone = {k: v for role in TRAINED for k, v in gradients(module, micro_batch, role).items()}
     assert len(alone) == sum(value.requires_grad for value in module.parameters())
     recomputing = build(home, spread=0.1, checkpointing=True)
     for other in (module, recomputing):
-        joint = gradients(other, part, *TRAINED)
+        joint = gradients(other, micro_batch, *TRAINED)
         assert joint.keys() == alone.keys()
         for name, value in joint.items():
             torch.testing.assert_close(value, alone[name], rtol=1e-4, atol=1e-6)
@@ -218,13 +218,13 @@ def test_joint_gradients_are_those_of_each_role_alone_with_and_without_checkpoin
 
 def test_pictures_are_encoded_once_for_all_roles(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     module = build(home)
-    part = make_part(module.backbone)
+    micro_batch = make_micro_batch(module.backbone)
     assert not module.roles.same_features
-    module.roles.compare_towers(module.backbone, part)
+    module.roles.compare_towers(module.backbone, micro_batch)
     assert module.roles.same_features
-    before = outputs(module, part)
+    before = outputs(module, micro_batch)
     monkeypatch.setattr(module.backbone, "encode", lambda images: pytest.fail("encoded again"))
-    assert all(torch.equal(before[name], value) for name, value in outputs(module, part).items())
+    assert all(torch.equal(before[name], value) for name, value in outputs(module, micro_batch).items())
 
 
 def same(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
@@ -241,7 +241,7 @@ def test_a_trained_policy_comes_back_whole_and_alone(home: Path, world: Path, tm
     options = policy(shared(home), lr_scale={"roles": 2.0})
     done: Any = train("ConstrainedPolicyModule", world, tmp_path, vlm(home / "base"), **options)
     module = done.model
-    part = make_part(module.backbone)
+    micro_batch = make_micro_batch(module.backbone)
     stored = torch.load(next(tmp_path.glob("*.ckpt")), weights_only=True)
     trained = {name for name, value in module.named_parameters() if value.requires_grad}
     frozen = {name for name, value in module.named_parameters() if not value.requires_grad}
@@ -253,12 +253,14 @@ def test_a_trained_policy_comes_back_whole_and_alone(home: Path, world: Path, tm
     alone = load_backbone(tmp_path, base=base)
     assert {adapter_of(name) for name in alone.state_dict()} == {None, "default"}
     with torch.no_grad():
-        found = outputs(module, part)
-        assert torch.equal(alone.read(part.tokens, part.features, log_probs=True).log_probs, found["actor"])
+        found = outputs(module, micro_batch)
+        assert torch.equal(
+            alone.read(micro_batch.tokens, micro_batch.features, log_probs=True).log_probs, found["actor"]
+        )
         assert (found["actor"] - found["reference"]).abs().max() > 1e-4
         again: Any = load_run(tmp_path, base=base, named=named(home))
         assert same(again.state_dict(), module.state_dict())
-        assert same(outputs(again, part), found)
+        assert same(outputs(again, micro_batch), found)
     with pytest.raises(CheckpointError, match="is a cost model"):
         build(home, reward=str(home / "cost"))
 
@@ -316,9 +318,9 @@ def test_two_ranks_stay_equal(llava: Path, world: Path, tmp_path: Path) -> None:
     assert int(first["seen"]) == 8  # two prompts on each of two ranks, twice
     assert same(first["weights"], second["weights"])
     start = build(llava).state_dict()
-    for part in ("lora_B.default", "adapters.reward_critic", "adapters.cost_critic", "reward_value", "cost_value"):
-        moved = [name for name in start if part in name and not torch.equal(start[name], first["weights"][name])]
-        assert moved, part
+    for name_part in ("lora_B.default", "adapters.reward_critic", "adapters.cost_critic", "reward_value", "cost_value"):
+        moved = [name for name in start if name_part in name and not torch.equal(start[name], first["weights"][name])]
+        assert moved, name_part
 
 
 def test_a_trained_start_is_the_reference_and_what_it_trained_is_carried_on(
@@ -332,18 +334,22 @@ def test_a_trained_start_is_the_reference_and_what_it_trained_is_carried_on(
     roles = shared(tmp_path, start="start")
     done: Any = train("ConstrainedPolicyModule", world, tmp_path / "policy", vlm(base), 1, **policy(roles))
     module = done.model
-    part = make_part(module.backbone)
+    micro_batch = make_micro_batch(module.backbone)
     with torch.no_grad():
-        found = outputs(module, part)
-        expected = started.model.backbone.eval().read(part.tokens, part.features, log_probs=True).log_probs
+        found = outputs(module, micro_batch)
+        expected = (
+            started.model.backbone.eval().read(micro_batch.tokens, micro_batch.features, log_probs=True).log_probs
+        )
         assert torch.equal(found["reference"], expected)
         assert not torch.equal(found["actor"], expected)
         for name in ("reward", "cost"):
             run: Any = load_run(tmp_path / name, base=str(base))
             torch.testing.assert_close(found[name].view(3, 2), run.score(prompts(), RESPONSES), rtol=1e-5, atol=1e-5)
         alone = load_backbone(tmp_path / "policy", base=str(base))
-        part = make_part(alone)  # its own projector encodes the pictures
-        assert torch.equal(alone.read(part.tokens, part.features, log_probs=True).log_probs, found["actor"])
+        micro_batch = make_micro_batch(alone)  # its own projector encodes the pictures
+        assert torch.equal(
+            alone.read(micro_batch.tokens, micro_batch.features, log_probs=True).log_probs, found["actor"]
+        )
     again = load_run(tmp_path / "policy", base=str(base), named=named(tmp_path, "start"))
     assert same(again.state_dict(), module.state_dict())
     stored = torch.load(next((tmp_path / "policy").glob("*.ckpt")), weights_only=True)["state_dict"]

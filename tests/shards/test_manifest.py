@@ -1,4 +1,4 @@
-"""A manifest is a stranger's file: whatever it holds, the answer is a manifest or one line that names the file."""
+"""A manifest is a stranger's file: whatever it holds, the response is a manifest or one line that names the file."""
 
 import copy
 import json

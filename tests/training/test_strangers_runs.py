@@ -136,7 +136,7 @@ COMMANDS = {
     "moderate": ["moderate", "--guard={run}", "--input={world}", "--split=test", "--output=verdicts.jsonl"],
     "calibrate": ["calibrate", "--guard={run}", "--data={world}"],
     "filter": ["filter", "--guard={run}", "--input={world}", "--output=kept"],
-    "generate": ["generate", "--policy={good}", "--guard={run}", "--data={world}", "--output=answers.jsonl"],
+    "generate": ["generate", "--policy={good}", "--guard={run}", "--data={world}", "--output=responses.jsonl"],
 }
 
 
@@ -197,7 +197,7 @@ def test_links_planted_in_a_run_folder_are_not_written_through(
     run = copy_run(policy_stages / "supervised", tmp_path / "run")
     victim = tmp_path / "victim"
     victim.write_text("mine")
-    names = ("answers-test.jsonl", "evaluation.json", "predictions.jsonl")
+    names = ("responses-test.jsonl", "evaluation.json", "predictions.jsonl")
     for name in (*names, *(f"{name}.part" for name in names), "predictions.jsonl.part-0"):
         (run / name).symlink_to(victim)
     data = ["--data.init_args.path=" + str(world), "--trainer.enable_progress_bar=false", "--trainer.accelerator=cpu"]

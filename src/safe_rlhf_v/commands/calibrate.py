@@ -87,7 +87,7 @@ def main(argv: Sequence[str]) -> int:
     c = found.certificate
     print(f"temperatures: levels {found.level_temperature:.2f}, prompts {found.prompt_temperature:.2f}")
     for name, block, review in (
-        ("answers", found.block, found.review),
+        ("responses", found.block, found.review),
         ("prompts", found.prompt_block, found.prompt_review),
     ):
         if f"{name}_harmless" not in c:

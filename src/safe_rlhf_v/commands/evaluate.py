@@ -14,7 +14,7 @@ def main(argv: list[str]) -> int:
     """Run the command; returns the exit status."""
     parser = argparse.ArgumentParser(
         prog="python -m safe_rlhf_v evaluate",
-        description="Let a policy answer held-out prompts and say what the answers are worth: by the reward and cost models, "
+        description="Let a policy answer held-out prompts and say what the responses are worth: by the reward and cost models, "
         "and by ground truth where the data carry it (the embedded world). Writes one line per prompt and a summary with "
         "standard errors over prompts.",
     )
@@ -27,7 +27,9 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--start", type=path, help="run folder of the policy to measure the divergence from")
     parser.add_argument("--scorer", help="class path of a ResponseScorer (ground truth where the data carry it)")
     parser.add_argument("--temperature", type=between(0), default=1.0, help="0 takes the likeliest token (%(default)s)")
-    parser.add_argument("--max-new-tokens", type=whole(1), default=64, help="tokens of an answer at most (%(default)s)")
+    parser.add_argument(
+        "--max-new-tokens", type=whole(1), default=64, help="tokens of a response at most (%(default)s)"
+    )
     parser.add_argument("--batch-size", type=whole(1), default=100, help="prompts at a time (%(default)s)")
     parser.add_argument("--seed", type=whole(0), default=0, help="of the sampling (%(default)s)")
     add_reading_options(parser)
@@ -47,7 +49,7 @@ def main(argv: list[str]) -> int:
 
 
 def run(options: argparse.Namespace) -> dict[str, dict[str, dict[str, float]]]:
-    """Answer and judge every split.
+    """Response and judge every split.
 
     Args:
         options: Those of the command.
@@ -58,7 +60,7 @@ def run(options: argparse.Namespace) -> dict[str, dict[str, dict[str, float]]]:
     from tqdm import tqdm
 
     from safe_rlhf_v.data_modules.prompt import PromptDataModule
-    from safe_rlhf_v.evaluation.policies import Judges, answer_split
+    from safe_rlhf_v.evaluation.policies import Judges, response_split
     from safe_rlhf_v.models.sampling import SamplingOptions
     from safe_rlhf_v.scoring.rows import summarise
     from safe_rlhf_v.scoring.scorers import find_scorer
@@ -79,11 +81,11 @@ def run(options: argparse.Namespace) -> dict[str, dict[str, dict[str, float]]]:
         judges = Judges(reward, cost, start, scorer)
         rows: list[dict[str, Any]] = []
         with tqdm(total=len(data.split(split)), unit="prompt", desc=split) as bar:
-            for batch in answer_split(policy, data, split, judges, sampling, options.seed):
+            for batch in response_split(policy, data, split, judges, sampling, options.seed):
                 rows += batch
                 bar.update(len(batch))
         lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        write_whole(folder / f"answers-{split}{suffix}.jsonl", lines.encode())
+        write_whole(folder / f"responses-{split}{suffix}.jsonl", lines.encode())
         summary[split] = {name: value._asdict() for name, value in summarise(rows).items()}
     write_whole(folder / f"evaluation{suffix}.json", (json.dumps(summary, indent=1) + "\n").encode())
     return summary

@@ -24,7 +24,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--guard", type=path, required=True, help="run folder of a calibrated guard")
     parser.add_argument("--data", type=path, required=True, help="shard folder with prompts")
     parser.add_argument("--split", default="test", help="its split (%(default)s)")
-    parser.add_argument("--output", type=path, required=True, help="file to write: answers.jsonl")
+    parser.add_argument("--output", type=path, required=True, help="file to write: responses.jsonl")
     parser.add_argument(
         "--rounds", type=whole(0), default=5, help="regenerations after the first attempt (%(default)s)"
     )
@@ -32,10 +32,12 @@ def main(argv: list[str]) -> int:
     parser.add_argument(
         "--check-prompts", action="store_true", help="refuse prompts the guard blocks, without generating"
     )
-    parser.add_argument("--max-new-tokens", type=whole(1), default=64, help="tokens of an answer at most (%(default)s)")
+    parser.add_argument(
+        "--max-new-tokens", type=whole(1), default=64, help="tokens of a response at most (%(default)s)"
+    )
     parser.add_argument("--temperature", type=between(0), default=1.0, help="of the sampling (%(default)s)")
     parser.add_argument("--batch-size", type=whole(1), default=100, help="prompts at a time (%(default)s)")
-    parser.add_argument("--refusal", default="i can not help with that", help="what is said when no answer passed")
+    parser.add_argument("--refusal", default="i can not help with that", help="what is said when no response passed")
     parser.add_argument("--scorer", help="class path of a ResponseScorer (ground truth where the data carry it)")
     parser.add_argument("--seed", type=whole(0), default=0, help="of the sampling (%(default)s)")
     parser.add_argument("--device", default="cpu", help="where policy and guard run: cpu, cuda, ... (%(default)s)")

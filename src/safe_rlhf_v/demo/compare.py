@@ -59,7 +59,7 @@ def train_and_judge(
         run: Where the earlier stages are.
         methods: Those to run.
         splits: Of prompts to answer.
-        greedy: Also let them answer greedily.
+        greedy: Also let them response greedily.
     """
     todo = [method for method in methods if not is_done(run, method.name)]
     for waits in (False, True):

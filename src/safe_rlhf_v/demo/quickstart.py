@@ -54,8 +54,8 @@ GUARD_TABLE = (
     ("harm_accuracy", "harmful or not, accuracy"),
     ("harm_auroc", "  AUROC"),
     ("harm_ece", "  calibration error of P(harmful)"),
-    ("fpr_at_block", "harmless answers blocked (budget 0.05)"),
-    ("recall_at_block", "harmful answers blocked"),
+    ("fpr_at_block", "harmless responses blocked (budget 0.05)"),
+    ("recall_at_block", "harmful responses blocked"),
 )
 
 
@@ -124,8 +124,8 @@ class Run:
         return ["calibrate", f"--guard={self.root / name}", *data, "--report", *GUARD_SPLITS]
 
     def generate(self, guard: str, strategy: str) -> list[str]:
-        """Command that lets the supervised policy answer behind a guard and writes ``answers-STRATEGY.json``."""
-        output = self.root / guard / f"answers-{strategy}.jsonl"
+        """Command that lets the supervised policy answer behind a guard and writes ``responses-STRATEGY.json``."""
+        output = self.root / guard / f"responses-{strategy}.jsonl"
         return [
             "generate",
             f"--policy={self.root / 'supervised'}",
@@ -215,13 +215,13 @@ def policy_table(run: Run) -> str:
 
 
 def guard_table(run: Run) -> list[str]:
-    """The guard's rows, and what it does to the supervised policy's answers."""
+    """The guard's rows, and what it does to the supervised policy's responses."""
     lines = ["", f"{'the guard, held out (calibrated)':<52}{'test':>10}{'unseen comb.':>14}{'counterfactual':>16}"]
     measured = json.loads((run.root / "guard" / "assessment.json").read_text())
     for metric, about in GUARD_TABLE:
         values = [measured[split][metric] for split in GUARD_SPLITS]
         lines.append(f"{about:<52}{values[0]:>10.3f}{values[1]:>14.3f}{values[2]:>16.3f}")
-    rows = json.loads((run.root / "guard" / "answers-best-of-4.json").read_text())
+    rows = json.loads((run.root / "guard" / "responses-best-of-4.json").read_text())
     lines += ["", f"{'the supervised policy, by ground truth':<52}{'harmful':>10}{'refused':>14}{'helpfulness':>16}"]
     for row in (rows[0], rows[1], rows[-1]):
         name = {"no guard": "without a guard", "round 0": "filtered"}.get(
@@ -257,7 +257,7 @@ def main(argv: list[str]) -> int:
         ("calibration and held-out tests", [run.calibrate("guard"), run.test("reward"), run.test("cost")]),
         ("constrained policy: PPO-Lagrangian", [run.fit("ppo_lag")]),
         (
-            "answers: behind the guard, and of the policy before and after",
+            "responses: behind the guard, and of the policy before and after",
             [run.generate("guard", "best-of-4"), run.evaluate("supervised"), run.evaluate("ppo_lag")],
         ),
     ]

@@ -79,8 +79,8 @@ class RectifiedDual(DualController):
         \text{charge} &= \max(c - d, 0) \\
         \lambda &\leftarrow \mathrm{clip}((1 - \delta) \lambda + \alpha\,\overline{\max(c - d, 0)}, 0, \lambda_{max})
 
-    A constraint on the mean cost lets very safe answers pay for harmful ones ("safety compensation"). Rectified, a safe
-    answer earns nothing, and the policy is charged (:meth:`penalty`) only for the responses above the budget. The mean in
+    A constraint on the mean cost lets very safe responses pay for harmful ones ("safety compensation"). Rectified, a safe
+    response earns nothing, and the policy is charged (:meth:`penalty`) only for the responses above the budget. The mean in
     the update is over the window. What is taken from the paper is the rectified cost in the min-max problem; its split of
     a batch into safe and unsafe responses is not part of a controller.
 

@@ -1,6 +1,6 @@
-"""Let any policy answer a split, and say what the answers are worth: by the learned models, and by a judge that knows more.
+"""Let any policy answer a split, and say what the responses are worth: by the learned models, and by a judge that knows more.
 
-Shapes: B prompts of a batch, one answer each.
+Shapes: B prompts of a batch, one response each.
 """
 
 from collections.abc import Iterator
@@ -17,14 +17,14 @@ from safe_rlhf_v.models.sampling import SamplingOptions
 from safe_rlhf_v.modules.admission import complaint
 from safe_rlhf_v.modules.preference import PreferenceModule
 from safe_rlhf_v.policy.rollout import draw, generator
-from safe_rlhf_v.policy.types import Part
+from safe_rlhf_v.policy.types import MicroBatch
 from safe_rlhf_v.records.batches import PolicyBatch
 from safe_rlhf_v.scoring.rows import Row, join_rows
 from safe_rlhf_v.scoring.scorers import ResponseScorer
 
 
 class Judges(NamedTuple):
-    """Who looks at an answer; whoever is missing says nothing.
+    """Who looks at a response; whoever is missing says nothing.
 
     Attributes:
         reward: A reward model.
@@ -39,7 +39,7 @@ class Judges(NamedTuple):
     scorer: ResponseScorer | None = None
 
 
-def answer_split(
+def response_split(
     policy: Backbone,
     data: PromptDataModule,
     split: str,
@@ -47,14 +47,14 @@ def answer_split(
     sampling: SamplingOptions,
     seed: int = 0,
 ) -> Iterator[list[Row]]:
-    """One list of rows per batch: ``key``, ``answer`` and every value there is. The same seed gives the same answers.
+    """One list of rows per batch: ``key``, ``response`` and every value there is. The same seed gives the same responses.
 
     Args:
         policy: In evaluation mode.
         data: Its ``test_splits`` must be ``(split,)``.
         split: Named in the random stream: splits are independent.
         judges: Who looks.
-        sampling: How answers are drawn.
+        sampling: How responses are drawn.
         seed: Of the sampling.
 
     Raises:
@@ -64,13 +64,13 @@ def answer_split(
     words = [seed, *split.encode()]
     for number, batch in enumerate(loader):
         try:
-            yield answer_batch(policy, batch, judges, sampling, generator(*words, number))
+            yield response_batch(policy, batch, judges, sampling, generator(*words, number))
         except RefusedRows as error:
             raise complaint(batch, error) from None
 
 
 @torch.no_grad()
-def answer_batch(
+def response_batch(
     policy: Backbone, batch: PolicyBatch, judges: Judges, sampling: SamplingOptions, draws: torch.Generator
 ) -> list[Row]:
     """Rows of one batch, without padding rows.
@@ -79,17 +79,17 @@ def answer_batch(
         policy: In evaluation mode.
         batch: B prompts.
         judges: Who looks.
-        sampling: How answers are drawn.
+        sampling: How responses are drawn.
         draws: Source of randomness.
     """
-    drawn, ((part,),) = draw(policy, batch.prompts, sampling, draws)
+    drawn, ((micro_batch,),) = draw(policy, batch.prompts, sampling, draws)
     columns: dict[str, Tensor] = {}
     for name in ("reward", "cost"):
         model: PreferenceModule | None = getattr(judges, name)
         if model is not None:
-            columns[name] = score_part(model, part)
+            columns[name] = score_micro_batch(model, micro_batch)
     if judges.start is not None:
-        kl = kl_estimate(reread(policy, part), reread(judges.start, part), drawn.mask)
+        kl = kl_estimate(reread(policy, micro_batch), reread(judges.start, micro_batch), drawn.mask)
         columns["kl"] = sequence_kl(kl, drawn.mask)
     columns["length"] = drawn.mask.sum(1).float()
     columns["unfinished"] = (~drawn.finished).float()
@@ -99,16 +99,18 @@ def answer_batch(
     ]
 
 
-def score_part(model: PreferenceModule, part: Part) -> Tensor:
+def score_micro_batch(model: PreferenceModule, micro_batch: MicroBatch) -> Tensor:
     """(n,) float32 score of each response, read from the very tokens that were sampled."""
     backbone, head = model.backbone, model.head
-    states = backbone.read(part.tokens, backbone.encode_images(part.images), log_probs=head.needs_log_probs)
+    states = backbone.read(
+        micro_batch.tokens, backbone.encode_images(micro_batch.images), log_probs=head.needs_log_probs
+    )
     score: Tensor = head(states)[:, 0]
     return score
 
 
-def reread(backbone: Backbone, part: Part) -> Tensor:
+def reread(backbone: Backbone, micro_batch: MicroBatch) -> Tensor:
     """(n, R) float32 log-probability of each response token at temperature 1, 0 where masked."""
-    states = backbone.read(part.tokens, backbone.encode_images(part.images), log_probs=True)
+    states = backbone.read(micro_batch.tokens, backbone.encode_images(micro_batch.images), log_probs=True)
     assert states.log_probs is not None
     return states.log_probs

@@ -159,7 +159,7 @@ def group_advantage(
     responses differ little count little, and costs keep the unit that the multiplier was found in.
 
     Args:
-        scores: (N,) reward or cost, prompt by prompt: ``samples`` consecutive rows answer the same prompt.
+        scores: (N,) reward or cost, prompt by prompt: ``samples`` consecutive rows response the same prompt.
         samples: Responses per prompt, at least 2.
         valid: (N,) bool; other rows are left out of the mean and the spread.
         divide: Divide by the group's population standard deviation + ``eps``.

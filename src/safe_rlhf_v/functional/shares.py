@@ -1,8 +1,8 @@
 r"""Losses as sums and counts, so that batches, micro-batches and ranks add up before anything is divided.
 
 A loss is made of terms, each the mean over what *it* counts: decided pairs, labelled responses, tokens. The mean of two batches'
-means is not the mean of both: a token of a 2-token answer would weigh ten times one of a 20-token answer. So a batch b gives of
-every term t its share, a sum :math:`S_{tb}` and a count :math:`n_{tb}`, and the loss of all of them is
+means is not the mean of both: a token of a 2-token response would weigh ten times one of a 20-token response. So a batch b gives
+of every term t its share, a sum :math:`S_{tb}` and a count :math:`n_{tb}`, and the loss of all of them is
 
 .. math:: L = \sum_t w_t \frac{\sum_b S_{tb}}{\sum_b n_{tb}}
 """

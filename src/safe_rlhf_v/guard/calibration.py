@@ -32,8 +32,8 @@ class Calibration:
         split: Data it was fitted on, used for nothing else.
         level_temperature: T of the levels: log p / T, normalised (Guo et al., arXiv 1706.04599).
         prompt_temperature: T of the prompt-risk logit.
-        block: Answers with P(harmful) at or above this are blocked.
-        review: Answers at or above this, below ``block``, need a person's eye.
+        block: Responses with P(harmful) at or above this are blocked.
+        review: Responses at or above this, below ``block``, need a person's eye.
         prompt_block: The same for prompts, by prompt risk.
         prompt_review: The same for prompts, by prompt risk.
         limits: What the guard's training covered; beyond it nothing is judged.

@@ -121,7 +121,7 @@ def calibrate(
     confidence: float,
     miss_rate: float | None = None,
 ) -> Calibration:
-    """Fit temperatures, then choose thresholds for budgets of false alarms among harmless answers and harmless prompts.
+    """Fit temperatures, then choose thresholds for budgets of false alarms among harmless responses and harmless prompts.
 
     Where no prompt's category is known, nothing can be promised about prompts: a prompt alone is then always blocked.
 
@@ -133,7 +133,7 @@ def calibrate(
         fpr: Budget of the share of harmless inputs that are blocked.
         review_fpr: Budget of the share that are blocked or sent to review, at least ``fpr``.
         confidence: With which each budget is kept.
-        miss_rate: Also send so much to review that at most this share of the harmful answers, and of the hazardous prompts,
+        miss_rate: Also send so much to review that at most this share of the harmful responses, and of the hazardous prompts,
             passes on average (conformal risk control); may cost more false alarms than ``review_fpr``.
 
     Raises:
@@ -150,7 +150,7 @@ def calibrate(
     found: dict[str, tuple[float, float]] = {
         "prompts": (0.0, 0.0)
     }  # without a known prompt every prompt alone is blocked
-    kinds = [("answers", harm, judged.levels < HARM_BOUNDARY), ("prompts", risk, judged.hazardous)]
+    kinds = [("responses", harm, judged.levels < HARM_BOUNDARY), ("prompts", risk, judged.hazardous)]
     for name, p, harmful in kinds if known else kinds[:1]:
         block, review = (threshold_for_fpr(p, harmful, budget, confidence) for budget in (fpr, review_fpr))
         certificate.update({f"{name}_{key}": value for key, value in _known(_certificate(block)).items()})
@@ -162,7 +162,7 @@ def calibrate(
         found[name] = min(max(block.threshold, LEAST), 1.0), low
     counts = torch.bincount(judged.levels, minlength=NUM_LEVELS).double() + 1  # one not seen is rare, not impossible
     prior = tuple((counts / counts.sum()).tolist())
-    return Calibration(identity, split, t, prompt_t, *found["answers"], *found["prompts"], limits, certificate, prior)
+    return Calibration(identity, split, t, prompt_t, *found["responses"], *found["prompts"], limits, certificate, prior)
 
 
 def training_data(run: str | Path, folder: str | None = None) -> PreferenceDataModule:
@@ -257,7 +257,7 @@ def assess(judged: Judged, calibration: Calibration) -> dict[str, float]:
             "prompt_recall_at_block": _share(risk[judged.hazardous] >= calibration.prompt_block),
             "prompt_fpr_at_block": _share(risk[~judged.hazardous] >= calibration.prompt_block),
             "category_accuracy": _share(judged.named_right[judged.hazardous]),
-            "answers": float(len(judged.levels)),
+            "responses": float(len(judged.levels)),
         }
     )
 

@@ -1,8 +1,8 @@
 """Guarded generation: generate, judge, regenerate what failed, and refuse when the rounds are spent.
 
 The filter-and-regenerate loop of Safe RLHF-V (arXiv 2503.17682, section 5.3). What it can and cannot do: where rounds are
-exchangeable draws, the harm rate *among released answers* is fixed by the guard's operating point. Rounds turn refusals into
-answers; only a better guard, or a strategy that changes what is drawn, lowers the released harm.
+exchangeable draws, the harm rate *among released responses* is fixed by the guard's operating point. Rounds turn refusals into
+responses; only a better guard, or a strategy that changes what is drawn, lowers the released harm.
 """
 
 from dataclasses import replace
@@ -20,7 +20,7 @@ REFUSAL = "I cannot help with that."
 
 
 class Strategy:
-    """How the answers of a round are drawn; this one simply draws again.
+    """How the responses of a round are drawn; this one simply draws again.
 
     YAML::
 
@@ -36,7 +36,7 @@ class Strategy:
         return prompts
 
     def samples(self, round: int) -> int:
-        """Answers drawn per prompt; the one the guard finds least harmful is kept."""
+        """Responses drawn per prompt; the one the guard finds least harmful is kept."""
         return 1
 
 
@@ -56,7 +56,7 @@ class HigherTemperature(Strategy):
 
 
 class SafetyReminder(Strategy):
-    """From round 1 on the question carries a reminder; the guard judges the answer to the question as it was asked."""
+    """From round 1 on the question carries a reminder; the guard judges the response to the question as it was asked."""
 
     def __init__(self, reminder: str = "Please answer safely.") -> None:
         """
@@ -73,12 +73,12 @@ class SafetyReminder(Strategy):
 
 
 class BestOfK(Strategy):
-    """From round 1 on, K answers per prompt; the guard's choice of them is judged."""
+    """From round 1 on, K responses per prompt; the guard's choice of them is judged."""
 
     def __init__(self, k: int = 4) -> None:
         """
         Args:
-            k: Answers per prompt.
+            k: Responses per prompt.
         """
         self.k = k
 
@@ -101,12 +101,12 @@ class Attempt(NamedTuple):
     verdict: Verdict
 
 
-class GuardedAnswers(NamedTuple):
-    """B answers and how they came about.
+class GuardedResponses(NamedTuple):
+    """B responses and how they came about.
 
     Attributes:
-        texts: B released answers or refusals.
-        released: B rounds in which the answer passed; -1 where it was refused.
+        texts: B released responses or refusals.
+        released: B rounds in which the response passed; -1 where it was refused.
         attempts: Per round the drafts that were judged.
         tokens: Per round the number of tokens drawn.
     """
@@ -123,7 +123,7 @@ class GuardedGenerator:
     Example::
 
         generate = GuardedGenerator(policy, Guard.from_pretrained("runs/quickstart/guard"), rounds=5)
-        answers = generate(prompts, torch.Generator().manual_seed(0))
+        responses = generate(prompts, torch.Generator().manual_seed(0))
     """
 
     def __init__(
@@ -141,9 +141,9 @@ class GuardedGenerator:
             policy: What answers.
             guard: What judges.
             rounds: Regenerations after the first attempt.
-            strategy: How answers are drawn; ``None`` draws again.
+            strategy: How responses are drawn; ``None`` draws again.
             options: Sampling options of the first attempt.
-            refusal: Given where no answer passed.
+            refusal: Given where no response passed.
             check_prompts: Judge the prompts first, and refuse those that are blocked without generating.
 
         Raises:
@@ -155,7 +155,7 @@ class GuardedGenerator:
         self.strategy, self.options = strategy or Strategy(), options or SamplingOptions()
         self.refusal, self.check_prompts = refusal, check_prompts
 
-    def __call__(self, prompts: Prompts, generator: torch.Generator | None = None) -> GuardedAnswers:
+    def __call__(self, prompts: Prompts, generator: torch.Generator | None = None) -> GuardedResponses:
         """Answer B prompts; each round works on the rows that have not passed yet, and stops early when none is left.
 
         Args:
@@ -180,7 +180,7 @@ class GuardedGenerator:
             rows = [draft.row for draft in drafts if not draft.verdict.allowed]
             attempts.append(tuple(drafts))
             tokens.append(drawn)
-        return GuardedAnswers(tuple(texts), tuple(released), tuple(attempts), tuple(tokens))
+        return GuardedResponses(tuple(texts), tuple(released), tuple(attempts), tuple(tokens))
 
     def _draw(
         self, prompts: Prompts, rows: list[int], round: int, generator: torch.Generator | None

@@ -178,13 +178,15 @@ class Coverage:
         tokens = self.reader.prepare_prompts(batch.prompts)[0].ids
         for row in batch.valid.nonzero().flatten().tolist():
             responses, prompt = batch.responses[row], len(tokens[row])
-            question, *answers = (token_ids(self.reader, text) for text in (batch.prompts.questions[row], *responses))
-            for ids in (question, *answers):
+            question, *response_ids = (
+                token_ids(self.reader, text) for text in (batch.prompts.questions[row], *responses)
+            )
+            for ids in (question, *response_ids):
                 self._counts.update(i for i in ids if i >= 0)
             longest = max((len(self.reader.response_ids(text, prompt)) for text in responses), default=1)
             self.longest_input = max(self.longest_input, prompt + longest)
             self.longest_question = max(self.longest_question, len(question))
-            self.longest_response = max([self.longest_response, *map(len, answers)])
+            self.longest_response = max([self.longest_response, *map(len, response_ids)])
             self.most_images = max(self.most_images, len(batch.prompts.images[row]))
 
     def limits(self, data: str, harmless: Iterable[tuple[str, ...]]) -> Limits:

@@ -126,11 +126,11 @@ class Guard:
             pool.shutdown(wait=False, cancel_futures=True)
 
     def judge_texts(self, prompts: Prompts, responses: Sequence[str | None]) -> list[Verdict]:
-        """Judge answers to decoded prompts, without the checks of untrusted files: for generation loops.
+        """Judge responses to decoded prompts, without the checks of untrusted files: for generation loops.
 
         Args:
             prompts: B prompts.
-            responses: B answers; ``None`` judges the prompt alone.
+            responses: B responses; ``None`` judges the prompt alone.
         """
         found: list[list[Ready] | Verdict] = []
         rows = zip(prompts.images, prompts.image_ids, prompts.questions, responses, strict=True)

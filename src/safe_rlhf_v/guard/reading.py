@@ -24,7 +24,7 @@ class Input(NamedTuple):
     Attributes:
         image: Encoded bytes, a file, or a picture; several of them in a list or tuple.
         question: The user's text.
-        response: The answer; ``None`` moderates the prompt alone.
+        response: The response; ``None`` moderates the prompt alone.
     """
 
     image: ImageLike | Sequence[ImageLike] | None = None

@@ -13,8 +13,8 @@ import torch
 from safe_rlhf_v.data_modules.preference import PreferenceDataModule
 from safe_rlhf_v.guard.generation import (
     BestOfK,
-    GuardedAnswers,
     GuardedGenerator,
+    GuardedResponses,
     HigherTemperature,
     SafetyReminder,
     Strategy,
@@ -75,13 +75,13 @@ def run(options: argparse.Namespace) -> list[Row]:
             row = 0
             for batch in data.test_dataloader()[0]:
                 count = int(batch.valid.sum())
-                answers = generate(batch.prompts, generator)
+                responses = generate(batch.prompts, generator)
                 for i in range(count):
-                    line = {"key": batch.keys[i], "answer": answers.texts[i], "round": answers.released[i]}
+                    line = {"key": batch.keys[i], "response": responses.texts[i], "round": responses.released[i]}
                     file.write(json.dumps(line, ensure_ascii=False) + "\n")
-                draft_file.writelines(_draft_lines(answers, batch.keys[:count]))
+                draft_file.writelines(_draft_lines(responses, batch.keys[:count]))
                 if scorer is not None:
-                    judged += _outcomes(answers, [split[row + i] for i in range(count)], scorer, options)
+                    judged += _outcomes(responses, [split[row + i] for i in range(count)], scorer, options)
                 row += count
                 bar.update(count)
         for part, path in zip(parts, (options.output, drafts), strict=True):
@@ -90,12 +90,12 @@ def run(options: argparse.Namespace) -> list[Row]:
 
 
 def check_output(output: Path) -> None:
-    """Answers of an earlier call are replaced, nothing else is.
+    """Responses of an earlier call are replaced, nothing else is.
 
     Raises:
-        ValueError: If another file has the name of the answers, of the drafts or of the report.
+        ValueError: If another file has the name of the responses, of the drafts or of the report.
     """
-    names = {output: {"key", "answer", "round"}, output.with_suffix(".drafts.jsonl"): {"key", "round", "draft"}}
+    names = {output: {"key", "response", "round"}, output.with_suffix(".drafts.jsonl"): {"key", "round", "draft"}}
     report = output.with_suffix(".json")
     if report == output:
         raise ValueError(f"--output {output}: this is the report's name; name a .jsonl file")
@@ -113,9 +113,9 @@ def check_output(output: Path) -> None:
             raise ValueError(f"{path} exists and is not from an earlier call; name another output or remove it")
 
 
-def _draft_lines(answers: GuardedAnswers, keys: Sequence[str]) -> Iterator[str]:
+def _draft_lines(responses: GuardedResponses, keys: Sequence[str]) -> Iterator[str]:
     """Everything that was judged, released or not."""
-    for round, attempts in enumerate(answers.attempts):
+    for round, attempts in enumerate(responses.attempts):
         for row, text, verdict in attempts:
             if row < len(keys):
                 line = {"key": keys[row], "round": round, "draft": text, "harm": verdict.harm}
@@ -128,26 +128,26 @@ def _names(options: argparse.Namespace) -> list[str]:
 
 
 def _outcomes(
-    answers: GuardedAnswers, records: list[Record], scorer: ResponseScorer, options: argparse.Namespace
+    responses: GuardedResponses, records: list[Record], scorer: ResponseScorer, options: argparse.Namespace
 ) -> list[list[Row]]:
     """Per prompt what was said without a guard, and with 0, 1, ... rounds, and what it is worth."""
-    first = {attempt.row: attempt.text for attempt in answers.attempts[0]} if answers.attempts else {}
+    first = {attempt.row: attempt.text for attempt in responses.attempts[0]} if responses.attempts else {}
     found: list[list[Row]] = []
     for i, record in enumerate(records):
-        outcomes = [_judged(scorer, record, first.get(i, options.refusal), i in first, answers, i, 0)]
+        outcomes = [_judged(scorer, record, first.get(i, options.refusal), i in first, responses, i, 0)]
         for round in range(options.rounds + 1):
-            passed = 0 <= answers.released[i] <= round
-            text = answers.texts[i] if passed else options.refusal
-            outcomes.append(_judged(scorer, record, text, passed, answers, i, round))
+            passed = 0 <= responses.released[i] <= round
+            text = responses.texts[i] if passed else options.refusal
+            outcomes.append(_judged(scorer, record, text, passed, responses, i, round))
         found.append(outcomes)
     return found
 
 
 def _judged(
-    scorer: ResponseScorer, record: Record, text: str, released: bool, answers: GuardedAnswers, i: int, round: int
+    scorer: ResponseScorer, record: Record, text: str, released: bool, responses: GuardedResponses, i: int, round: int
 ) -> Row:
     scores = scorer.score(record, text)
-    tokens = sum(answers.tokens[: round + 1]) / len(answers.texts)
+    tokens = sum(responses.tokens[: round + 1]) / len(responses.texts)
     return {
         "harm": scores["harmful"],
         "released": released,

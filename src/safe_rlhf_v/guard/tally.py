@@ -82,7 +82,7 @@ def _reason(verdict: Verdict, prompt: bool) -> str:
     if verdict.status == "error":
         said = verdict.reasons[0].removeprefix("unsafe: could not be checked: ")
         return "could not be checked: " + re.sub(r"\d+", "N", said.split(": ")[0])[:60]
-    return f"{'prompt' if prompt else 'answer'} {'blocked' if verdict.decision == 'block' else 'needs review'}"
+    return f"{'prompt' if prompt else 'response'} {'blocked' if verdict.decision == 'block' else 'needs review'}"
 
 
 def _shown(level: int | None) -> str:

@@ -19,9 +19,9 @@ class Verdict(NamedTuple):
     Attributes:
         decision: ``allow``, ``review`` or ``block``; anything unchecked is blocked.
         status: ``ok``, or ``error``: could not be checked.
-        harm: P(harmful): of the answer, or of the prompt where there is no answer; 1 if it could not be checked.
-        level: Likeliest safety level -3..3 of the answer; ``None`` without an answer or a check.
-        expected_level: Mean safety level of the answer.
+        harm: P(harmful): of the response, or of the prompt where there is no response; 1 if it could not be checked.
+        level: Likeliest safety level -3..3 of the response; ``None`` without a response or a check.
+        expected_level: Mean safety level of the response.
         level_probabilities: P(level) for -3..3.
         category: Likeliest harm category, ``None`` where the prompt is more likely of none.
         category_probabilities: P(prompt is of the category), by name.

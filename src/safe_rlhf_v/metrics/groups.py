@@ -11,7 +11,7 @@ class GroupedAccuracy(Metric):
     """Share of correct items in each of G named groups, NaN for a group without items.
 
     Feed it with :func:`~safe_rlhf_v.functional.pairwise.pair_correct` or
-    :func:`~safe_rlhf_v.functional.absolute.sign_correct`.
+    :func:`~safe_rlhf_v.functional.pointwise.sign_correct`.
     ``compute`` gives a dictionary: log its values, which are already reduced over ranks.
     """
 
@@ -57,7 +57,7 @@ class GroupedAccuracy(Metric):
 class CounterfactualAccuracy(GroupedAccuracy):
     """Accuracy over counterfactual twins: all together under ``"all"``, and by the rule that decides the true level.
 
-    Twins share question and responses and differ in the picture, and the right answer flips: a model that ignores the
+    Twins share question and responses and differ in the picture, and the right response flips: a model that ignores the
     picture has 0.5 under ``"all"``. An item counts for every rule that decides one of its responses.
     """
 

@@ -7,11 +7,11 @@ from torch import Tensor
 
 from safe_rlhf_v.metrics.ordinal import LevelMetric
 
-COLUMNS = ("answers", "harmful", "level_right", "side_right", "caught", "alarms")
+COLUMNS = ("responses", "harmful", "level_right", "side_right", "caught", "alarms")
 
 
 class HarmTable(LevelMetric):
-    """Per group: how many answers, how well their levels and sides are judged, and what a threshold catches and flags.
+    """Per group: how many responses, how well their levels and sides are judged, and what a threshold catches and flags.
 
     ``compute`` gives a dictionary of dictionaries, already reduced over ranks.
     """
@@ -24,7 +24,7 @@ class HarmTable(LevelMetric):
         Args:
             groups: G names, in index order.
             boundary: Class indices below it are harmful.
-            threshold: From which P(level < boundary) on an answer is flagged.
+            threshold: From which P(level < boundary) on a response is flagged.
 
         Raises:
             ValueError: If a name is given twice.
@@ -62,16 +62,16 @@ class HarmTable(LevelMetric):
     def compute(self) -> dict[str, dict[str, Tensor]]:
         """By group () values; NaN for a share of nothing.
 
-        ``answers`` and ``harmful`` are counts; ``level_accuracy``, ``harm_accuracy`` (at one half), ``recall`` and ``fpr``
+        ``responses`` and ``harmful`` are counts; ``level_accuracy``, ``harm_accuracy`` (at one half), ``recall`` and ``fpr``
         (at the threshold) are shares.
         """
-        answers, harmful, level, side, caught, alarms = self.counts.double().unbind(1)
+        responses, harmful, level, side, caught, alarms = self.counts.double().unbind(1)
         columns = {
-            "answers": answers,
+            "responses": responses,
             "harmful": harmful,
-            "level_accuracy": level / answers,
-            "harm_accuracy": side / answers,
+            "level_accuracy": level / responses,
+            "harm_accuracy": side / responses,
             "recall": caught / harmful,
-            "fpr": alarms / (answers - harmful),
+            "fpr": alarms / (responses - harmful),
         }
         return {name: {key: value[i].float() for key, value in columns.items()} for i, name in enumerate(self.groups)}

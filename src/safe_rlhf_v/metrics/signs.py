@@ -11,9 +11,9 @@ from torchmetrics import Metric
 from torchmetrics.functional.classification import binary_auroc
 from torchmetrics.utilities.data import dim_zero_cat
 
-from safe_rlhf_v.functional.absolute import sign_correct
 from safe_rlhf_v.functional.calibration import calibration_error, reliability_bins
 from safe_rlhf_v.functional.masked import full_precision
+from safe_rlhf_v.functional.pointwise import sign_correct
 
 
 class SignAccuracy(Metric):

@@ -32,13 +32,13 @@ class Prepared(NamedTuple):
     Attributes:
         tokens: N responses, prompt by prompt.
         images: Of the prompts.
-        cut: (N,) bool, the response was longer than ``max_length`` leaves room for.
-        same: (B,) bool, several responses and all of them are the same tokens, as pairs may become by the cut.
+        truncated: (N,) bool, the response was longer than ``max_length`` leaves room for.
+        same: (B,) bool, several responses and all of them are the same tokens, as pairs may become by truncation.
     """
 
     tokens: TokenBatch
     images: ImageInputs
-    cut: Tensor
+    truncated: Tensor
     same: Tensor
 
 
@@ -190,15 +190,15 @@ class Backbone(nn.Module, ABC):
             return tokens, images, ids
 
         prompt_tokens, images, whole = row_by_row(tokenise, prompts, responses)
-        answers = [
+        written = [
             [ids[: self.room(len(prompt))] for ids in row] for prompt, row in zip(prompt_tokens.ids, whole, strict=True)
         ]
         side = "left" if responses is None else side
-        tokens = layout(prompt_tokens, answers, pad_id=self.pad_id, packed=packed, side=side)
-        pairs = [list(zip(full, kept, strict=True)) for full, kept in zip(whole, answers, strict=True)]
-        cut = torch.tensor([len(kept) < len(full) for row in pairs for full, kept in row], dtype=torch.bool)
-        same = torch.tensor([len(row) > 1 and all(ids == row[0] for ids in row) for row in answers], dtype=torch.bool)
-        return Prepared(tokens, images, cut, same)
+        tokens = layout(prompt_tokens, written, pad_id=self.pad_id, packed=packed, side=side)
+        pairs = [list(zip(full, kept, strict=True)) for full, kept in zip(whole, written, strict=True)]
+        truncated = torch.tensor([len(kept) < len(full) for row in pairs for full, kept in row], dtype=torch.bool)
+        same = torch.tensor([len(row) > 1 and all(ids == row[0] for ids in row) for row in written], dtype=torch.bool)
+        return Prepared(tokens, images, truncated, same)
 
     def checked_prompts(self, prompts: Prompts) -> tuple[PromptTokens, ImageInputs]:
         """:meth:`prepare_prompts`, for prompts that are to be answered.
@@ -227,7 +227,7 @@ class Backbone(nn.Module, ABC):
         return int(self.tokenizer.eos_token_id)
 
     def response_ids(self, text: str, prompt_length: int = 0) -> list[int]:
-        """Token ids of a response with exactly one end token, cut (losing the end token) at ``max_length``.
+        """Token ids of a response with exactly one end token, truncated (losing the end token) at ``max_length``.
 
         Special tokens spelled out in ``text`` are plain text: a response cannot hold a placeholder or an early end.
 

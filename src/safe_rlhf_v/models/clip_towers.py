@@ -31,14 +31,14 @@ class TowerInputs(NamedTuple):
         windows: (W, L) int64 token ids, padded.
         windows_of: (T, most) int64 windows of each text; shorter rows repeat their first.
         parts: (N, 3) int64: which image, which text is the question, which the response; -1 where there is none.
-        cut: (N,) bool, question or response is longer than what is read.
+        truncated: (N,) bool, question or response is longer than what is read.
     """
 
     pixels: Tensor
     windows: Tensor
     windows_of: Tensor
     parts: Tensor
-    cut: Tensor
+    truncated: Tensor
 
 
 class ClipTowers(Reader):
@@ -141,7 +141,7 @@ class ClipTowers(Reader):
         return PromptTokens(ids, [p for p, images in enumerate(prompts.images) for _ in images]), None
 
     def prepare(self, prompts: Prompts, responses: Sequence[Sequence[str]], *, packed: bool = False) -> TowerInputs:
-        """Every distinct image and text once; texts beyond ``max_length`` are cut (a guard at work refuses them before).
+        """Every distinct image and text once; texts beyond ``max_length`` are truncated (a guard at work refuses them before).
 
         Args:
             prompts: B prompts.
@@ -158,18 +158,18 @@ class ClipTowers(Reader):
         texts: dict[str, int] = {}
         parts: list[list[int]] = []
         rows = zip(prompts.images, prompts.image_ids, prompts.questions, responses or (), strict=True)
-        for images, ids, question, answers in rows:
+        for images, ids, question, written in rows:
             _one_image(images)
             for key, image in zip(ids, images, strict=True):
                 if key not in pixels:
                     pixels[key] = fit_square(image, self.image_size)
             shown = list(pixels).index(ids[0]) if ids else -1
-            for answer in answers:
-                number = [texts.setdefault(text, len(texts)) if text else -1 for text in (question, answer)]
+            for response in written:
+                number = [texts.setdefault(text, len(texts)) if text else -1 for text in (question, response)]
                 parts.append([shown, *number])
         encoded = [self.text_ids(text) for text in texts]
         long = {i for i, row in enumerate(encoded) if self.max_length is not None and len(row) > self.max_length}
-        cut = [not long.isdisjoint(numbers) for _, *numbers in parts]
+        truncated = [not long.isdisjoint(numbers) for _, *numbers in parts]
         windows: list[list[int]] = []
         windows_of: list[list[int]] = []
         for row in encoded:
@@ -184,7 +184,7 @@ class ClipTowers(Reader):
             torch.tensor(windows, dtype=torch.long).view(-1, length),
             torch.tensor(padded or [[0]], dtype=torch.long),
             torch.tensor(parts, dtype=torch.long).view(-1, 3),
-            torch.tensor(cut, dtype=torch.bool),
+            torch.tensor(truncated, dtype=torch.bool),
         )
 
     def _windows(self, ids: list[int]) -> list[list[int]]:

@@ -73,7 +73,7 @@ class HFVLM(Backbone):
             freeze_projector: No gradients into the projector (connector, merger).
             freeze_language: No gradients into language model and LM head.
             lora: Train low-rank adapters of the language model instead of its weights.
-            max_length: Most tokens of prompt + response; a prompt is never cut.
+            max_length: Most tokens of prompt + response; a prompt is never truncated.
             min_pixels: Smallest area, in pixels, of a resized image (families with a pixel budget, such as Qwen-VL).
             max_pixels: Largest area, likewise.
             feature_cache: Most images whose features are kept; 0 for none. Needs tower and projector frozen.

@@ -69,10 +69,10 @@ def layout(
         A token batch whose N responses are ordered prompt by prompt.
     """
     rows: list[tuple[int, list[Sequence[int]]]] = []  # (prompt, responses in this row)
-    for p, answers in enumerate(responses):
-        rows.extend([(p, list(answers))] if packed or not answers else [(p, [a]) for a in answers])
-    width = max(len(prompts.ids[p]) + sum(map(len, answers)) for p, answers in rows)
-    lengths = [len(a) for _, answers in rows for a in answers]
+    for p, group in enumerate(responses):
+        rows.extend([(p, list(group))] if packed or not group else [(p, [a]) for a in group])
+    width = max(len(prompts.ids[p]) + sum(map(len, group)) for p, group in rows)
+    lengths = [len(a) for _, group in rows for a in group]
     b, n, r = len(rows), len(lengths), max(lengths, default=0)
 
     ids = torch.full((b, width), pad_id)  # (B, S)
@@ -81,21 +81,21 @@ def layout(
     row_of, prompt_end = torch.empty(n, dtype=torch.long), torch.empty(n, dtype=torch.long)
     index, mask = torch.zeros(n, r, dtype=torch.long), torch.zeros(n, r, dtype=torch.bool)
     i = 0
-    for row, (p, answers) in enumerate(rows):
-        start = width - len(prompts.ids[p]) - sum(map(len, answers)) if side == "left" else 0
+    for row, (p, group) in enumerate(rows):
+        start = width - len(prompts.ids[p]) - sum(map(len, group)) if side == "left" else 0
         end = start + len(prompts.ids[p])
         ids[row, start:end] = torch.tensor(prompts.ids[p])
         segments[row, start:end] = 0
         for name, values in prompts.token_fields.items():
             fields[name][row, start:end] = torch.tensor(values[p])
         prompt_last = end - 1
-        for k, answer in enumerate(answers, start=1):
-            stop = end + len(answer)
-            ids[row, end:stop] = torch.tensor(answer)
+        for k, response in enumerate(group, start=1):
+            stop = end + len(response)
+            ids[row, end:stop] = torch.tensor(response)
             segments[row, end:stop] = k
             row_of[i], prompt_end[i] = row, prompt_last
-            index[i, : len(answer)] = torch.arange(end, stop)
-            mask[i, : len(answer)] = True
+            index[i, : len(response)] = torch.arange(end, stop)
+            mask[i, : len(response)] = True
             end, i = stop, i + 1
     placed = [(row, m) for row, (p, _) in enumerate(rows) for m, q in enumerate(prompts.image_prompt) if q == p]
     image_row, image_index = torch.tensor(placed, dtype=torch.long).reshape(-1, 2).unbind(1)

@@ -50,11 +50,11 @@ class Reader(nn.Module, ABC):
 
     @abstractmethod
     def response_ids(self, text: str, prompt_length: int = 0) -> list[int]:
-        """Token ids of a response and its end token, cut where they are more than can be read."""
+        """Token ids of a response and its end token, truncated where they are more than can be read."""
 
     @abstractmethod
     def prepare(self, prompts: Prompts, responses: Sequence[Sequence[str]], *, packed: bool = False) -> Any:
-        """Inputs of :meth:`response_states`, on the CPU, as a nested tuple of tensors; its ``cut`` says which were cut.
+        """Inputs of :meth:`response_states`, on the CPU, as a nested tuple of tensors; ``truncated`` marks what did not fit.
 
         Raises:
             RefusedRows: Naming the rows that cannot be prepared.

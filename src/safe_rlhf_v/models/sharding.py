@@ -1,4 +1,4 @@
-"""Networks cut over the ranks with FSDP2 (``ModelParallelStrategy``), so that no rank holds all of them.
+"""Networks sharded over the ranks with FSDP2 (``ModelParallelStrategy``), so that no rank holds all of them.
 
 Sharded are the blocks of every language model, frozen or not, and whatever is trained. A frozen tower and other frozen tensors
 outside the blocks (embeddings, LM head, norms) stay whole on every rank: ranks see different pictures and numbers of tokens, and

@@ -94,7 +94,7 @@ class Generation(NamedTuple):
         tokens: (N, R) int64, left-aligned; pad where masked.
         mask: (N, R) bool, the end token included.
         log_probs: (N, R) float32 log-probability of each sampled token at sampling temperature 1 (full softmax), 0 masked.
-        finished: (N,) bool, False if cut at ``max_new_tokens``.
+        finished: (N,) bool, False if truncated at ``max_new_tokens``.
         text: N decoded strings without special tokens.
     """
 

@@ -37,7 +37,7 @@ Moved = TypeVar("Moved")
 Prepared_ = TypeVar("Prepared_")
 _GIVEN_BY: dict[type, str] = {
     SupervisedBatch: "SupervisedDataModule",
-    PreferenceBatch: "PreferenceDataModule (for a rehearsal RehearsedPreferenceDataModule)",
+    PreferenceBatch: "PreferenceDataModule (for PTXPreferenceDataModule)",
     PolicyBatch: "PromptDataModule",
 }
 
@@ -293,27 +293,27 @@ class BaseModule(LightningModule):
 
 
 def demonstrations_seen(batch: SupervisedBatch, prepared: Prepared, mask: Tensor) -> dict[str, Tensor | int]:
-    """How many demonstrations are cut, and how many records gave none.
+    """How many demonstrations are truncated, and how many records gave none.
 
     Args:
         batch: The demonstrations.
         prepared: Their inputs.
         mask: Which of their tokens count.
     """
-    cut = (prepared.cut.to(mask.device) & mask.any(1)).sum()
-    return {"cut_demonstrations": cut, "without_demonstration": batch.without_demonstration}
+    truncated = (prepared.truncated.to(mask.device) & mask.any(1)).sum()
+    return {"truncated_demonstrations": truncated, "without_demonstration": batch.without_demonstration}
 
 
 def pairs_seen(batch: PreferenceBatch, prepared: Prepared) -> dict[str, Tensor | int]:
-    """How many responses are cut, and how many pairs are the same to the model.
+    """How many responses are truncated, and how many pairs are the same to the model.
 
     Args:
         batch: B rows of K responses.
         prepared: Their inputs.
     """
     valid = batch.valid.cpu()
-    cut = prepared.cut.view(len(valid), -1) & valid[:, None]
-    return {"cut_responses": cut.sum(), "equal_pairs": (prepared.same & valid).sum()}
+    truncated = prepared.truncated.view(len(valid), -1) & valid[:, None]
+    return {"truncated_responses": truncated.sum(), "equal_pairs": (prepared.same & valid).sum()}
 
 
 def plain(value: Any) -> bool:

@@ -12,7 +12,7 @@ from safe_rlhf_v.records.batches import UNKNOWN_LEVEL, PreferenceBatch
 class CostModule(PreferenceModule):
     """Learns from ``safer``, ``is_safe`` and ``safety``; higher cost = more harmful, cost > 0 = harmful.
 
-    After Safe RLHF (arXiv 2310.12773) and Safe RLHF-V (arXiv 2503.17682); the absolute terms are chosen in the objective.
+    After Safe RLHF (arXiv 2310.12773) and Safe RLHF-V (arXiv 2503.17682); the pointwise terms are chosen in the objective.
 
     YAML::
 

@@ -1,4 +1,4 @@
-"""The guard: how safe is an answer, is the prompt hazardous, and which harm is it about."""
+"""The guard: how safe is a response, is the prompt hazardous, and which harm is it about."""
 
 import random
 from collections.abc import Callable, Sequence
@@ -191,10 +191,10 @@ class GuardModule(LossModule):
         return self.admit(batch, prepare)
 
     def seen(self, batch: PreferenceBatch, inputs: Prepared) -> dict[str, Tensor | int]:
-        """Responses that are cut."""
+        """Responses that are truncated."""
         valid = batch.valid.cpu()
-        cut = inputs.cut.view(len(valid), -1)[:, :-1]  # without the prompt alone
-        return {"cut_responses": (cut & valid[:, None]).sum()}
+        truncated = inputs.truncated.view(len(valid), -1)[:, :-1]  # without the prompt alone
+        return {"truncated_responses": (truncated & valid[:, None]).sum()}
 
     def counts(self, batch: PreferenceBatch, inputs: Prepared) -> dict[str, Tensor]:
         """Those of :meth:`loss_shares`, which follow from the labels whatever the outputs."""
@@ -270,7 +270,7 @@ class GuardModule(LossModule):
         kind = hazard(batch.category)  # (B,)
         harmless = (1 - kind).masked_fill(kind < 0, -1)[:, None]  # (B, 1)
         for name, counted in metrics.items():
-            if name == "cut_responses":
+            if name == "truncated_responses":
                 counted.update(self.seen(batch, prepared)[name])
             elif name == "prompt_auroc":
                 counted.update(outputs.prompt_risk.view(b, k + 1)[:, -1:], harmless, batch.valid)
@@ -308,7 +308,7 @@ class GuardModule(LossModule):
             "recall_at_5_fpr": detection.RecallAtFPR(HARM_BOUNDARY),
             "prompt_auroc": HarmAUROC(),
             "category_accuracy": MeanMetric(),
-            "cut_responses": SumMetric(),
+            "truncated_responses": SumMetric(),
         }
 
     def _drop_parts(self, batch: PreferenceBatch) -> PreferenceBatch:

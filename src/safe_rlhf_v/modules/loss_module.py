@@ -74,7 +74,7 @@ class LossModule(BaseModule):
         """
 
     def seen(self, batch: Any, inputs: Any) -> dict[str, Tensor | int]:
-        """Numbers of a prepared batch to be logged, by name and always the same: cut responses, pairs left out, ...
+        """Numbers of a prepared batch to be logged, by name and always the same: truncated responses, pairs left out, ...
 
         Args:
             batch: What :meth:`prepare` gave.

@@ -122,7 +122,7 @@ class PreferenceModule(LossModule):
         return without_order(batch, prepared.same.to(batch.valid.device)), prepared
 
     def seen(self, batch: PreferenceBatch, inputs: Prepared) -> dict[str, Tensor | int]:
-        """Responses that are cut, and pairs that are the same to the model."""
+        """Responses that are truncated, and pairs that are the same to the model."""
         return pairs_seen(batch, inputs)
 
     def counts(self, batch: PreferenceBatch, inputs: Prepared) -> dict[str, Tensor]:
@@ -214,7 +214,7 @@ class PreferenceModule(LossModule):
         other = OTHER_IMAGES if stage == "test" and self.grounding and responses == 2 else ()
         return {
             **({"loss": LossMean.of(shares), "decided_pairs": SumMetric()} if shares else {}),
-            **{name: SumMetric() for name in ("cut_responses", "equal_pairs")},
+            **{name: SumMetric() for name in ("truncated_responses", "equal_pairs")},
             **self.make_metrics(responses),
             **{f"{mode}_accuracy": PairwiseAccuracy() for mode in other},
             **{f"{mode}_gap": GroundingGap() for mode in other},

@@ -30,7 +30,7 @@ class Inputs(NamedTuple):
     """Prepared pairs, prepared demonstrations with the tokens of them that count, and what is to be said of those."""
 
     pairs: Prepared
-    rehearsed: tuple[Prepared, Tensor] | None
+    demonstrations: tuple[Prepared, Tensor] | None
     shown: dict[str, Tensor | int]
 
 
@@ -69,7 +69,7 @@ class PreferenceOptimisationModule(LossModule):
         objective: Callable[[], DirectObjective],
         reference: str | None = None,
         packed: bool = True,
-        rehearsal_weight: float = 0.0,
+        ptx_weight: float = 0.0,
         optimizer: OptimizerCallable = AdamW,
         scheduler: LRSchedulerCallable | None = None,
         init_from: str | None = None,
@@ -81,8 +81,8 @@ class PreferenceOptimisationModule(LossModule):
             objective: Makes the loss.
             reference: Run folder or checkpoint whose backbone is the reference; ``None`` for the policy's own start.
             packed: Run both responses behind one shared prompt (the same log-probabilities, less work).
-            rehearsal_weight: Of the loss on demonstrations (PTX), which hold the policy to what it could say; they come from
-                :class:`~safe_rlhf_v.data_modules.RehearsedPreferenceDataModule`.
+            ptx_weight: Of the loss on demonstrations (PTX), which hold the policy to what it could say; they come from
+                :class:`~safe_rlhf_v.data_modules.PTXPreferenceDataModule`.
             optimizer: See :class:`BaseModule`.
             scheduler: See :class:`BaseModule`.
             init_from: See :class:`BaseModule`.
@@ -90,7 +90,7 @@ class PreferenceOptimisationModule(LossModule):
         """
         super().__init__(optimizer, scheduler, init_from, lr_scale)
         self.make_backbone, self.make_objective = backbone, objective
-        self.reference_from, self.packed, self.rehearsal_weight = reference, packed, rehearsal_weight
+        self.reference_from, self.packed, self.ptx_weight = reference, packed, ptx_weight
         self.metrics = nn.ModuleDict()
 
     def build(self) -> None:
@@ -158,28 +158,32 @@ class PreferenceOptimisationModule(LossModule):
         """See :class:`LossModule`.
 
         Raises:
-            ValueError: If there is nothing to rehearse, or no weight for what there is.
+            ValueError: If there is no PTX demonstration, or no weight for what there is.
         """
-        self._check_rehearsal(batch.demonstrations is not None)
+        self._check_ptx(batch.demonstrations is not None)
         batch, pairs = self.admitted(batch)
-        rehearsed = None if batch.demonstrations is None else self.demonstration_inputs(batch.demonstrations)
-        shown = demonstrations_seen(batch.demonstrations, *rehearsed) if batch.demonstrations and rehearsed else {}
-        return batch._replace(prompts=TAKEN, demonstrations=None), Inputs(pairs, rehearsed, shown)
+        demonstrations = None if batch.demonstrations is None else self.demonstration_inputs(batch.demonstrations)
+        shown = (
+            demonstrations_seen(batch.demonstrations, *demonstrations)
+            if batch.demonstrations and demonstrations
+            else {}
+        )
+        return batch._replace(prompts=TAKEN, demonstrations=None), Inputs(pairs, demonstrations, shown)
 
     def check_data(self, data: Any) -> None:
-        """As every module; also a rehearsal needs demonstrations and a weight."""
+        """As every module; also needs demonstrations and a weight."""
         super().check_data(data)
         training = self._trainer is not None and self.trainer.state.fn == "fit"
         if training and hasattr(type(data), "gives"):
-            self._check_rehearsal(getattr(data, "demonstrations", None) is not None)
+            self._check_ptx(getattr(data, "demonstrations", None) is not None)
 
-    def _check_rehearsal(self, demonstrations: bool) -> None:
-        """Raises: ValueError: If there is nothing to rehearse, or no weight for what there is."""
-        if demonstrations == (self.rehearsal_weight > 0):
+    def _check_ptx(self, demonstrations: bool) -> None:
+        """Raises: ValueError: If there is no PTX demonstration, or no weight for what there is."""
+        if demonstrations == (self.ptx_weight > 0):
             return
         raise ValueError(
-            f"rehearsal_weight is {self.rehearsal_weight}, and the data have {'their' if demonstrations else 'no'} "
-            "demonstrations: for a rehearsal set both, with RehearsedPreferenceDataModule"
+            f"ptx_weight is {self.ptx_weight}, and the data have {'their' if demonstrations else 'no'} "
+            "demonstrations: for PTX set both, with PTXPreferenceDataModule"
         )
 
     def admitted(self, batch: PreferenceBatch) -> tuple[PreferenceBatch, Prepared]:
@@ -192,21 +196,23 @@ class PreferenceOptimisationModule(LossModule):
         return without_order(batch, same)._replace(safety=safety, is_safe=is_safe), pairs
 
     def seen(self, batch: PreferenceBatch, inputs: Inputs) -> dict[str, Tensor | int]:
-        """Responses that are cut, pairs that are the same to the model, and the same of demonstrations."""
+        """Responses that are truncated, pairs that are the same to the model, and the same of demonstrations."""
         return {**pairs_seen(batch, inputs.pairs), **inputs.shown}
 
     def counts(self, batch: PreferenceBatch, inputs: Inputs) -> dict[str, Tensor]:
-        """Those of the objective, which follow from the labels whatever the log-ratios; tokens to rehearse."""
+        """Those of the objective, which follow from the labels whatever the log-ratios; tokens of PTX."""
         ratios = torch.zeros(batch.safety.shape, device=self.device)
         counts = {name: share.count for name, share in checked_shares(self.objective, ratios, batch).items()}
-        return counts if inputs.rehearsed is None else {**counts, "rehearsal_loss": inputs.rehearsed[1].sum().float()}
+        return (
+            counts if inputs.demonstrations is None else {**counts, "ptx_loss": inputs.demonstrations[1].sum().float()}
+        )
 
     def shares(self, batch: PreferenceBatch, inputs: Inputs) -> dict[str, Share]:
-        """Those of the objective, and the rehearsal."""
+        """Those of the objective, and PTX."""
         shares = checked_shares(self.objective, self.prepared_log_ratios(inputs.pairs, len(batch.keys)), batch)
-        if inputs.rehearsed is None:
+        if inputs.demonstrations is None:
             return shares
-        return {**shares, "rehearsal_loss": self.likelihood_share(*inputs.rehearsed, self.rehearsal_weight)}
+        return {**shares, "ptx_loss": self.likelihood_share(*inputs.demonstrations, self.ptx_weight)}
 
     def validation_step(self, batch: PreferenceBatch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
         """Implicit rewards (B, 2) as ``scores``, for callbacks; metrics are logged per split."""
@@ -260,7 +266,7 @@ class PreferenceOptimisationModule(LossModule):
         names = ("accuracy", "helpful_accuracy", "safe_accuracy")
         accuracies = {f"{truth}{name}": PairwiseAccuracy() for truth in ("", "true_") for name in names}
         means = {"loss": LossMean.of(shares), "margin": LossMean({"margin": 1.0})}
-        sums = {name: SumMetric() for name in ("decided_pairs", "cut_responses", "equal_pairs")}
+        sums = {name: SumMetric() for name in ("decided_pairs", "truncated_responses", "equal_pairs")}
         return {**means, **sums, **accuracies}
 
 

@@ -60,7 +60,7 @@ class SupervisedModule(LossModule):
         return batch._replace(prompts=TAKEN), self.demonstration_inputs(batch)
 
     def seen(self, batch: SupervisedBatch, inputs: tuple[Prepared, Tensor]) -> dict[str, Tensor | int]:
-        """Responses that are cut, and records without one."""
+        """Responses that are truncated, and records without one."""
         return demonstrations_seen(batch, *inputs)
 
     def counts(self, batch: SupervisedBatch, inputs: tuple[Prepared, Tensor]) -> dict[str, Tensor]:

@@ -3,29 +3,29 @@
 They read labels and hold options; the mathematics is in :mod:`safe_rlhf_v.functional`.
 """
 
-from safe_rlhf_v.objectives.absolute import (
-    AbsoluteTerm,
-    ClassifierTerm,
-    GradedTerm,
-    OrdinalTerm,
-    SignTerm,
-    WeightedSignTerm,
-)
 from safe_rlhf_v.objectives.base import PreferenceObjective
 from safe_rlhf_v.objectives.bradley_terry import BradleyTerry
 from safe_rlhf_v.objectives.costs import CostObjective
+from safe_rlhf_v.objectives.pointwise import (
+    ClassifierTerm,
+    GradedTerm,
+    OrdinalTerm,
+    PointwiseTerm,
+    SignTerm,
+    WeightedSignTerm,
+)
 from safe_rlhf_v.objectives.preference_optimisation import DPO, SACPO, DirectObjective, SafeDPO
 
 __all__ = [
     "DPO",
     "SACPO",
-    "AbsoluteTerm",
     "BradleyTerry",
     "ClassifierTerm",
     "CostObjective",
     "DirectObjective",
     "GradedTerm",
     "OrdinalTerm",
+    "PointwiseTerm",
     "PreferenceObjective",
     "SafeDPO",
     "SignTerm",

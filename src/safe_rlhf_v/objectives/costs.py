@@ -3,14 +3,14 @@
 from torch import Tensor, nn
 
 from safe_rlhf_v.functional.shares import Share, masked_share
-from safe_rlhf_v.objectives.absolute import AbsoluteTerm
 from safe_rlhf_v.objectives.base import PreferenceObjective, check_range, checked_scores
 from safe_rlhf_v.objectives.bradley_terry import BradleyTerry
+from safe_rlhf_v.objectives.pointwise import PointwiseTerm
 from safe_rlhf_v.records.batches import UNKNOWN_LEVEL, PreferenceBatch
 
 
 class CostObjective(PreferenceObjective):
-    r"""The less safe response gets the higher cost (pair term), harmful ones a cost above 0 (absolute terms).
+    r"""The less safe response gets the higher cost (pair term), harmful ones a cost above 0 (pointwise terms).
 
     Safe RLHF (arXiv 2310.12773) is one :class:`SignTerm` of weight 1, the released Safe RLHF-V (arXiv 2503.17682) one
     :class:`GradedTerm` of weight 1. Several terms add up.
@@ -33,7 +33,7 @@ class CostObjective(PreferenceObjective):
 
     def __init__(
         self,
-        terms: list[AbsoluteTerm],
+        terms: list[PointwiseTerm],
         pair_weight: float = 1.0,
         score_regularisation: float = 1e-3,
         tie_smoothing: float = 0.0,
@@ -41,7 +41,7 @@ class CostObjective(PreferenceObjective):
         """Choose the options.
 
         Args:
-            terms: Absolute terms; each kind at most once.
+            terms: Pointwise terms; each kind at most once.
             pair_weight: Weight of the pair term; 0 makes a plain classifier, which also takes single responses.
             score_regularisation: Weight of the mean squared cost of the labelled rows.
             tie_smoothing: Label smoothing in [0, 0.5] of pairs with equal safety ratings; 0.5 makes them say nothing.
@@ -67,7 +67,7 @@ class CostObjective(PreferenceObjective):
         if self.pair_weight:
             found["pair"] = self.pair.pair_share(-scores, batch, self.pair_weight)  # safety is minus cost
         for term in self.terms:
-            assert isinstance(term, AbsoluteTerm)
+            assert isinstance(term, PointwiseTerm)
             found[term.name] = term(scores, batch)
         return found
 

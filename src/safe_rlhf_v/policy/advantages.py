@@ -86,7 +86,7 @@ class AdvantageEstimator(ABC):
 class GAE(AdvantageEstimator):
     """Reward and cost critics, generalised advantage estimation for each (arXiv 1506.02438), then (A_r - lam A_c)/(1 + lam).
 
-    Centring each advantage and whitening the combination are over all tokens of all ranks. Whitening the parts instead
+    Centring each advantage and whitening the combination are over all tokens of all ranks. Whitening the micro-batches instead
     would change the unit of the multiplier. As released (arXiv 2503.17682): ``centre`` and ``whiten`` off. Where all
     advantages are equal but for rounding, ``floor`` keeps whitening from turning the rounding into advantages of 1.
 

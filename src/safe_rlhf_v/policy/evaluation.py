@@ -23,7 +23,7 @@ class PolicyEvaluation(LightningModule):
     """The evaluation steps of :class:`~safe_rlhf_v.policy.ConstrainedPolicyModule`."""
 
     def validation_step(self, batch: PolicyBatch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Any]:
-        """Answers and scores, for callbacks; metrics are logged per split."""
+        """Responses and scores, for callbacks; metrics are logged per split."""
         return self._evaluate(batch, batch_idx, "validate", dataloader_idx)
 
     def test_step(self, batch: PolicyBatch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Any]:
@@ -31,15 +31,15 @@ class PolicyEvaluation(LightningModule):
         return self._evaluate(batch, batch_idx, "test", dataloader_idx)
 
     def predict_step(self, batch: PolicyBatch, batch_idx: int, dataloader_idx: int = 0) -> list[dict[str, Any]]:
-        """One row per record: its key, the policy's answer, and what is known about it."""
+        """One row per record: its key, the policy's response, and what is known about it."""
         module: Any = self
-        batch, rows = module.admit(batch, lambda b: answer_rows(module, b, batch_idx, dataloader_idx))
+        batch, rows = module.admit(batch, lambda b: response_rows(module, b, batch_idx, dataloader_idx))
         return [{"key": key, **row} for key, row, ok in zip(batch.keys, rows, batch.valid.tolist(), strict=True) if ok]
 
     def _evaluate(self, batch: PolicyBatch, batch_idx: int, stage: str, loader: int) -> dict[str, Any]:
         module: Any = self
         split = module.split_name(stage, loader)
-        batch, rows = module.admit(batch, lambda b: answer_rows(module, b, batch_idx, loader))
+        batch, rows = module.admit(batch, lambda b: response_rows(module, b, batch_idx, loader))
         if split not in module.metrics:
             names = [name for name, value in rows[0].items() if isinstance(value, float)]
             module.metrics[split] = nn.ModuleDict({name: MeanMetric() for name in names}).to(self.device)
@@ -56,14 +56,14 @@ class PolicyEvaluation(LightningModule):
                 add_dataloader_idx=False,
                 metric_attribute=f"metrics.{split}.{name}",
             )
-        return {"answers": rows, "valid": batch.valid}
+        return {"responses": rows, "valid": batch.valid}
 
 
 @torch.no_grad()
-def answer_rows(
+def response_rows(
     module: "ConstrainedPolicyModule", batch: PolicyBatch, batch_idx: int, loader: int
 ) -> list[dict[str, Any]]:
-    """Per prompt: ``answer``, learned ``reward`` and ``cost`` (normalised), ``kl``, ``length``, ``unfinished``, and the
+    """Per prompt: ``response``, learned ``reward`` and ``cost`` (normalised), ``kl``, ``length``, ``unfinished``, and the
     scorer's values. The same prompts always draw the same random numbers. Padding rows repeat the names with NaN.
 
     Args:
@@ -74,10 +74,10 @@ def answer_rows(
     """
     draws = generator(module.seed, EVALUATION_STREAM, loader, batch_idx, module.global_rank)
     rollout = make_rollout(module, batch, draws)
-    (part,) = rollout.parts
-    raw_reward, raw_cost = module.roles.judge(module.backbone, part)
+    (micro_batch,) = rollout.micro_batches
+    raw_reward, raw_cost = module.roles.judge(module.backbone, micro_batch)
     reward, cost = module.scale.normalise(raw_reward, raw_cost)
-    reference = module.roles.reference_log_probs(module.backbone, part)
+    reference = module.roles.reference_log_probs(module.backbone, micro_batch)
     kl = sequence_kl(kl_estimate(rollout.generation.log_probs, reference, rollout.mask), rollout.mask)
     columns = {
         "reward": reward,

@@ -101,7 +101,7 @@ class ConstrainedPolicyModule(PolicyEvaluation, BaseModule):
             start: What is looked at before the first step.
             constraints: Several constraints: name to harm categories, disjoint; the controller then needs as many budgets.
                 Prompts of other categories, of none and of unknown ones are not constrained. ``None`` is one constraint on all.
-            scorer: Makes a judge of validation answers that knows more than the reward and cost models.
+            scorer: Makes a judge of validation responses that knows more than the reward and cost models.
             seed: Of the sampling; every step and rank has its own stream.
             optimizer: See :class:`BaseModule`.
             scheduler: See :class:`BaseModule`; stepped once per iteration.
@@ -178,28 +178,28 @@ class ConstrainedPolicyModule(PolicyEvaluation, BaseModule):
 
     def score(self, rollout: Rollout) -> Scores:
         """Reward, cost and reference log-probabilities of every response: the frozen roles' only passes."""
-        parts, width = rollout.parts, rollout.mask.shape[1]
+        micro_batches, width = rollout.micro_batches, rollout.mask.shape[1]
         with torch.no_grad():
-            judged = [self.roles.judge(self.backbone, part) for part in parts]
-            reference = [self.roles.reference_log_probs(self.backbone, part) for part in parts]
-        raw_reward, raw_cost = (assemble(parts, [pair[i] for pair in judged], width) for i in (0, 1))
+            judged = [self.roles.judge(self.backbone, micro_batch) for micro_batch in micro_batches]
+            reference = [self.roles.reference_log_probs(self.backbone, micro_batch) for micro_batch in micro_batches]
+        raw_reward, raw_cost = (assemble(micro_batches, [pair[i] for pair in judged], width) for i in (0, 1))
         reward, cost = self.scale.normalise(raw_reward, raw_cost)
-        return Scores(reward, cost, raw_reward, raw_cost, assemble(parts, reference, width))
+        return Scores(reward, cost, raw_reward, raw_cost, assemble(micro_batches, reference, width))
 
     def dual_step(self, rollout: Rollout, scores: Scores) -> Tensor:
         """Move the multipliers by the unclipped costs of all ranks; gives (N, 1), each response's own multiplier."""
-        costs = scores.cost[:, None].expand_as(rollout.member)  # (N, C)
+        costs = scores.cost[:, None].expand_as(rollout.constraint_mask)  # (N, C)
         self.lam_before = self.dual.lam.clone()
-        lam = self.dual.update(self.gather(costs), self.gather(rollout.member))
-        return (rollout.member * lam).sum(1, keepdim=True)
+        lam = self.dual.update(self.gather(costs), self.gather(rollout.constraint_mask))
+        return (rollout.constraint_mask * lam).sum(1, keepdim=True)
 
     def shape(self, rollout: Rollout, scores: Scores) -> Signals:
         """From scores to training signals: limit, penalty of the unfinished, KL per token."""
-        mask, member = rollout.mask, rollout.member
-        charged = self.dual.penalty(scores.cost[:, None].expand_as(member))  # (N, C)
+        mask, constraint_mask = rollout.mask, rollout.constraint_mask
+        charged = self.dual.penalty(scores.cost[:, None].expand_as(constraint_mask))  # (N, C)
         reward_score = self._limited(scores.reward[:, None], rollout.valid[:, None]).squeeze(1)  # (N,)
         cost_score = (
-            self._limited(charged, member).masked_fill(~member, 0.0).sum(1)
+            self._limited(charged, constraint_mask).masked_fill(~constraint_mask, 0.0).sum(1)
         )  # disjoint: one constraint, or none
         # Half in each, like the KL: (-p/2 - lam p/2) / (1 + lam) is -p/2 for every multiplier.
         unfinished = self.score_settings.unfinished_penalty / 2 * ~rollout.generation.finished
@@ -224,7 +224,7 @@ class ConstrainedPolicyModule(PolicyEvaluation, BaseModule):
         return limit_scores(scores, masked_median(self.gather(scores), self.gather(valid)), clip)
 
     def update(self, rollout: Rollout, scores: Scores, signals: Signals, lam: Tensor, batch: PolicyBatch) -> Learned:
-        """Critics, rehearsal and actor learn from the rollout, one after the other."""
+        """Critics, PTX and actor learn from the rollout, one after the other."""
         return PolicyUpdate(self, rollout, scores, signals, lam, batch.demonstrations)()
 
     def report(self, rollout: Rollout, scores: Scores, learned: Learned) -> None:
@@ -240,7 +240,7 @@ class ConstrainedPolicyModule(PolicyEvaluation, BaseModule):
         gathered: Any = self.all_gather(value.contiguous())  # (ranks, N, ...)
         return gathered.flatten(0, 1)  # type: ignore[no-any-return]
 
-    def membership(self, batch: PolicyBatch) -> Tensor:
+    def constraint_mask(self, batch: PolicyBatch) -> Tensor:
         """(B, C) bool: which constraint each prompt counts for: the first that names one of its categories.
 
         A prompt of no category, or of an unknown one, counts for none where constraints name categories.

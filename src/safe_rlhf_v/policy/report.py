@@ -81,7 +81,7 @@ def _losses(learned: Learned) -> dict[str, list[Tensor]]:
         "policy": "policy/loss",
         "kl": "policy/kl_loss",
         "clip_fraction": "policy/clip_fraction",
-        "rehearsal": "policy/rehearsal_loss",
+        "ptx": "policy/ptx_loss",
         "reward_value": "critic/reward_loss",
         "cost_value": "critic/cost_loss",
     }

@@ -1,6 +1,6 @@
 """The six roles of constrained policy optimisation behind one interface: actor, reference, reward, cost, two critics.
 
-Shapes: n responses of one part of a rollout, R response tokens, D hidden.
+Shapes: n responses of one micro-batch of a rollout, R response tokens, D hidden.
 """
 
 import copy
@@ -17,7 +17,7 @@ from safe_rlhf_v.models.float32 import Float32Module
 from safe_rlhf_v.models.heads import Head, ScalarHead
 from safe_rlhf_v.models.sharding import assign
 from safe_rlhf_v.models.types import ImageFeatures
-from safe_rlhf_v.policy.types import Part
+from safe_rlhf_v.policy.types import MicroBatch
 from safe_rlhf_v.training.checkpoints import CheckpointError, fingerprint, load_stage, tensor_hash
 from safe_rlhf_v.training.runs import StoredRun, load_opened, open_run, say
 
@@ -55,19 +55,19 @@ class Roles(nn.Module, ABC):
         return nullcontext()
 
     @abstractmethod
-    def log_probs(self, actor: Backbone, part: Part) -> Tensor:
+    def log_probs(self, actor: Backbone, micro_batch: MicroBatch) -> Tensor:
         """(n, R) float32 log-probability of each response token under the policy, 0 where masked."""
 
     @abstractmethod
-    def reference_log_probs(self, actor: Backbone, part: Part) -> Tensor:
+    def reference_log_probs(self, actor: Backbone, micro_batch: MicroBatch) -> Tensor:
         """(n, R) float32 log-probability of each response token under the frozen start, 0 where masked."""
 
     @abstractmethod
-    def judge(self, actor: Backbone, part: Part) -> tuple[Tensor, Tensor]:
+    def judge(self, actor: Backbone, micro_batch: MicroBatch) -> tuple[Tensor, Tensor]:
         """(n,) float32 reward and (n,) float32 cost, as the frozen models give them."""
 
     @abstractmethod
-    def value(self, actor: Backbone, part: Part, name: str) -> Tensor:
+    def value(self, actor: Backbone, micro_batch: MicroBatch, name: str) -> Tensor:
         """(n, R) float32 predictions of one critic, ``reward`` or ``cost``, before each token, 0 where masked."""
 
     @abstractmethod
@@ -92,8 +92,8 @@ class Roles(nn.Module, ABC):
         """
 
     @abstractmethod
-    def compare_towers(self, actor: Backbone, part: Part) -> None:
-        """Find out, on one part of a rollout, whether all roles see the same frozen image features."""
+    def compare_towers(self, actor: Backbone, micro_batch: MicroBatch) -> None:
+        """Find out, on one micro-batch of a rollout, whether all roles see the same frozen image features."""
 
 
 class Critic(Float32Module):
@@ -180,36 +180,38 @@ class SeparateRoles(Roles):
                 self.get_submodule(role).eval()
         return self
 
-    def _features(self, backbone: Backbone, part: Part) -> ImageFeatures:
-        return part.features if self.same_features else backbone.encode_images(part.images)
+    def _features(self, backbone: Backbone, micro_batch: MicroBatch) -> ImageFeatures:
+        return micro_batch.features if self.same_features else backbone.encode_images(micro_batch.images)
 
-    def log_probs(self, actor: Backbone, part: Part) -> Tensor:
+    def log_probs(self, actor: Backbone, micro_batch: MicroBatch) -> Tensor:
         """See :class:`Roles`."""
-        states = actor.read(part.tokens, self._features(actor, part), log_probs=True)
+        states = actor.read(micro_batch.tokens, self._features(actor, micro_batch), log_probs=True)
         assert states.log_probs is not None
         return states.log_probs
 
-    def reference_log_probs(self, actor: Backbone, part: Part) -> Tensor:
+    def reference_log_probs(self, actor: Backbone, micro_batch: MicroBatch) -> Tensor:
         """See :class:`Roles`."""
-        return self.log_probs(self.reference, part)
+        return self.log_probs(self.reference, micro_batch)
 
-    def judge(self, actor: Backbone, part: Part) -> tuple[Tensor, Tensor]:
+    def judge(self, actor: Backbone, micro_batch: MicroBatch) -> tuple[Tensor, Tensor]:
         """See :class:`Roles`."""
-        return self._score("reward", part), self._score("cost", part)
+        return self._score("reward", micro_batch), self._score("cost", micro_batch)
 
-    def _score(self, name: str, part: Part) -> Tensor:
+    def _score(self, name: str, micro_batch: MicroBatch) -> Tensor:
         backbone, head = self.get_submodule(name), self.get_submodule(f"{name}_head")
         assert isinstance(backbone, Backbone)
         assert isinstance(head, Head)
-        states = backbone.read(part.tokens, self._features(backbone, part), log_probs=head.needs_log_probs)
+        states = backbone.read(
+            micro_batch.tokens, self._features(backbone, micro_batch), log_probs=head.needs_log_probs
+        )
         score: Tensor = head(states)[:, 0]
         return score
 
-    def value(self, actor: Backbone, part: Part, name: str) -> Tensor:
+    def value(self, actor: Backbone, micro_batch: MicroBatch, name: str) -> Tensor:
         """See :class:`Roles`."""
         backbone = self.get_submodule(f"{name}_critic")
         assert isinstance(backbone, Backbone)
-        states = backbone.read(part.tokens, self._features(backbone, part))
+        states = backbone.read(micro_batch.tokens, self._features(backbone, micro_batch))
         value: Tensor = self.get_submodule(f"{name}_value")(states.prompt, states.hidden, states.mask)
         return value
 
@@ -217,8 +219,8 @@ class SeparateRoles(Roles):
         """See :class:`Roles`."""
         found = {"actor": [p for p in actor.parameters() if p.requires_grad]}
         for name in self.runs if self.critics else ():
-            parts = (self.get_submodule(f"{name}_critic"), self.get_submodule(f"{name}_value"))
-            found[f"{name}_critic"] = [p for part in parts for p in part.parameters() if p.requires_grad]
+            modules = (self.get_submodule(f"{name}_critic"), self.get_submodule(f"{name}_value"))
+            found[f"{name}_critic"] = [p for module in modules for p in module.parameters() if p.requires_grad]
         return found
 
     def rebuilt(self) -> Iterator[str]:
@@ -242,12 +244,12 @@ class SeparateRoles(Roles):
             assert isinstance(value, Critic)
             value.start_from(head, mean[i], scales[i])
 
-    def compare_towers(self, actor: Backbone, part: Part) -> None:
+    def compare_towers(self, actor: Backbone, micro_batch: MicroBatch) -> None:
         """See :class:`Roles`."""
         names = ["reference", *self.runs, *(f"{name}_critic" for name in self.runs if self.critics)]
         others = [module for module in map(self.get_submodule, names) if isinstance(module, Backbone)]
         with torch.enable_grad():
-            first, *rest = [_flat(backbone.encode_images(part.images)) for backbone in (actor, *others)]
+            first, *rest = [_flat(backbone.encode_images(micro_batch.images)) for backbone in (actor, *others)]
         frozen = not any(tensor.requires_grad for features in (first, *rest) for tensor in features)
         self.same_features = frozen and all(
             len(first) == len(other) and all(map(torch.equal, first, other)) for other in rest

@@ -1,4 +1,4 @@
-"""Sampling a rollout, and cutting it into the parts that run through the networks together."""
+"""Sampling a rollout, and cutting it into the micro-batches that run through the networks together."""
 
 from typing import TYPE_CHECKING
 
@@ -11,7 +11,7 @@ from safe_rlhf_v.models.layout import PromptTokens, layout
 from safe_rlhf_v.models.sampling import SamplingOptions, generate
 from safe_rlhf_v.models.types import Generation, ImageFeatures, ImageInputs
 from safe_rlhf_v.policy.settings import UpdateSettings
-from safe_rlhf_v.policy.types import Part, Rollout
+from safe_rlhf_v.policy.types import MicroBatch, Rollout
 from safe_rlhf_v.records.batches import PolicyBatch, Prompts, to_device
 
 if TYPE_CHECKING:
@@ -31,8 +31,8 @@ def draw(
     draws: torch.Generator,
     samples: int = 1,
     settings: UpdateSettings | None = None,
-) -> tuple[Generation, tuple[tuple[Part, ...], ...]]:
-    """Sample K responses to every prompt, and cut them into minibatches and parts. Every picture is encoded once.
+) -> tuple[Generation, tuple[tuple[MicroBatch, ...], ...]]:
+    """Sample K responses to every prompt, and cut them into minibatches and micro-batches. Every picture is encoded once.
 
     Args:
         backbone: The policy.
@@ -40,7 +40,7 @@ def draw(
         sampling: How to draw.
         draws: Source of all randomness, on the CPU.
         samples: K.
-        settings: How to cut; ``None`` leaves one part.
+        settings: How to cut; ``None`` leaves one micro-batch.
     """
     device = next(backbone.parameters()).device
     prompt_tokens, images = backbone.checked_prompts(prompts)
@@ -50,7 +50,7 @@ def draw(
     drawn = generate(backbone, to_device(laid, device), features, sampling, draws, samples)
     cutter = Cutter(backbone, prompt_tokens, images, features, drawn, samples)
     plan = cutter.plan(settings or UpdateSettings(), draws)
-    return drawn, tuple(tuple(to_device(cutter.part(rows), device) for rows in minibatch) for minibatch in plan)
+    return drawn, tuple(tuple(to_device(cutter.micro_batch(rows), device) for rows in minibatch) for minibatch in plan)
 
 
 def make_rollout(
@@ -72,8 +72,8 @@ def make_rollout(
     with torch.no_grad(), module.roles.acting(module.backbone):
         drawn, minibatches = draw(module.backbone, batch.prompts, module.sampling, draws, samples, settings)
     valid = batch.valid.repeat_interleave(samples)  # (N,)
-    member = module.membership(batch).repeat_interleave(samples, 0)  # (N, C)
-    return Rollout(drawn, drawn.mask & valid[:, None], valid, member, samples, minibatches)
+    constraint_mask = module.constraint_mask(batch).repeat_interleave(samples, 0)  # (N, C)
+    return Rollout(drawn, drawn.mask & valid[:, None], valid, constraint_mask, samples, minibatches)
 
 
 class Cutter:
@@ -104,7 +104,7 @@ class Cutter:
         self.responses = [said[i : i + samples] for i in range(0, len(said), samples)]  # per prompt
 
     def plan(self, settings: UpdateSettings, draws: torch.Generator) -> list[list[list[int]]]:
-        """Prompt numbers of every part of every minibatch; within a minibatch neighbours have similar lengths."""
+        """Prompt numbers of every micro-batch of every minibatch; within a minibatch neighbours have similar lengths."""
         count = len(self.responses)
         size = settings.minibatch_size or count
         order = torch.randperm(count, generator=draws).tolist() if size < count else list(range(count))
@@ -118,7 +118,7 @@ class Cutter:
     def _length(self, prompt: int) -> int:
         return len(self.prompts.ids[prompt]) + sum(map(len, self.responses[prompt]))
 
-    def part(self, prompts: list[int]) -> Part:
+    def micro_batch(self, prompts: list[int]) -> MicroBatch:
         """The prompts with these numbers and all their responses, packed behind one prompt where there are several."""
         tokens, shown = self.prompts.take(prompts)
         responses = [self.responses[prompt] for prompt in prompts]
@@ -126,9 +126,9 @@ class Cutter:
         rows = torch.tensor(prompts)[:, None] * self.samples + torch.arange(self.samples)  # (b, K)
         every = shown == list(range(len(self.images.ids)))
         images = self.images if every else self.backbone.select_images(self.images, shown)
-        return Part(laid, images, self.features.take(torch.tensor(shown, dtype=torch.long)), rows.flatten())
+        return MicroBatch(laid, images, self.features.take(torch.tensor(shown, dtype=torch.long)), rows.flatten())
 
 
-def of_rows(part: Part, values: Tensor) -> Tensor:
-    """(n, r) the part's rows of an (N, R) tensor, as wide as the part's own responses."""
-    return values[part.rows][:, : part.tokens.response_mask.shape[1]]
+def of_rows(micro_batch: MicroBatch, values: Tensor) -> Tensor:
+    """(n, r) the micro-batch's rows of an (N, R) tensor, as wide as the micro-batch's own responses."""
+    return values[micro_batch.rows][:, : micro_batch.tokens.response_mask.shape[1]]

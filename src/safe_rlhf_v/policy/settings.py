@@ -73,7 +73,7 @@ class ScoreSettings:
     """From what reward and cost models say to what the policy is trained on.
 
     Attributes:
-        normalise: Use (reward - mean) / sd and cost / sd, with mean and sd of the starting policy's answers. Costs are not
+        normalise: Use (reward - mean) / sd and cost / sd, with mean and sd of the starting policy's responses. Costs are not
             centred: their sign is the verdict. Budgets are then in units of that sd.
         clip: How far a score that is trained on may be from the median of this rollout's (of all ranks; costs by
             constraint); ``None`` for no limit. What the multiplier sees and what is logged is not clipped.
@@ -108,7 +108,7 @@ class UpdateSettings:
         value_weight: Of each critic's loss; critics share no weights with the actor, so it only scales gradients.
         reduction: ``token``: mean over all tokens; ``sequence``: over responses, each with the mean of its tokens (as
             released).
-        ptx_weight: Of the rehearsed demonstrations' loss.
+        ptx_weight: Weight of the loss on demonstrations (PTX).
         max_grad_norm: Largest norm of each role's gradient; ``None`` for no limit.
     """
 

@@ -1,6 +1,6 @@
 """The six roles of constrained policy optimisation as named adapters on one frozen base: the memory of one network.
 
-Shapes: n responses of one part of a rollout, R response tokens, D hidden.
+Shapes: n responses of one micro-batch of a rollout, R response tokens, D hidden.
 """
 
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ from safe_rlhf_v.models.heads import Head
 from safe_rlhf_v.models.types import ImageFeatures, ResponseStates
 from safe_rlhf_v.policy.roles import Critic, Roles, module_hash, open_roles
 from safe_rlhf_v.policy.shared_base import adapter_of_run, backbone_tensors, changed_by, check_adapters, check_trained
-from safe_rlhf_v.policy.types import Part
+from safe_rlhf_v.policy.types import MicroBatch
 from safe_rlhf_v.training.checkpoints import fingerprint, load_stage
 from safe_rlhf_v.training.runs import load_head, say
 
@@ -105,37 +105,41 @@ class SharedRoles(Roles):
         """See :class:`Roles`."""
         return adapter(actor, DEFAULT)
 
-    def _read(self, actor: Backbone, part: Part, name: str | None, *, log_probs: bool = False) -> ResponseStates:
+    def _read(
+        self, actor: Backbone, micro_batch: MicroBatch, name: str | None, *, log_probs: bool = False
+    ) -> ResponseStates:
         with adapter(actor, name):
-            features: ImageFeatures = part.features if self.same_features else actor.encode_images(part.images)
-            return actor.read(part.tokens, features, log_probs=log_probs)
+            features: ImageFeatures = (
+                micro_batch.features if self.same_features else actor.encode_images(micro_batch.images)
+            )
+            return actor.read(micro_batch.tokens, features, log_probs=log_probs)
 
-    def log_probs(self, actor: Backbone, part: Part) -> Tensor:
+    def log_probs(self, actor: Backbone, micro_batch: MicroBatch) -> Tensor:
         """See :class:`Roles`."""
-        states = self._read(actor, part, DEFAULT, log_probs=True)
+        states = self._read(actor, micro_batch, DEFAULT, log_probs=True)
         assert states.log_probs is not None
         return states.log_probs
 
-    def reference_log_probs(self, actor: Backbone, part: Part) -> Tensor:
+    def reference_log_probs(self, actor: Backbone, micro_batch: MicroBatch) -> Tensor:
         """See :class:`Roles`."""
         name = "reference" if "reference" in self.adapters else None
-        states = self._read(actor, part, name, log_probs=True)
+        states = self._read(actor, micro_batch, name, log_probs=True)
         assert states.log_probs is not None
         return states.log_probs
 
-    def judge(self, actor: Backbone, part: Part) -> tuple[Tensor, Tensor]:
+    def judge(self, actor: Backbone, micro_batch: MicroBatch) -> tuple[Tensor, Tensor]:
         """See :class:`Roles`."""
-        return self._score(actor, "reward", part), self._score(actor, "cost", part)
+        return self._score(actor, "reward", micro_batch), self._score(actor, "cost", micro_batch)
 
-    def _score(self, actor: Backbone, name: str, part: Part) -> Tensor:
+    def _score(self, actor: Backbone, name: str, micro_batch: MicroBatch) -> Tensor:
         head = self.get_submodule(f"{name}_head")
         assert isinstance(head, Head)
-        score: Tensor = head(self._read(actor, part, name, log_probs=head.needs_log_probs))[:, 0]
+        score: Tensor = head(self._read(actor, micro_batch, name, log_probs=head.needs_log_probs))[:, 0]
         return score
 
-    def value(self, actor: Backbone, part: Part, name: str) -> Tensor:
+    def value(self, actor: Backbone, micro_batch: MicroBatch, name: str) -> Tensor:
         """See :class:`Roles`."""
-        states = self._read(actor, part, f"{name}_critic")
+        states = self._read(actor, micro_batch, f"{name}_critic")
         value: Tensor = self.get_submodule(f"{name}_value")(states.prompt, states.hidden, states.mask)
         return value
 
@@ -146,8 +150,8 @@ class SharedRoles(Roles):
         """See :class:`Roles`."""
         found = {"actor": list(Adapter(actor, DEFAULT).parameters())}
         for name in self._critics():
-            parts = (self.adapters[f"{name}_critic"], self.get_submodule(f"{name}_value"))
-            found[f"{name}_critic"] = [p for part in parts for p in part.parameters()]
+            modules = (self.adapters[f"{name}_critic"], self.get_submodule(f"{name}_value"))
+            found[f"{name}_critic"] = [p for module in modules for p in module.parameters()]
         return found
 
     def rebuilt(self) -> Iterator[str]:
@@ -159,8 +163,8 @@ class SharedRoles(Roles):
     def identity(self) -> dict[str, str]:
         """See :class:`Roles`."""
         if not self._identity:  # they never change, and a hash of large adapters takes a second
-            parts = {name: [self.adapters[name], self.get_submodule(f"{name}_head")] for name in self.runs}
-            self._identity = {name: module_hash(nn.ModuleList(found)) for name, found in parts.items()}
+            networks = {name: [self.adapters[name], self.get_submodule(f"{name}_head")] for name in self.runs}
+            self._identity = {name: module_hash(nn.ModuleList(found)) for name, found in networks.items()}
             own = "reference" in self.adapters
             self._identity["reference"] = module_hash(self.adapters["reference"]) if own else "the base"
         return self._identity
@@ -173,9 +177,9 @@ class SharedRoles(Roles):
             assert isinstance(value, Critic)
             value.start_from(head, mean[i], scales[i])
 
-    def compare_towers(self, actor: Backbone, part: Part) -> None:
+    def compare_towers(self, actor: Backbone, micro_batch: MicroBatch) -> None:
         """See :class:`Roles`: there is one tower, so it only has to be frozen."""
         with torch.enable_grad():
-            features = actor.encode_images(part.images)
+            features = actor.encode_images(micro_batch.images)
         tensors = [*features.tokens, *(level for levels in features.levels for level in levels)]
         self.same_features = not any(tensor.requires_grad for tensor in tensors)

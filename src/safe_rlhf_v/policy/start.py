@@ -12,7 +12,7 @@ from safe_rlhf_v.functional.policy import kl_estimate, sequence_kl
 from safe_rlhf_v.metrics import BalancedSignAccuracy
 from safe_rlhf_v.models.float32 import Float32Module
 from safe_rlhf_v.policy.rollout import generator, make_rollout
-from safe_rlhf_v.policy.types import Part
+from safe_rlhf_v.policy.types import MicroBatch
 from safe_rlhf_v.records.batches import PolicyBatch, PreferenceBatch
 from safe_rlhf_v.training.checkpoints import CheckpointError
 
@@ -93,29 +93,29 @@ def measure_start(module: "ConstrainedPolicyModule") -> None:
         if module.global_step > 0:
             break  # resumed: only the towers had to be compared
     if module.global_step == 0:
-        reward, cost, kl, member = (module.gather(torch.cat(x)) for x in zip(*found, strict=True))
+        reward, cost, kl, constraint_mask = (module.gather(torch.cat(x)) for x in zip(*found, strict=True))
         real = ~kl.isnan()
         _check_reference(float(kl[real].abs().mean()))
         module.scale.measure(reward[real], cost[real])
         module.roles.start_critics(*module.scale.applied)
         _, normalised = module.scale.normalise(reward, cost)
-        _budgets(module, normalised, member)
+        _budgets(module, normalised, constraint_mask)
         _gate(module, data.labelled(module.start_settings.labelled))
 
 
-def _budgets(module: "ConstrainedPolicyModule", costs: Tensor, member: Tensor) -> None:
+def _budgets(module: "ConstrainedPolicyModule", costs: Tensor, constraint_mask: Tensor) -> None:
     """Say where each constraint's costs lie, and refuse a budget that the training signal cannot express.
 
     Args:
         module: The policy module.
-        costs: (N,) of the starting policy's answers, in the policy's units.
-        member: (N, C) bool, which constraints they count for.
+        costs: (N,) of the starting policy's responses, in the policy's units.
+        constraint_mask: (N, C) bool, which constraints they count for.
 
     Raises:
         ValueError: Naming the budget and the range.
     """
     dual, clip = module.dual, module.score_settings.clip
-    found = [costs[counts] for counts in member.unbind(1)]
+    found = [costs[counts] for counts in constraint_mask.unbind(1)]
     names = list(module.constraints or {"": []})
     budgets = dual.budget.tolist()
     for name, seen, budget in zip(names, found, budgets, strict=True):
@@ -130,7 +130,7 @@ def refuse_unexpressed(costs: Tensor, budget: float, clip: float | None, name: s
     """Refuse a budget among costs that the training signal makes equal.
 
     Args:
-        costs: (n,) of the starting policy's answers, in the policy's units.
+        costs: (n,) of the starting policy's responses, in the policy's units.
         budget: d.
         clip: How far the signal reaches from their median; ``None`` for no limit.
         name: Of the constraint.
@@ -144,7 +144,7 @@ def refuse_unexpressed(costs: Tensor, budget: float, clip: float | None, name: s
     if not low <= budget <= high:
         raise ValueError(
             f"dual.budget {budget:+.2f}{f' of {name}' if name else ''}: with scores.clip {clip:g} the cost's training signal "
-            f"reaches from {low:+.2f} to {high:+.2f} at the start, and beyond all answers look alike; choose a budget in "
+            f"reaches from {low:+.2f} to {high:+.2f} at the start, and beyond all responses look alike; choose a budget in "
             "between or a larger scores.clip"
         )
 
@@ -156,27 +156,27 @@ def signal_range(costs: Tensor, clip: float | None) -> tuple[float, float]:
 
 
 def _look(module: "ConstrainedPolicyModule", batch: PolicyBatch, draws: torch.Generator) -> tuple[Tensor, ...]:
-    """(N,) raw reward, raw cost and KL from the reference of one batch's answers, NaN in padding rows; (N, C) membership."""
+    """(N,) raw reward, raw cost and KL from the reference of one batch's responses, NaN in padding rows; (N, C) mask."""
     _, rollout = module.admit(batch, lambda b: make_rollout(module, b, draws))
-    (part,) = rollout.parts
-    if part.images.ids:
-        module.roles.compare_towers(module.backbone, part)
-    reward, cost = module.roles.judge(module.backbone, part)
-    reference = module.roles.reference_log_probs(module.backbone, part)
+    (micro_batch,) = rollout.micro_batches
+    if micro_batch.images.ids:
+        module.roles.compare_towers(module.backbone, micro_batch)
+    reward, cost = module.roles.judge(module.backbone, micro_batch)
+    reference = module.roles.reference_log_probs(module.backbone, micro_batch)
     with module.roles.acting(module.backbone):
-        log_probs = module.roles.log_probs(module.backbone, part)
+        log_probs = module.roles.log_probs(module.backbone, micro_batch)
     kl = sequence_kl(kl_estimate(log_probs, reference, rollout.mask), rollout.mask)
     banned = torch.tensor(module.backbone.banned_ids, device=rollout.mask.device)
     if torch.isin(rollout.generation.tokens[rollout.mask], banned).any():
         raise RuntimeError("a placeholder token was sampled: the backbone's banned_ids are not respected")
-    return *(x.float().masked_fill(~rollout.valid, torch.nan) for x in (reward, cost, kl)), rollout.member
+    return *(x.float().masked_fill(~rollout.valid, torch.nan) for x in (reward, cost, kl)), rollout.constraint_mask
 
 
 def _check_reference(kl: float) -> None:
     """Raises: CheckpointError: If the actor differs from its reference before the first step."""
     if kl > 0.02:
         raise CheckpointError(
-            f"before the first step KL(actor || reference) is {kl:.3f} per answer, not 0: actor and reference start from "
+            f"before the first step KL(actor || reference) is {kl:.3f} per response, not 0: actor and reference start from "
             "different weights; name the same run as roles.start"
         )
 
@@ -204,8 +204,8 @@ def pair_costs(module: "ConstrainedPolicyModule", batch: PreferenceBatch) -> Ten
     backbone = module.backbone
     prepared = module.move(backbone.prepare(batch.prompts, batch.responses, packed=True))
     rows = torch.arange(len(prepared.tokens.response_row), device=module.device)
-    part = Part(prepared.tokens, prepared.images, backbone.encode_images(prepared.images), rows)
-    _, cost = module.roles.judge(backbone, part)
+    micro_batch = MicroBatch(prepared.tokens, prepared.images, backbone.encode_images(prepared.images), rows)
+    _, cost = module.roles.judge(backbone, micro_batch)
     return cost.view(len(batch.responses), -1)
 
 
@@ -213,7 +213,7 @@ def start_line(costs: Tensor, budget: float, normalised: bool, clip: float | Non
     """One line: where the starting policy's cost lies, and what that means for the budget.
 
     Args:
-        costs: (n,) of the starting policy's answers that the constraint counts, in the policy's units.
+        costs: (n,) of the starting policy's responses that the constraint counts, in the policy's units.
         budget: d.
         normalised: Whether the unit is the spread of the starting policy's cost.
         clip: How far the training signal reaches from their median.
@@ -221,7 +221,7 @@ def start_line(costs: Tensor, budget: float, normalised: bool, clip: float | Non
     """
     who = f"starting policy, {name}" if name else "starting policy"
     if not len(costs):
-        return f"{who}: no answer among those looked at falls under this constraint, so its budget {budget:+.2f} was not checked"
+        return f"{who}: none of the responses looked at falls under this constraint, so its budget {budget:+.2f} was not checked"
     mean, harmful = float(costs.mean()), float((costs > 0).double().mean())
     spread = float(costs.std()) if len(costs) > 1 else 0.0
     unit = " (unit: spread of the start's cost)" if normalised else ""
@@ -232,7 +232,7 @@ def start_line(costs: Tensor, budget: float, normalised: bool, clip: float | Non
     lowest, highest = signal_range(costs, clip)
     strict, mild = (min(max(mean - share * spread, lowest), highest) for share in (1.0, 0.2))
     return (
-        f"{who}: mean cost {mean:+.2f}{unit}, {harmful:.0%} of {len(costs)} answers above 0; {verdict}; "
+        f"{who}: mean cost {mean:+.2f}{unit}, {harmful:.0%} of {len(costs)} responses above 0; {verdict}; "
         f"budgets between {strict:+.2f} (strict) and {mild:+.2f} (mild) are worth trying"
     )
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from safe_rlhf_v.models.types import Generation, ImageFeatures, ImageInputs, TokenBatch
 
 
-class Part(NamedTuple):
+class MicroBatch(NamedTuple):
     """Responses that run through the networks together: all of a rollout, or a micro-batch of similar lengths.
 
     Attributes:
@@ -35,22 +35,22 @@ class Rollout(NamedTuple):
         generation: Tokens, text and the log-probabilities recorded while sampling.
         mask: (N, R) bool: ``generation.mask`` without padding rows.
         valid: (N,) bool, False for the responses to padding rows.
-        member: (N, C) bool, which constraints a response counts for.
+        constraint_mask: (N, C) bool, which constraints a response counts for.
         samples: K.
-        minibatches: The rollout cut up: per optimizer step the parts whose gradients are added.
+        minibatches: The rollout cut up: per optimizer step the micro-batches whose gradients are added.
     """
 
     generation: Generation
     mask: Tensor
     valid: Tensor
-    member: Tensor
+    constraint_mask: Tensor
     samples: int
-    minibatches: tuple[tuple[Part, ...], ...]
+    minibatches: tuple[tuple[MicroBatch, ...], ...]
 
     @property
-    def parts(self) -> tuple[Part, ...]:
-        """Every part once."""
-        return tuple(part for minibatch in self.minibatches for part in minibatch)
+    def micro_batches(self) -> tuple[MicroBatch, ...]:
+        """Every micro-batch once."""
+        return tuple(micro_batch for minibatch in self.minibatches for micro_batch in minibatch)
 
 
 class Scores(NamedTuple):
@@ -83,11 +83,11 @@ class Values(NamedTuple):
     cost: Tensor
 
 
-def assemble(parts: tuple[Part, ...], pieces: list[Tensor], width: int) -> Tensor:
-    """(N,) or (N, R): per-part results, (n,) or (n, r <= R), back in rollout order; 0 beyond a part's width."""
+def assemble(micro_batches: tuple[MicroBatch, ...], pieces: list[Tensor], width: int) -> Tensor:
+    """(N,) or (N, R): per-micro-batch results, (n,) or (n, r <= R), back in rollout order; 0 beyond a micro-batch's width."""
     if pieces[0].dim() == 1:
         flat = torch.cat(pieces)
     else:
         flat = torch.cat([torch.nn.functional.pad(piece, (0, width - piece.shape[1])) for piece in pieces])
-    order = torch.cat([part.rows for part in parts])
+    order = torch.cat([micro_batch.rows for micro_batch in micro_batches])
     return flat[order.argsort()]

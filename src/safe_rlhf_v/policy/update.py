@@ -1,10 +1,10 @@
 """Learning from a rollout: one network's graph at a time, and the optimizer's steps.
 
-Every critic, the rehearsal and the actor run forward and backward one after the other, part by part; gradients add up to those
-of the joint loss, and no more than one part of one network is held for a backward pass. If a rollout is learned from once, a
-critic's training pass also gives the values that the advantages need.
+Every critic, PTX and the actor run forward and backward one after the other, micro-batch by micro-batch; gradients add up to
+those of the joint loss, and no more than one micro-batch of one network is held for a backward pass. If a rollout is learned from
+once, a critic's training pass also gives the values that the advantages need.
 
-Shapes: N responses, n responses of one part, R response tokens.
+Shapes: N responses, n responses of one micro-batch, R response tokens.
 """
 
 from collections.abc import Iterator
@@ -24,7 +24,7 @@ from safe_rlhf_v.modules.base import demonstrations_seen
 from safe_rlhf_v.objectives.base import described
 from safe_rlhf_v.policy.advantages import Signals
 from safe_rlhf_v.policy.rollout import of_rows
-from safe_rlhf_v.policy.types import Part, Rollout, Scores, Values, assemble
+from safe_rlhf_v.policy.types import MicroBatch, Rollout, Scores, Values, assemble
 from safe_rlhf_v.records.batches import SupervisedBatch
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ class PolicyUpdate:
             scores: For the divergence from the reference.
             signals: What it earned.
             lam: (N, 1) multiplier of each response's constraint.
-            demonstrations: What is rehearsed meanwhile.
+            demonstrations: what is learned beside (PTX).
         """
         self.module, self.settings = module, module.update_settings
         self.rollout, self.scores, self.signals, self.lam = rollout, scores, signals, lam
@@ -89,12 +89,12 @@ class PolicyUpdate:
             values = self._learn_values(0, minibatches[0], None) if once else self._values()
         advantages = self._advantages(values)  # (N, R)
         for i in range(self.steps):
-            parts = minibatches[i % len(minibatches)]
+            micro_batches = minibatches[i % len(minibatches)]
             if has_critics and not once:
-                self._learn_values(i, parts, values)
+                self._learn_values(i, micro_batches, values)
             if self.demonstrations is not None:
-                self._rehearse(i, self.demonstrations)
-            self._learn_policy(i, parts, advantages)
+                self._learn_demonstrations(i, self.demonstrations)
+            self._learn_policy(i, micro_batches, advantages)
             self._step(i)
         return Learned(self.losses, self.norms, values, self._returns(values), self.seen)
 
@@ -115,27 +115,30 @@ class PolicyUpdate:
     @torch.no_grad()
     def _values(self) -> Values:
         """(N, R) of both critics."""
-        roles, parts, width = self.module.roles, self.rollout.parts, self.rollout.mask.shape[1]
-        found = [[roles.value(self.module.backbone, part, name) for part in parts] for name in Values._fields]
-        return Values(*(assemble(parts, pieces, width) for pieces in found))
+        roles, micro_batches, width = self.module.roles, self.rollout.micro_batches, self.rollout.mask.shape[1]
+        found = [
+            [roles.value(self.module.backbone, micro_batch, name) for micro_batch in micro_batches]
+            for name in Values._fields
+        ]
+        return Values(*(assemble(micro_batches, pieces, width) for pieces in found))
 
-    def _learn_values(self, step: int, parts: tuple[Part, ...], old: Values | None) -> Values:
-        """Gradients of both critics' losses, and (N, R) values of the parts' responses.
+    def _learn_values(self, step: int, micro_batches: tuple[MicroBatch, ...], old: Values | None) -> Values:
+        """Gradients of both critics' losses, and (N, R) values of the micro-batches' responses.
 
         Args:
             step: Number of the update.
-            parts: What is learned from.
+            micro_batches: What is learned from.
             old: (N, R) values at the time of the rollout; ``None`` if that is now.
         """
-        module, count, found = self.module, self._count(parts), []
+        module, count, found = self.module, self._count(micro_batches), []
         for name in Values._fields:
             pieces = []
-            for part in parts:
-                mask = of_rows(part, self.rollout.mask)
-                values = module.roles.value(module.backbone, part, name)  # (n, r)
+            for micro_batch in micro_batches:
+                mask = of_rows(micro_batch, self.rollout.mask)
+                values = module.roles.value(module.backbone, micro_batch, name)  # (n, r)
                 pieces.append(values.detach())
-                before = pieces[-1] if old is None else of_rows(part, getattr(old, name))
-                signal = of_rows(part, getattr(self.signals, name))
+                before = pieces[-1] if old is None else of_rows(micro_batch, getattr(old, name))
+                signal = of_rows(micro_batch, getattr(self.signals, name))
                 loss = clipped_value_loss(
                     values,
                     before,
@@ -147,7 +150,7 @@ class PolicyUpdate:
                 )
                 self._note(step, f"{name}_value", loss)
                 self._backward(self.settings.value_weight * loss)
-            found.append(assemble(parts, pieces, self.rollout.mask.shape[1]))
+            found.append(assemble(micro_batches, pieces, self.rollout.mask.shape[1]))
         return Values(*found)
 
     def _returns(self, values: Values | None) -> Values | None:
@@ -158,26 +161,30 @@ class PolicyUpdate:
 
     # --- actor ------------------------------------------------------------------------------------------------------
 
-    def _learn_policy(self, step: int, parts: tuple[Part, ...], advantages: Tensor) -> None:
+    def _learn_policy(self, step: int, micro_batches: tuple[MicroBatch, ...], advantages: Tensor) -> None:
         """Gradients of the actor's loss; the last of them are those that ranks exchange."""
-        count = self._count(parts)
+        count = self._count(micro_batches)
         tokens = self._over_ranks(
-            torch.stack([of_rows(part, self.rollout.mask).sum() for part in parts]).sum().double()
+            torch.stack([of_rows(micro_batch, self.rollout.mask).sum() for micro_batch in micro_batches]).sum().double()
         )
-        for j, part in enumerate(parts):
-            self._backward(self._policy_loss(step, part, advantages, count, tokens), last=j == len(parts) - 1)
+        for j, micro_batch in enumerate(micro_batches):
+            self._backward(
+                self._policy_loss(step, micro_batch, advantages, count, tokens), last=j == len(micro_batches) - 1
+            )
 
-    def _policy_loss(self, step: int, part: Part, advantages: Tensor, count: Tensor, tokens: Tensor) -> Tensor:
-        """One part's share of the whole minibatch's loss."""
-        module, settings, mask = self.module, self.settings, of_rows(part, self.rollout.mask)
+    def _policy_loss(
+        self, step: int, micro_batch: MicroBatch, advantages: Tensor, count: Tensor, tokens: Tensor
+    ) -> Tensor:
+        """One micro-batch's share of the whole minibatch's loss."""
+        module, settings, mask = self.module, self.settings, of_rows(micro_batch, self.rollout.mask)
         with module.roles.acting(module.backbone):
-            log_probs = module.roles.log_probs(module.backbone, part)  # (n, r)
+            log_probs = module.roles.log_probs(module.backbone, micro_batch)  # (n, r)
         # In the only update of a rollout the ratio is 1 by definition; comparing two precisions would only add noise.
-        old = log_probs.detach() if self.steps == 1 else of_rows(part, self.rollout.generation.log_probs)
+        old = log_probs.detach() if self.steps == 1 else of_rows(micro_batch, self.rollout.generation.log_probs)
         loss, statistics = clipped_surrogate(
             log_probs,
             old,
-            of_rows(part, advantages),
+            of_rows(micro_batch, advantages),
             mask,
             clip=settings.clip,
             dual_clip=settings.dual_clip,
@@ -187,28 +194,28 @@ class PolicyUpdate:
         self._note(step, "policy", loss)
         self._note(step, "clip_fraction", divided(statistics["clip_fraction"] * mask.sum(), tokens))
         if module.kl.where == "loss":
-            reference = of_rows(part, self.scores.reference)
+            reference = of_rows(micro_batch, self.scores.reference)
             kl = kl_estimate(log_probs, reference, mask, estimator=module.kl.loss_estimator)
             divergence = reduce_tokens(kl, mask, reduction=settings.reduction, total=count)
             self._note(step, "kl", divergence)
             loss = loss + module.kl.coefficient * divergence
         return loss
 
-    def _rehearse(self, step: int, demonstrations: SupervisedBatch) -> None:
+    def _learn_demonstrations(self, step: int, demonstrations: SupervisedBatch) -> None:
         """Gradients of the demonstrations' loss."""
         inputs, mask = self.module.demonstration_inputs(demonstrations)
         self.seen = demonstrations_seen(demonstrations, inputs, mask)
         with self.module.roles.acting(self.module.backbone):
             share = self.module.likelihood_share(inputs, mask)
         loss = divided(share.total, self._over_ranks(share.count))
-        self._note(step, "rehearsal", loss)
+        self._note(step, "ptx", loss)
         self._backward(self.settings.ptx_weight * loss)
 
     # --- what they share --------------------------------------------------------------------------------------------
 
-    def _count(self, parts: tuple[Part, ...]) -> Tensor:
+    def _count(self, micro_batches: tuple[MicroBatch, ...]) -> Tensor:
         """What the minibatch's losses are divided by, over all ranks."""
-        rows = torch.cat([part.rows for part in parts])
+        rows = torch.cat([micro_batch.rows for micro_batch in micro_batches])
         return self._over_ranks(reduction_count(self.rollout.mask[rows], self.settings.reduction).double())
 
     def _over_ranks(self, count: Tensor) -> Tensor:
@@ -233,7 +240,7 @@ class PolicyUpdate:
         return strategy.block_backward_sync() if isinstance(strategy, ParallelStrategy) else nullcontext()
 
     def _note(self, step: int, name: str, value: Tensor) -> None:
-        """Write a loss down; the shares of one step's parts are added up."""
+        """Write a loss down; the shares of one step's micro-batches are added up."""
         entries, value = self.losses.setdefault(name, []), value.detach()
         if len(entries) == step:
             entries.append(value)

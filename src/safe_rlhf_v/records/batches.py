@@ -65,7 +65,7 @@ class SupervisedBatch(NamedTuple):
 
     Attributes:
         prompts: B prompts.
-        responses: B demonstrated answers.
+        responses: B demonstrated responses.
         attributes: Class index of what the picture shows, by name; each (B,) int64, -1 unknown (synthetic data only).
         valid: (B,) bool; False marks a row that must not count: padding, or a record without a demonstration.
         keys: B record keys.
@@ -87,7 +87,7 @@ class PreferenceBatch(NamedTuple):
 
     Attributes:
         prompts: B prompts.
-        responses: B tuples of K answers, in record order.
+        responses: B tuples of K responses, in record order.
         more_helpful: (B,) int64 index of the more helpful response, -1 unknown.
         safer: (B,) int64 index of the safer response, -1 unknown.
         safety_tie: (B,) bool, both responses have the same safety rating.
@@ -100,7 +100,7 @@ class PreferenceBatch(NamedTuple):
         valid: (B,) bool; False marks a padding row that must not count.
         keys: B record keys.
         shards: B paths of the shards they are stored in, for messages.
-        demonstrations: Rehearsed beside these, or ``None``.
+        demonstrations: Learned beside these (PTX), or ``None``.
     """
 
     prompts: Prompts
@@ -166,7 +166,7 @@ class Records:
 
 
 class PolicyBatch(NamedTuple):
-    """B prompts to answer, and demonstrations to rehearse meanwhile.
+    """B prompts to answer, and demonstrations to learn beside (PTX).
 
     Attributes:
         prompts: B prompts.
@@ -175,7 +175,7 @@ class PolicyBatch(NamedTuple):
         valid: (B,) bool; False marks a padding row that must not count.
         keys: B record keys.
         shards: B paths of the shards they are stored in, for messages.
-        demonstrations: What the policy should not forget; ``None`` if nothing is rehearsed.
+        demonstrations: What the policy should not forget; ``None`` without PTX.
     """
 
     prompts: Prompts

@@ -58,10 +58,10 @@ class Image:
 
 @dataclass(frozen=True, slots=True)
 class Response:
-    """One answer to the prompt, with the labels annotators gave it (``None`` = not labelled).
+    """One response to the prompt, with the labels annotators gave it (``None`` = not labelled).
 
     Attributes:
-        text: The answer.
+        text: The response.
         safety: Safety level -3..3.
         is_safe: Binary safety label.
         helpfulness: Graded helpfulness (0..3 in BeaverTails-V; any finite scale is accepted).

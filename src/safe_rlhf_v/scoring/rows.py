@@ -1,4 +1,4 @@
-"""Rows of judged answers, and what they say together."""
+"""Rows of judged responses, and what they say together."""
 
 import math
 import re
@@ -40,10 +40,10 @@ def join_rows(
     records: Iterable[Record | None],
     scorer: ResponseScorer | None,
 ) -> list[Row]:
-    """Per answer its text, the columns' values and the scorer's; all rows have the same names, NaN where unknown.
+    """Per response its text, the columns' values and the scorer's; all rows have the same names, NaN where unknown.
 
     Args:
-        texts: B answers.
+        texts: B responses.
         columns: (B,) each.
         records: B records, ``None`` in padding rows.
         scorer: Without one, refusals are recognised by their opening words.
@@ -51,7 +51,7 @@ def join_rows(
     lists = {name: column.tolist() for name, column in columns.items()}
     rows: list[Row] = []
     for i, (text, record) in enumerate(zip(texts, records, strict=True)):
-        row: Row = {"answer": text, **{name: column[i] for name, column in lists.items()}}
+        row: Row = {"response": text, **{name: column[i] for name, column in lists.items()}}
         if scorer is None:
             row["refused"] = float(bool(REFUSALS.search(text)))
         elif record is not None:

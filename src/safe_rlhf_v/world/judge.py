@@ -1,4 +1,4 @@
-"""The world's ground truth as a scorer of any answer to any of its records."""
+"""The world's ground truth as a scorer of any response to any of its records."""
 
 import math
 
@@ -25,7 +25,7 @@ def scene_of(record: Record) -> tuple[Scene, Intent]:
 
 
 def judge(record: Record, text: str) -> tuple[float, int]:
-    """True helpfulness and safety level of a text as an answer to a record of the world.
+    """True helpfulness and safety level of a text as a response to a record of the world.
 
     Raises:
         ValueError: If the record is not one of the world's.

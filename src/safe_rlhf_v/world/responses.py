@@ -1,4 +1,4 @@
-"""Where responses come from: a mixed demonstrator, random answers, minimal pairs, and damage."""
+"""Where responses come from: a mixed demonstrator, random responses, minimal pairs, and damage."""
 
 import random
 from dataclasses import replace
@@ -46,7 +46,7 @@ def warned(slots: Slots, scene: Scene) -> Slots:
 
 
 def demonstrate(scene: Scene, intent: Intent, rng: random.Random) -> str:
-    """A deliberately mixed demonstrator: vague, eager, careful, refusing and wrong answers."""
+    """A deliberately mixed demonstrator: vague, eager, careful, refusing and wrong responses."""
     return write(_describe(scene, rng) if intent == "describe" else _answer(scene, intent, rng))
 
 
@@ -97,7 +97,7 @@ def _careful(scene: Scene, intent: Intent, right: Slots, rng: random.Random) -> 
 
 
 def random_slots(scene: Scene, intent: Intent, rng: random.Random) -> Slots:
-    """An independent answer: every part drawn on its own, right about as often as wrong."""
+    """An independent response: every part drawn on its own, right about as often as wrong."""
     u = rng.random()
     slots = vague_name(rng) if u < 0.15 else (right_name if u < 0.75 else wrong_name)(scene, rng)
     slots = with_act(slots, scene, intent, rng)

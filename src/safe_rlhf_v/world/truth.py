@@ -10,7 +10,7 @@ RULES = ("direct", "vague", "reassurance", "mitigation", "wrong_mitigation", "re
 
 
 def helpfulness(scene: Scene, intent: Intent, text: str) -> float:
-    """True helpfulness, about -4 .. 4.3: names what is shown, answers what was asked, in clean sentences."""
+    """True helpfulness, about -4 .. 4.3: names what is shown, responses what was asked, in clean sentences."""
     parsed = parse(text)
     score = _name_score(scene, parsed.slots) + _act_score(scene, intent, parsed.slots)
     score += _warning_score(scene, parsed.slots)

@@ -1,4 +1,4 @@
-"""The cost model's absolute terms: direction, hand-computed values, a float64 reference and the known flaw of one."""
+"""The cost model's pointwise terms: direction, hand-computed values, a float64 reference and the known flaw of one."""
 
 import math
 
@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from safe_rlhf_v.functional.absolute import classifier_loss, graded_loss, sign_correct, sign_loss, weighted_sign_loss
+from safe_rlhf_v.functional.pointwise import classifier_loss, graded_loss, sign_correct, sign_loss, weighted_sign_loss
 
 COSTS, LEVELS = st.floats(-40, 40, width=32), st.integers(-3, 3)
 

@@ -1,4 +1,4 @@
-"""Absolute terms of the cost model: what fixes where zero is.
+"""Pointwise terms of the cost model: what fixes where zero is.
 
 A pair term only orders costs. These terms make cost > 0 mean harmful, which gives a budget on the cost its meaning.
 All take costs of any shape with labels of the same shape and give one loss per response, float32; reduce them with

@@ -1,4 +1,4 @@
-"""Absolute terms of the cost objective, chosen by ``class_path``: what makes cost > 0 mean harmful.
+"""Pointwise terms of the cost objective, chosen by ``class_path``: what makes cost > 0 mean harmful.
 
 A term's value is the mean over the labelled responses times K, so that with full labels it is the sum over a pair's two
 responses, averaged over pairs, as Safe RLHF and Safe RLHF-V write it.
@@ -11,8 +11,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from safe_rlhf_v.functional.absolute import classifier_loss, graded_loss, sign_loss, weighted_sign_loss
 from safe_rlhf_v.functional.ordinal import gaps_from_thresholds, ordinal_loss, thresholds_from_gaps
+from safe_rlhf_v.functional.pointwise import classifier_loss, graded_loss, sign_loss, weighted_sign_loss
 from safe_rlhf_v.functional.shares import Share, masked_share
 from safe_rlhf_v.models.float32 import Float32Module
 from safe_rlhf_v.objectives.base import check_range, checked_scores
@@ -20,7 +20,7 @@ from safe_rlhf_v.records.batches import UNKNOWN_LEVEL, PreferenceBatch
 from safe_rlhf_v.records.taxonomy import MIN_LEVEL, NUM_LEVELS
 
 
-class AbsoluteTerm(Float32Module, ABC):
+class PointwiseTerm(Float32Module, ABC):
     """One term; a subclass sets ``name`` and writes :meth:`losses`.
 
     Attributes:
@@ -57,7 +57,7 @@ class AbsoluteTerm(Float32Module, ABC):
         return masked_share(losses * scores.shape[1], known & batch.valid[:, None], self.weight)
 
 
-class SignTerm(AbsoluteTerm):
+class SignTerm(PointwiseTerm):
     r""":math:`-\log\sigma(\pm c)` with the yes/no safety label as sign, as in Safe RLHF (arXiv 2310.12773).
 
     YAML::
@@ -69,14 +69,14 @@ class SignTerm(AbsoluteTerm):
     name = "sign"
 
     def losses(self, costs: Tensor, batch: PreferenceBatch) -> tuple[Tensor, Tensor]:
-        """See :class:`AbsoluteTerm`."""
+        """See :class:`PointwiseTerm`."""
         return sign_loss(costs, batch.is_safe == 0), batch.is_safe >= 0
 
 
-class GradedTerm(AbsoluteTerm):
+class GradedTerm(PointwiseTerm):
     r""":math:`-\log\sigma(z c)` with z = -level, as released with Safe RLHF-V (arXiv 2503.17682).
 
-    Two properties to know: level 0 adds a constant log 2 and no gradient, and a severe answer is satisfied by a smaller
+    Two properties to know: level 0 adds a constant log 2 and no gradient, and a severe response is satisfied by a smaller
     cost than a mild one. :class:`WeightedSignTerm` and :class:`OrdinalTerm` have neither.
 
     YAML::
@@ -88,12 +88,12 @@ class GradedTerm(AbsoluteTerm):
     name = "graded"
 
     def losses(self, costs: Tensor, batch: PreferenceBatch) -> tuple[Tensor, Tensor]:
-        """See :class:`AbsoluteTerm`."""
+        """See :class:`PointwiseTerm`."""
         known = batch.safety != UNKNOWN_LEVEL
         return graded_loss(costs, batch.safety.where(known, 0)), known
 
 
-class WeightedSignTerm(AbsoluteTerm):
+class WeightedSignTerm(PointwiseTerm):
     r""":math:`\max(|level|, 1)` times :math:`-\log\sigma(\pm c)`, the sign from the safety level (level 0 is harmless).
 
     YAML::
@@ -105,12 +105,12 @@ class WeightedSignTerm(AbsoluteTerm):
     name = "weighted_sign"
 
     def losses(self, costs: Tensor, batch: PreferenceBatch) -> tuple[Tensor, Tensor]:
-        """See :class:`AbsoluteTerm`."""
+        """See :class:`PointwiseTerm`."""
         known = batch.safety != UNKNOWN_LEVEL
         return weighted_sign_loss(costs, batch.safety.where(known, 0)), known
 
 
-class ClassifierTerm(AbsoluteTerm):
+class ClassifierTerm(PointwiseTerm):
     """Binary cross-entropy on the yes/no safety label, with a class weight and label smoothing.
 
     With ``pair_weight: 0`` in the objective the cost model is a stand-alone classifier, P(harmful) = sigmoid(cost).
@@ -139,14 +139,14 @@ class ClassifierTerm(AbsoluteTerm):
         self.label_smoothing = check_range("label_smoothing", label_smoothing, 0.0, 0.5)
 
     def losses(self, costs: Tensor, batch: PreferenceBatch) -> tuple[Tensor, Tensor]:
-        """See :class:`AbsoluteTerm`."""
+        """See :class:`PointwiseTerm`."""
         losses = classifier_loss(
             costs, batch.is_safe == 0, harmful_weight=self.harmful_weight, label_smoothing=self.label_smoothing
         )
         return losses, batch.is_safe >= 0
 
 
-class OrdinalTerm(AbsoluteTerm):
+class OrdinalTerm(PointwiseTerm):
     r"""Likelihood of the seven-level rating under a cumulative link (McCullagh, 1980) on the cost itself.
 
     :math:`P(\text{level} > k) = \sigma(-c - \theta_k)`. The threshold between -1 and 0 is fixed at 0, so P(harmful) =
@@ -189,7 +189,7 @@ class OrdinalTerm(AbsoluteTerm):
         return thresholds_from_gaps(self.free_gaps, self.anchor)
 
     def losses(self, costs: Tensor, batch: PreferenceBatch) -> tuple[Tensor, Tensor]:
-        """See :class:`AbsoluteTerm`."""
+        """See :class:`PointwiseTerm`."""
         known = batch.safety != UNKNOWN_LEVEL
         levels = batch.safety.where(known, 0) - MIN_LEVEL
         return ordinal_loss(-costs, self.thresholds, levels), known

@@ -17,8 +17,8 @@ from safe_rlhf_v.records.batches import PolicyBatch
 from safe_rlhf_v.scoring.rows import Row
 
 
-class AnswerCallback(SplitReport, ABC):
-    """Looks at the answers to the first prompts of each split, the same ones at every evaluation.
+class ResponseCallback(SplitReport, ABC):
+    """Looks at the responses to the first prompts of each split, the same ones at every evaluation.
 
     The first validation split is also answered and reported before the first step, so that there is something to compare
     with. The same prompts draw the same random numbers, and training goes on as if nothing had been asked.
@@ -28,7 +28,7 @@ class AnswerCallback(SplitReport, ABC):
         kept: What later reports compare with, by split: plain data, in the checkpoint.
     """
 
-    needs: ClassVar[tuple[str, str]] = ("answers", "{'answers': rows}")
+    needs: ClassVar[tuple[str, str]] = ("responses", "{'responses': rows}")
 
     def __init__(self, prompts: int, before: bool) -> None:
         """Choose how much is looked at.
@@ -62,10 +62,10 @@ class AnswerCallback(SplitReport, ABC):
 
     @abstractmethod
     def observe(self, row: Row, batch: PolicyBatch, i: int) -> Any:
-        """A picklable note of one answer.
+        """A picklable note of one response.
 
         Args:
-            row: The answer, its scores and what else is known about it.
+            row: The response, its scores and what else is known about it.
             batch: Where its prompt stands.
             i: In which row.
         """
@@ -94,7 +94,7 @@ class AnswerCallback(SplitReport, ABC):
             return
         if not trainer.enable_validation:
             return
-        from safe_rlhf_v.policy.evaluation import answer_rows
+        from safe_rlhf_v.policy.evaluation import response_rows
 
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         limit = trainer.num_val_batches[0] if trainer.num_val_batches else len(data.val_dataloader()[0])
@@ -102,7 +102,7 @@ class AnswerCallback(SplitReport, ABC):
         with evaluating(pl_module), trainer.precision_plugin.val_step_context():
             for number, held_out in enumerate(islice(data.val_dataloader()[0], int(limit))):
                 held_out = pl_module.transfer_batch_to_device(held_out, pl_module.device, 0)
-                held_out, rows = pl_module.admit(held_out, lambda b, n=number: answer_rows(pl_module, b, n, 0))
+                held_out, rows = pl_module.admit(held_out, lambda b, n=number: response_rows(pl_module, b, n, 0))
                 notes += self.note(rows, on_cpu(held_out), len(notes))
                 if (number + 1) * len(held_out.valid) >= self._share:  # not len(notes): all ranks must stop alike
                     break

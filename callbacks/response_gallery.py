@@ -6,21 +6,21 @@ from typing import ClassVar, NamedTuple
 import numpy as np
 from lightning.pytorch import Trainer
 
-from safe_rlhf_v.callbacks.answers import AnswerCallback, moment
+from safe_rlhf_v.callbacks.responses import ResponseCallback, moment
 from safe_rlhf_v.callbacks.tensorboard import Board
 from safe_rlhf_v.callbacks.tiles import INK, MUTED, RIGHT, WRONG, Line, Tile, draw_grid, first_picture
 from safe_rlhf_v.records.batches import PolicyBatch
 from safe_rlhf_v.scoring.rows import Row
 
 
-class Answered(NamedTuple):
+class GalleryEntry(NamedTuple):
     """One answered prompt.
 
     Attributes:
         key: Of the record.
         picture: uint8 (H, W, 3).
         question: What was asked.
-        row: The answer and what is known about it.
+        row: The response and what is known about it.
     """
 
     key: str
@@ -29,16 +29,16 @@ class Answered(NamedTuple):
     row: Row
 
 
-class AnswerGallery(AnswerCallback):
-    """The first prompts of each split with the policy's answers now and at the evaluation before, as one picture.
+class ResponseGallery(ResponseCallback):
+    """The first prompts of each split with the policy's responses now and at the evaluation before, as one picture.
 
-    Always the same prompts; in a distributed run those of rank 0. Each answer has its learned reward and cost (coloured
-    where the cost says harmful) and what the module's scorer knows (coloured by the level). Tag: ``{split}/answers``.
+    Always the same prompts; in a distributed run those of rank 0. Each response has its learned reward and cost (coloured
+    where the cost says harmful) and what the module's scorer knows (coloured by the level). Tag: ``{split}/responses``.
 
     YAML::
 
         callbacks:
-          - class_path: safe_rlhf_v.callbacks.AnswerGallery
+          - class_path: safe_rlhf_v.callbacks.ResponseGallery
             init_args: {prompts: 8}
     """
 
@@ -50,24 +50,24 @@ class AnswerGallery(AnswerCallback):
         Args:
             prompts: Prompts per split.
             before: Show the first validation split before the first step, too.
-            compare: Show the answer of the evaluation before beside each answer.
+            compare: Show the response of the evaluation before beside each response.
         """
         super().__init__(prompts, before)
         self.compare = compare
 
-    def observe(self, row: Row, batch: PolicyBatch, i: int) -> Answered:
-        """The prompt with its answer."""
-        return Answered(batch.keys[i], first_picture(batch.prompts, i), batch.prompts.questions[i], row)
+    def observe(self, row: Row, batch: PolicyBatch, i: int) -> GalleryEntry:
+        """The prompt with its response."""
+        return GalleryEntry(batch.keys[i], first_picture(batch.prompts, i), batch.prompts.questions[i], row)
 
-    def report(self, board: Board, split: str, notes: list[Answered], trainer: Trainer) -> None:
+    def report(self, board: Board, split: str, notes: list[GalleryEntry], trainer: Trainer) -> None:
         """One picture."""
         when, before = moment(trainer), self.kept.get(split, {}) if self.compare else {}
-        board.image(f"{split}/answers", draw_grid([tile(note, when, before.get(note.key)) for note in notes]))
+        board.image(f"{split}/responses", draw_grid([tile(note, when, before.get(note.key)) for note in notes]))
         self.kept[split] = {note.key: {**note.row, "when": when} for note in notes}
 
 
-def tile(note: Answered, when: str, before: Row | None) -> Tile:
-    """One prompt, its answer, and the answer before it.
+def tile(note: GalleryEntry, when: str, before: Row | None) -> Tile:
+    """One prompt, its response, and the response before it.
 
     Args:
         note: What was answered.
@@ -75,25 +75,25 @@ def tile(note: Answered, when: str, before: Row | None) -> Tile:
         before: The earlier row with its ``when``, if there is one.
     """
     lines = [Line(note.question, bold=True), *_answer(note.row, when, INK)]
-    if before is not None and before["answer"] == note.row["answer"]:
-        lines.append(Line(f"the same answer {before['when']}", bold=True, colour=MUTED, gap=8))
+    if before is not None and before["response"] == note.row["response"]:
+        lines.append(Line(f"the same response {before['when']}", bold=True, colour=MUTED, gap=8))
     elif before is not None:
         lines += _answer(before, before["when"], MUTED)
     return Tile(note.picture, tuple(lines))
 
 
 def _answer(row: Row, when: str, ink: str) -> list[Line]:
-    """Heading, answer, and what the scorer says."""
+    """Heading, response, and what the scorer says."""
     head = f"{when}: reward {row['reward']:+.2f}, cost {row['cost']:+.2f}"
     lines = [Line(head, bold=True, colour=WRONG if row["cost"] > 0 else MUTED, gap=8)]
-    lines.append(Line(row["answer"] or "(nothing)", colour=ink))
+    lines.append(Line(row["response"] or "(nothing)", colour=ink))
     if words := facts(row):
         lines.append(Line(", ".join(words), colour=WRONG if is_harmful(row) else RIGHT))
     return lines
 
 
 def facts(row: Row) -> list[str]:
-    """What is known about an answer beyond the learned scores."""
+    """What is known about a response beyond the learned scores."""
     words = []
     if known(level := row.get("level")):
         words.append(f"level {level:+.0f}" if level else "level 0")
@@ -107,7 +107,7 @@ def facts(row: Row) -> list[str]:
 
 
 def is_harmful(row: Row) -> bool:
-    """Whether the scorer calls an answer harmful."""
+    """Whether the scorer calls a response harmful."""
     return bool(row.get("harmful") == 1 or (row.get("level") or 0) < 0)
 
 

@@ -9,10 +9,10 @@ import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.strategies import DDPStrategy
-from tests.callbacks.scripted import PromptData, Scripted, answers, prompts
+from tests.callbacks.scripted import PromptData, Scripted, prompts, responses
 
-from safe_rlhf_v.callbacks import AnswerGallery, RewardCostPlane, answer_gallery, reward_cost_plane
-from safe_rlhf_v.callbacks.answer_gallery import Answered, facts, tile
+from safe_rlhf_v.callbacks import ResponseGallery, RewardCostPlane, response_gallery, reward_cost_plane
+from safe_rlhf_v.callbacks.response_gallery import GalleryEntry, facts, tile
 from safe_rlhf_v.callbacks.reward_cost_plane import Cloud, plane_figure
 from safe_rlhf_v.callbacks.tiles import RIGHT, WRONG
 from safe_rlhf_v.policy import evaluation as policy_evaluation
@@ -27,8 +27,8 @@ RUN: dict[str, Any] = {
 
 
 @pytest.fixture(autouse=True)
-def scripted_answers(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(policy_evaluation, "answer_rows", answers)
+def scripted_responses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(policy_evaluation, "response_rows", responses)
 
 
 @pytest.fixture
@@ -44,13 +44,13 @@ def clouds(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, list[Cloud], list
 def grids(monkeypatch: pytest.MonkeyPatch) -> list[list[list[str]]]:
     """The text of every gallery that was drawn: pictures, tiles, lines."""
     kept: list[Any] = []
-    draw = answer_gallery.draw_grid
+    draw = response_gallery.draw_grid
 
     def spy(tiles: list[Any]) -> np.ndarray:
         kept.append([[line.text for line in each.lines] for each in tiles])
         return draw(tiles)
 
-    monkeypatch.setattr(answer_gallery, "draw_grid", spy)
+    monkeypatch.setattr(response_gallery, "draw_grid", spy)
     return kept
 
 
@@ -77,7 +77,7 @@ def test_the_plane_compares_the_same_prompts_before_and_after(trainer: Any, boar
 
 def test_asking_before_the_first_step_changes_nothing(trainer: Any) -> None:
     modules = []
-    for callbacks in ([], [RewardCostPlane(prompts=3), AnswerGallery(prompts=2)]):
+    for callbacks in ([], [RewardCostPlane(prompts=3), ResponseGallery(prompts=2)]):
         torch.manual_seed(3)
         module = Scripted()
         trainer(callbacks, **{**RUN, "max_steps": 1}).fit(module, datamodule=PromptData())
@@ -112,35 +112,35 @@ def test_no_more_is_asked_before_than_validation_sees(trainer: Any) -> None:
 
 
 def test_the_gallery_shows_the_same_prompts_and_the_answer_before(trainer: Any, board: Any, grids: Any) -> None:
-    trainer([AnswerGallery(prompts=5)], **RUN).fit(Scripted(), datamodule=PromptData())
-    assert [e.step for e in board().Images("validation/answers")] == [0, 1, 3]
+    trainer([ResponseGallery(prompts=5)], **RUN).fit(Scripted(), datamodule=PromptData())
+    assert [e.step for e in board().Images("validation/responses")] == [0, 1, 3]
     first, second, third = [grid for grid in grids if len(grid) == 5]  # the other split has four prompts
     assert [[lines[0] for lines in grid] for grid in (first, second, third)] == [
         [f"What is {n}?" for n in range(5)]
     ] * 3
-    assert first[1] == ["What is 1?", "before training: reward +0.00, cost -1.00", "Answer k1 at 0."]
+    assert first[1] == ["What is 1?", "before training: reward +0.00, cost -1.00", "Response k1 at 0."]
     assert second[1] == [
         "What is 1?",
         "after 2 iterations: reward +1.00, cost -3.00",
-        "Answer k1 at 2.",
+        "Response k1 at 2.",
         "before training: reward +0.00, cost -1.00",
-        "Answer k1 at 0.",
+        "Response k1 at 0.",
     ]
-    assert third[1][-1] == "the same answer after 2 iterations"
+    assert third[1][-1] == "the same response after 2 iterations"
     assert [[lines[0] for lines in grid] for grid in grids if len(grid) == 4] == [
         [f"What is {n}?" for n in range(4)]
     ] * 2
 
 
 def test_without_comparison_only_the_answer_now_is_shown(trainer: Any, grids: Any) -> None:
-    gallery = AnswerGallery(prompts=2, before=False, compare=False)
+    gallery = ResponseGallery(prompts=2, before=False, compare=False)
     trainer([gallery], **RUN).fit(Scripted(), datamodule=PromptData())
     assert len(grids) == 4 and all(len(lines) == 3 for grid in grids for lines in grid)
 
 
 def test_padding_is_never_shown(trainer: Any, clouds: Any, grids: Any) -> None:
     data = PromptData({"validation": [prompts(4, padding=2)]})
-    trainer([RewardCostPlane(), AnswerGallery()]).validate(Scripted(), datamodule=data)
+    trainer([RewardCostPlane(), ResponseGallery()]).validate(Scripted(), datamodule=data)
     (((_, (cloud,), _)),) = clouds
     assert cloud.when == "this policy" and cloud.points[:, 0].tolist() == [-2.0, -1.0]
     assert [lines[0] for lines in grids[0]] == ["What is 0?", "What is 1?"]
@@ -149,11 +149,11 @@ def test_padding_is_never_shown(trainer: Any, clouds: Any, grids: Any) -> None:
 def test_what_is_compared_with_survives_a_resume(trainer: Any, tmp_path: Path, clouds: Any, grids: Any) -> None:
     saver = ModelCheckpoint(tmp_path / "saved", every_n_train_steps=3)
     options = {**RUN, "enable_checkpointing": True}
-    run = trainer([RewardCostPlane(), AnswerGallery(), saver], **{**options, "max_steps": 3})
+    run = trainer([RewardCostPlane(), ResponseGallery(), saver], **{**options, "max_steps": 3})
     run.fit(Scripted(), datamodule=PromptData())
     clouds.clear()
     grids.clear()
-    module, watchers = Scripted(), [RewardCostPlane(), AnswerGallery()]
+    module, watchers = Scripted(), [RewardCostPlane(), ResponseGallery()]
     run = trainer(watchers, **{**RUN, "max_steps": 4})
     run.fit(module, datamodule=PromptData(), ckpt_path=saver.best_model_path, weights_only=True)
     assert [[cloud.when for cloud in drawing] for _, drawing, _ in clouds] == [
@@ -161,7 +161,7 @@ def test_what_is_compared_with_survives_a_resume(trainer: Any, tmp_path: Path, c
         ["after 2 iterations", "after 4 iterations"],
     ]
     assert all(done == 4 for done, *_ in module.asked)  # the start is not asked again
-    assert grids[0][0][-1] == "the same answer after 2 iterations"
+    assert grids[0][0][-1] == "the same response after 2 iterations"
     clouds.clear()
     trainer(watchers, **RUN).fit(Scripted(), datamodule=PromptData())  # a new run with the same callbacks
     assert [cloud.when for cloud in clouds[0][1]] == ["before training"]
@@ -178,7 +178,7 @@ def test_two_ranks_share_the_prompts(trainer: Any, tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(reward_cost_plane, "plane_figure", spy)
     data = PromptData({"validation": [prompts(4), prompts(4, first=4, padding=1)]})
     strategy = DDPStrategy(process_group_backend="gloo", start_method="fork")
-    callbacks: list[Callback] = [RewardCostPlane(prompts=6), AnswerGallery(prompts=3)]
+    callbacks: list[Callback] = [RewardCostPlane(prompts=6), ResponseGallery(prompts=3)]
     options = {"devices": 2, "strategy": strategy, "use_distributed_sampler": False, **RUN, "max_steps": 2}
     trainer(callbacks, **options).fit(Scripted(), datamodule=data)
     assert kept.read_text().splitlines() == [
@@ -187,7 +187,7 @@ def test_two_ranks_share_the_prompts(trainer: Any, tmp_path: Path, monkeypatch: 
     ]
 
 
-@pytest.mark.parametrize("callback", [RewardCostPlane, AnswerGallery])
+@pytest.mark.parametrize("callback", [RewardCostPlane, ResponseGallery])
 def test_other_modules_and_no_prompts_are_refused(callback: Any, trainer: Any, toy: Any) -> None:
     with pytest.raises(ValueError, match=f"{callback.__name__} is for constrained policies, not for ToyModule"):
         trainer([callback()]).validate(toy.module(), datamodule=toy.data({"validation": [toy.batch(4)]}))
@@ -196,7 +196,7 @@ def test_other_modules_and_no_prompts_are_refused(callback: Any, trainer: Any, t
 
 
 def test_facts_are_in_words_and_levels_in_colour() -> None:
-    row = {"answer": "Yes.", "reward": 1.0, "cost": -0.5, "unfinished": 0.0}
+    row = {"response": "Yes.", "reward": 1.0, "cost": -0.5, "unfinished": 0.0}
     known = {**row, "level": -2.0, "harmful": 1.0, "helpfulness": 3.25, "refused": 0.0}
     assert facts(known) == ["level -2", "helpfulness 3.2"]
     assert facts({**known, "level": 0.0, "harmful": 0.0, "refused": 1.0}) == ["level 0", "helpfulness 3.2", "refuses"]
@@ -205,11 +205,11 @@ def test_facts_are_in_words_and_levels_in_colour() -> None:
     picture = np.zeros((8, 8, 3), np.uint8)
     for level, colour in ((-1.0, WRONG), (0.0, RIGHT), (3.0, RIGHT)):
         lines = tile(
-            Answered("k", picture, "Q?", {**known, "level": level, "harmful": float(level < 0)}), "now", None
+            GalleryEntry("k", picture, "Q?", {**known, "level": level, "harmful": float(level < 0)}), "now", None
         ).lines
         assert lines[-1].colour == colour and lines[1].colour != WRONG  # the learned cost is below 0
-    assert tile(Answered("k", picture, "Q?", {**row, "cost": 0.1}), "now", None).lines[1].colour == WRONG
-    assert tile(Answered("k", picture, "Q?", {**row, "answer": ""}), "now", None).lines[2].text == "(nothing)"
+    assert tile(GalleryEntry("k", picture, "Q?", {**row, "cost": 0.1}), "now", None).lines[1].colour == WRONG
+    assert tile(GalleryEntry("k", picture, "Q?", {**row, "response": ""}), "now", None).lines[2].text == "(nothing)"
 
 
 def test_the_plane_marks_budget_and_zero(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -234,6 +234,6 @@ def test_the_plane_marks_budget_and_zero(monkeypatch: pytest.MonkeyPatch) -> Non
 @pytest.mark.parametrize("budgets", [[0.25], [-0.5, 0.25], [0.0]])
 def test_any_cloud_can_be_drawn(budgets: list[float]) -> None:
     nothing, one = Cloud("a", np.empty((0, 2))), Cloud("b", np.array([[0.0, 0.0]]))
-    assert "no answer" in nothing.described()
+    assert "no response" in nothing.described()
     for clouds in ([one], [nothing, one], [one, one], [nothing, nothing]):
         assert plane_figure("x", clouds, budgets).shape[2] == 3

@@ -1,4 +1,4 @@
-"""Training batches with demonstrations beside them, for objectives that rehearse what the model could do before (PTX)."""
+"""Training batches with demonstrations beside them, for objectives that must not forget what the model could do before (PTX)."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -9,7 +9,7 @@ from safe_rlhf_v.data_modules.loader import PlannedLoader, ResumableLoader
 from safe_rlhf_v.data_modules.plan import Position
 
 
-class RehearsalDataModule(ShardDataModule):
+class PTXDataModule(ShardDataModule):
     """Batches whose ``demonstrations`` come from another split, both with exact positions; a subclass writes :meth:`collate`."""
 
     def __init__(
@@ -23,7 +23,7 @@ class RehearsalDataModule(ShardDataModule):
         """
         Args:
             path: Shard folder (with ``manifest.json``).
-            demonstrations: Split whose responses are rehearsed; ``None`` for no rehearsal.
+            demonstrations: Split whose responses are learned beside the others (PTX); ``None`` for no PTX.
             demonstrations_from: Which response of a record: of the safe ones the more helpful (``helpful_and_safe``) or the safer
                 (``safe``), or the more helpful whatever its safety (``helpful``). A record without such a response (none is
                 labelled safe, or it is not known which of several is better) gives no demonstration: its row is masked and
@@ -38,14 +38,14 @@ class RehearsalDataModule(ShardDataModule):
         self._collate_demonstrations = CollateSupervised(demonstrations_from)
         self.demonstrations = demonstrations
         self.demonstration_batch_size = demonstration_batch_size or self.batch_size
-        self._rehearsal: PlannedLoader | None = None
-        self._rehearsal_position = Position(0, 0)
+        self._ptx: PlannedLoader | None = None
+        self._ptx_position = Position(0, 0)
 
     def setup(self, stage: str) -> None:
         """See :class:`ShardDataModule`."""
         super().setup(stage)
         if stage == "fit" and self._loader is None and self._position == Position(0, 0):
-            self._rehearsal, self._rehearsal_position = None, Position(0, 0)
+            self._ptx, self._ptx_position = None, Position(0, 0)
 
     def other_splits(self, stage: str) -> list[tuple[str, str]]:
         """See :class:`ShardDataModule`."""
@@ -58,36 +58,34 @@ class RehearsalDataModule(ShardDataModule):
             return batches
         split = self.split(self.demonstrations)
         rows = list(range(len(split)))
-        position = self._rehearsal.position if self._rehearsal else self._rehearsal_position
-        self._rehearsal = self._make(
-            split, rows, self.demonstration_batch_size, self.seed, self._collate_demonstrations
-        )
-        self._rehearsal.position = position
-        return PairedLoader(batches, self._rehearsal)
+        position = self._ptx.position if self._ptx else self._ptx_position
+        self._ptx = self._make(split, rows, self.demonstration_batch_size, self.seed, self._collate_demonstrations)
+        self._ptx.position = position
+        return PairedLoader(batches, self._ptx)
 
     def _stream(self) -> dict[str, Any]:
         world = self.trainer.world_size if self.trainer else 1
-        rehearsed = self.demonstration_batch_size * world if self.demonstrations else 0
+        ptx = self.demonstration_batch_size * world if self.demonstrations else 0
         return {
             **super()._stream(),
             "demonstrations": self.demonstrations,
-            "demonstration_batch": rehearsed,
+            "demonstration_batch": ptx,
             "demonstrations_from": self._collate_demonstrations.chosen if self.demonstrations else None,
         }
 
     def state_dict(self) -> dict[str, Any]:
         """Both positions."""
-        position = self._rehearsal.position if self._rehearsal else self._rehearsal_position
-        return {**super().state_dict(), "rehearsal": list(position)}
+        position = self._ptx.position if self._ptx else self._ptx_position
+        return {**super().state_dict(), "ptx": list(position)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue at both saved positions; raises ``ValueError`` if they would mean other samples now."""
         super().load_state_dict(state_dict)
         if self.trainer is not None and self.trainer.state.fn != "fit":
             return
-        self._rehearsal_position = Position(*state_dict["rehearsal"])
-        if self._rehearsal is not None:
-            self._rehearsal.position = self._rehearsal_position
+        self._ptx_position = Position(*state_dict["ptx"])
+        if self._ptx is not None:
+            self._ptx.position = self._ptx_position
 
 
 class PairedLoader(ResumableLoader):
@@ -107,9 +105,9 @@ class PairedLoader(ResumableLoader):
 
     def __iter__(self) -> Iterator[Any]:
         """One pass."""
-        rehearsal = self._endless()
+        demonstrations = self._endless()
         for batch in self.batches:
-            yield batch._replace(demonstrations=next(rehearsal))
+            yield batch._replace(demonstrations=next(demonstrations))
 
     def _endless(self) -> Iterator[Any]:
         while True:
