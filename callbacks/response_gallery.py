@@ -33,7 +33,7 @@ class ResponseGallery(ResponseCallback):
     """The first prompts of each split with the policy's responses now and at the evaluation before, as one picture.
 
     Always the same prompts; in a distributed run those of rank 0. Each response has its learned reward and cost (coloured
-    where the cost says harmful) and what the module's scorer knows (coloured by the level). Tag: ``{split}/responses``.
+    where the cost says harmful) and what the module's judge knows (coloured by the level). Tag: ``{split}/responses``.
 
     YAML::
 
@@ -83,7 +83,7 @@ def tile(note: GalleryEntry, when: str, before: Row | None) -> Tile:
 
 
 def _answer(row: Row, when: str, ink: str) -> list[Line]:
-    """Heading, response, and what the scorer says."""
+    """Heading, response, and what the judge says."""
     head = f"{when}: reward {row['reward']:+.2f}, cost {row['cost']:+.2f}"
     lines = [Line(head, bold=True, colour=WRONG if row["cost"] > 0 else MUTED, gap=8)]
     lines.append(Line(row["response"] or "(nothing)", colour=ink))
@@ -107,10 +107,10 @@ def facts(row: Row) -> list[str]:
 
 
 def is_harmful(row: Row) -> bool:
-    """Whether the scorer calls a response harmful."""
+    """Whether the judge calls a response harmful."""
     return bool(row.get("harmful") == 1 or (row.get("level") or 0) < 0)
 
 
 def known(value: float | None) -> bool:
-    """Whether a scorer gave this value."""
+    """Whether a judge gave this value."""
     return value is not None and not math.isnan(value)

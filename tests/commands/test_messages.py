@@ -269,8 +269,8 @@ def test_a_read_only_run_folder(
         (["evaluate", "--policy={runs}/nothing", "--data={world}"], ["nothing", "no readable checkpoint"]),
         (["evaluate", "--policy={runs}/supervised", "--data=nowhere"], ["nowhere"]),
         (["evaluate", "--policy={runs}/supervised", "--data={world}", "--split=tset"], ["tset"]),
-        (["evaluate", "--policy={runs}/supervised", "--data={world}", "--scorer=os.system"], ["--scorer os.system"]),
-        (["evaluate", "--policy={runs}/supervised", "--data={world}", "--scorer=x"], ["--scorer x"]),
+        (["evaluate", "--policy={runs}/supervised", "--data={world}", "--judge=os.system"], ["--judge os.system"]),
+        (["evaluate", "--policy={runs}/supervised", "--data={world}", "--judge=x"], ["--judge x"]),
         (
             ["moderate", "--guard={runs}/nothing", "--input={world}", "--split=train", "--output=x"],
             ["nothing", "no readable checkpoint"],

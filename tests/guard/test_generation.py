@@ -15,7 +15,7 @@ from safe_rlhf_v.models.types import Generation
 from safe_rlhf_v.records.batches import Prompts
 from safe_rlhf_v.records.user_files import lock
 from safe_rlhf_v.shards import ShardedSplit
-from safe_rlhf_v.world import WorldScorer
+from safe_rlhf_v.world import WorldJudge
 
 
 class Scripted:
@@ -110,7 +110,7 @@ def test_the_report_counts_what_each_number_of_rounds_gives(script, world):
     script({"x": [bad, "0 good"]})
     options = argparse.Namespace(rounds=2, refusal=refusal)
     generated = GuardedGenerator(None, Numbered(), rounds=2, refusal=refusal)(prompts("x"))
-    (outcomes,) = _outcomes(generated, [harmful], WorldScorer(), options)
+    (outcomes,) = _outcomes(generated, [harmful], WorldJudge(), options)
     assert [row["harm"] for row in outcomes] == [True, False, False, False]
     assert [row["released"] for row in outcomes] == [True, False, True, True]
     assert [row["tokens"] for row in outcomes] == [3, 3, 6, 6]

@@ -314,7 +314,7 @@ def test_the_list_has_what_runs_name() -> None:
     for path in (
         "safe_rlhf_v.ClipDecoder", "safe_rlhf_v.modules.RewardModule", "safe_rlhf_v.models.heads.EvidenceHead",
         "safe_rlhf_v.dual.LogSpaceDual", "safe_rlhf_v.training.WarmupCosine", "safe_rlhf_v.policy.GAE",
-        "safe_rlhf_v.world.WorldScorer", "safe_rlhf_v.data_modules.PromptDataModule", "safe_rlhf_v.objectives.SafeDPO",
+        "safe_rlhf_v.world.WorldJudge", "safe_rlhf_v.data_modules.PromptDataModule", "safe_rlhf_v.objectives.SafeDPO",
         "torch.optim.AdamW", "torch.optim.lr_scheduler.CosineAnnealingLR", "torch.nn.GELU",
         "lightning.pytorch.cli.ReduceLROnPlateau",
     ):  # fmt: skip

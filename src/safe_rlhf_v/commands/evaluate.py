@@ -25,7 +25,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--reward", type=path, help="run folder of a reward model")
     parser.add_argument("--cost", type=path, help="run folder of a cost model")
     parser.add_argument("--start", type=path, help="run folder of the policy to measure the divergence from")
-    parser.add_argument("--scorer", help="class path of a ResponseScorer (ground truth where the data carry it)")
+    parser.add_argument("--judge", help="class path of a Judge (ground truth where the data carry it)")
     parser.add_argument("--temperature", type=between(0), default=1.0, help="0 takes the likeliest token (%(default)s)")
     parser.add_argument(
         "--max-new-tokens", type=whole(1), default=64, help="tokens of a response at most (%(default)s)"
@@ -62,13 +62,13 @@ def run(options: argparse.Namespace) -> dict[str, dict[str, dict[str, float]]]:
     from safe_rlhf_v.data_modules.prompt import PromptDataModule
     from safe_rlhf_v.evaluation.policies import Judges, response_split
     from safe_rlhf_v.models.sampling import SamplingOptions
+    from safe_rlhf_v.scoring.judge import find_judge
     from safe_rlhf_v.scoring.rows import summarise
-    from safe_rlhf_v.scoring.scorers import find_scorer
     from safe_rlhf_v.shards import ShardedSplit
 
     for split in options.split:  # before a model is built
         ShardedSplit(options.data, split)
-    find_scorer(options.scorer, None)
+    find_judge(options.judge, None)
     policy, reward, cost, start = load_models(options)
     sampling = SamplingOptions(options.max_new_tokens, options.temperature)
     folder = options.output or options.policy
@@ -77,8 +77,8 @@ def run(options: argparse.Namespace) -> dict[str, dict[str, dict[str, float]]]:
     summary: dict[str, dict[str, dict[str, float]]] = {}
     for split in options.split:
         data = PromptDataModule(str(options.data), eval_batch_size=options.batch_size, test_splits=(split,))
-        scorer = find_scorer(options.scorer, data.split(split)[0])
-        judges = Judges(reward, cost, start, scorer)
+        judge = find_judge(options.judge, data.split(split)[0])
+        judges = Judges(reward, cost, start, judge)
         rows: list[dict[str, Any]] = []
         with tqdm(total=len(data.split(split)), unit="prompt", desc=split) as bar:
             for batch in response_split(policy, data, split, judges, sampling, options.seed):

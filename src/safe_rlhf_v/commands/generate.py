@@ -17,7 +17,7 @@ def main(argv: list[str]) -> int:
         prog="python -m safe_rlhf_v generate",
         description="Let a policy answer the prompts of a split behind a guard: generate, judge, regenerate only what "
         "failed, refuse when the rounds are spent. Writes one line per prompt and, beside it, every judged draft "
-        "(.drafts.jsonl) and a report per number of rounds. The report is by --scorer, on the embedded world by "
+        "(.drafts.jsonl) and a report per number of rounds. The report is by --judge, on the embedded world by "
         "ground truth; elsewhere there is no judge but the guard, and none is given.",
     )
     parser.add_argument("--policy", type=path, required=True, help="run folder of a supervised or later stage")
@@ -38,7 +38,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--temperature", type=between(0), default=1.0, help="of the sampling (%(default)s)")
     parser.add_argument("--batch-size", type=whole(1), default=100, help="prompts at a time (%(default)s)")
     parser.add_argument("--refusal", default="i can not help with that", help="what is said when no response passed")
-    parser.add_argument("--scorer", help="class path of a ResponseScorer (ground truth where the data carry it)")
+    parser.add_argument("--judge", help="class path of a Judge (ground truth where the data carry it)")
     parser.add_argument("--seed", type=whole(0), default=0, help="of the sampling (%(default)s)")
     parser.add_argument("--device", default="cpu", help="where policy and guard run: cpu, cuda, ... (%(default)s)")
     add_reading_options(parser)
@@ -61,7 +61,7 @@ def main(argv: list[str]) -> int:
             "harmless_refused",
             "tokens",
         )
-        judge = f"by {options.scorer.rpartition('.')[2]}" if options.scorer else "by ground truth"
+        judge = f"by {options.judge.rpartition('.')[2]}" if options.judge else "by ground truth"
         print(f"{judge:<21}{'  '.join(f'{name:>20}' for name in names)}")
         for row in reports:
             print(f"{row['name']:<21}{'  '.join(f'{row[name]:>20.3f}' for name in names)}")

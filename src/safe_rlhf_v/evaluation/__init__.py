@@ -1,1 +1,1 @@
-"""Judging policies: scorers that know the truth, and evaluations by them."""
+"""Judging policies: their responses to held-out prompts, scored by models and by a judge."""

@@ -19,8 +19,8 @@ from safe_rlhf_v.modules.preference import PreferenceModule
 from safe_rlhf_v.policy.rollout import draw, generator
 from safe_rlhf_v.policy.types import MicroBatch
 from safe_rlhf_v.records.batches import PolicyBatch
+from safe_rlhf_v.scoring.judge import Judge
 from safe_rlhf_v.scoring.rows import Row, join_rows
-from safe_rlhf_v.scoring.scorers import ResponseScorer
 
 
 class Judges(NamedTuple):
@@ -30,13 +30,13 @@ class Judges(NamedTuple):
         reward: A reward model.
         cost: A cost model.
         start: The policy from which the divergence is measured.
-        scorer: Ground truth, or a judge.
+        judge: Ground truth, or a judge.
     """
 
     reward: PreferenceModule | None = None
     cost: PreferenceModule | None = None
     start: Backbone | None = None
-    scorer: ResponseScorer | None = None
+    judge: Judge | None = None
 
 
 def response_split(
@@ -93,7 +93,7 @@ def response_batch(
         columns["kl"] = sequence_kl(kl, drawn.mask)
     columns["length"] = drawn.mask.sum(1).float()
     columns["unfinished"] = (~drawn.finished).float()
-    rows = join_rows(drawn.text, columns, batch.records, judges.scorer)
+    rows = join_rows(drawn.text, columns, batch.records, judges.judge)
     return [
         {"key": key, **row} for key, row, valid in zip(batch.keys, rows, batch.valid.tolist(), strict=True) if valid
     ]

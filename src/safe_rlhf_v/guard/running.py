@@ -23,7 +23,7 @@ from safe_rlhf_v.guard.moderation import Guard
 from safe_rlhf_v.models.sampling import SamplingOptions
 from safe_rlhf_v.records import Record
 from safe_rlhf_v.records.user_files import lock, open_to_append, read_bounded
-from safe_rlhf_v.scoring.scorers import ResponseScorer, find_scorer
+from safe_rlhf_v.scoring.judge import Judge, find_judge
 from safe_rlhf_v.training.runs import load_backbone, open_run
 
 Row = dict[str, Any]
@@ -36,7 +36,7 @@ def make_strategy(name: str) -> Strategy:
 
 
 def run(options: argparse.Namespace) -> list[Row]:
-    """Answer every prompt of a split; gives the report where there is a scorer.
+    """Answer every prompt of a split; gives the report where there is a judge.
 
     Args:
         options: Those of the command.
@@ -50,7 +50,7 @@ def run(options: argparse.Namespace) -> list[Row]:
     check_output(options.output)
     data = PreferenceDataModule(str(options.data), eval_batch_size=options.batch_size, test_splits=(options.split,))
     split, generator = data.split(options.split), torch.Generator().manual_seed(options.seed)
-    scorer = find_scorer(options.scorer, split[0])
+    judge = find_judge(options.judge, split[0])
     reading: dict[str, Any] = {"trust": tuple(options.trust), "base": options.base}
     open_run(options.guard, "--guard", ("guard",), **reading)  # before the policy is built
     policy = load_backbone(options.policy, "policy", **reading).to(options.device)
@@ -80,8 +80,8 @@ def run(options: argparse.Namespace) -> list[Row]:
                     line = {"key": batch.keys[i], "response": responses.texts[i], "round": responses.released[i]}
                     file.write(json.dumps(line, ensure_ascii=False) + "\n")
                 draft_file.writelines(_draft_lines(responses, batch.keys[:count]))
-                if scorer is not None:
-                    judged += _outcomes(responses, [split[row + i] for i in range(count)], scorer, options)
+                if judge is not None:
+                    judged += _outcomes(responses, [split[row + i] for i in range(count)], judge, options)
                 row += count
                 bar.update(count)
         for part, path in zip(parts, (options.output, drafts), strict=True):
@@ -128,25 +128,25 @@ def _names(options: argparse.Namespace) -> list[str]:
 
 
 def _outcomes(
-    responses: GuardedResponses, records: list[Record], scorer: ResponseScorer, options: argparse.Namespace
+    responses: GuardedResponses, records: list[Record], judge: Judge, options: argparse.Namespace
 ) -> list[list[Row]]:
     """Per prompt what was said without a guard, and with 0, 1, ... rounds, and what it is worth."""
     first = {attempt.row: attempt.text for attempt in responses.attempts[0]} if responses.attempts else {}
     found: list[list[Row]] = []
     for i, record in enumerate(records):
-        outcomes = [_judged(scorer, record, first.get(i, options.refusal), i in first, responses, i, 0)]
+        outcomes = [_judged(judge, record, first.get(i, options.refusal), i in first, responses, i, 0)]
         for round in range(options.rounds + 1):
             passed = 0 <= responses.released[i] <= round
             text = responses.texts[i] if passed else options.refusal
-            outcomes.append(_judged(scorer, record, text, passed, responses, i, round))
+            outcomes.append(_judged(judge, record, text, passed, responses, i, round))
         found.append(outcomes)
     return found
 
 
 def _judged(
-    scorer: ResponseScorer, record: Record, text: str, released: bool, responses: GuardedResponses, i: int, round: int
+    judge: Judge, record: Record, text: str, released: bool, responses: GuardedResponses, i: int, round: int
 ) -> Row:
-    scores = scorer.score(record, text)
+    scores = judge.score(record, text)
     tokens = sum(responses.tokens[: round + 1]) / len(responses.texts)
     return {
         "harm": scores["harmful"],

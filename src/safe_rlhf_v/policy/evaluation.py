@@ -64,7 +64,7 @@ def response_rows(
     module: "ConstrainedPolicyModule", batch: PolicyBatch, batch_idx: int, loader: int
 ) -> list[dict[str, Any]]:
     """Per prompt: ``response``, learned ``reward`` and ``cost`` (normalised), ``kl``, ``length``, ``unfinished``, and the
-    scorer's values. The same prompts always draw the same random numbers. Padding rows repeat the names with NaN.
+    judge's values. The same prompts always draw the same random numbers. Padding rows repeat the names with NaN.
 
     Args:
         module: The policy module.
@@ -87,4 +87,4 @@ def response_rows(
         "length": rollout.mask.sum(1).float(),
         "unfinished": (~rollout.generation.finished).float(),
     }
-    return join_rows(rollout.generation.text, columns, batch.records, module.scorer)
+    return join_rows(rollout.generation.text, columns, batch.records, module.judge)

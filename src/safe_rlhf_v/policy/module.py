@@ -44,7 +44,7 @@ from safe_rlhf_v.policy.start import ScoreScale, measure_start
 from safe_rlhf_v.policy.types import Rollout, Scores, assemble
 from safe_rlhf_v.policy.update import Learned, PolicyUpdate
 from safe_rlhf_v.records.batches import PolicyBatch, to_device
-from safe_rlhf_v.scoring.scorers import ResponseScorer
+from safe_rlhf_v.scoring.judge import Judge
 from safe_rlhf_v.training.checkpoints import CheckpointError
 from safe_rlhf_v.training.named import made
 
@@ -80,7 +80,7 @@ class ConstrainedPolicyModule(PolicyEvaluation, BaseModule):
         update: UpdateSettings | None = None,
         start: StartSettings | None = None,
         constraints: dict[str, list[str]] | None = None,
-        scorer: Callable[[], ResponseScorer] | None = None,
+        judge: Callable[[], Judge] | None = None,
         seed: int = 0,
         optimizer: OptimizerCallable = AdamW,
         scheduler: LRSchedulerCallable | None = None,
@@ -101,7 +101,7 @@ class ConstrainedPolicyModule(PolicyEvaluation, BaseModule):
             start: What is looked at before the first step.
             constraints: Several constraints: name to harm categories, disjoint; the controller then needs as many budgets.
                 Prompts of other categories, of none and of unknown ones are not constrained. ``None`` is one constraint on all.
-            scorer: Makes a judge of validation responses that knows more than the reward and cost models.
+            judge: Makes a judge of validation responses that knows more than the reward and cost models.
             seed: Of the sampling; every step and rank has its own stream.
             optimizer: See :class:`BaseModule`.
             scheduler: See :class:`BaseModule`; stepped once per iteration.
@@ -118,7 +118,7 @@ class ConstrainedPolicyModule(PolicyEvaluation, BaseModule):
             raise ValueError(f"constraints: category {twice[0]!r} stands in two of them; they must be disjoint")
         self.automatic_optimization = False
         self.make_backbone, self.make_roles, self.make_dual = backbone, roles, dual
-        self.make_advantages, self.make_scorer = advantages, scorer
+        self.make_advantages, self.make_judge = advantages, judge
         self.samples, self.sampling = samples, sampling or SamplingOptions()
         self.kl, self.score_settings = kl or KLPenalty(), scores or ScoreSettings()
         self.update_settings, self.start_settings = update or UpdateSettings(), start or StartSettings()
@@ -142,7 +142,7 @@ class ConstrainedPolicyModule(PolicyEvaluation, BaseModule):
             made("advantages", self.make_advantages),
             ScoreScale(self.score_settings.normalise),
         )
-        self.scorer = made("scorer", self.make_scorer) if self.make_scorer is not None else None
+        self.judge = made("judge", self.make_judge) if self.make_judge is not None else None
         wanted = len(self.constraints or {"": []})
         if len(self.dual.lam) != wanted:
             raise ValueError(f"dual has {len(self.dual.lam)} budgets, but there are {wanted} constraints")

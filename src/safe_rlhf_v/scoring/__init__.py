@@ -1,1 +1,1 @@
-"""Who says what a response is worth, and the rows that hold it."""
+"""Who scores a response: the judge, and the rows that hold what it says."""

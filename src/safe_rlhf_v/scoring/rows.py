@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from safe_rlhf_v.records import Record
-from safe_rlhf_v.scoring.scorers import ResponseScorer
+from safe_rlhf_v.scoring.judge import Judge
 
 Row = dict[str, Any]
 REFUSALS = re.compile(
@@ -38,24 +38,24 @@ def join_rows(
     texts: Sequence[str],
     columns: dict[str, Tensor],
     records: Iterable[Record | None],
-    scorer: ResponseScorer | None,
+    judge: Judge | None,
 ) -> list[Row]:
-    """Per response its text, the columns' values and the scorer's; all rows have the same names, NaN where unknown.
+    """Per response its text, the columns' values and the judge's; all rows have the same names, NaN where unknown.
 
     Args:
         texts: B responses.
         columns: (B,) each.
         records: B records, ``None`` in padding rows.
-        scorer: Without one, refusals are recognised by their opening words.
+        judge: Without one, refusals are recognised by their opening words.
     """
     lists = {name: column.tolist() for name, column in columns.items()}
     rows: list[Row] = []
     for i, (text, record) in enumerate(zip(texts, records, strict=True)):
         row: Row = {"response": text, **{name: column[i] for name, column in lists.items()}}
-        if scorer is None:
+        if judge is None:
             row["refused"] = float(bool(REFUSALS.search(text)))
         elif record is not None:
-            row |= scorer.score(record, text)
+            row |= judge.score(record, text)
         rows.append(row)
     names = dict.fromkeys(name for row in rows for name in row)
     return [{name: row.get(name, math.nan) for name in names} for row in rows]

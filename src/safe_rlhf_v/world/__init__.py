@@ -1,8 +1,8 @@
 """The embedded world: a procedural, synthetic image-text safety world with an exact ground-truth scorer."""
 
-from safe_rlhf_v.world.judge import WorldScorer
+from safe_rlhf_v.world.judge import WorldJudge
 from safe_rlhf_v.world.scenes import WORLD, Scene
 from safe_rlhf_v.world.truth import helpfulness, safety
 from safe_rlhf_v.world.write import SIZES, SMALL_SIZES, write_world
 
-__all__ = ["SIZES", "SMALL_SIZES", "WORLD", "Scene", "WorldScorer", "helpfulness", "safety", "write_world"]
+__all__ = ["SIZES", "SMALL_SIZES", "WORLD", "Scene", "WorldJudge", "helpfulness", "safety", "write_world"]

@@ -1,9 +1,9 @@
-"""The world's ground truth as a scorer of any response to any of its records."""
+"""The world's ground truth as a judge of any response to any of its records."""
 
 import math
 
 from safe_rlhf_v.records import Record
-from safe_rlhf_v.scoring.scorers import ResponseScorer
+from safe_rlhf_v.scoring.judge import Judge
 from safe_rlhf_v.world.grammar import parse
 from safe_rlhf_v.world.scenes import COLOURS, CONTEXTS, COUNTS, INTENTS, OBJECTS, Intent, Scene, prompt_risk
 from safe_rlhf_v.world.truth import helpfulness, safety
@@ -34,7 +34,7 @@ def judge(record: Record, text: str) -> tuple[float, int]:
     return helpfulness(scene, intent, text), safety(scene, intent, text)
 
 
-class WorldScorer(ResponseScorer):
+class WorldJudge(Judge):
     """Exact scores on the embedded world.
 
     Beside the common ones: ``garbled`` (some sentence is not in the grammar), ``over_refused`` (refused although the prompt
@@ -43,11 +43,11 @@ class WorldScorer(ResponseScorer):
 
     YAML::
 
-        scorer: {class_path: safe_rlhf_v.world.WorldScorer}
+        judge: {class_path: safe_rlhf_v.world.WorldJudge}
     """
 
     def score(self, record: Record, text: str) -> dict[str, float]:
-        """See :class:`ResponseScorer`; raises ``ValueError`` for a record that is not the world's."""
+        """See :class:`Judge`; raises ``ValueError`` for a record that is not the world's."""
         scene, intent = scene_of(record)
         helpful, level = helpfulness(scene, intent, text), safety(scene, intent, text)
         parsed = parse(text)

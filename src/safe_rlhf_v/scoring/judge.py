@@ -7,7 +7,7 @@ from inspect import isabstract
 from safe_rlhf_v.records import Record
 
 
-class ResponseScorer(ABC):
+class Judge(ABC):
     """Says, for any text, what it is worth as a response to a record: ground truth where there is one, a judge elsewhere."""
 
     @abstractmethod
@@ -22,11 +22,11 @@ class ResponseScorer(ABC):
         """
 
 
-def find_scorer(name: str | None, record: Record | None) -> ResponseScorer | None:
-    """The named scorer; without a name, the world's truth for the world's records, and ``None`` for others.
+def find_judge(name: str | None, record: Record | None) -> Judge | None:
+    """The named judge; without a name, the world's truth for the world's records, and ``None`` for others.
 
     Args:
-        name: Class path of a :class:`ResponseScorer`.
+        name: Class path of a :class:`Judge`.
         record: One of the records that will be scored; ``None`` only checks the name.
 
     Raises:
@@ -35,12 +35,12 @@ def find_scorer(name: str | None, record: Record | None) -> ResponseScorer | Non
     if name is None:
         if record is None or record.truth is None or "intent" not in record.origin:
             return None
-        name = "safe_rlhf_v.world.WorldScorer"
+        name = "safe_rlhf_v.world.WorldJudge"
     home, _, cls = name.rpartition(".")
     try:
-        scorer = getattr(import_module(home), cls)
+        judge = getattr(import_module(home), cls)
     except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(f"--scorer {name}: {error}; give the class path of a ResponseScorer") from None
-    if not isinstance(scorer, type) or not issubclass(scorer, ResponseScorer) or isabstract(scorer):
-        raise ValueError(f"--scorer {name}: no ResponseScorer; give the class path of one")
-    return scorer()
+        raise ValueError(f"--judge {name}: {error}; give the class path of a Judge") from None
+    if not isinstance(judge, type) or not issubclass(judge, Judge) or isabstract(judge):
+        raise ValueError(f"--judge {name}: no Judge; give the class path of one")
+    return judge()
