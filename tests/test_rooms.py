@@ -21,6 +21,7 @@ ROOMS = (
     "dual",
     "metrics",
     "training",
+    "testing",  # contract tests for classes of others
     "models",
     "ingest",
     "shards",
