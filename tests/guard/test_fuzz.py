@@ -20,7 +20,7 @@ VALUE = st.recursive(
     max_leaves=5,
 )
 PART = st.sampled_from(["", "ok.jpg", "cut.jpg", "gone.jpg", "../ok.jpg", "/etc/passwd", ".", "\0", "text.txt"])
-OBJECT = st.dictionaries(st.sampled_from([*FIELDS, "response"]), PART | VALUE, max_size=4)
+OBJECT = st.dictionaries(st.sampled_from([*FIELDS, "reply"]), PART | VALUE, max_size=4)
 TEXT = st.none() | st.text(max_size=12) | st.sampled_from(["what is it ?", "yes\u200b", " ", "a\0b", "\ud800"])
 NEARLY = st.fixed_dictionaries(
     {}, optional={"key": TEXT, "image": PART | st.just("ok.jpg"), "question": TEXT, "response": TEXT}

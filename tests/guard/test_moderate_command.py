@@ -36,7 +36,7 @@ def table(world, tmp_path):
         for r in [records[i % 12]]
     ]
     rows[5] = '{"key": "bad json'
-    rows[6] = json.dumps({"key": "typo", "response": "x"})
+    rows[6] = json.dumps({"key": "typo", "reply": "x"})
     rows[7] = json.dumps({"key": "number", "question": 3})
     rows[8] = json.dumps({"key": "outside", "image": "../../etc/passwd"})
     rows[9] = json.dumps({"key": "gone", "image": "gone.jpg", "question": "a"})
@@ -56,7 +56,7 @@ def test_json_lines_give_one_verdict_each_and_broken_ones_are_blocked(calibrated
     for number in (5, 6, 7, 8, 9, 10, 11, 12, 34):
         assert found[number]["status"] == "error" and found[number]["decision"] == "block", found[number]
         assert found[number]["reasons"][0].startswith("unsafe: could not be checked")
-    assert "unknown fields ['response']" in found[6]["reasons"][0] and "lies outside" in found[8]["reasons"][0]
+    assert "unknown fields ['reply']" in found[6]["reasons"][0] and "lies outside" in found[8]["reasons"][0]
     assert all(row["status"] == "ok" for n, row in enumerate(found) if n not in (5, 6, 7, 8, 9, 10, 11, 12, 34))
     assert "a field stands twice" in found[12]["reasons"][0]
     first, again = found[0], found[35]  # one input in batches of another company: equal but for the last digits
