@@ -110,10 +110,21 @@ def test_the_public_names_are_lazy_and_real() -> None:
     ("extra", "words"),
     [
         (["--model.init_args.optimiser=x"], ["unknown option 'optimiser'", "did you mean optimizer?"]),
+        (
+            ["--model.init_args.lr=3"],
+            ["model: unknown option 'lr' of SupervisedModule; --print_config shows every key"],
+        ),
         (["--model.init_args.backbone.init_args.slotz=null"], ["unknown option 'slotz'", "did you mean slots?"]),
-        (["--model.init_args.optimizer.init_args.lrr=3"], ["unknown option 'lrr'", "did you mean lr?"]),
+        (["--model.init_args.optimizer.init_args.lrr=3"], ["unknown option 'lrr' of AdamW", "did you mean lr?"]),
         (["--trainer.max_step=3"], ["unknown option --trainer.max_step", "did you mean --trainer.max_steps?"]),
+        (["--trainer.max_step", "3"], ["unknown option --trainer.max_step", "did you mean --trainer.max_steps?"]),
         (["--modell=3"], ["unknown option --modell", "did you mean --model?"]),
+        (["--model=SupervisdModule"], ["model: unknown class 'SupervisdModule'; did you mean SupervisedModule?"]),
+        (["--model.backbone=ClipDecodr"], ["model.backbone: unknown class", "did you mean ClipDecoder?"]),
+        (["--model.optimizer=torch.optim.AdamWW"], ["model.optimizer: torch.optim has no AdamWW; did you mean AdamW?"]),
+        (["--trainer.callbacks+=SampleGalery"], ["unknown class 'SampleGalery'; did you mean", "SampleGallery?"]),
+        (["--trainer.strategy=dpp"], ["trainer: unknown strategy 'dpp'; did you mean ddp?"]),
+        (["--model=os.system"], ["model: 'os.system' is no subclass of LightningModule"]),
         (
             ["--model=safe_rlhf_v.modules.SupervisdModule"],
             ["model: safe_rlhf_v.modules has no SupervisdModule", "did you mean SupervisedModule?"],
@@ -154,6 +165,25 @@ def test_a_missing_configuration_and_a_typo_in_yaml(
     (tmp_path / "typo.yaml").write_text(yaml.safe_dump(content))
     (tmp_path / "backbone.yaml").write_text((CONFIG.parent / "backbone.yaml").read_text())
     assert "max_stepz" in refused(["fit", f"--config={tmp_path / 'typo.yaml'}"], capsys)
+
+
+@pytest.mark.parametrize(
+    ("strategy", "words"),
+    [
+        ("DDPStrateg", "unknown strategy 'DDPStrateg'; did you mean DDPStrategy?"),
+        ("lightning.pytorch.strategies.DDPStrateg", "did you mean DDPStrategy?"),
+        ("fdsp", "did you mean fsdp?"),
+        ("quick", "Lightning's are auto, ddp, "),
+    ],
+)
+def test_a_strategy_is_one_of_lightnings_names_or_a_class(strategy: str, words: str) -> None:
+    from safe_rlhf_v.commands.preflight import check_strategy
+
+    with pytest.raises(ValueError, match=r"^trainer: ") as refusal:
+        check_strategy(strategy)
+    assert words in str(refusal.value)
+    for fine in ("auto", "ddp", "ddp_find_unused_parameters_true", SimpleNamespace(class_path="a.B")):
+        check_strategy(fine)
 
 
 def test_our_refusals_are_short_but_bugs_keep_their_traceback() -> None:

@@ -207,7 +207,7 @@ def test_a_training_on_records_without_labels_is_refused(
     [
         (["devices=-5"], "should be an int > 0"),
         (["num_nodes=0"], "num_nodes"),
-        (["strategy=nonsense"], "strategy='nonsense'"),
+        (["strategy=nonsense"], "unknown strategy 'nonsense'"),
         (["accelerator=nonsense"], "accelerator='nonsense'"),
         (["barebones=true", "logger=false"], "barebones"),
         (["callbacks.every_n_train_steps=-1"], "every_n_train_steps=-1"),

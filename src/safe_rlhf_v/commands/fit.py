@@ -50,7 +50,7 @@ from safe_rlhf_v.training.checkpoints import (
     read_checkpoint,
 )
 from safe_rlhf_v.training.named import named
-from safe_rlhf_v.training.parser_errors import ShortErrorParser
+from safe_rlhf_v.training.parser_errors import ShortErrors
 from safe_rlhf_v.training.runs import IN_CHECKPOINT
 from safe_rlhf_v.training.stored_config import read_stored
 
@@ -79,6 +79,16 @@ class ConfigInCheckpoint(SaveConfigCallback):
         checkpoint["config_yaml"] = self.text
 
 
+class TrainingParser(ShortErrors, LightningArgumentParser):
+    """Lightning's parser, with an error in one line."""
+
+    mend = "--print_config shows every key"
+
+    def missing(self, names: list[str]) -> str:
+        """A training needs a configuration, or a run that has one."""
+        return f"missing: {', '.join(names)}; name a configuration by --config FILE, or a run by --ckpt_path RUN"
+
+
 class CLI(LightningCLI):
     """See the module's docstring."""
 
@@ -87,7 +97,7 @@ class CLI(LightningCLI):
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         """A parser with short errors that takes no abbreviated options."""
-        self.parser_class = ShortErrorParser
+        self.parser_class = TrainingParser
         return super().init_parser(allow_abbrev=False, **kwargs)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:

@@ -7,12 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.pytorch import strategies
+from lightning.pytorch.strategies import StrategyRegistry
 
 from safe_rlhf_v.commands.configs import ReadingOptions
 from safe_rlhf_v.data_modules.base import ShardDataModule
 from safe_rlhf_v.models.sources import check_source
 from safe_rlhf_v.shards import Manifest
 from safe_rlhf_v.training.checkpoints import CheckpointError, read_checkpoint, read_stage
+from safe_rlhf_v.training.parser_errors import unknown
 from safe_rlhf_v.training.runs import KINDS, open_run
 from safe_rlhf_v.training.stored_config import find_class, is_listed, read_stored
 
@@ -41,6 +44,7 @@ def preflight(command: str, config: Any, reading: ReadingOptions = NOTHING_TRUST
         ValueError: With what was given and the mend.
     """
     check_precision(config.trainer)
+    check_strategy(config.trainer.strategy)
     check_numbers(config)
     if command == "fit":
         check_length(config.trainer)
@@ -157,6 +161,19 @@ def check_precision(trainer: Any) -> None:
     on_cpu = trainer.accelerator == "cpu" or (trainer.accelerator == "auto" and not torch.cuda.is_available())
     if on_cpu and str(trainer.precision) in ("16", "16-mixed", "16-true"):
         raise ValueError(f"trainer.precision {trainer.precision} needs a GPU; on a CPU use 32-true or bf16-mixed")
+
+
+def check_strategy(strategy: Any) -> None:
+    """A strategy is a class, or one of the names that Lightning has for them.
+
+    Raises:
+        ValueError: With the nearest name.
+    """
+    names = ["auto", *StrategyRegistry.available_strategies()]
+    if isinstance(strategy, str) and strategy not in names:
+        classes = [name for name in dir(strategies) if name.endswith("Strategy")]
+        mend = f"Lightning's are {', '.join(name for name in names if '_' not in name)}; or name a class by its path"
+        raise ValueError(f"trainer: {unknown('strategy', strategy.rpartition('.')[2], [*names, *classes], mend)}")
 
 
 def check_numbers(config: Any) -> None:
