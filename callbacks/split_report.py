@@ -5,9 +5,9 @@ from typing import Any, ClassVar, Literal
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from torch import Tensor
 
 from safe_rlhf_v.callbacks.tensorboard import Board, has_board
+from safe_rlhf_v.records.batches import to_device
 
 Stage = Literal["validate", "test"]
 
@@ -120,9 +120,8 @@ def splits_of(trainer: Trainer, stage: Stage) -> tuple[str, ...]:
 
 
 def on_cpu(batch: Any) -> Any:
-    """A batch, a named tuple, with its label tensors on the CPU."""
-    labels: dict[str, Any] = {name: x.cpu() for name, x in batch._asdict().items() if isinstance(x, Tensor)}
-    return batch._replace(**labels)
+    """A batch, a named tuple, with its labels on the CPU; pictures are there already."""
+    return to_device(batch, torch.device("cpu"))
 
 
 def _gathered(notes: list[Any], world_size: int) -> list[Any]:

@@ -10,7 +10,15 @@ from torch import Tensor
 
 from safe_rlhf_v.data_modules.source import MASKED, Sample
 from safe_rlhf_v.records import Record, Response
-from safe_rlhf_v.records.batches import UNKNOWN_LEVEL, PolicyBatch, PreferenceBatch, Prompts, Records, SupervisedBatch
+from safe_rlhf_v.records.batches import (
+    UNKNOWN_LEVEL,
+    PolicyBatch,
+    PreferenceBatch,
+    Prompts,
+    Records,
+    SupervisedBatch,
+    TrueValues,
+)
 from safe_rlhf_v.records.taxonomy import Taxonomy, is_harmful
 
 DemonstrationsFrom = Literal["helpful", "safe", "helpful_and_safe"]
@@ -139,14 +147,20 @@ class CollatePreference:
             safety=self._grid(records, lambda x, k: x.responses[k].safety, UNKNOWN_LEVEL),
             is_safe=self._grid(records, lambda x, k: is_safe(x.responses[k]), -1),
             category=_category(self.taxonomy, records),
-            true_helpfulness=self._grid(
-                records, lambda x, k: x.truth.helpfulness[k] if x.truth else None, math.nan, torch.float32
-            ),
-            true_safety=self._grid(records, lambda x, k: x.truth.safety[k] if x.truth else None, UNKNOWN_LEVEL),
-            rules=tuple(x.truth.rule if x and x.truth and x.truth.rule else ("",) * self.k for x in records),
             valid=torch.tensor([x is not None for x in records]),
             keys=tuple(x.key if x else "" for x in records),
             shards=tuple(sample.shard for sample in samples),
+            truth=self._truth(records),
+        )
+
+    def _truth(self, records: list[Record | None]) -> TrueValues | None:
+        """Noise-free values, if a record has any."""
+        if not any(record is not None and record.truth is not None for record in records):
+            return None
+        return TrueValues(
+            self._grid(records, lambda x, k: x.truth.helpfulness[k] if x.truth else None, math.nan, torch.float32),
+            self._grid(records, lambda x, k: x.truth.safety[k] if x.truth else None, UNKNOWN_LEVEL),
+            tuple(x.truth.rule if x and x.truth and x.truth.rule else ("",) * self.k for x in records),
         )
 
     def _grid(

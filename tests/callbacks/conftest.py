@@ -12,7 +12,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from safe_rlhf_v.records.batches import UNKNOWN_LEVEL, PreferenceBatch, Prompts
+from safe_rlhf_v.records.batches import UNKNOWN_LEVEL, PreferenceBatch, Prompts, TrueValues
 from safe_rlhf_v.records.taxonomy import Taxonomy
 
 TAXONOMY = Taxonomy("toy", ("fire_safety", "chemicals"))
@@ -36,11 +36,9 @@ def make_batch(rows: int, responses: int = 2, first: int = 0) -> PreferenceBatch
         safety=safety,
         is_safe=(safety >= 0).long(),
         category=torch.stack([number % 3 == 1, number % 3 == 2], 1).long(),
-        true_helpfulness=safety.float(),
-        true_safety=safety,
-        rules=tuple(("misuse", "refusal")[:responses] for _ in range(rows)),
         valid=torch.arange(rows) < max(rows - 1, 4),
         keys=tuple(f"k{n}" for n in number.tolist()),
+        truth=TrueValues(safety.float(), safety, tuple(("misuse", "refusal")[:responses] for _ in range(rows))),
     )
 
 
@@ -51,8 +49,7 @@ def unlabelled(batch: PreferenceBatch) -> PreferenceBatch:
         safer=torch.full_like(batch.safer, -1),
         is_safe=torch.full_like(batch.is_safe, -1),
         safety=torch.full_like(batch.safety, UNKNOWN_LEVEL),
-        true_safety=torch.full_like(batch.safety, UNKNOWN_LEVEL),
-        true_helpfulness=torch.full_like(batch.true_helpfulness, torch.nan),
+        truth=None,
     )
 
 

@@ -37,10 +37,12 @@ def cut(batch: Any, start: int, size: int) -> Any:
     """Some rows of a batch."""
     end = start + size
     parts = {
-        n: v[start:end] for n, v in batch._asdict().items() if isinstance(v, (torch.Tensor, tuple)) and n != "prompts"
+        n: v[start:end]
+        for n, v in batch._asdict().items()
+        if isinstance(v, (torch.Tensor, tuple)) and not hasattr(v, "_fields")
     }
-    prompts_ = type(batch.prompts)(*(part[start:end] for part in batch.prompts))
-    return batch._replace(**parts, prompts=prompts_)
+    nested = {n: v for n, v in batch._asdict().items() if n in ("prompts", "truth") and v is not None}
+    return batch._replace(**parts, **{n: type(v)(*(part[start:end] for part in v)) for n, v in nested.items()})
 
 
 def written(name: str, sizes: list[int]) -> dict[str, np.ndarray]:

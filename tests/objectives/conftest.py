@@ -21,15 +21,12 @@ def preference_batch() -> Callable[..., PreferenceBatch]:
             "safety": torch.full((rows, responses), UNKNOWN_LEVEL),
             "is_safe": torch.full((rows, responses), -1),
             "category": torch.full((rows, 2), -1),
-            "true_helpfulness": torch.full((rows, responses), torch.nan),
-            "true_safety": torch.full((rows, responses), UNKNOWN_LEVEL),
             "valid": torch.ones(rows, dtype=torch.bool),
         }
         tensors |= {name: torch.tensor(value) for name, value in labels.items()}
         return PreferenceBatch(
             prompts=Prompts(images=((),) * rows, image_ids=((),) * rows, questions=("q",) * rows),
             responses=(("a",) * responses,) * rows,
-            rules=(("",) * responses,) * rows,
             keys=tuple(f"k{i}" for i in range(rows)),
             **tensors,
         )

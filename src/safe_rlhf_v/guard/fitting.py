@@ -7,21 +7,26 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torchmetrics import Metric
-from torchmetrics.functional.classification import binary_auroc
 
 from safe_rlhf_v.data_modules.base import ShardDataModule
 from safe_rlhf_v.data_modules.preference import PreferenceDataModule
 from safe_rlhf_v.data_modules.source import ImageOptions
 from safe_rlhf_v.functional.operating_points import OperatingPoint, conformal_threshold, threshold_for_fpr
-from safe_rlhf_v.functional.ordinal import correct_prior
+from safe_rlhf_v.functional.ordinal import correct_prior, median_level
 from safe_rlhf_v.guard.calibration import Calibration, fit_temperature, tempered, two_columns
 from safe_rlhf_v.guard.limits import Coverage, Limits, harmless_inputs
 from safe_rlhf_v.guard.verdict import rounded
-from safe_rlhf_v.metrics import harm as detection
-from safe_rlhf_v.metrics import ordinal
-from safe_rlhf_v.metrics.harm_table import HarmTable
-from safe_rlhf_v.modules.guard import HARM_BOUNDARY, GuardModule, GuardOutputs, check_categories, named_right
+from safe_rlhf_v.metrics import harm_by_group
+from safe_rlhf_v.metrics.levels import macro_mae
+from safe_rlhf_v.modules.guard import (
+    HARM_BOUNDARY,
+    GuardModule,
+    GuardOutputs,
+    check_categories,
+    guard_values,
+    named_right,
+    prompt_values,
+)
 from safe_rlhf_v.records.batches import UNKNOWN_LEVEL, PreferenceBatch, category_groups, hazard
 from safe_rlhf_v.records.taxonomy import MIN_LEVEL, NUM_LEVELS
 from safe_rlhf_v.training.checkpoints import read_stage
@@ -29,6 +34,22 @@ from safe_rlhf_v.training.stored_config import leads_out, stored_options
 
 LEAST = 0.05
 """No threshold lies lower, however many false alarms the budget has room for; raising one keeps its budget."""
+
+MEASURED = {
+    "level_accuracy": "level_accuracy",
+    "within_one": "within_one",
+    "macro_mae": "macro_mae",
+    "quadratic_kappa": "quadratic_kappa",
+    "ranked_probability_score": "ranked_probability_score",
+    "harm_accuracy": "harm_accuracy",
+    "harm_auroc": "harm_auroc",
+    "harm_auprc": "harm_auprc",
+    "fpr_at_95_recall": "fpr_at_95_recall",
+    "recall_at_5_fpr": "recall_at_5_fpr",
+    "harm_ece": "harm_calibration_error",
+    "exceedance_ece": "exceedance_calibration_error",
+}
+"""What :func:`assess` reports after calibration, and its name among the curves."""
 
 
 class Judged(NamedTuple):
@@ -244,16 +265,22 @@ def assess(judged: Judged, calibration: Calibration) -> dict[str, float]:
     blocked, harmful = after[:, :HARM_BOUNDARY].exp().sum(1) >= calibration.block, judged.levels < HARM_BOUNDARY
     balanced = correct_prior(after, torch.tensor(calibration.level_prior, dtype=torch.float64))
     risk = torch.sigmoid(judged.prompt_risk.double() / calibration.prompt_temperature)
+    before, measured = (
+        {name: float(value) for name, value in guard_values(log_probs, judged.levels).items()}
+        for log_probs in (judged.level_log_probs, after)
+    )
     return _known(
         {
             "majority_accuracy": float(torch.bincount(judged.levels).max() / len(judged.levels)),
-            **{name: _measured(metric, after, judged) for name, metric in _metrics().items()},
-            "macro_mae_balanced": _measured(_metrics()["macro_mae"], balanced, judged),
-            "harm_ece_before": _measured(_metrics()["harm_ece"], judged.level_log_probs, judged),
-            "exceedance_ece_before": _measured(_metrics()["exceedance_ece"], judged.level_log_probs, judged),
+            **{name: measured[source] for name, source in MEASURED.items() if source in measured},
+            "macro_mae_balanced": float(macro_mae(median_level(balanced), judged.levels, NUM_LEVELS)),
+            "harm_ece_before": before["harm_calibration_error"],
+            "exceedance_ece_before": before["exceedance_calibration_error"],
             "recall_at_block": _share(blocked[harmful]),
             "fpr_at_block": _share(blocked[~harmful]),
-            "prompt_auroc": float(binary_auroc(risk, judged.hazardous.long())) if judged.hazardous.any() else math.nan,
+            **{
+                name: float(value) for name, value in prompt_values(judged.prompt_risk, judged.hazardous.long()).items()
+            },
             "prompt_recall_at_block": _share(risk[judged.hazardous] >= calibration.prompt_block),
             "prompt_fpr_at_block": _share(risk[~judged.hazardous] >= calibration.prompt_block),
             "category_accuracy": _share(judged.named_right[judged.hazardous]),
@@ -263,45 +290,19 @@ def assess(judged: Judged, calibration: Calibration) -> dict[str, float]:
 
 
 def assess_groups(judged: Judged, calibration: Calibration) -> dict[str, dict[str, dict[str, float]]]:
-    """The same split group by group: by grouping and group the columns of :class:`HarmTable` at the blocking threshold.
+    """The same split group by group: by grouping and group the columns of
+    :func:`~safe_rlhf_v.metrics.harm_by_group` at the blocking threshold.
 
     Args:
         judged: As for :func:`assess`.
         calibration: The guard's.
     """
     after = tempered(judged.level_log_probs.double(), calibration.level_temperature)
-    found: dict[str, dict[str, dict[str, float]]] = {}
-    for grouping, column in judged.groups.items():
-        names = sorted({name for groups in column for name in groups})
-        pairs = [(row, names.index(name)) for row, groups in enumerate(column) for name in groups]
-        rows, group = torch.tensor(pairs, dtype=torch.long).reshape(-1, 2).unbind(1)
-        table = HarmTable(names, HARM_BOUNDARY, calibration.block)
-        table.update(after[rows], judged.levels[rows], torch.ones_like(rows, dtype=torch.bool), group)
-        for name, values in table.compute().items():
-            found.setdefault(grouping, {})[name] = _known({key: float(value) for key, value in values.items()})
-    return found
-
-
-def _metrics() -> dict[str, Metric]:
     return {
-        "level_accuracy": ordinal.LevelAccuracy(NUM_LEVELS),
-        "within_one": ordinal.WithinOneAccuracy(NUM_LEVELS),
-        "macro_mae": ordinal.MacroMAE(NUM_LEVELS),
-        "quadratic_kappa": ordinal.QuadraticKappa(NUM_LEVELS),
-        "ranked_probability_score": ordinal.RankedProbabilityScore(NUM_LEVELS),
-        "harm_accuracy": detection.HarmAccuracy(HARM_BOUNDARY),
-        "harm_auroc": detection.LevelHarmAUROC(HARM_BOUNDARY),
-        "harm_auprc": detection.LevelHarmAUPRC(HARM_BOUNDARY),
-        "fpr_at_95_recall": detection.FPRAtRecall(HARM_BOUNDARY),
-        "recall_at_5_fpr": detection.RecallAtFPR(HARM_BOUNDARY),
-        "harm_ece": detection.HarmCalibrationError(HARM_BOUNDARY),
-        "exceedance_ece": ordinal.ExceedanceCalibrationError(NUM_LEVELS),
+        grouping: harm_by_group(after, judged.levels, column, HARM_BOUNDARY, calibration.block)
+        for grouping, column in judged.groups.items()
+        if any(column)
     }
-
-
-def _measured(metric: Metric, log_probs: Tensor, judged: Judged) -> float:
-    metric.update(log_probs, judged.levels, torch.ones_like(judged.levels, dtype=torch.bool))
-    return float(metric.compute())
 
 
 def _known(values: dict[str, float]) -> dict[str, float]:

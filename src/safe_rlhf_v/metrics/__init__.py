@@ -1,18 +1,24 @@
-"""torchmetrics for preference, cost and grounding; ranks may see unequal row counts, one of them none at all."""
+"""Metrics of rewards, costs, guards and losses; ranks may see unequal row counts, one of them none at all.
 
-from safe_rlhf_v.metrics.groups import CounterfactualAccuracy, GroupedAccuracy
+Most are pure functions of all rows together, behind one :class:`Collected`.
+"""
+
+from safe_rlhf_v.metrics.collected import Collected, count, mean
+from safe_rlhf_v.metrics.harm import harm_by_group, harm_values, harmful_label, score_values
+from safe_rlhf_v.metrics.levels import level_values
 from safe_rlhf_v.metrics.loss import LossMean
 from safe_rlhf_v.metrics.pairs import GroundingGap, PairwiseAccuracy
-from safe_rlhf_v.metrics.signs import BalancedSignAccuracy, CalibrationError, HarmAUROC, SignAccuracy
 
 __all__ = [
-    "BalancedSignAccuracy",
-    "CalibrationError",
-    "CounterfactualAccuracy",
+    "Collected",
     "GroundingGap",
-    "GroupedAccuracy",
-    "HarmAUROC",
     "LossMean",
     "PairwiseAccuracy",
-    "SignAccuracy",
+    "count",
+    "harm_by_group",
+    "harm_values",
+    "harmful_label",
+    "level_values",
+    "mean",
+    "score_values",
 ]

@@ -1,188 +1,106 @@
-"""Metrics of an ordinal guard as a detector: is P(level < boundary) on the right side, and does it come true?
+"""P(harmful) against harmful or not: how good a detector is, and whether its probability comes true.
 
-The same arguments as in :mod:`safe_rlhf_v.metrics.ordinal`.
+Cost models (P(harmful) = sigmoid(cost)) and guards (P(level < 0)) are measured by the same functions.
 """
+
+from collections.abc import Collection, Sequence
 
 import torch
 from torch import Tensor
-from torchmetrics.functional.classification import binary_auroc, binary_average_precision
-from torchmetrics.utilities import dim_zero_cat
+from torch.nn.functional import softsign
+from torchmetrics.functional.classification import (
+    binary_accuracy,
+    binary_auroc,
+    binary_average_precision,
+    binary_calibration_error,
+    binary_recall,
+    binary_sensitivity_at_specificity,
+    binary_specificity,
+    binary_specificity_at_sensitivity,
+)
 
-from safe_rlhf_v.functional.calibration import calibration_error, reliability_bins
-from safe_rlhf_v.metrics.ordinal import LevelMetric
-
-
-class HarmAccuracy(LevelMetric):
-    """Share of rows on the right side of "harmful": P(level < boundary) at or above a threshold."""
-
-    total: Tensor
-    rows: Tensor
-
-    def __init__(self, boundary: int, threshold: float = 0.5) -> None:
-        """Start with nothing counted.
-
-        Args:
-            boundary: Class indices below it are harmful.
-            threshold: From which probability on a row is called harmful.
-        """
-        super().__init__()
-        self.boundary, self.threshold = boundary, threshold
-        self.add_state("total", torch.zeros(2, dtype=torch.float64), dist_reduce_fx="sum")  # harmful, harmless
-        self.add_state("rows", torch.zeros(2, dtype=torch.int64), dist_reduce_fx="sum")
-
-    def update(self, log_probs: Tensor, levels: Tensor, valid: Tensor) -> None:
-        """Count one batch: log_probs (N, K), levels (N,), valid (N,)."""
-        log_probs, levels = self.known(log_probs, levels, valid)
-        harmful = levels < self.boundary
-        right = (_harm(log_probs, self.boundary) >= self.threshold) == harmful
-        for i, kind in enumerate((harmful, ~harmful)):
-            self.total[i] += (right & kind).sum()
-            self.rows[i] += kind.sum()
-
-    def compute(self) -> Tensor:
-        """() share; NaN without rows."""
-        return (self.total.sum() / self.rows.sum()).float()
+BELOW_ONE = 1 - 2.0**-53
+"""The largest float64 below 1. torchmetrics gives a probability of exactly 1 a bin of its own; here it belongs to the last bin,
+as in the reliability diagram."""
 
 
-class BalancedHarmAccuracy(HarmAccuracy):
-    """Mean of the shares of harmful and of harmless rows called so; NaN unless both occur."""
+def harm_values(harm: Tensor, harmful: Tensor, order: Tensor | None = None, bins: int = 15) -> dict[str, Tensor]:
+    """Every value that one set of rows can give, by name; each is a scalar.
 
-    def compute(self) -> Tensor:
-        """() balanced accuracy."""
-        return (self.total / self.rows).mean().float()
+    ``accuracy`` (harmful where P > 0.5) and ``calibration_error`` (expected calibration error, equal-width bins) need rows of any
+    kind. The others need harmful and harmless rows, and are left out otherwise: ``balanced_accuracy`` (mean of recall and
+    specificity), ``auroc``, ``auprc`` (average precision), ``fpr_at_95_recall`` and ``recall_at_5_fpr``, whose thresholds are
+    chosen on the measured rows themselves: for comparing models, no operating points.
 
-
-class HarmCalibrationError(LevelMetric):
-    """Expected calibration error of P(level < boundary) in equal-width bins."""
-
-    higher_is_better = False
-    table: Tensor
-
-    def __init__(self, boundary: int, bins: int = 15) -> None:
-        """Start with empty bins.
-
-        Args:
-            boundary: Class indices below it are harmful.
-            bins: Number of bins.
-        """
-        super().__init__()
-        self.boundary, self.bins = boundary, bins
-        self.add_state("table", torch.zeros(3, bins, dtype=torch.float64), dist_reduce_fx="sum")
-
-    def update(self, log_probs: Tensor, levels: Tensor, valid: Tensor) -> None:
-        """Count one batch: log_probs (N, K), levels (N,), valid (N,)."""
-        log_probs, levels = self.known(log_probs, levels, valid)
-        everything = torch.ones_like(levels, dtype=torch.bool)
-        self.table += reliability_bins(_harm(log_probs, self.boundary), levels < self.boundary, everything, self.bins)
-
-    def compute(self) -> Tensor:
-        """() error in 0..1; NaN without rows."""
-        return calibration_error(self.table).float()
-
-
-class _HarmDetection(LevelMetric):
-    """Keeps P(harmful) and the truth of every row."""
-
-    harm: list[Tensor]
-    harmful: list[Tensor]
-
-    def __init__(self, boundary: int) -> None:
-        """Start with nothing kept.
-
-        Args:
-            boundary: Class indices below it are harmful.
-        """
-        super().__init__()
-        self.boundary = boundary
-        # Both float32, the type torchmetrics gives a rank that saw nothing: gathering needs equal types.
-        self.add_state("harm", [], dist_reduce_fx="cat")
-        self.add_state("harmful", [], dist_reduce_fx="cat")
-
-    def update(self, log_probs: Tensor, levels: Tensor, valid: Tensor) -> None:
-        """Keep one batch: log_probs (N, K), levels (N,), valid (N,)."""
-        log_probs, levels = self.known(log_probs, levels, valid)
-        self.harm.append(_harm(log_probs, self.boundary).float())
-        self.harmful.append((levels < self.boundary).float())
-
-    def compute(self) -> Tensor:
-        """() value of the metric; NaN unless harmful and harmless rows were seen."""
-        nothing = torch.zeros(0, device=self.device)
-        harm, harmful = (dim_zero_cat(state) if len(state) else nothing for state in (self.harm, self.harmful))
-        if not 0 < harmful.sum() < len(harmful):
-            return torch.full((), torch.nan, device=self.device)
-        return self.measure(harm, harmful.long())
-
-    def measure(self, harm: Tensor, harmful: Tensor) -> Tensor:
-        """() value from (n,) probabilities and (n,) int64 truth with both kinds."""
-        raise NotImplementedError
-
-
-class LevelHarmAUROC(_HarmDetection):
-    """Area under the ROC curve of P(level < boundary)."""
-
-    def measure(self, harm: Tensor, harmful: Tensor) -> Tensor:
-        """See the base."""
-        return binary_auroc(harm, harmful)
-
-
-class LevelHarmAUPRC(_HarmDetection):
-    """Average precision of P(level < boundary)."""
-
-    def measure(self, harm: Tensor, harmful: Tensor) -> Tensor:
-        """See the base."""
-        return binary_average_precision(harm, harmful)
-
-
-class FPRAtRecall(_HarmDetection):
-    """Smallest share of harmless rows called harmful at a threshold that finds at least this share of the harmful ones.
-
-    Chosen on the measured data itself: for comparing models, not an operating point.
+    Args:
+        harm: (n,) P(harmful) in 0..1.
+        harmful: (n,) int64, 1 harmful, 0 harmless.
+        order: (n,) what ranks the rows instead of ``harm``, in 0..1, where ``harm`` rounds different scores to the same number.
+        bins: Bins of the calibration error.
     """
-
-    higher_is_better = False
-
-    def __init__(self, boundary: int, recall: float = 0.95) -> None:
-        """Start with nothing kept.
-
-        Args:
-            boundary: Class indices below it are harmful.
-            recall: Share of harmful rows that must be found.
-        """
-        super().__init__(boundary)
-        self.recall = recall
-
-    def measure(self, harm: Tensor, harmful: Tensor) -> Tensor:
-        """See the base."""
-        found = harm[harmful == 1].sort(descending=True).values
-        needed = int(torch.ceil(torch.tensor(self.recall, dtype=torch.float64) * len(found) - 1e-9))
-        return (harm[harmful == 0] >= found[max(needed, 1) - 1]).float().mean()
+    harm = harm.double().clamp(0, BELOW_ONE)
+    order = harm if order is None else order.double()
+    values = {
+        "accuracy": binary_accuracy(harm, harmful),
+        "calibration_error": binary_calibration_error(harm, harmful, n_bins=bins),
+    }
+    if 0 < int(harmful.sum()) < len(harmful):
+        values |= {
+            "balanced_accuracy": (binary_recall(harm, harmful) + binary_specificity(harm, harmful)) / 2,
+            "auroc": binary_auroc(order, harmful),
+            "auprc": binary_average_precision(order, harmful),
+            "fpr_at_95_recall": 1 - binary_specificity_at_sensitivity(order, harmful, min_sensitivity=0.95)[0],
+            "recall_at_5_fpr": binary_sensitivity_at_specificity(order, harmful, min_specificity=0.95)[0],
+        }
+    return {name: value.float() for name, value in values.items()}
 
 
-class RecallAtFPR(_HarmDetection):
-    """Largest share of harmful rows found at a threshold that calls at most this share of the harmless ones harmful.
+def score_values(scores: Tensor, harmful: Tensor) -> dict[str, Tensor]:
+    """As :func:`harm_values` for scores whose sigmoid is P(harmful): costs, or logits.
 
-    Chosen on the measured data itself: for comparing models, not an operating point.
+    Ranks are those of the scores themselves: the sigmoid ties scores above 37.
+
+    Args:
+        scores: (n,) any finite numbers.
+        harmful: (n,) int64, 1 harmful, 0 harmless.
     """
-
-    def __init__(self, boundary: int, fpr: float = 0.05) -> None:
-        """Start with nothing kept.
-
-        Args:
-            boundary: Class indices below it are harmful.
-            fpr: Share of harmless rows that may be flagged.
-        """
-        super().__init__(boundary)
-        self.fpr = fpr
-
-    def measure(self, harm: Tensor, harmful: Tensor) -> Tensor:
-        """See the base."""
-        harmless = harm[harmful == 0].sort(descending=True).values
-        allowed = int(torch.tensor(self.fpr, dtype=torch.float64) * len(harmless) + 1e-9)
-        if allowed >= len(harmless):
-            return torch.ones((), device=harm.device)
-        return (harm[harmful == 1] > harmless[allowed]).float().mean()
+    return harm_values(torch.sigmoid(scores.double()), harmful, order=0.5 + 0.5 * softsign(scores.double()))
 
 
-def _harm(log_probs: Tensor, boundary: int) -> Tensor:
-    """(N,) float64 P(level < boundary)."""
-    return log_probs[:, :boundary].double().exp().sum(-1).clamp(0, 1)
+def harmful_label(is_safe: Tensor) -> Tensor:
+    """1 harmful, 0 safe, -1 unknown, from 1 safe, 0 harmful, -1 unknown; any shape, int64."""
+    return (1 - is_safe).masked_fill(is_safe < 0, -1)
+
+
+def harm_by_group(
+    log_probs: Tensor, levels: Tensor, groups: Sequence[Collection[str]], boundary: int, threshold: float
+) -> dict[str, dict[str, float]]:
+    """By group: how many responses, how well their levels and sides are judged, and what a threshold catches and flags.
+
+    ``responses`` and ``harmful`` are counts; ``level_accuracy``, ``harm_accuracy`` (at one half), ``recall`` and ``fpr`` (at the
+    threshold) are shares, and left out where there is nothing to take a share of.
+
+    Args:
+        log_probs: (n, K) log-probability of each level, the lowest first.
+        levels: (n,) int64 true class index.
+        groups: n collections of group names; a row counts in each of its groups.
+        boundary: Class indices below it are harmful.
+        threshold: From which P(level < boundary) on a response is flagged.
+    """
+    harm = log_probs[:, :boundary].double().exp().sum(-1)
+    harmful = levels < boundary
+    flagged = harm >= threshold
+    level_right = log_probs.argmax(-1) == levels
+    side_right = (harm >= 0.5) == harmful
+    table = {}
+    for name in sorted({name for names in groups for name in names}):
+        inside = torch.tensor([name in names for names in groups])
+        shares = {
+            "level_accuracy": level_right[inside],
+            "harm_accuracy": side_right[inside],
+            "recall": flagged[inside & harmful],
+            "fpr": flagged[inside & ~harmful],
+        }
+        counts = {"responses": float(inside.sum()), "harmful": float(harmful[inside].sum())}
+        table[name] = counts | {key: float(hits.double().mean()) for key, hits in shares.items() if len(hits)}
+    return table

@@ -44,9 +44,9 @@ class LossMean(Metric):
             self.totals[i] += shares[name].total.detach()
             self.counts[i] += shares[name].count
 
-    def compute(self) -> Tensor:
-        """() float32 loss; a term that counted nothing adds 0, NaN if none counted anything."""
+    def compute(self) -> Tensor | None:
+        """() float32 loss; a term that counted nothing adds 0; ``None`` if none counted anything."""
         if not (self.counts > 0).any():
-            return torch.full((), torch.nan, device=self.totals.device)
+            return None
         means = self.totals / torch.where(self.counts > 0, self.counts, 1.0)
         return (means * self.totals.new_tensor(list(self.weights.values()))).sum().float()

@@ -8,7 +8,7 @@ from safe_rlhf_v.functional.pairwise import pair_correct
 
 
 class PairwiseAccuracy(Metric):
-    """Share of pairs in which the target response scores strictly higher; NaN without a decided pair.
+    """Share of pairs in which the target response scores strictly higher; ``None`` without a decided pair.
 
     Equal scores count as wrong, so a constant model has accuracy 0, in whichever order the responses stand.
     """
@@ -37,13 +37,13 @@ class PairwiseAccuracy(Metric):
         self.correct += (pair_correct(scores, target) & counted).sum()
         self.total += counted.sum()
 
-    def compute(self) -> Tensor:
+    def compute(self) -> Tensor | None:
         """() accuracy."""
-        return self.correct / self.total
+        return self.correct / self.total if self.total else None
 
 
 class GroundingGap(Metric):
-    """Pair accuracy with the real pictures minus pair accuracy with shuffled or blank ones; NaN without a decided pair.
+    """Pair accuracy with the real pictures minus pair accuracy with shuffled or blank ones.
 
     About 0 means the scores do not depend on what the picture shows.
     """
@@ -74,6 +74,6 @@ class GroundingGap(Metric):
         self.gain += (difference * counted).sum()
         self.total += counted.sum()
 
-    def compute(self) -> Tensor:
-        """() difference in -1..1."""
-        return self.gain / self.total
+    def compute(self) -> Tensor | None:
+        """() difference in -1..1; ``None`` without a decided pair."""
+        return self.gain / self.total if self.total else None

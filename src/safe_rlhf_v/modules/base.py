@@ -6,7 +6,6 @@ from functools import cached_property
 from typing import Any, ClassVar, TypeVar
 
 import torch
-from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable, ReduceLROnPlateau
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
@@ -18,6 +17,7 @@ from safe_rlhf_v.models.reader import Reader
 from safe_rlhf_v.models.sharding import shard
 from safe_rlhf_v.models.sources import KEPT
 from safe_rlhf_v.modules.admission import Admission
+from safe_rlhf_v.modules.split_metrics import SplitMetrics
 from safe_rlhf_v.records.batches import Batch, PolicyBatch, PreferenceBatch, SupervisedBatch, to_device
 from safe_rlhf_v.training.broken_numbers import refuse_broken_state
 from safe_rlhf_v.training.checkpoints import (
@@ -42,7 +42,7 @@ _GIVEN_BY: dict[type, str] = {
 }
 
 
-class BaseModule(LightningModule):
+class BaseModule(SplitMetrics):
     """A short base: subclasses write :meth:`build` and the steps.
 
     Networks appear in ``configure_model``, so that constructors stay cheap. A resumed run equals the uninterrupted one;
@@ -225,12 +225,6 @@ class BaseModule(LightningModule):
         log_probs = self.backbone.response_states(self.move(prepared), log_probs=True).log_probs
         assert log_probs is not None
         return masked_share(-log_probs, mask, weight)
-
-    def split_name(self, stage: str, loader: int) -> str:
-        """Name of a stage's ``loader``-th split, from the data module if it says."""
-        data: Any = getattr(self.trainer, "datamodule", None)
-        names = data.evaluation_splits(stage) if hasattr(data, "evaluation_splits") else (stage,)
-        return str(names[loader])
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what resume and later stages need; leave out what the pretrained base gives back.

@@ -1,11 +1,13 @@
 """The cost model: which response is more harmful, and is it harmful at all."""
 
+from functools import partial
+
 from torch import Tensor
 from torchmetrics import Metric
 
 from safe_rlhf_v.functional.pairwise import preferred
-from safe_rlhf_v.metrics import BalancedSignAccuracy, CalibrationError, HarmAUROC, PairwiseAccuracy, SignAccuracy
-from safe_rlhf_v.modules.preference import PreferenceModule
+from safe_rlhf_v.metrics import Collected, PairwiseAccuracy, harmful_label, score_values
+from safe_rlhf_v.modules.preference import PreferenceModule, update_pairs
 from safe_rlhf_v.records.batches import UNKNOWN_LEVEL, PreferenceBatch
 
 
@@ -36,26 +38,29 @@ class CostModule(PreferenceModule):
         return preferred(-batch.true_safety, batch.true_safety != UNKNOWN_LEVEL)
 
     def make_metrics(self, responses: int) -> dict[str, Metric]:
-        """Order against labels and truth (pairs only); sign, balanced sign, AUROC and calibration against labels and truth."""
+        """Order (pairs only) and sign, each against the labels and against the truth."""
         pairs = ("accuracy", "true_accuracy", "label_ceiling") if responses == 2 else ()
-        return {
-            **{name: PairwiseAccuracy() for name in pairs},
-            "sign_accuracy": SignAccuracy(),
-            "true_sign_accuracy": SignAccuracy(),
-            "true_balanced_sign_accuracy": BalancedSignAccuracy(),
-            "true_auroc": HarmAUROC(),
-            "true_calibration_error": CalibrationError(),
-        }
+        signs = {f"{truth}sign": Collected(partial(sign_values, prefix=truth)) for truth in ("", "true_")}
+        return {**{name: PairwiseAccuracy() for name in pairs}, **signs}
 
     def update_metrics(self, metrics: dict[str, Metric], scores: Tensor, batch: PreferenceBatch) -> None:
         """Count one batch."""
-        truly_safe = (batch.true_safety >= 0).long().masked_fill(batch.true_safety == UNKNOWN_LEVEL, -1)  # (B, K)
+        truly_harmful = (batch.true_safety < 0).long().masked_fill(batch.true_safety == UNKNOWN_LEVEL, -1)  # (B, K)
         if "accuracy" in metrics:
-            labels, truth = self.labels(batch), self.truth(batch)
-            metrics["accuracy"].update(scores, labels, batch.valid)
-            metrics["true_accuracy"].update(scores, truth, batch.valid)
-            as_scores = (labels[:, None] == labels.new_tensor([0, 1])).float()  # (B, 2)
-            metrics["label_ceiling"].update(as_scores, truth, batch.valid & (labels >= 0))
-        metrics["sign_accuracy"].update(scores, batch.is_safe, batch.valid)
-        for name in ("sign_accuracy", "balanced_sign_accuracy", "auroc", "calibration_error"):
-            metrics[f"true_{name}"].update(scores, truly_safe, batch.valid)
+            update_pairs(metrics, scores, self.labels(batch), self.truth(batch), batch.valid)
+        metrics["sign"].update(scores, harmful_label(batch.is_safe), batch.valid)
+        metrics["true_sign"].update(scores, truly_harmful, batch.valid)
+
+
+def sign_values(costs: Tensor, harmful: Tensor, prefix: str = "") -> dict[str, Tensor]:
+    """Is the cost on the right side of 0, and does sigmoid(cost) come true? Values by name, each a scalar.
+
+    Args:
+        costs: (n,).
+        harmful: (n,) int64, 1 harmful, 0 safe.
+        prefix: Of the names.
+    """
+    names = {"accuracy": "sign_accuracy", "balanced_accuracy": "balanced_sign_accuracy"}
+    values = score_values(costs, harmful)
+    kept = ("accuracy", "balanced_accuracy", "auroc", "calibration_error")
+    return {prefix + names.get(name, name): values[name] for name in kept if name in values}

@@ -7,14 +7,13 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import AdamW
-from torchmetrics import MeanMetric, Metric, SumMetric
+from torchmetrics import Metric, SumMetric
 
 from safe_rlhf_v.functional.ordinal import expected_level
 from safe_rlhf_v.functional.shares import Share, masked_share
-from safe_rlhf_v.metrics import HarmAUROC, ordinal
-from safe_rlhf_v.metrics import harm as detection
+from safe_rlhf_v.metrics import Collected, harm_values, level_values, mean, score_values
 from safe_rlhf_v.models.backbone import Prepared
 from safe_rlhf_v.models.heads import Head, ScalarHead
 from safe_rlhf_v.models.links import CornLink, OrdinalLink
@@ -57,6 +56,35 @@ class GuardOutputs(NamedTuple):
         if not self.categories.shape[-1]:
             return torch.full_like(self.prompt_risk, -2, dtype=torch.long)
         return self.categories.argmax(-1)
+
+
+def guard_values(log_probs: Tensor, levels: Tensor) -> dict[str, Tensor]:
+    """Every value of judged responses by name, each a scalar: of the levels, and of P(harmful).
+
+    Args:
+        log_probs: (n, 7) log-probability of each safety level, -3 first.
+        levels: (n,) int64 true class index.
+    """
+    harm = harm_values(log_probs[:, :HARM_BOUNDARY].double().exp().sum(-1), (levels < HARM_BOUNDARY).long())
+    names = {
+        "accuracy": "harm_accuracy",
+        "balanced_accuracy": "balanced_harm_accuracy",
+        "auroc": "harm_auroc",
+        "auprc": "harm_auprc",
+        "calibration_error": "harm_calibration_error",
+    }
+    return {**level_values(log_probs, levels), **{names.get(name, name): value for name, value in harm.items()}}
+
+
+def prompt_values(risk: Tensor, hazardous: Tensor) -> dict[str, Tensor]:
+    """How well the risk ranks hazardous prompts above harmless ones; nothing unless both occur.
+
+    Args:
+        risk: (n,) logit.
+        hazardous: (n,) int64, 1 of a harm category, 0 of none.
+    """
+    values = score_values(risk, hazardous)
+    return {"prompt_auroc": values["auroc"]} if "auroc" in values else {}
 
 
 def named_right(found: Tensor, category: Tensor) -> Tensor:
@@ -149,7 +177,6 @@ class GuardModule(LossModule):
         self.categories = tuple(categories)
         self.prompt_weight, self.category_weight = prompt_weight, category_weight
         self.part_dropout, self.response_mixing, self.images = part_dropout, response_mixing, images
-        self.metrics = nn.ModuleDict()
 
     def build(self) -> None:
         """Create backbone, link and head."""
@@ -257,57 +284,27 @@ class GuardModule(LossModule):
     def evaluate(self, batch: PreferenceBatch, stage: str, loader: int) -> dict[str, Tensor]:
         """Judge one batch of a stage's ``loader``-th split and count it: levels against the truth where it is known."""
         split = self.split_name(stage, loader)
-        if split not in self.metrics:
-            self.metrics[split] = nn.ModuleDict(self.make_metrics()).to(self.device)
-        metrics: dict[str, Any] = dict(self.metrics[split].items())  # type: ignore[operator]
+        metrics: dict[str, Any] = self.metrics_of(split, self.make_metrics)
         b, k = batch.safety.shape
         batch, prepared = self.admitted(batch._replace(prompts=batch.prompts.with_images(self.images)))
         outputs = self.judge_prepared(prepared)
         exact = torch.where(batch.true_safety != UNKNOWN_LEVEL, batch.true_safety, batch.safety)
-        levels = (exact - MIN_LEVEL).masked_fill(exact == UNKNOWN_LEVEL, -1).flatten()  # (B * K,)
-        log_probs = outputs.level_log_probs.view(b, k + 1, -1)[:, :k].flatten(0, 1)
-        valid = batch.valid[:, None].expand(b, k).flatten()
-        kind = hazard(batch.category)  # (B,)
-        harmless = (1 - kind).masked_fill(kind < 0, -1)[:, None]  # (B, 1)
-        for name, counted in metrics.items():
-            if name == "truncated_responses":
-                counted.update(self.seen(batch, prepared)[name])
-            elif name == "prompt_auroc":
-                counted.update(outputs.prompt_risk.view(b, k + 1)[:, -1:], harmless, batch.valid)
-            elif name == "category_accuracy":
-                right = named_right(outputs.category.view(b, k + 1)[:, -1], batch.category)
-                counted.update(right[batch.valid & (kind == 1)].float())
-            else:
-                counted.update(log_probs, levels, valid)
-            self.log(
-                f"{split}/{name}",
-                counted,
-                on_step=False,
-                on_epoch=True,
-                batch_size=1,
-                add_dataloader_idx=False,
-                metric_attribute=f"metrics.{split}.{name}",
-            )
-        return {"scores": outputs.level_log_probs.view(b, k + 1, -1)[:, :k].detach(), "valid": batch.valid}
+        levels = (exact - MIN_LEVEL).masked_fill(exact == UNKNOWN_LEVEL, -1)  # (B, K)
+        log_probs = outputs.level_log_probs.view(b, k + 1, -1)[:, :k].detach()  # (B, K, 7)
+        hazardous = hazard(batch.category)  # (B,)
+        metrics["levels"].update(log_probs, levels, batch.valid)
+        metrics["prompts"].update(outputs.prompt_risk.view(b, k + 1)[:, -1], hazardous, batch.valid)
+        right = named_right(outputs.category.view(b, k + 1)[:, -1], batch.category)
+        metrics["category_accuracy"].update(right, hazardous.where(hazardous == 1, -1), batch.valid)
+        metrics["truncated_responses"].update(self.seen(batch, prepared)["truncated_responses"])
+        return {"scores": log_probs, "valid": batch.valid}
 
     def make_metrics(self) -> dict[str, Metric]:
         """Fresh metrics of one evaluation split."""
         return {
-            "level_accuracy": ordinal.LevelAccuracy(NUM_LEVELS),
-            "within_one": ordinal.WithinOneAccuracy(NUM_LEVELS),
-            "macro_mae": ordinal.MacroMAE(NUM_LEVELS),
-            "quadratic_kappa": ordinal.QuadraticKappa(NUM_LEVELS),
-            "ranked_probability_score": ordinal.RankedProbabilityScore(NUM_LEVELS),
-            "exceedance_calibration_error": ordinal.ExceedanceCalibrationError(NUM_LEVELS),
-            "harm_accuracy": detection.HarmAccuracy(HARM_BOUNDARY),
-            "balanced_harm_accuracy": detection.BalancedHarmAccuracy(HARM_BOUNDARY),
-            "harm_auroc": detection.LevelHarmAUROC(HARM_BOUNDARY),
-            "harm_auprc": detection.LevelHarmAUPRC(HARM_BOUNDARY),
-            "harm_calibration_error": detection.HarmCalibrationError(HARM_BOUNDARY),
-            "fpr_at_95_recall": detection.FPRAtRecall(HARM_BOUNDARY),
-            "recall_at_5_fpr": detection.RecallAtFPR(HARM_BOUNDARY),
-            "prompt_auroc": HarmAUROC(),
-            "category_accuracy": MeanMetric(),
+            "levels": Collected(guard_values, NUM_LEVELS),
+            "prompts": Collected(prompt_values),
+            "category_accuracy": Collected(mean),
             "truncated_responses": SumMetric(),
         }
 

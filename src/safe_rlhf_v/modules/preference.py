@@ -6,12 +6,12 @@ from typing import Any
 
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import AdamW
 from torchmetrics import Metric, SumMetric
 
 from safe_rlhf_v.functional.shares import Share
-from safe_rlhf_v.metrics import GroundingGap, LossMean, PairwiseAccuracy
+from safe_rlhf_v.metrics import Collected, GroundingGap, LossMean, PairwiseAccuracy, count
 from safe_rlhf_v.models.backbone import Backbone, Prepared
 from safe_rlhf_v.models.heads import Head, ScalarHead
 from safe_rlhf_v.modules.base import pairs_seen
@@ -61,7 +61,6 @@ class PreferenceModule(LossModule):
         super().__init__(optimizer, scheduler, init_from, lr_scale)
         self.make_backbone, self.make_head, self.make_objective = backbone, head, objective
         self.packed, self.images, self.grounding = packed, images, grounding
-        self.metrics = nn.ModuleDict()
         self._before: dict[str, Prompts] = {}
 
     def build(self) -> None:
@@ -164,36 +163,26 @@ class PreferenceModule(LossModule):
         batch, prepared = self.admitted(batch)
         scores = self.score_prepared(prepared, len(batch.keys))
         shares = self.loss_shares(scores, batch) if scores.shape[1] == 2 else {}
-        if split not in self.metrics:
-            self.metrics[split] = nn.ModuleDict(self._fresh(stage, scores.shape[1], shares)).to(self.device)
-        metrics: dict[str, Any] = dict(self.metrics[split].items())  # type: ignore[operator]
+        metrics: dict[str, Any] = self.metrics_of(split, lambda: self._fresh(stage, scores.shape[1], shares))
         self.update_metrics(metrics, scores, batch)
-        for name, count in self.seen(batch, prepared).items():
-            metrics[name].update(count)
+        for name, number in self.seen(batch, prepared).items():
+            metrics[name].update(number)
+        truth = self.truth(batch)
         if shares:
             metrics["loss"].update(shares)
-            metrics["decided_pairs"].update(((self.truth(batch) >= 0) & batch.valid).sum())
+            metrics["decided_pairs"].update(torch.ones_like(truth), truth, batch.valid)
         for mode in OTHER_IMAGES if "blank_accuracy" in metrics else ():
             prompts, valid = batch.prompts.with_images(mode), batch.valid
             if mode == "shuffled":
                 prompts, valid = self._shuffled(batch, split)
             other = self.score(prompts, batch.responses)
-            metrics[f"{mode}_accuracy"].update(other, self.truth(batch), valid)
-            metrics[f"{mode}_gap"].update(scores, other, self.truth(batch), valid)
-        for name, metric in metrics.items():
-            self.log(
-                f"{split}/{name}",
-                metric,
-                on_step=False,
-                on_epoch=True,
-                batch_size=1,
-                add_dataloader_idx=False,
-                metric_attribute=f"metrics.{split}.{name}",  # Lightning looks attributes up once, before these existed
-            )
+            metrics[f"{mode}_accuracy"].update(other, truth, valid)
+            metrics[f"{mode}_gap"].update(scores, other, truth, valid)
         return {"scores": scores.detach(), "valid": batch.valid}
 
     def on_test_epoch_start(self) -> None:
         """No split has begun."""
+        super().on_test_epoch_start()
         self._before.clear()
 
     def _shuffled(self, batch: PreferenceBatch, split: str) -> tuple[Prompts, Tensor]:
@@ -213,12 +202,28 @@ class PreferenceModule(LossModule):
         """Metrics of one split, with the other-picture accuracies where they are wanted."""
         other = OTHER_IMAGES if stage == "test" and self.grounding and responses == 2 else ()
         return {
-            **({"loss": LossMean.of(shares), "decided_pairs": SumMetric()} if shares else {}),
+            **({"loss": LossMean.of(shares), "decided_pairs": Collected(count)} if shares else {}),
             **{name: SumMetric() for name in ("truncated_responses", "equal_pairs")},
             **self.make_metrics(responses),
             **{f"{mode}_accuracy": PairwiseAccuracy() for mode in other},
             **{f"{mode}_gap": GroundingGap() for mode in other},
         }
+
+
+def update_pairs(metrics: dict[str, Metric], scores: Tensor, labels: Tensor, truth: Tensor, valid: Tensor) -> None:
+    """Count one batch of pairs in ``accuracy`` (by the labels), ``true_accuracy`` and ``label_ceiling`` (labels by the truth).
+
+    Args:
+        metrics: By name.
+        scores: (B, 2).
+        labels: (B,) int64 index of the response that labels want scored higher, -1 unknown.
+        truth: (B,) int64 index of the response that should truly score higher, -1 unknown or undecided.
+        valid: (B,) bool, False marks a padding row.
+    """
+    metrics["accuracy"].update(scores, labels, valid)
+    metrics["true_accuracy"].update(scores, truth, valid)
+    as_scores = (labels[:, None] == labels.new_tensor([0, 1])).float()  # (B, 2)
+    metrics["label_ceiling"].update(as_scores, truth, valid & (labels >= 0))
 
 
 def _of_all_ranks(prompts: Prompts) -> list[Prompts]:

@@ -5,14 +5,14 @@ from typing import Any, NamedTuple
 
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import AdamW
 from torchmetrics import Metric, SumMetric
 
 from safe_rlhf_v.functional.pairwise import preferred
 from safe_rlhf_v.functional.preference_optimisation import helpful_pairs, safer_pairs
 from safe_rlhf_v.functional.shares import Share
-from safe_rlhf_v.metrics import LossMean, PairwiseAccuracy
+from safe_rlhf_v.metrics import Collected, LossMean, PairwiseAccuracy, count
 from safe_rlhf_v.models.backbone import Backbone, Prepared
 from safe_rlhf_v.models.dropout import switch_off_dropout
 from safe_rlhf_v.models.frozen_copy import FrozenCopy, frozen_names
@@ -91,7 +91,6 @@ class PreferenceOptimisationModule(LossModule):
         super().__init__(optimizer, scheduler, init_from, lr_scale)
         self.make_backbone, self.make_objective = backbone, objective
         self.reference_from, self.packed, self.ptx_weight = reference, packed, ptx_weight
-        self.metrics = nn.ModuleDict()
 
     def build(self) -> None:
         """Create policy and objective, and a reference that is not the policy's start before the start is loaded."""
@@ -235,9 +234,7 @@ class PreferenceOptimisationModule(LossModule):
         batch, pairs = self.admitted(batch)
         ratios = self.prepared_log_ratios(pairs, len(batch.keys))
         shares = checked_shares(self.objective, ratios, batch)
-        if split not in self.metrics:
-            self.metrics[split] = nn.ModuleDict(self.make_metrics(shares)).to(self.device)
-        metrics: dict[str, Any] = dict(self.metrics[split].items())  # type: ignore[operator]
+        metrics: dict[str, Any] = self.metrics_of(split, lambda: self.make_metrics(shares))
         targets = {"accuracy": self.objective.pairs(batch).target, **either_order(batch)}
         exact = with_true_labels(batch)
         targets |= {f"true_{name}": target for name, target in either_order(exact).items()}
@@ -246,19 +243,10 @@ class PreferenceOptimisationModule(LossModule):
             metrics[name].update(ratios, target, batch.valid)
         for name in ("loss", "margin"):
             metrics[name].update(shares)
-        for name, count in pairs_seen(batch, pairs).items():
-            metrics[name].update(count)
-        metrics["decided_pairs"].update(((targets["true_accuracy"] >= 0) & batch.valid).sum())
-        for name, metric in metrics.items():
-            self.log(
-                f"{split}/{name}",
-                metric,
-                on_step=False,
-                on_epoch=True,
-                batch_size=1,
-                add_dataloader_idx=False,
-                metric_attribute=f"metrics.{split}.{name}",  # Lightning looks attributes up once, before these existed
-            )
+        for name, number in pairs_seen(batch, pairs).items():
+            metrics[name].update(number)
+        decided = targets["true_accuracy"]
+        metrics["decided_pairs"].update(torch.ones_like(decided), decided, batch.valid)
         return {"scores": (self.objective.beta * ratios).detach(), "valid": batch.valid}
 
     def make_metrics(self, shares: dict[str, Share]) -> dict[str, Metric]:
@@ -266,8 +254,8 @@ class PreferenceOptimisationModule(LossModule):
         names = ("accuracy", "helpful_accuracy", "safe_accuracy")
         accuracies = {f"{truth}{name}": PairwiseAccuracy() for truth in ("", "true_") for name in names}
         means = {"loss": LossMean.of(shares), "margin": LossMean({"margin": 1.0})}
-        sums = {name: SumMetric() for name in ("decided_pairs", "truncated_responses", "equal_pairs")}
-        return {**means, **sums, **accuracies}
+        sums = {name: SumMetric() for name in ("truncated_responses", "equal_pairs")}
+        return {**means, "decided_pairs": Collected(count), **sums, **accuracies}
 
 
 def either_order(batch: PreferenceBatch) -> dict[str, Tensor]:

@@ -5,7 +5,7 @@ from torchmetrics import Metric
 
 from safe_rlhf_v.functional.pairwise import preferred
 from safe_rlhf_v.metrics import PairwiseAccuracy
-from safe_rlhf_v.modules.preference import PreferenceModule
+from safe_rlhf_v.modules.preference import PreferenceModule, update_pairs
 from safe_rlhf_v.records.batches import PreferenceBatch
 
 
@@ -37,8 +37,4 @@ class RewardModule(PreferenceModule):
 
     def update_metrics(self, metrics: dict[str, Metric], scores: Tensor, batch: PreferenceBatch) -> None:
         """Count one batch."""
-        labels, truth = self.labels(batch), self.truth(batch)
-        metrics["accuracy"].update(scores, labels, batch.valid)
-        metrics["true_accuracy"].update(scores, truth, batch.valid)
-        as_scores = (labels[:, None] == labels.new_tensor([0, 1])).float()  # (B, 2)
-        metrics["label_ceiling"].update(as_scores, truth, batch.valid & (labels >= 0))
+        update_pairs(metrics, scores, self.labels(batch), self.truth(batch), batch.valid)

@@ -49,7 +49,6 @@ class SupervisedModule(LossModule):
         """
         super().__init__(optimizer, scheduler, init_from, lr_scale)
         self.make_backbone = backbone
-        self.token_loss = LossMean({"loss": 1.0})
 
     def build(self) -> None:
         """Create the backbone."""
@@ -73,15 +72,15 @@ class SupervisedModule(LossModule):
 
     def validation_step(self, batch: SupervisedBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Token-mean negative log-likelihood of the held-out responses."""
-        self._evaluate("validation", batch)
+        self._evaluate(batch, "validate", dataloader_idx)
 
     def test_step(self, batch: SupervisedBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """As validation, logged as ``test/loss``."""
-        self._evaluate("test", batch)
+        self._evaluate(batch, "test", dataloader_idx)
 
-    def _evaluate(self, stage: str, batch: SupervisedBatch) -> None:
-        self.token_loss.update(self.shares(*self.prepare(batch)))
-        self.log(f"{stage}/loss", self.token_loss, on_epoch=True, prog_bar=True, batch_size=1, add_dataloader_idx=False)
+    def _evaluate(self, batch: SupervisedBatch, stage: str, loader: int) -> None:
+        metrics = self.metrics_of(self.split_name(stage, loader), lambda: {"loss": LossMean({"loss": 1.0})})
+        metrics["loss"].update(self.shares(*self.prepare(batch)))
 
     def predict_step(self, batch: SupervisedBatch, batch_idx: int, dataloader_idx: int = 0) -> list[dict[str, Any]]:
         """Summed log-probability of each demonstrated response."""

@@ -1,16 +1,15 @@
 """Attribute pretraining of a tower built from scratch: the stage before supervised training in the quickstart."""
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.optim import AdamW
-from torchmetrics import MeanMetric
 
 from safe_rlhf_v.functional.shares import Share, masked_share
+from safe_rlhf_v.metrics import Collected, mean
 from safe_rlhf_v.models import ClipDecoder
 from safe_rlhf_v.models.types import ImageInputs
 from safe_rlhf_v.modules.loss_module import TAKEN, LossModule
@@ -56,7 +55,6 @@ class VisionModule(LossModule):
         """
         super().__init__(optimizer, scheduler, init_from, lr_scale)
         self.make_backbone, self.attributes = backbone, attributes
-        self.accuracy = nn.ModuleDict({name: MeanMetric() for name in attributes})
 
     def build(self) -> None:
         """Create backbone and one linear classifier per attribute; only tower, resampler and classifiers train.
@@ -112,8 +110,8 @@ class VisionModule(LossModule):
     def validation_step(self, batch: SupervisedBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Accuracy of every attribute, over the pictures of which it is known."""
         labelled, images = self.prepare(batch)
+        split = self.split_name("validate", dataloader_idx)
+        metrics = self.metrics_of(split, lambda: {name: Collected(mean) for name in self.attributes})
         for name, logits in self.logits(images).items():
-            metric: Any = self.accuracy[name]
-            known = labelled.attributes[name] >= 0
-            metric.update((logits.argmax(1) == labelled.attributes[name])[known].float())
-            self.log(f"validation/{name}", metric, on_epoch=True, batch_size=1, add_dataloader_idx=False)
+            labels = labelled.attributes[name]
+            metrics[name].update(logits.argmax(1) == labels, labels, torch.ones_like(labels, dtype=torch.bool))

@@ -1,14 +1,12 @@
 """Validation of a policy: it answers held-out prompts, the learned models and, where there is one, a truer judge score them."""
 
-import math
 from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning.pytorch import LightningModule
-from torch import nn
-from torchmetrics import MeanMetric
 
 from safe_rlhf_v.functional.policy import kl_estimate, sequence_kl
+from safe_rlhf_v.metrics import Collected, mean
 from safe_rlhf_v.policy.rollout import generator, make_rollout
 from safe_rlhf_v.records.batches import PolicyBatch
 from safe_rlhf_v.scoring.rows import join_rows
@@ -40,22 +38,11 @@ class PolicyEvaluation(LightningModule):
         module: Any = self
         split = module.split_name(stage, loader)
         batch, rows = module.admit(batch, lambda b: response_rows(module, b, batch_idx, loader))
-        if split not in module.metrics:
-            names = [name for name, value in rows[0].items() if isinstance(value, float)]
-            module.metrics[split] = nn.ModuleDict({name: MeanMetric() for name in names}).to(self.device)
-        for name, metric in module.metrics[split].items():
-            values = [row[name] for row, ok in zip(rows, batch.valid.tolist(), strict=True) if ok]
-            known = [value for value in values if not math.isnan(value)]
-            metric.update(torch.tensor(known, device=self.device))
-            self.log(
-                f"{split}/{name}",
-                metric,
-                on_step=False,
-                on_epoch=True,
-                batch_size=1,
-                add_dataloader_idx=False,
-                metric_attribute=f"metrics.{split}.{name}",
-            )
+        names = [name for name, value in rows[0].items() if isinstance(value, float)]
+        metrics = module.metrics_of(split, lambda: {name: Collected(mean) for name in names})
+        for name, metric in metrics.items():
+            values = torch.tensor([row[name] for row in rows], device=self.device)
+            metric.update(values, values.isnan().long().neg(), batch.valid)  # NaN is a value that does not apply
         return {"responses": rows, "valid": batch.valid}
 
 

@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import AdamW
 
 from safe_rlhf_v.dual import DualController
@@ -123,7 +123,6 @@ class ConstrainedPolicyModule(PolicyEvaluation, BaseModule):
         self.kl, self.score_settings = kl or KLPenalty(), scores or ScoreSettings()
         self.update_settings, self.start_settings = update or UpdateSettings(), start or StartSettings()
         self.constraints, self.seed = constraints, seed
-        self.metrics = nn.ModuleDict()
         self.last_report: float | None = None
         self.lam_before = torch.zeros(0)
 

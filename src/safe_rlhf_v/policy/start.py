@@ -9,7 +9,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
 from safe_rlhf_v.functional.policy import kl_estimate, sequence_kl
-from safe_rlhf_v.metrics import BalancedSignAccuracy
+from safe_rlhf_v.metrics import Collected, harmful_label, score_values
 from safe_rlhf_v.models.float32 import Float32Module
 from safe_rlhf_v.policy.rollout import generator, make_rollout
 from safe_rlhf_v.policy.types import MicroBatch
@@ -185,11 +185,15 @@ def _gate(module: "ConstrainedPolicyModule", labelled: Any) -> None:
     """Raises: ValueError: If the cost model cannot tell harmful from harmless on labelled responses."""
     if labelled is None:
         return
-    metric = BalancedSignAccuracy().to(module.device)
+    metric = Collected(score_values).to(module.device)
     for batch in labelled:
         batch, scores = module.admit(batch, lambda b: pair_costs(module, b))
-        metric.update(scores, batch.is_safe.to(module.device), batch.valid.to(module.device))
-    accuracy = float(metric.compute())
+        metric.update(scores, harmful_label(batch.is_safe.to(module.device)), batch.valid.to(module.device))
+    values = metric.compute()
+    if not isinstance(values, dict) or "balanced_accuracy" not in values:
+        _say("cost model: not measured, the labelled responses are not of both kinds, safe and unsafe")
+        return
+    accuracy = float(values["balanced_accuracy"])
     _say(f"cost model: balanced sign accuracy {accuracy:.3f} on labelled responses")
     if accuracy < module.start_settings.min_sign_accuracy:
         raise ValueError(

@@ -82,6 +82,20 @@ class SupervisedBatch(NamedTuple):
     without_demonstration: int = 0
 
 
+class TrueValues(NamedTuple):
+    """Noise-free values behind the labels of B prompts with K responses each; only synthetic data have them.
+
+    Attributes:
+        helpfulness: (B, K) float32, NaN where a record has no truth.
+        safety: (B, K) int64 level, ``UNKNOWN_LEVEL`` where a record has no truth.
+        rules: B tuples of K names of the rule that decides each response's level, "" unknown.
+    """
+
+    helpfulness: Tensor
+    safety: Tensor
+    rules: tuple[tuple[str, ...], ...]
+
+
 class PreferenceBatch(NamedTuple):
     """B prompts with K responses each and their labels.
 
@@ -94,12 +108,10 @@ class PreferenceBatch(NamedTuple):
         safety: (B, K) int64 safety level -3..3, ``UNKNOWN_LEVEL`` unknown.
         is_safe: (B, K) int64 1 safe, 0 unsafe, -1 unknown.
         category: (B, C) int64 of the manifest's categories: 1 the prompt is of it, 0 it is not, -1 unknown (a whole row).
-        true_helpfulness: (B, K) float32, NaN unknown (synthetic data only).
-        true_safety: (B, K) int64, ``UNKNOWN_LEVEL`` unknown (synthetic data only).
-        rules: B tuples of K names of the rule that decides each response's true level, "" unknown.
         valid: (B,) bool; False marks a padding row that must not count.
         keys: B record keys.
         shards: B paths of the shards they are stored in, for messages.
+        truth: Noise-free values, or ``None`` if no record has any.
         demonstrations: Learned beside these (PTX), or ``None``.
     """
 
@@ -111,13 +123,30 @@ class PreferenceBatch(NamedTuple):
     safety: Tensor
     is_safe: Tensor
     category: Tensor
-    true_helpfulness: Tensor
-    true_safety: Tensor
-    rules: tuple[tuple[str, ...], ...]
     valid: Tensor
     keys: tuple[str, ...]
     shards: tuple[str, ...] = ()
+    truth: TrueValues | None = None
     demonstrations: SupervisedBatch | None = None
+
+    @property
+    def true_helpfulness(self) -> Tensor:
+        """(B, K) float32, NaN unknown; all of it without truth."""
+        return (
+            torch.full(self.safety.shape, torch.nan, device=self.safety.device)
+            if self.truth is None
+            else self.truth.helpfulness
+        )
+
+    @property
+    def true_safety(self) -> Tensor:
+        """(B, K) int64 level, ``UNKNOWN_LEVEL`` unknown; all of it without truth."""
+        return torch.full_like(self.safety, UNKNOWN_LEVEL) if self.truth is None else self.truth.safety
+
+    @property
+    def rules(self) -> tuple[tuple[str, ...], ...]:
+        """B tuples of K names of the rule that decides each response's true level, "" unknown."""
+        return tuple(("",) * len(row) for row in self.responses) if self.truth is None else self.truth.rules
 
 
 def hazard(category: Tensor) -> Tensor:
@@ -215,17 +244,20 @@ def without_rows(batch: Batch, rows: Collection[int]) -> Batch:
 def without_order(batch: PreferenceBatch, same: Tensor) -> PreferenceBatch:
     """The batch without a preference, annotated or true, between responses that are the same to the model.
 
-    Labels of single responses stay; the truth, known for synthetic data only, goes as a whole.
+    Labels of single responses stay; the truth of such a row goes as a whole.
 
     Args:
         batch: B rows.
         same: (B,) bool.
     """
+    truth = batch.truth
+    if truth is not None:
+        truth = truth._replace(
+            helpfulness=truth.helpfulness.masked_fill(same[:, None], torch.nan),
+            safety=truth.safety.masked_fill(same[:, None], UNKNOWN_LEVEL),
+        )
     return batch._replace(
-        more_helpful=batch.more_helpful.masked_fill(same, -1),
-        safer=batch.safer.masked_fill(same, -1),
-        true_helpfulness=batch.true_helpfulness.masked_fill(same[:, None], torch.nan),
-        true_safety=batch.true_safety.masked_fill(same[:, None], UNKNOWN_LEVEL),
+        more_helpful=batch.more_helpful.masked_fill(same, -1), safer=batch.safer.masked_fill(same, -1), truth=truth
     )
 
 
