@@ -78,6 +78,7 @@ def test_limits():
     for one in (0, 1):
         only = harm_values(HARM, torch.full_like(HARMFUL, one))
         assert set(only) == {"accuracy", "calibration_error"}  # nothing to compare with
+    assert harm_values(HARM[:0], HARMFUL[:0]) == {}
 
 
 def test_a_probability_of_one_belongs_to_the_last_bin():

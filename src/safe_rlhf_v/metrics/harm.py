@@ -27,7 +27,7 @@ as in the reliability diagram."""
 def harm_values(harm: Tensor, harmful: Tensor, order: Tensor | None = None, bins: int = 15) -> dict[str, Tensor]:
     """Every value that one set of rows can give, by name; each is a scalar.
 
-    ``accuracy`` (harmful where P > 0.5) and ``calibration_error`` (expected calibration error, equal-width bins) need rows of any
+    ``accuracy`` (harmful where P > 0.5) and ``calibration_error`` (expected calibration error, equal-width bins) need a row of any
     kind. The others need harmful and harmless rows, and are left out otherwise: ``balanced_accuracy`` (mean of recall and
     specificity), ``auroc``, ``auprc`` (average precision), ``fpr_at_95_recall`` and ``recall_at_5_fpr``, whose thresholds are
     chosen on the measured rows themselves: for comparing models, no operating points.
@@ -38,6 +38,8 @@ def harm_values(harm: Tensor, harmful: Tensor, order: Tensor | None = None, bins
         order: (n,) what ranks the rows instead of ``harm``, in 0..1, where ``harm`` rounds different scores to the same number.
         bins: Bins of the calibration error.
     """
+    if not len(harm):
+        return {}
     harm = harm.double().clamp(0, BELOW_ONE)
     order = harm if order is None else order.double()
     values = {
