@@ -62,9 +62,6 @@ class PhotoReader(Reader):
     def response_ids(self, text: str, prompt_length: int = 0) -> list[int]:
         return [int(self.tokenizer.eos_token_id)]
 
-    def forget_images(self) -> None:
-        self.kept.clear()
-
 
 class HueHistogram(PhotoReader):
     """The baseline: how much of the picture has each of 51 hues from red to cyan, saturated pixels only, and a small network."""

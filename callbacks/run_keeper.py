@@ -10,7 +10,7 @@ from torch import Tensor
 
 from safe_rlhf_v.callbacks.signals import PendingSignals
 from safe_rlhf_v.functional.finite import NonFiniteError, all_finite
-from safe_rlhf_v.training.broken_numbers import checkpoint_folder, where_to_go_on
+from safe_rlhf_v.training.broken_numbers import checkpoint_folder, how_to_continue
 
 _BROKEN = 1000
 """What ranks tell one another when their numbers are broken; above every signal's number."""
@@ -122,7 +122,7 @@ class RunKeeper(Callback):
         if agreed == _BROKEN:
             raise NonFiniteError(
                 f"step {trainer.global_step}: NaN or infinity in the {' and the '.join(broken) or 'numbers of another rank'}; "
-                f"stopped, nothing of it is saved: {where_to_go_on(trainer)}, with a smaller learning rate"
+                f"stopped, nothing of it is saved: {how_to_continue(trainer)}, with a smaller learning rate"
             )
         if save:
             self._save(trainer)

@@ -113,9 +113,9 @@ def test_every_stage_keeps_its_end_obeys_sigterm_and_stops_at_nan(
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert "NaN or infinity in the" in line and "smaller learning rate" in line
     mends = (
-        f"go on from a checkpoint in {broken}",
-        f"go on from {cut}",
-        "go on from an earlier checkpoint",
+        f"continue from a checkpoint in {broken}",
+        f"continue from {cut}",
+        "continue from an earlier checkpoint",
     )  # last: while sampling
     assert any(mend in line for mend in mends)
     assert steps(cut) == start
@@ -284,7 +284,7 @@ def test_each_kind_of_broken_number_ends_a_run(
     }
     told = capsys.readouterr().err
     assert f"step 3: NaN or infinity in {names[what]}" in told
-    assert f"go on from a checkpoint in {tmp_path}" in told
+    assert f"continue from a checkpoint in {tmp_path}" in told
     assert steps(tmp_path) == [1, 2]
 
 

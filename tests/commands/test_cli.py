@@ -281,10 +281,10 @@ def test_last_finds_the_newest_whole_one_starts_anew_or_refuses(
     newest.write_bytes(newest.read_bytes()[:-10])  # last.ckpt links to it
     assert cli.main([*base(world, tmp_path, steps=3), "--ckpt_path=last"]).trainer.global_step == 3
     assert f"resuming from {older}" in capsys.readouterr().out
-    assert f"passed over {newest}" in caplog.text
+    assert f"skipped {newest}" in caplog.text
     for path in tmp_path.rglob("*.ckpt"):
         path.write_bytes(b"")
-    assert "no readable checkpoint (not whole: " in refused([*base(world, tmp_path), "--ckpt_path=last"], capsys)
+    assert "no readable checkpoint (not complete: " in refused([*base(world, tmp_path), "--ckpt_path=last"], capsys)
 
 
 def test_a_printed_configuration_feeds_back_unchanged(world: Path, tmp_path: Path) -> None:

@@ -8,7 +8,6 @@ from hypothesis import strategies as st
 
 from safe_rlhf_v.functional.masked import (
     full_precision,
-    last_valid,
     last_valid_index,
     masked_mean,
     masked_median,
@@ -62,7 +61,7 @@ def test_median_by_hand(junk: float) -> None:
 def test_junk_in_the_padding_changes_neither_value_nor_gradient(junk: float) -> None:
     def run(values: torch.Tensor) -> tuple[list[torch.Tensor], torch.Tensor]:
         leaf = values.clone().requires_grad_()
-        outs = [f(leaf, MASK) for f in (masked_sum, masked_mean, masked_var, last_valid)]
+        outs = [f(leaf, MASK) for f in (masked_sum, masked_mean, masked_var)]
         torch.stack([out.square().sum() for out in outs]).sum().backward()
         assert leaf.grad is not None
         return [out.detach() for out in outs], leaf.grad
@@ -100,15 +99,7 @@ def test_half_precision_is_summed_in_float32() -> None:
 )
 def test_last_valid_on_either_side(mask: list[int], index: int) -> None:
     real = torch.tensor([mask], dtype=torch.bool)
-    values = torch.arange(10.0).view(1, 5, 2)
     assert last_valid_index(real).item() == index
-    assert last_valid(values, real)[0].tolist() == [2.0 * index, 2.0 * index + 1]
-    assert last_valid(values[..., 0], real).item() == 2.0 * index
-
-
-def test_a_row_without_real_tokens_gives_zero() -> None:
-    real = torch.tensor([[False, False], [True, False]])
-    assert last_valid(torch.tensor([[torch.nan, 5.0], [7.0, 5.0]]), real).tolist() == [0.0, 7.0]
 
 
 def test_padded_batch_equals_rows_alone_on_both_sides() -> None:
@@ -118,6 +109,5 @@ def test_padded_batch_equals_rows_alone_on_both_sides() -> None:
         for i, row in enumerate(rows):
             place = slice(6 - len(row), 6) if left else slice(0, len(row))
             values[i, place], mask[i, place] = row, True
-        torch.testing.assert_close(last_valid(values, mask), torch.stack([row[-1] for row in rows]))
         means = masked_mean(values, mask[..., None].expand(-1, -1, 3), dim=1)
         torch.testing.assert_close(means, torch.stack([row.mean(0) for row in rows]), rtol=1e-5, atol=1e-6)

@@ -13,7 +13,6 @@ from safe_rlhf_v.functional.policy_losses import (
     MAX_LOG_RATIO,
     clipped_surrogate,
     clipped_value_loss,
-    entropy_estimate,
     explained_variance,
     reduce_tokens,
     reduction_count,
@@ -82,7 +81,6 @@ def test_nothing_real_is_zero_with_a_graph(reduction: str) -> None:
     assert all(x.item() == 0.0 for x in statistics_.values())
     (gradient,) = torch.autograd.grad(policy + value, leaf)
     assert gradient.tolist() == [[0.0] * 3] * 2
-    assert entropy_estimate(junk, mask).item() == 0.0
     assert explained_variance(junk, junk, mask).item() == 0.0
 
 
@@ -321,7 +319,6 @@ def test_explained_variance_and_entropy_reference(seed: int) -> None:
     assert explained_variance(values, returns, mask).item() == pytest.approx(expected)
     single = explained_variance(values.float(), returns.float(), mask)
     assert single.dtype == torch.float32 and single.item() == pytest.approx(expected, rel=1e-4, abs=1e-4)
-    assert entropy_estimate(values, mask).item() == pytest.approx(-average(cut(values), "token"))
 
 
 def test_explained_variance_limits() -> None:
@@ -338,27 +335,12 @@ def test_explained_variance_limits() -> None:
     assert explained_variance(constant[:1, :1], constant[:1, :1], mask[:1, :1]).item() == 0.0
 
 
-def test_entropy_by_hand() -> None:
-    log_probs = double(0.5, 0.25, 0.0).log()[None].requires_grad_()
-    entropy = entropy_estimate(log_probs, torch.tensor([[True, True, False]]))
-    assert entropy.item() == pytest.approx(1.5 * math.log(2)) and not entropy.requires_grad
-
-
-def test_entropy_estimate_is_unbiased() -> None:
-    """Averaged over the distribution itself it is the entropy."""
-    p = double(0.7, 0.2, 0.1)
-    estimates = [entropy_estimate(x.log().reshape(1, 1), torch.tensor([[True]])).item() for x in p]
-    exact = -sum(x * math.log(x) for x in p.tolist())
-    assert sum(w * e for w, e in zip(p.tolist(), estimates, strict=True)) == pytest.approx(exact)
-
-
 @pytest.mark.parametrize("junk", JUNK)
 def test_what_to_watch_ignores_junk(junk: float) -> None:
     (values, returns), mask = grids(0, 2), left(LENGTHS)
     dirty = [x.masked_fill(~mask, junk) for x in (values, returns)]
     clean = [x.masked_fill(~mask, 0.0) for x in (values, returns)]
     assert explained_variance(*dirty, mask).item() == explained_variance(*clean, mask).item()
-    assert entropy_estimate(dirty[0], mask).item() == entropy_estimate(clean[0], mask).item()
 
 
 def test_errors() -> None:
@@ -377,7 +359,6 @@ def test_errors() -> None:
         ("returns has shape", lambda: clipped_value_loss(grid, grid, torch.zeros(3), mask)),
         ("old_values has shape", lambda: clipped_value_loss(grid, column, grid, mask)),
         ("returns has shape", lambda: explained_variance(grid, column, mask)),
-        ("log_probs has shape", lambda: entropy_estimate(column, mask)),
     ]
     for message, call in cases:
         with pytest.raises(ValueError, match=message):

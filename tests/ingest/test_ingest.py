@@ -63,7 +63,7 @@ def test_both_formats_give_the_same_bytes(tmp_path, run):
 def test_a_jsonl_is_split_by_picture(tmp_path, run):
     rows = [{"image": f"{i}.jpg", "question": f"{j} ?", "response_0": "a"} for i in range(30) for j in range(2)]
     assert run(lines(*rows), "table.jsonl") == 0
-    assert check(tmp_path / "out") == []  # which also says that no picture stands in two splits
+    assert check(tmp_path / "out") == []  # which also says that no picture is in two splits
     assert sum(split.samples for split in Manifest.load(tmp_path / "out").splits.values()) == 60
 
 

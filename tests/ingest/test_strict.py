@@ -31,14 +31,14 @@ def listed(tmp_path):
     ("row", "column", "message"),
     [
         ("31.jpg,q,a,b,,,,,,,", "image", "no such file"),
-        ("../x.jpg,q,a,b,,,,,,,", "image", "lies outside"),
-        ("/etc/passwd,q,a,b,,,,,,,", "image", "lies outside"),
+        ("../x.jpg,q,a,b,,,,,,,", "image", "is outside"),
+        ("/etc/passwd,q,a,b,,,,,,,", "image", "is outside"),
         (f"{'x' * 300}.jpg,q,a,b,,,,,,,", "image", "name too long"),
         ("pipe.jpg,q,a,b,,,,,,,", "image", "named pipe"),
         ("folder,q,a,b,,,,,,,", "image", "folder"),
         (".,q,a,b,,,,,,,", "image", "folder"),
         ("loop.jpg,q,a,b,,,,,,,", "image", ""),
-        ("link.jpg,q,a,b,,,,,,,", "image", "lies outside"),
+        ("link.jpg,q,a,b,,,,,,,", "image", "is outside"),
         ("text.jpg,q,a,b,,,,,,,", "image", "text.jpg"),
         ("0.jpg,,a,b,,,,,,,", "question", "is missing"),
         ("0.jpg,  ,a,b,,,,,,,", "question", "white space only"),
@@ -62,8 +62,8 @@ def listed(tmp_path):
         ("0.jpg,q\0,a,b,,,,,,,", "question", "NUL"),
         (b"0.jpg,caf\xe9,a,b,,,,,,,", "question", "is not UTF-8 (byte 0xE9 after 'caf')"),
         (b"0.jpg,\xed\xa0\x80,a,b,,,,,,,", "question", "is not UTF-8"),
-        ("0.jpg,q", "", "another number of cells"),
-        ("0.jpg,q,a,b,,,,,,,,", "", "has 12 cells, the header has 11"),
+        ("0.jpg,q", "", "has 2 cells, but the header has 11"),
+        ("0.jpg,q,a,b,,,,,,,,", "", "has 12 cells, but the header has 11"),
         ('0.jpg,"q"x,a,b,,,,,,,', "", "not CSV"),
         (f"0.jpg,{'x' * 1_000_001},a,b,,,,,,,", "", "limit is 1000000"),
         (f"0.jpg,{'x' * MAX_LINE},a,b,,,,,,,", "", "longer than"),
@@ -168,8 +168,8 @@ def test_a_bad_value_of_a_jsonl_is_named_and_nothing_is_written(tmp_path, run, c
 @pytest.mark.parametrize(
     ("raw", "message"),
     [
-        (b'{"question": "a", "question": "b"}', "column 'question': stands twice"),
-        (b'{"question": "q", "category": {"a": 1, "a": 2}}', "stands twice"),
+        (b'{"question": "a", "question": "b"}', "column 'question': occurs twice"),
+        (b'{"question": "q", "category": {"a": 1, "a": 2}}', "occurs twice"),
         (b'{"question": NaN}', "NaN is not allowed"),
         (b'{"question": "q", "helpfulness_0": -Infinity}', "-Infinity is not allowed"),
         (b'{"question": "q", "response_0": "a", "helpfulness_0": 1e999}', "not finite"),
@@ -201,8 +201,8 @@ def test_a_line_that_is_no_object_is_named(tmp_path, run, capsys, raw, message):
         (b"\n\n", "t.csv", "is empty"),
         (b"", "t.jsonl", "has no rows"),
         (b"question\n", "t.csv", "has no rows"),
-        (b"question,question\nq,r\n", "t.csv", "column 'question' stands 2 times"),
-        (b"question,anser,anser\nq,a,b\n", "t.csv", "column 'anser' stands 2 times"),
+        (b"question,question\nq,r\n", "t.csv", "column 'question' occurs 2 times"),
+        (b"question,anser,anser\nq,a,b\n", "t.csv", "column 'anser' occurs 2 times"),
         (b"question,anser\nq,a\n", "t.csv", "column 'anser': is not a known column"),
         (b"question,response0,safty_0\n", "t.csv", "did you mean 'response_0'?; column 'safty_0': is not a known column; did you mean"),
         (b"question, response_0\nq,a\n", "t.csv", "did you mean 'response_0'?"),
@@ -213,7 +213,7 @@ def test_a_line_that_is_no_object_is_named(tmp_path, run, capsys, raw, message):
         ('{"question": "q"}\n'.encode("utf-16"), "t.jsonl", "save it as UTF-8"),
         ("question\nq\n".encode("utf-32"), "t.csv", "save it as UTF-8"),
         ("question\nq\n".encode("utf-16-be"), "t.csv", "save it as UTF-8"),
-        (b'question,response_0\nq,a\nr,"never closed\ns,b\nt,c\n', "t.csv", "the row from line 3 on is never closed"),
+        (b'question,response_0\nq,a\nr,"never closed\ns,b\nt,c\n', "t.csv", "the row that begins at line 3 is never closed"),
         (b"question\nq\n", "t.tsv", "tables are .csv or .jsonl files"),
     ],
 )  # fmt: skip
@@ -266,7 +266,7 @@ def test_skipping_leaves_out_whole_rows_and_counts_them(tmp_path, run, capsys):
 
 def test_when_every_row_is_bad_nothing_is_written(tmp_path, run, capsys):
     assert run(lines({"question": 3}, {"question": 4}), "t.jsonl", "--on-bad-row", "skip") == 2
-    assert "2 of 2 rows cannot be used, nothing was written; none is left" in capsys.readouterr().err
+    assert "2 of 2 rows cannot be used, nothing was written; no row is left" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
@@ -297,7 +297,7 @@ def test_the_list_of_an_earlier_import_is_replaced_and_nothing_else(tmp_path, ru
         (tmp_path / "notes").write_bytes(content)
         assert run(lines({"question": 3}), "t.jsonl", "--bad-rows", str(tmp_path / "notes")) == 2
         assert (tmp_path / "notes").read_bytes() == content
-    assert capsys.readouterr().err.count("notes: exists and is no list of bad rows") == 4
+    assert capsys.readouterr().err.count("notes: exists and is not a list of bad rows") == 4
 
 
 def test_tables_and_folders_that_are_none_are_one_line(tmp_path, run, capsys, pictures):
@@ -394,7 +394,7 @@ def test_a_quotation_mark_that_swallows_rows_says_which(tmp_path, run):
     assert run(text, "t.csv", "--on-bad-row", "skip") == 0
     (listed,) = map(json.loads, (tmp_path / "out.bad_rows.jsonl").read_text().splitlines())
     assert (listed["line"], listed["columns"]) == (2, [])
-    assert "all up to line 4" in listed["reason"]
+    assert "everything up to line 4" in listed["reason"]
     splits = [ShardedSplit(tmp_path / "out", name) for name in Manifest.load(tmp_path / "out").splits]
     assert [record.question for split in splits for record in split] == ["t"]
 
@@ -421,7 +421,7 @@ def test_a_list_of_bad_rows_that_cannot_be_written_is_named(tmp_path, run, capsy
     assert run(text, "t.jsonl", "--on-bad-row", "skip", "--bad-rows", str(tmp_path / "file" / "x")) == 2
     assert "file/x: cannot be written" in capsys.readouterr().err
     assert run(text, "t.jsonl", "--on-bad-row", "skip", "--bad-rows", "/dev/full") == 2
-    assert "/dev/full: exists and is no list" in capsys.readouterr().err
+    assert "/dev/full: exists and is not a list" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 

@@ -10,8 +10,8 @@ from PIL import Image
 
 from safe_rlhf_v.models import ClipDecoder, ClipTowers
 from safe_rlhf_v.models.clip_pair import ClipSettings
-from safe_rlhf_v.models.hf_edges import pad_to_square
 from safe_rlhf_v.models.hf_vlm import HFVLM
+from safe_rlhf_v.models.images import pad_to_square
 from safe_rlhf_v.models.tiny import FAMILIES, write_tiny_vlm
 from safe_rlhf_v.models.tower import TowerSettings
 from safe_rlhf_v.records.batches import Prompts
@@ -82,5 +82,5 @@ def test_a_processor_that_cuts_squares_too_is_refused(size, tmp_path):
             body = json.loads(file.read_text())
             body.get("image_processor", body)["size"] = {"shortest_edge": size}
             file.write_text(json.dumps(body))
-    with pytest.raises(ValueError, match=r"processor: CLIPImageProcessor.* cuts off the edges of pictures"):
+    with pytest.raises(ValueError, match=r"processor: CLIPImageProcessor.* crops the edges of pictures"):
         HFVLM(model=str(folder), local_files_only=True)

@@ -15,8 +15,8 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from safe_rlhf_v.models.backbone import Prepared
-from safe_rlhf_v.models.hf_edges import pad_to_square
 from safe_rlhf_v.models.hf_vlm import HFVLM
+from safe_rlhf_v.models.images import pad_to_square
 from safe_rlhf_v.models.layout import PaddingSide
 from safe_rlhf_v.models.lora import LoraSettings
 from safe_rlhf_v.models.tiny import FAMILIES, write_tiny_vlm

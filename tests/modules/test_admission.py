@@ -128,7 +128,7 @@ def test_a_batch_of_nothing_else_still_has_a_gradient(make, world):
 
 
 def test_too_many_in_a_row_stop():
-    from safe_rlhf_v.models.refused import RefusedRows
+    from safe_rlhf_v.models.reader import RefusedRows
 
     admission = Admission()
     prompts = SimpleNamespace(questions=("",) * 10)
@@ -288,7 +288,7 @@ def test_a_policy_is_not_asked_what_it_cannot_read(make, world):
     backbone = make(60)
     batch = next(iter(PreferenceDataModule(str(world), batch_size=4).train_dataloader()))
     draws, before = generator(1), generator(1)
-    from safe_rlhf_v.models.refused import RefusedRows
+    from safe_rlhf_v.models.reader import RefusedRows
 
     with pytest.raises(RefusedRows, match="row 1 of the batch"):
         draw(backbone, asked(batch, 1, LONG).prompts, SamplingOptions(max_new_tokens=4), draws)

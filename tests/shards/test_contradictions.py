@@ -82,7 +82,7 @@ def test_the_command_names_shard_key_and_field_and_writes_all_of_them(tmp_path, 
     assert "train-000000.tar: record 'k-0', field 'safer': is 1 at level -1; 0 is at level 2" in printed
     assert (
         "record 'level', field 'more_helpful'" in printed
-        and "20 x 'safer' against" in printed
+        and "20 x 'safer' contradicts" in printed
         and "no error" in printed
     )
     assert printed.count("warning: ") == 4  # three of a kind

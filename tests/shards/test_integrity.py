@@ -130,7 +130,7 @@ def test_a_lone_surrogate_in_a_shard_is_named_by_shard_key_and_field(tmp_path):
 
 @pytest.mark.parametrize(
     ("column", "value", "message"),
-    [("offset", 1 << 63, "beyond the end"), ("length", 1 << 62, "beyond the end"), ("shard", 99, "points to shard 99"),
+    [("offset", 1 << 63, "beyond the end"), ("length", 1 << 62, "beyond the end"), ("shard", 99, "refers to shard 99"),
      ("length", 0, "record"), ("offset", 512, "record"), ("members", 9, "cut off"), ("digest", b"", "do not match")],
 )  # fmt: skip
 def test_an_index_that_points_elsewhere_is_refused(tmp_path, column, value, message):

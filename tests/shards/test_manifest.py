@@ -147,7 +147,7 @@ def test_names_outside_the_folder_are_refused(tmp_path, body, name):
 
 def test_a_file_named_twice_is_refused(tmp_path, body):
     made = replaced(body, ("splits", "train", "shards", 0, "file"), "test-000000.tar")
-    assert "'test-000000.tar' stands twice" in str(load(tmp_path, json.dumps(made).encode()))
+    assert "'test-000000.tar' occurs twice" in str(load(tmp_path, json.dumps(made).encode()))
 
 
 @pytest.mark.parametrize(

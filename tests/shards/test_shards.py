@@ -65,7 +65,7 @@ def test_an_unfinished_folder_is_not_a_data_set(tmp_path):
 def test_the_writer_refuses(tmp_path):
     with ShardWriter(tmp_path, name="x", licence="MIT", taxonomy=BEAVERTAILS_V) as writer:
         writer.write("train", record(0))
-        with pytest.raises(ShardError, match="'k-0' stands twice"):
+        with pytest.raises(ShardError, match="'k-0' occurs twice"):
             writer.write("test", record(0))
         with pytest.raises(ValueError, match="category"):
             writer.write("train", record(1, category=("weather",)))
@@ -142,7 +142,7 @@ def test_the_same_picture_in_two_splits_is_found(tmp_path):
     with ShardWriter(tmp_path, name="x", licence="MIT", taxonomy=BEAVERTAILS_V) as writer:
         writer.write("train", record(0))
         writer.write("test", Record("other", "q", record(0).images))
-    assert any("its image stands in split 'test' too" in p for p in check(tmp_path))
+    assert any("its image occurs in split 'test' too" in p for p in check(tmp_path))
 
 
 def hostile(tmp_path, *members):

@@ -63,7 +63,7 @@ def test_a_foreign_file_in_the_way_is_named_before_any_work(tmp_path, name, kind
 def test_a_file_that_appears_meanwhile_is_not_overwritten(tmp_path):
     target = Target(tmp_path)
     (tmp_path / "train-000000.tar").write_bytes(b"precious")
-    with pytest.raises(ShardError, match=r"train-000000\.tar: another program wrote"):
+    with pytest.raises(ShardError, match=r"train-000000\.tar: another program has created"):
         target.add("train-000000.tar", b"ours")
     target.discard()
     assert content(tmp_path) == {"train-000000.tar": b"precious"}
@@ -156,7 +156,7 @@ def test_leftovers_that_somebody_changed_are_foreign(tmp_path):
 def test_a_journal_that_is_not_ours_is_refused_and_kept(tmp_path, journal):
     put(tmp_path / "out", {JOURNAL: journal})
     put(tmp_path, {"photos.tar": b"my photos"})
-    with pytest.raises(ShardError, match="not a journal of ours"):
+    with pytest.raises(ShardError, match="not a journal of this library"):
         write(tmp_path / "out")
     assert content(tmp_path) == {"photos.tar": b"my photos", f"out/{JOURNAL}": journal}
 

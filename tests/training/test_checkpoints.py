@@ -215,7 +215,7 @@ def test_damage_is_refused_by_every_reader(tmp_path: Path, count: int) -> None:
     for reader in (find_checkpoint, read_checkpoint, read_stage, AtomicCheckpointIO().load_checkpoint):
         with pytest.raises(CheckpointError, match="damaged at") as error:
             reader(str(file))
-        assert one_line(error, "x.ckpt", "newest whole one")
+        assert one_line(error, "x.ckpt", "newest complete one")
 
 
 def test_any_damaged_byte_is_refused_or_changes_nothing(tmp_path: Path) -> None:
@@ -251,12 +251,12 @@ def test_the_newest_has_the_most_steps_and_a_damaged_one_is_passed_over(
     damage(later)
     with caplog.at_level(logging.WARNING):
         assert find_checkpoint(tmp_path) == newest
-    assert f"passed over {later}" in caplog.text
+    assert f"skipped {later}" in caplog.text
     damage(newest, at=0.1)
     assert find_checkpoint(tmp_path) == tmp_path / "version_0" / "best.ckpt"
     for name in ("best", "step=99"):
         damage(tmp_path / "version_0" / f"{name}.ckpt")
-    with pytest.raises(CheckpointError, match=r"not whole: .*step=99\.ckpt"):
+    with pytest.raises(CheckpointError, match=r"not complete: .*step=99\.ckpt"):
         find_checkpoint(tmp_path)
 
 
@@ -313,7 +313,7 @@ def test_a_full_disk_is_one_line_and_costs_nothing_that_was_there(
     monkeypatch.setattr(*(("torch.save", wrapped) if where == "writing" else ("os.fsync", full)))
     with pytest.raises(CheckpointError) as error:
         AtomicCheckpointIO().save_checkpoint({"global_step": 2}, tmp_path / "step=2.ckpt")
-    assert one_line(error, "step=2.ckpt", "the disk is full", "earlier checkpoints are as they were")
+    assert one_line(error, "step=2.ckpt", "the disk is full", "earlier checkpoints are not changed")
     assert list(tmp_path.iterdir()) == [file] == [find_checkpoint(tmp_path)]
 
 
@@ -324,7 +324,7 @@ def test_pickles_and_foreign_content_are_refused_without_running_them(tmp_path: 
 
     torch.save({"global_step": 1, "x": Evil()}, tmp_path / "evil.ckpt")
     torch.save([1, 2], tmp_path / "list.ckpt")
-    for name, words in (("evil", "no plain checkpoint"), ("list", "it holds a list")):
+    for name, words in (("evil", "not a checkpoint of plain data"), ("list", "it holds a list")):
         with pytest.raises(CheckpointError, match=words) as error:
             read_checkpoint(tmp_path / f"{name}.ckpt")
         assert one_line(error, f"{name}.ckpt")

@@ -143,7 +143,7 @@ def test_a_schedule_without_a_length_ends_with_the_run(options: dict[str, Any], 
 
 def test_a_run_without_an_end_needs_a_length(tmp_path: Path) -> None:
     trainer = pl.Trainer(accelerator="cpu", max_epochs=-1, logger=False, default_root_dir=tmp_path)
-    with pytest.raises(ValueError, match=r"no end to count from; set trainer\.max_steps"):
+    with pytest.raises(ValueError, match=r"no fixed length; set trainer\.max_steps"):
         run_length(trainer)
 
 

@@ -20,5 +20,5 @@ def test_it_finds_the_stored_truth(world, split):
 def test_foreign_records_are_refused(world):
     record = ShardedSplit(world, "test")[0]
     for foreign in (replace(record, truth=None), replace(record, origin={})):
-        with pytest.raises(ValueError, match="does not come from the embedded world"):
+        with pytest.raises(ValueError, match="is not a record of the embedded world"):
             judge(foreign, "x")

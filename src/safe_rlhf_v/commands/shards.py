@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from tqdm import tqdm
 
 from safe_rlhf_v.commands.argument_types import path, whole
-from safe_rlhf_v.records.user_files import shown
+from safe_rlhf_v.records.user_files import printable
 from safe_rlhf_v.shards.manifest import Manifest, ShardError
 
 if TYPE_CHECKING:
@@ -156,20 +156,20 @@ def _say_imported(options: argparse.Namespace, found: "Imported") -> None:
 def _inspect(options: argparse.Namespace) -> int:
     manifest = Manifest.load(options.path)
     taxonomy = manifest.taxonomy
-    named = f"{shown(taxonomy.name)}: {len(taxonomy.categories)} categories"
-    print(f"{shown(manifest.name)}   licence {shown(manifest.licence)}   {named}")
+    named = f"{printable(taxonomy.name)}: {len(taxonomy.categories)} categories"
+    print(f"{printable(manifest.name)}   licence {printable(manifest.licence)}   {named}")
     for name, value in manifest.origin.items():
-        print(f"  {shown(name)}: {shown(value)}")
+        print(f"  {printable(name)}: {printable(value)}")
     print(f"\n{'split':<28}{'records':>9}{'images':>9}{'shards':>8}{'MB':>9}")
     for name, split in manifest.splits.items():
         size = sum(shard.bytes for shard in split.shards) / 1e6
-        print(f"{shown(name):<28}{split.samples:>9}{split.groups:>9}{len(split.shards):>8}{size:>9.1f}")
+        print(f"{printable(name):<28}{split.samples:>9}{split.groups:>9}{len(split.shards):>8}{size:>9.1f}")
     for name, split in manifest.splits.items():
-        print(f"\n{shown(name)}")
+        print(f"\n{printable(name)}")
         for field, counts in split.histograms.items():
             total = sum(counts.values()) or 1  # a stranger's folder may state anything
-            cells = "  ".join(f"{shown(value)}: {count} ({count / total:.1%})" for value, count in counts.items())
-            print(f"  {shown(field):<16}{cells}")
+            cells = "  ".join(f"{printable(value)}: {count} ({count / total:.1%})" for value, count in counts.items())
+            print(f"  {printable(field):<16}{cells}")
     return 0
 
 
@@ -188,7 +188,7 @@ def _check(options: argparse.Namespace) -> int:
             if report is not None:
                 report.write(json.dumps(asdict(finding), ensure_ascii=False) + "\n")
             if counts[group] <= (SHOWN_ERRORS if finding.severity == "error" else SHOWN_WARNINGS):
-                tqdm.write(shown(f"{finding.severity}: {finding}"))
+                tqdm.write(printable(f"{finding.severity}: {finding}"))
     errors = sum(count for (severity, _), count in counts.items() if severity == "error")
     if errors > SHOWN_ERRORS:
         print(f"... and {errors - SHOWN_ERRORS} more errors")

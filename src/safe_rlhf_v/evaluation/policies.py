@@ -12,7 +12,7 @@ from torch import Tensor
 from safe_rlhf_v.data_modules.prompt import PromptDataModule
 from safe_rlhf_v.functional.policy import kl_estimate, sequence_kl
 from safe_rlhf_v.models.backbone import Backbone
-from safe_rlhf_v.models.refused import RefusedRows
+from safe_rlhf_v.models.reader import RefusedRows
 from safe_rlhf_v.models.sampling import SamplingOptions
 from safe_rlhf_v.modules.admission import complaint
 from safe_rlhf_v.modules.preference import PreferenceModule

@@ -1,1 +1,1 @@
-"""Pure functions over tensors, with shapes: no parameters, no state, nothing of Lightning."""
+"""Pure functions over tensors, with shapes: no parameters, no state, independent of Lightning."""

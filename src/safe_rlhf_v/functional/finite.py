@@ -1,4 +1,4 @@
-"""Whether numbers are numbers: NaN and infinity found by one reduction, without waiting for the device."""
+"""Find NaN and infinity by one reduction, without waiting for the device."""
 
 from collections.abc import Iterable, Mapping
 
@@ -10,14 +10,14 @@ def all_finite(tensors: Iterable[Tensor]) -> Tensor:
     """Scalar bool on the tensors' device: no entry of a floating tensor is NaN or infinite. Nothing is copied to the host.
 
     Args:
-        tensors: Of any shapes, dtypes and devices; of a sharded one, this rank's piece counts.
+        tensors: Tensors of any shapes, dtypes and devices; of a sharded tensor, this rank's piece is checked.
     """
     groups: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
     for tensor in tensors:
         piece = tensor.to_local() if hasattr(tensor, "to_local") else tensor
         if piece.is_floating_point() and piece.numel():
             groups.setdefault((piece.device, piece.dtype), []).append(piece.detach())
-    # The largest magnitude keeps NaN and, unlike a sum of squares, never overflows by itself.
+    # The largest magnitude propagates NaN and, unlike a sum of squares, cannot overflow.
     largest = [torch.stack(torch._foreach_norm(group, float("inf"))) for group in groups.values()]
     if not largest:
         return torch.ones((), dtype=torch.bool)
@@ -32,4 +32,4 @@ def non_finite_names(tensors: Mapping[str, Tensor]) -> list[str]:
 
 
 class NonFiniteError(RuntimeError):
-    """Training met NaN or infinity; nothing is saved from then on. The command line ends with status 3."""
+    """Training produced NaN or infinity; nothing is saved after that, and the command line ends with status 3."""

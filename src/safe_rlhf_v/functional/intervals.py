@@ -13,7 +13,8 @@ def wilson_interval(successes: int, total: int, z: float = 1.96) -> tuple[float,
     """
     if total == 0:
         return 0.0, 1.0
-    share, z2 = successes / total, z * z
+    share = successes / total
+    z2 = z * z
     centre = (share + z2 / (2 * total)) / (1 + z2 / total)
     half = z / (1 + z2 / total) * math.sqrt(share * (1 - share) / total + z2 / (4 * total * total))
     return max(centre - half, 0.0), min(centre + half, 1.0)

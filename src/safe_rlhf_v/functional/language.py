@@ -13,8 +13,8 @@ from torch.utils.checkpoint import checkpoint
 def log_probs_of(logits: Tensor, targets: Tensor) -> Tensor:
     """(n,) float32 log-probability of one target per row.
 
-    ``log_softmax`` subtracts the largest logit before anything else. Subtracting ``logsumexp`` from the target's logit instead
-    would leave the rounding of the logits themselves: 1e-3 at logits of 1e4. Both need room for two (n, V) tensors.
+    ``log_softmax`` first subtracts the largest logit. Subtracting ``logsumexp`` from the target's logit instead would keep the
+    rounding error of the logits themselves, 1e-3 at logits of 1e4. Both need memory for two (n, V) tensors.
 
     Args:
         logits: (n, V).
@@ -29,8 +29,8 @@ def token_log_probs(
 ) -> Tensor:
     """(N, R) float32 log p(target | hidden), 0 where masked.
 
-    Only unmasked positions meet the LM head, ``chunk`` at a time; with gradients on, a chunk's logits are recomputed in
-    the backward pass, so never more than ``chunk`` x V of them exist.
+    The LM head runs at unmasked positions only, ``chunk`` at a time; with gradients enabled, a chunk's logits are recomputed
+    in the backward pass, so that at most ``chunk`` x V logits exist.
 
     Args:
         hidden: (N, R, D) states *before* each target.
@@ -40,11 +40,11 @@ def token_log_probs(
         chunk: Positions per LM-head call.
     """
 
-    def score(states: Tensor, wanted: Tensor) -> Tensor:
-        return log_probs_of(lm_head(states), wanted)
+    def score(states: Tensor, targets: Tensor) -> Tensor:
+        return log_probs_of(lm_head(states), targets)
 
-    states, wanted = hidden[mask], targets[mask]  # (n, D), (n,)
-    pieces = list(zip(torch.split(states, chunk), torch.split(wanted, chunk), strict=True))
+    states = hidden[mask]  # (n, D)
+    pieces = list(zip(torch.split(states, chunk), torch.split(targets[mask], chunk), strict=True))
     if len(pieces) > 1 and torch.is_grad_enabled():
         scores = [checkpoint(score, s, w, use_reentrant=False) for s, w in pieces]
     else:

@@ -1,8 +1,8 @@
-"""Sums, means, medians and last values over real entries only.
+"""Sums, means and medians over real entries only.
 
 Masks are bool with the shape of the values, True = real; :func:`masked_mean` and :func:`masked_sum` also take
-non-negative weights. What stands at a masked position never matters, NaN and infinity included: it is replaced before
-anything is computed. Results are float32 (float64 for float64 input).
+non-negative weights. Values at masked positions have no effect, NaN and infinity included: they are replaced before anything
+is computed. Results are float32 (float64 for float64 input).
 """
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 def full_precision(x: Tensor) -> Tensor:
-    """``x`` as float32; float64 stays, so that references can be computed with the same code."""
+    """``x`` as float32; float64 is kept, so that references can be computed with the same code."""
     return x if x.dtype == torch.float64 else x.float()
 
 
@@ -22,8 +22,8 @@ def masked_sum(values: Tensor, mask: Tensor, dim: int | None = None) -> Tensor:
         mask: Same shape, bool or non-negative weights.
         dim: Dimension to reduce.
     """
-    kept = full_precision(values).masked_fill(mask == 0, 0.0) * mask
-    return kept.sum() if dim is None else kept.sum(dim)
+    weighted = full_precision(values).masked_fill(mask == 0, 0.0) * mask
+    return weighted.sum() if dim is None else weighted.sum(dim)
 
 
 def masked_mean(values: Tensor, mask: Tensor, dim: int | None = None) -> Tensor:
@@ -55,7 +55,7 @@ def masked_var(values: Tensor, mask: Tensor, dim: int | None = None, *, unbiased
 
 
 def masked_median(values: Tensor, mask: Tensor) -> Tensor:
-    """(C,) median of the real values of each column, between the two middle ones if their number is even; 0 without any.
+    """(C,) median of the real values of each column; 0 in columns without real values.
 
     Args:
         values: (N, C).
@@ -76,18 +76,3 @@ def last_valid_index(mask: Tensor) -> Tensor:
     """
     positions = torch.arange(mask.shape[1], device=mask.device)  # (T,)
     return (positions * mask).amax(1)
-
-
-def last_valid(values: Tensor, mask: Tensor) -> Tensor:
-    """The value at each row's last real position, 0 in rows without one; dtype kept.
-
-    Args:
-        values: (B, T) or (B, T, D).
-        mask: (B, T) bool.
-
-    Returns:
-        (B,) or (B, D).
-    """
-    last = values[torch.arange(len(mask), device=mask.device), last_valid_index(mask)]
-    real = mask.any(1)
-    return last.masked_fill(~(real if last.dim() == 1 else real[:, None]), 0.0)

@@ -53,7 +53,8 @@ def clopper_pearson_upper(errors: int, total: int, confidence: float = 0.95) -> 
         raise ValueError(f"errors {errors} of {total} at confidence {confidence} make no sense")
     if errors == total:
         return 1.0
-    low, high = 0.0, 1.0
+    low = 0.0
+    high = 1.0
     for _ in range(60):
         p = (low + high) / 2
         if _binomial_cdf(errors, total, p) > 1 - confidence:
@@ -89,7 +90,8 @@ def allowed_errors(total: int, budget: float, confidence: float = 0.95) -> int:
         budget: In (0, 1).
         confidence: In (0, 1).
     """
-    allowed, probability = -1, 0.0
+    allowed = -1
+    probability = 0.0
     while allowed < total:
         probability += math.exp(_log_binomial(allowed + 1, total, budget))
         if probability > 1 - confidence:
@@ -125,7 +127,8 @@ def threshold_for_fpr(
     p = probabilities.double()
     if not bool(((p >= 0) & (p <= 1)).all()) or not 0 < budget < 1:
         raise ValueError(f"probabilities must lie in 0..1, and the budget between them, got {budget}")
-    harmless, caught = p[~harmful].sort(descending=True).values, p[harmful]
+    harmless = p[~harmful].sort(descending=True).values
+    caught = p[harmful]
     n = len(harmless)
     allowed = allowed_errors(n, budget, confidence)
     if allowed < 0:

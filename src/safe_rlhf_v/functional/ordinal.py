@@ -17,14 +17,14 @@ from torch import Tensor
 from safe_rlhf_v.functional.masked import full_precision
 
 MIN_GAP = 0.05
-"""Smallest distance of neighbouring thresholds: no level can vanish in float32."""
+"""Smallest distance of neighbouring thresholds, so that no level's probability vanishes in float32."""
 
 
 def thresholds_from_gaps(free_gaps: Tensor, anchor: int) -> Tensor:
-    """(K-1,) strictly increasing thresholds with ``thresholds[anchor] == 0``, for any free numbers.
+    """(K-1,) strictly increasing thresholds with ``thresholds[anchor] == 0``, for any real parameters.
 
     Args:
-        free_gaps: (K-2,) free parameters; neighbours lie softplus(free) + :data:`MIN_GAP` apart.
+        free_gaps: (K-2,) free parameters; neighbours are softplus(free) + :data:`MIN_GAP` apart.
         anchor: Which threshold is 0.
     """
     steps = F.softplus(full_precision(free_gaps)) + MIN_GAP  # (K-2,)
@@ -34,7 +34,7 @@ def thresholds_from_gaps(free_gaps: Tensor, anchor: int) -> Tensor:
 
 
 def gaps_from_thresholds(thresholds: Tensor) -> Tensor:
-    """(K-2,) free parameters from which :func:`thresholds_from_gaps` makes these thresholds (up to a shift).
+    """(K-2,) free parameters for which :func:`thresholds_from_gaps` gives these thresholds (up to a shift).
 
     Raises:
         ValueError: If neighbours are not more than :data:`MIN_GAP` apart.
@@ -56,7 +56,7 @@ def level_log_probs(latent: Tensor, thresholds: Tensor, log_scale: Tensor | None
     r"""(..., K) log-probability of each level.
 
     A middle level's probability is :math:`\sigma(u) - \sigma(l)` with u = f - theta_{k-1} > l = f - theta_k. Its
-    logarithm is computed as :math:`\log\sigma(u) + \log\sigma(-l) + \log(1 - e^{l-u})`: nothing cancels, and l - u
+    logarithm is computed as :math:`\log\sigma(u) + \log\sigma(-l) + \log(1 - e^{l-u})`, which has no cancellation, and l - u
     does not depend on f.
 
     Args:
@@ -69,8 +69,10 @@ def level_log_probs(latent: Tensor, thresholds: Tensor, log_scale: Tensor | None
     logits = full_precision(latent)[..., None] - thresholds  # (..., K-1), decreasing
     if log_scale is not None:
         sharpness = torch.exp(-full_precision(log_scale))[..., None]  # (..., 1)
-        logits, gaps = logits * sharpness, gaps * sharpness
-    above, below = F.logsigmoid(logits), F.logsigmoid(-logits)
+        logits = logits * sharpness
+        gaps = gaps * sharpness
+    above = F.logsigmoid(logits)
+    below = F.logsigmoid(-logits)
     middle = above[..., :-1] + below[..., 1:] + log1mexp(gaps)  # (..., K-2)
     return torch.cat([below[..., :1], middle, above[..., -1:]], dim=-1)
 
@@ -93,9 +95,9 @@ def corn_log_probs(logits: Tensor) -> Tensor:
 
 
 def correct_prior(log_probs: Tensor, prior: Tensor) -> Tensor:
-    """(..., K) log-probabilities had all levels been equally frequent in training (Saerens et al., Neural Comput. 14, 2002).
+    """(..., K) log-probabilities for equally frequent levels in training (Saerens et al., Neural Comput. 14, 2002).
 
-    For decisions that should not neglect rare levels; the probabilities themselves stay as they are.
+    For decisions that should not neglect rare levels; the predicted probabilities themselves are not changed.
 
     Args:
         log_probs: (..., K).
@@ -128,14 +130,3 @@ def expected_level(log_probs: Tensor, lowest: int = 0) -> Tensor:
     """(...) mean level of (..., K) log-probabilities, the first level being ``lowest``."""
     levels = torch.arange(log_probs.shape[-1], device=log_probs.device) + lowest
     return (log_probs.exp() * levels).sum(-1)
-
-
-def prob_below(latent: Tensor, thresholds: Tensor, level: int) -> Tensor:
-    """(...) P(level index < ``level``), ``level`` in 1..K-1: one sigmoid, no sum.
-
-    Args:
-        latent: (...) float.
-        thresholds: (K-1,) strictly increasing.
-        level: Class index.
-    """
-    return torch.sigmoid(thresholds[level - 1] - full_precision(latent))

@@ -23,7 +23,7 @@ def bradley_terry(
 
     m = 0 and :math:`\epsilon` = 0 is the model of Bradley & Terry (Biometrika 39, 1952) as used by Safe RLHF
     (arXiv 2310.12773) and Safe RLHF-V (arXiv 2503.17682); the margin is that of Llama 2 (arXiv 2307.09288, eq. 2).
-    At :math:`\epsilon` = 1/2 the two orders cost the same: the label says nothing.
+    At :math:`\epsilon` = 1/2 both orders have the same loss: the label carries no information.
 
     Args:
         higher: (B,) scores of the responses that should score higher.
@@ -32,7 +32,8 @@ def bradley_terry(
         label_smoothing: :math:`\epsilon` in [0, 1]; a number or (B,).
     """
     difference = full_precision(higher) - full_precision(lower)  # (B,)
-    agree, flipped = F.logsigmoid(difference - margin), F.logsigmoid(-difference - margin)
+    agree = F.logsigmoid(difference - margin)
+    flipped = F.logsigmoid(-difference - margin)
     return -(1 - label_smoothing) * agree - label_smoothing * flipped
 
 
@@ -52,7 +53,7 @@ def preferred(values: Tensor, known: Tensor) -> Tensor:
 
 
 def pair_correct(scores: Tensor, target: Tensor) -> Tensor:
-    """(B,) bool: the target response scores strictly higher; equal scores are wrong, in whichever order they stand.
+    """(B,) bool: the target response scores strictly higher; equal scores count as wrong.
 
     Args:
         scores: (B, 2).

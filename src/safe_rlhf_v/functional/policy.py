@@ -88,7 +88,8 @@ def limit_scores(scores: Tensor, centre: Tensor, limit: float) -> Tensor:
     """
     if not limit > 0:
         raise ValueError(f"limit must be above 0, got {limit}")
-    scores, centre = full_precision(scores), full_precision(centre)
+    scores = full_precision(scores)
+    centre = full_precision(centre)
     return scores.clamp(centre - limit, centre + limit)
 
 
@@ -196,7 +197,8 @@ def combine_advantages(reward: Tensor, cost: Tensor, lam: Tensor | float) -> Ten
     """
     if reward.shape != cost.shape or reward.dim() != 2:
         raise ValueError(f"reward and cost must both be (N, R), got {tuple(reward.shape)} and {tuple(cost.shape)}")
-    reward, cost = full_precision(reward), full_precision(cost)
+    reward = full_precision(reward)
+    cost = full_precision(cost)
     lam = torch.as_tensor(lam, dtype=reward.dtype, device=reward.device)
     if lam.shape not in [(), (1,), (len(reward), 1)]:
         raise ValueError(f"lam must be one number or ({len(reward)}, 1), got shape {tuple(lam.shape)}")

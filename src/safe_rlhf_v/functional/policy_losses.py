@@ -97,7 +97,8 @@ def clipped_surrogate(
     advantages = full_precision(advantages.detach()).masked_fill(~mask, 0.0)
     log_ratio = (full_precision(log_probs) - full_precision(old_log_probs.detach())).masked_fill(~mask, 0.0)
     ratio = log_ratio.clamp(max=MAX_LOG_RATIO).exp()  # (N, R)
-    plain, clipped = ratio * advantages, ratio.clamp(1 - clip, 1 + clip) * advantages
+    plain = ratio * advantages
+    clipped = ratio.clamp(1 - clip, 1 + clip) * advantages
     objective = torch.minimum(plain, clipped)
     statistics = {"clip_fraction": masked_mean(clipped < plain, mask), "ratio": masked_mean(ratio.detach(), mask)}
     if dual_clip is not None:
@@ -162,16 +163,3 @@ def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> Tensor:
     missed = masked_var(wide - values.detach().double(), mask, unbiased=False)
     explained = torch.where(variance > 0, 1 - missed / torch.where(variance > 0, variance, 1.0), 0.0)
     return explained.to(full_precision(returns).dtype)
-
-
-def entropy_estimate(log_probs: Tensor, mask: Tensor) -> Tensor:
-    """Scalar mean of -log p over the real sampled tokens: estimates the policy's entropy per token from its own samples.
-
-    Without a graph, for logs only: the gradient of this mean is not that of the entropy (its expectation is 0).
-
-    Args:
-        log_probs: (N, R) of the response tokens under the policy that sampled them.
-        mask: (N, R) bool.
-    """
-    check_shapes(mask, log_probs=log_probs)
-    return -masked_mean(log_probs.detach(), mask)

@@ -17,7 +17,7 @@ from safe_rlhf_v.functional.pairwise import bradley_terry
 
 
 class LabelledPairs(NamedTuple):
-    """Which response of each record should win, and how much the record counts.
+    """The preferred response of each record, and the record's weight.
 
     Attributes:
         winner: (B,) int64, 0 or 1; 0 where the weight is 0.
@@ -108,8 +108,8 @@ def safe_dpo_loss(winner: Tensor, loser: Tensor, contrast: Tensor, *, beta: floa
     r"""(B,) loss of SafeDPO (arXiv 2505.20065, eq. 12), float32.
 
     :math:`-\log\sigma(\beta(\rho_w-\rho_l) - (h_l-h_w)\Delta)` with h = 1 for unsafe responses: a safe winner must lead an
-    unsafe loser by :math:`\Delta`. The offset leaves the optimum where it was (proposition 4.4), it makes it be reached
-    sooner. Pairs are those of :func:`safe_helpful_pairs`, so that h_l - h_w is 1 or 0.
+    unsafe loser by :math:`\Delta`. The offset does not change the optimum (proposition 4.4) but speeds up convergence. Pairs
+    are those of :func:`safe_helpful_pairs`, so that h_l - h_w is 1 or 0.
 
     Args:
         winner: (B,) log-ratios of the responses that should win.
@@ -118,7 +118,8 @@ def safe_dpo_loss(winner: Tensor, loser: Tensor, contrast: Tensor, *, beta: floa
         beta: How strongly the policy is held to the reference, above 0.
         offset: :math:`\Delta`, in units of the implicit reward, 0 or more.
     """
-    higher, lower = beta * full_precision(winner), beta * full_precision(loser)
+    higher = beta * full_precision(winner)
+    lower = beta * full_precision(loser)
     return bradley_terry(higher, lower, margin=offset * contrast.to(higher.dtype))
 
 

@@ -1,6 +1,6 @@
 r"""Losses as sums and counts, so that batches, micro-batches and ranks add up before anything is divided.
 
-A loss is made of terms, each the mean over what *it* counts: decided pairs, labelled responses, tokens. The mean of two batches'
+A loss is a sum of terms, each a mean over its own units: decided pairs, labelled responses or tokens. The mean of two batches'
 means is not the mean of both: a token of a 2-token response would weigh ten times one of a 20-token response. So a batch b gives
 of every term t its share, a sum :math:`S_{tb}` and a count :math:`n_{tb}`, and the loss of all of them is
 
@@ -18,13 +18,13 @@ from safe_rlhf_v.functional.masked import masked_sum
 
 @dataclass(frozen=True)
 class Share:
-    """What one batch adds to one term of a loss.
+    """Contribution of one batch to one term of a loss.
 
     Attributes:
-        total: () float32 sum over what counts, with its graph.
-        count: () float32 how much counts: rows, responses, tokens, or their weights. It follows from labels and masks alone,
-            never from what a network computes.
-        weight: :math:`w_t`, the term's factor in the loss; 0 for what is only watched.
+        total: () float32 sum over the units that count, with its graph.
+        count: () float32 number of units (rows, responses, tokens) or sum of their weights. It depends on labels and masks
+            only, never on a network's output.
+        weight: :math:`w_t`, the term's factor in the loss; 0 for a term that is only logged.
     """
 
     total: Tensor
@@ -38,7 +38,7 @@ class Share:
 
 
 def masked_share(values: Tensor, mask: Tensor, weight: float = 1.0) -> Share:
-    """The share of values that count where ``mask`` says so.
+    """The share of the values where ``mask`` is true.
 
     Args:
         values: Any shape.
@@ -57,9 +57,9 @@ def loss_of(shares: Mapping[str, Share], counts: Mapping[str, Tensor] | None = N
     """() the weighted sum of the terms.
 
     Args:
-        shares: Those of one batch, by name.
-        counts: What each total is divided by; ``None`` for the batch's own counts. With the counts of many batches together, the
-            results of all of them add up to the loss of one big batch.
+        shares: Shares of one batch, by name.
+        counts: Divisor of each total; ``None`` for the batch's own counts. With the summed counts of several batches, the
+            results of these batches add up to the loss of one large batch.
     """
     counts = {name: share.count for name, share in shares.items()} if counts is None else counts
     terms = {name: share for name, share in shares.items() if share.weight or share.total.requires_grad}

@@ -1,1 +1,1 @@
-"""From other people's files to shards."""
+"""Import of user files into shards."""

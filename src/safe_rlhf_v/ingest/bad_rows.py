@@ -1,4 +1,4 @@
-"""Rows that cannot be used: all are listed, in a file, and either nothing is written or they alone are left out."""
+"""Rows that cannot be used: all of them are listed in a file, and either nothing is written or these rows are left out."""
 
 import json
 from dataclasses import dataclass
@@ -10,18 +10,19 @@ from safe_rlhf_v.ingest.rows import Row
 from safe_rlhf_v.ingest.table import TableError
 
 OnBadRow = Literal["error", "skip"]
-SHOWN = 50
+MAX_PROBLEMS = 50
+"""Number of problems that an error message holds; the file lists all of them."""
 _KEYS = {"row", "line", "columns", "reason"}
 
 
 @dataclass(frozen=True)
 class Imported:
-    """What an import did.
+    """Result of an import.
 
     Attributes:
-        records: Written.
-        skipped: Rows left out.
-        bad_rows: The file that lists them.
+        records: Number of records written.
+        skipped: Number of rows left out.
+        bad_rows: The file that lists the rows left out.
     """
 
     records: int
@@ -34,43 +35,50 @@ class BadRowsError(TableError):
 
     Attributes:
         problems: The first problems, one line each.
-        more: How many further ones there are.
+        more: Number of further problems.
     """
 
     def __init__(self, message: str, problems: list[str], more: int) -> None:
-        """
+        """Store the problems.
+
         Args:
             message: One line.
-            problems: See above.
-            more: See above.
+            problems: The first problems, one line each.
+            more: Number of further problems.
         """
         super().__init__(message)
-        self.problems, self.more = problems, more
+        self.problems = problems
+        self.more = more
 
 
 class BadRows:
-    """Collects them, into a file with one JSON line for each: row, line, columns, and the reason."""
+    """Lists bad rows in a file, one JSON line for each: row, line, columns and reason."""
 
     def __init__(self, table: Path, file: Path, on_bad_row: OnBadRow) -> None:
-        """
+        """Remove the list of an earlier import.
+
         Args:
-            table: Whose rows they are.
-            file: Where to list them; written only if there are any. One that an earlier import wrote is replaced.
+            table: Table of the rows.
+            file: The list; written only if there are bad rows.
             on_bad_row: ``error`` or ``skip``.
 
         Raises:
-            TableError: If something else has the file's name.
+            TableError: If ``file`` exists and is not such a list.
         """
-        self.table, self.file, self._on_bad_row = table, file, on_bad_row
-        self.count, self._problems, self._total = 0, list[str](), 0
+        self.table = table
+        self.file = file
+        self._on_bad_row = on_bad_row
+        self.count = 0
+        self._problems = list[str]()
+        self._total = 0
         self._open: TextIO | None = None
         if file.is_symlink() or file.exists():
             if not _is_ours(file):
-                raise TableError(f"{file}: exists and is no list of bad rows; name another file with --bad-rows")
+                raise TableError(f"{file}: exists and is not a list of bad rows; name another file with --bad-rows")
             file.unlink()
 
     def add(self, row: Row) -> None:
-        """List a row with all its problems."""
+        """Add a row with all its problems."""
         reasons = [f"{_column(column)}{problem}" for column, problem in row.problems]
         columns = list(dict.fromkeys(column for column, _ in row.problems if column))
         line = {"row": row.number, "line": row.line, "columns": columns, "reason": "; ".join(reasons)}
@@ -84,17 +92,17 @@ class BadRows:
         self.count += 1
         self._total += len(reasons)
         self._problems += [f"{self.table}, row {row.number}, {reason}" for reason in reasons][
-            : SHOWN - len(self._problems)
+            : MAX_PROBLEMS - len(self._problems)
         ]
 
     def finish(self, good: int) -> None:
-        """Say that the table is read.
+        """Check the result after the last row.
 
         Args:
-            good: How many rows can be used.
+            good: Number of rows that can be used.
 
         Raises:
-            BadRowsError: If rows are bad and not to be skipped, or none is left.
+            BadRowsError: If there are bad rows and they must not be skipped, or no row can be used.
         """
         if not self.count:
             if not good:
@@ -103,8 +111,8 @@ class BadRows:
         if good and self._on_bad_row == "skip":
             return
         rows = f"{self.count} of {good + self.count} rows cannot be used"
-        mend = "mend them, or leave them out with --on-bad-row skip" if good else "none is left"
-        message = f"{self.table}: {rows}, nothing was written; {mend}; all problems: {self.file}"
+        hint = "correct them, or leave them out with --on-bad-row skip" if good else "no row is left"
+        message = f"{self.table}: {rows}, nothing was written; {hint}; all problems: {self.file}"
         raise BadRowsError(message, self._problems, self._total - len(self._problems))
 
     def __enter__(self) -> Self:
@@ -127,10 +135,10 @@ class BadRows:
         return TableError(f"{self.file}: cannot be written ({reason}); make room, or name another file with --bad-rows")
 
 
-def beside(out: Path) -> Path:
-    """Where bad rows are listed by default: beside the folder to create."""
-    whole = out.resolve()
-    return whole.with_name(f"{whole.name}.bad_rows.jsonl")
+def default_list(out: Path) -> Path:
+    """The default list of bad rows: a file beside the folder to create."""
+    folder = out.resolve()
+    return folder.with_name(f"{folder.name}.bad_rows.jsonl")
 
 
 def _column(name: str) -> str:
@@ -138,7 +146,7 @@ def _column(name: str) -> str:
 
 
 def _is_ours(file: Path) -> bool:
-    """Whether a file begins as a list of bad rows does."""
+    """Whether the first line of a file is that of a list of bad rows."""
     try:
         if file.is_symlink() or not file.is_file():
             return False

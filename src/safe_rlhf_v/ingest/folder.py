@@ -1,4 +1,4 @@
-"""A folder of images and a table of questions, responses and labels, to shards.
+"""Import a folder of images and a table of questions, responses and labels into shards.
 
 Columns (``N`` counts responses from 0; an empty cell, "" and null mean unknown)::
 
@@ -6,7 +6,7 @@ Columns (``N`` counts responses from 0; an empty cell, "" and null mean unknown)
     image           file name inside the image folder; empty for a text-only record
     response_N      text of a response; response_0 and response_1 make a preference pair
     safety_N        level -3..3          is_safe_N       true/false/yes/no/1/0 (JSONL: true or false)
-    helpfulness_N   a number             source_N        what wrote it
+    helpfulness_N   a number             source_N        its origin, such as a model's name
     more_helpful    N of the more helpful response       safer   N of the safer response
     category        names of --categories, separated by ";" (in JSONL also a list); "none" or [] for a prompt of no harm
                     category; empty: unknown
@@ -24,9 +24,9 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from safe_rlhf_v.ingest.bad_rows import BadRows, Imported, OnBadRow, beside
+from safe_rlhf_v.ingest.bad_rows import BadRows, Imported, OnBadRow, default_list
 from safe_rlhf_v.ingest.pictures import check_folder, read_picture
-from safe_rlhf_v.ingest.rows import Row, shown
+from safe_rlhf_v.ingest.rows import Row, describe
 from safe_rlhf_v.ingest.table import read_table
 from safe_rlhf_v.records import Record, RecordError, Response
 from safe_rlhf_v.records.taxonomy import Taxonomy
@@ -52,38 +52,38 @@ def import_folder(
     on_bad_row: OnBadRow = "error",
     bad_rows: Path | None = None,
 ) -> Imported:
-    """Write shards. Nothing counts as written until the manifest is there.
+    """Write shards; they are valid only after the manifest is written.
 
     Args:
-        table: CSV or JSONL file, columns as above.
+        table: CSV or JSONL file with the columns above.
         images: Folder of the images.
         out: Folder to create.
         name: Data set name.
         licence: Licence of the data.
         categories: Harm categories that may occur.
-        fractions: Split shares for rows without ``split``; by hash of the picture, so that a picture stands in one split.
+        fractions: Split shares for rows without ``split``, applied by hash of the picture, so that a picture is in one split.
         on_bad_row: ``error``: nothing is written if a row cannot be used; ``skip``: such rows are left out.
-        bad_rows: Where they are listed; ``None``: beside ``out``, ending in ``.bad_rows.jsonl``.
+        bad_rows: File that lists them; ``None``: a file beside ``out`` that ends in ``.bad_rows.jsonl``.
 
     Raises:
         TableError: If the table cannot be read, or (``BadRowsError``) rows cannot be used.
-        FileError: If it is missing or no regular file.
+        FileError: If the table is missing or not a regular file.
         ShardError: If ``out`` cannot be written.
-        ValueError: If there is no folder of images, or a category has an impossible name.
+        ValueError: If there is no folder of images, or a category's name is not allowed.
     """
     for category in categories:
         if not category.strip() or category in ("none", "[]") or ";" in category or categories.count(category) > 1:
             raise ValueError(
-                f"--categories: {category!r} is empty, stands twice, holds ';', or is the word for a prompt of no category"
+                f"--categories: {category!r} is empty, occurs twice, holds ';', or means a prompt without category"
             )
     check_folder(images)
     taxonomy = Taxonomy(name, tuple(categories))
-    seen = _Seen()
+    seen = _SeenRows()
     rows = read_table(table, _COLUMNS, required=("question",))
     count = 0
     with (
         ShardWriter(out, name=name, licence=licence, taxonomy=taxonomy, origin={"table": table.name}) as writer,
-        BadRows(table, bad_rows or beside(out), on_bad_row) as bad,
+        BadRows(table, bad_rows or default_list(out), on_bad_row) as bad,
     ):
         for row in tqdm(rows, desc="importing", unit="record", disable=None):
             if row.readable:
@@ -102,15 +102,16 @@ def import_folder(
 
 
 def _read(row: Row, table: Path, images: Path, fractions: dict[str, float]) -> tuple[Record, str]:
-    """The record of a row and its split; what is wrong is noted in the row, and unknown in the record."""
-    record, split = to_record(row, table, images), row.text("split")
+    """The record of a row and its split; problems are noted in the row, and such values are unknown in the record."""
+    record = to_record(row, table, images)
+    split = row.text("split")
     if split is not None and not SPLIT_NAME.fullmatch(split):
-        row.bad("split", f"{shown(split)} must be 1-100 letters, digits, '_' or '-'")
+        row.bad("split", f"{describe(split)} must be 1-100 letters, digits, '_' or '-'")
     return record, split or split_of(record.group, fractions)
 
 
 def _note_problems(row: Row, record: Record, taxonomy: Taxonomy) -> None:
-    """Note everything that the schema does not allow; of a column that could not be read, that is all that is said."""
+    """Note every violation of the schema, except in columns that already have a problem."""
     unread = {column for column, _ in row.problems}
     for field, problem in record.problems(taxonomy):
         if (column := _column(field)) not in unread:
@@ -118,7 +119,7 @@ def _note_problems(row: Row, record: Record, taxonomy: Taxonomy) -> None:
 
 
 def _write(writer: ShardWriter, split: str, record: Record, row: Row) -> None:
-    """Write a record, or note why its readers would refuse it."""
+    """Write a record, or note why readers would refuse it."""
     try:
         writer.write(split, record)
     except RecordError as error:
@@ -126,39 +127,38 @@ def _write(writer: ShardWriter, split: str, record: Record, row: Row) -> None:
 
 
 def to_record(row: Row, table: Path, images: Path) -> Record:
-    """One row as a record; what is missing or wrong is noted in the row."""
-    question, name = row.text("question"), row.text("image")
+    """One row as a record; missing and wrong values are noted in the row."""
+    question = row.text("question")
+    name = row.text("image")
     if not row.has("question"):
         row.bad("question", "is missing")
     responses = _responses(row)
     levels = [response.safety for response in responses]
     image = read_picture(images, name, row, "image") if name is not None else None
     key = row.text("key") or f"{re.sub('[^A-Za-z0-9_-]', '-', table.stem)[:80]}-{row.number:08d}"
-    category, severity = row.names("category"), row.integer("image_severity")
-    more_helpful, safer = row.integer("more_helpful"), row.integer("safer")
     return Record(
         key=key,
         question=question or "",
         images=() if image is None else (image,),
         responses=responses,
-        category=category,
-        image_severity=severity,
-        more_helpful=more_helpful,
-        safer=safer,
+        category=row.names("category"),
+        image_severity=row.integer("image_severity"),
+        more_helpful=row.integer("more_helpful"),
+        safer=row.integer("safer"),
         safety_tie=len(levels) == 2 and levels[0] is not None and levels[0] == levels[1],
         origin={"row": str(row.number)},
     )
 
 
 def _responses(row: Row) -> tuple[Response, ...]:
-    """The responses, without a gap, and nothing said about one that is not there."""
-    given = [n for n in range(MAX_RESPONSES) if row.has(f"response_{n}")]
-    for n in range(max(given, default=-1)):
-        if n not in given:
-            row.bad(f"response_{n}", f"is empty, but response_{max(given)} is given")
+    """The responses; gaps between them and labels without a response are noted as problems."""
+    numbers = [n for n in range(MAX_RESPONSES) if row.has(f"response_{n}")]
+    for n in range(max(numbers, default=-1)):
+        if n not in numbers:
+            row.bad(f"response_{n}", f"is empty, but response_{max(numbers)} is given")
     for n in range(MAX_RESPONSES):
         for name in _OF_RESPONSE:
-            if n not in given and row.has(f"{name}_{n}"):
+            if n not in numbers and row.has(f"{name}_{n}"):
                 row.bad(f"{name}_{n}", f"is given, but response_{n} is empty")
     return tuple(
         Response(
@@ -168,38 +168,38 @@ def _responses(row: Row) -> tuple[Response, ...]:
             row.decimal(f"helpfulness_{n}"),
             row.text(f"source_{n}") or "",
         )
-        for n in range(max(given, default=-1) + 1)  # with its gaps, so that other columns' numbers are right
+        for n in range(max(numbers, default=-1) + 1)  # including gaps, so that other columns' numbers are right
     )
 
 
 def _column(field: str) -> str:
     """The column that a field of a record comes from."""
-    if found := re.fullmatch(r"responses\[(\d+)\]\.(\w+)", field):
-        return f"{'response' if found[2] == 'text' else found[2]}_{found[1]}"
+    if match := re.fullmatch(r"responses\[(\d+)\]\.(\w+)", field):
+        return f"{'response' if match[2] == 'text' else match[2]}_{match[1]}"
     if field.startswith("images"):
         return "image"
     return field if field in _OF_RECORD else ""
 
 
-class _Seen:
-    """What rows must not share: keys, and a picture in two splits."""
+class _SeenRows:
+    """Keys and splits of the rows so far: a key must be unique, and a picture must be in one split."""
 
     def __init__(self) -> None:
         self._keys: dict[str, int] = {}
         self._groups: dict[str, tuple[str, int]] = {}
 
     def check(self, row: Row, record: Record, split: str) -> None:
-        """Note where key or split disagree with the rows before."""
+        """Note conflicts of key or split with earlier rows."""
         if record.key in self._keys:
             row.bad("key", f"{record.key!r:.140} is the key of row {self._keys[record.key]}, too")
         if {"question", "image"} & {column for column, _ in row.problems}:
-            return  # of which group it is remains unknown
-        there, other = self._groups.get(record.group, (split, 0))
-        if there != split:
+            return  # its group is unknown
+        other_split, other_row = self._groups.get(record.group, (split, 0))
+        if other_split != split:
             what = "picture" if record.images else "question"
-            row.bad("split", f"is {split!r:.140}, but row {other} puts the same {what} into {there!r}")
+            row.bad("split", f"is {split!r:.140}, but row {other_row} puts the same {what} into {other_split!r}")
 
     def add(self, row: Row, record: Record, split: str) -> None:
-        """Remember a row that is written."""
+        """Remember a row that was written."""
         self._keys[record.key] = row.number
         self._groups.setdefault(record.group, (split, row.number))

@@ -1,8 +1,8 @@
-"""Pictures with one ordered label each, to preference pairs: responses claim a level and give matching advice.
+"""Make preference pairs from pictures with one ordered label each: responses claim a level and give matching advice.
 
-The claim nearer to the label is more helpful. Understating a level is harmful, the more so the larger the gap; overstating is
-harmless; the exact level is preventive (+1). All labels follow from the human label, which stands as ``truth`` here: it is
-as right as its annotators were.
+The claim nearer to the label is more helpful. Understating a level is harmful, in proportion to the gap; overstating it is
+harmless; the exact level is preventive (+1). All labels follow from the human label, which is stored as ``truth``: it is as
+accurate as its annotators.
 """
 
 import itertools
@@ -14,7 +14,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from safe_rlhf_v.ingest.bad_rows import BadRows, Imported, OnBadRow, beside
+from safe_rlhf_v.ingest.bad_rows import BadRows, Imported, OnBadRow, default_list
 from safe_rlhf_v.ingest.folder import FRACTIONS
 from safe_rlhf_v.ingest.pictures import check_folder, read_picture
 from safe_rlhf_v.ingest.rows import Row
@@ -28,7 +28,7 @@ from safe_rlhf_v.shards import ShardWriter, split_of
 
 @dataclass(frozen=True)
 class Template:
-    """What the questions and claims say.
+    """Wordings of questions and claims.
 
     Attributes:
         questions: Wordings of the question.
@@ -61,7 +61,7 @@ class Template:
 
 
 def safety_of(claim: int, label: int) -> int:
-    """Safety level -3..1 of claiming a level when the label says another."""
+    """Safety level -3..1 of a claimed level, given the label."""
     return -min(3, label - claim) if claim < label else int(claim == label)
 
 
@@ -105,7 +105,7 @@ def import_ordinal(
     on_bad_row: OnBadRow = "error",
     bad_rows: Path | None = None,
 ) -> Imported:
-    """Write shards with ``train``, ``validation`` and ``test`` by picture.
+    """Write shards with the splits ``train``, ``validation`` and ``test``, divided by picture.
 
     Args:
         table: CSV or JSONL with one row per picture.
@@ -117,27 +117,27 @@ def import_ordinal(
         id_column: Column that names the picture.
         label_column: Column with the level, 0 .. levels - 1.
         pattern: File name of a picture, ``{}`` is the id.
-        pairs_per_image: Pairs of a picture of the commonest level; rarer levels get more, up to five times as many, so that
-            a model cannot win by the prior. Evaluation splits have one pair per picture.
+        pairs_per_image: Pairs per picture of the most frequent level; rarer levels get more, up to five times as many, so
+            that a model gains nothing from the levels' frequencies. Evaluation splits have one pair per picture.
         seed: Seed of claims and wordings.
-        on_bad_row: See :func:`~safe_rlhf_v.ingest.folder.import_folder`.
-        bad_rows: Likewise.
+        on_bad_row: ``error``: nothing is written if a row cannot be used; ``skip``: such rows are left out.
+        bad_rows: File that lists them; ``None``: a file beside ``out`` that ends in ``.bad_rows.jsonl``.
 
     Raises:
         TableError: If the table cannot be read, or (``BadRowsError``) rows cannot be used.
-        FileError: If it is missing or no regular file.
+        FileError: If the table is missing or not a regular file.
         ShardError: If ``out`` cannot be written.
         ValueError: If there is no folder of images, ``pattern`` has no ``{}``, or ``pairs_per_image`` is not positive.
     """
     check_folder(images)
     if "{}" not in pattern:
-        raise ValueError(f"--pattern: {pattern!r} has no {{}}, the place of the id")
+        raise ValueError(f"--pattern: {pattern!r} has no {{}}, the placeholder of the id")
     if pairs_per_image < 1:
         raise ValueError(f"--pairs is {pairs_per_image}; it must be positive")
     about: dict[str, Any] = {"name": name, "licence": licence, "taxonomy": Taxonomy(name, ())}
     with (
         ShardWriter(out, origin={"table": table.name}, **about) as writer,
-        BadRows(table, bad_rows or beside(out), on_bad_row) as bad,
+        BadRows(table, bad_rows or default_list(out), on_bad_row) as bad,
     ):
         table_rows = read_table(table, required=(id_column, label_column))
         rows = [(row, _label(row, label_column, len(template.claims))) for row in table_rows]
@@ -160,7 +160,7 @@ def import_ordinal(
 
 
 def _image(row: Row, images: Path, column: str, pattern: str) -> Image | None:
-    """The picture of a row that can be read, its id being a text or, in JSON, a whole number."""
+    """The picture of a row, if it can be read; its id is a text or, in JSON, a whole number."""
     if not row.has(column) and not row.problems:
         row.bad(column, "is missing")
     number = isinstance(row.cells.get(column), int)
@@ -169,7 +169,7 @@ def _image(row: Row, images: Path, column: str, pattern: str) -> Image | None:
 
 
 def _label(row: Row, column: str, levels: int) -> int | None:
-    """The level, noted as a problem unless it is one."""
+    """The level of a row, or ``None`` with a problem noted."""
     if row.problems:
         return None
     label = row.integer(column)

@@ -1,16 +1,15 @@
-"""The picture that a row names."""
+"""Read the picture that a row names."""
 
 from pathlib import Path
 
-from safe_rlhf_v.ingest.rows import Row, shown
+from safe_rlhf_v.ingest.rows import Row, describe
 from safe_rlhf_v.records import Image
-from safe_rlhf_v.records.user_files import FileError, read_bounded
-from safe_rlhf_v.records.user_files import shown as path_shown
+from safe_rlhf_v.records.user_files import FileError, printable, read_bounded
 from safe_rlhf_v.shards.images import MAX_BYTES, ImageError, probe
 
 
 def read_picture(folder: Path, name: str, row: Row, column: str) -> Image | None:
-    """The picture; ``None``, with a problem noted, if its file leaves the folder, is missing, or is no readable picture.
+    """The picture; ``None``, with a problem noted, if its file is outside the folder, missing, or not a readable picture.
 
     Args:
         folder: Folder of the pictures.
@@ -22,21 +21,25 @@ def read_picture(folder: Path, name: str, row: Row, column: str) -> Image | None
         file = (folder / name).resolve()
         inside = file.is_relative_to(folder.resolve())
     except (OSError, ValueError, RuntimeError) as error:  # too long, a NUL, a loop of links
-        row.bad(column, f"{shown(name)} names no file ({error!s:.80})")
+        row.bad(column, f"{describe(name)} is not a file name ({error!s:.80})")
         return None
     if not inside:
-        row.bad(column, f"{shown(name)} lies outside {folder}")
+        row.bad(column, f"{describe(name)} is outside {folder}")
         return None
     try:
         return probe(read_bounded(file, MAX_BYTES))
     except FileError as error:
-        row.bad(column, f"{shown(name)}: {str(error).removeprefix(f'{path_shown(file)}: ')}")
+        row.bad(column, f"{describe(name)}: {str(error).removeprefix(f'{printable(file)}: ')}")
     except ImageError as error:
-        row.bad(column, f"{shown(name)}: {error}")
+        row.bad(column, f"{describe(name)}: {error}")
     return None
 
 
 def check_folder(folder: Path) -> None:
-    """Raises: ValueError: If there is no such folder."""
+    """Check that the folder of images exists.
+
+    Raises:
+        ValueError: If it does not.
+    """
     if not folder.is_dir():
         raise ValueError(f"{folder}: no such folder of images")

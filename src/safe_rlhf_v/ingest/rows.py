@@ -1,41 +1,53 @@
-"""One row of somebody's table: cells are taken by type, and everything that is wrong is kept, by column."""
+"""One row of a user's table: cells are read by type, and every problem is collected with its column."""
 
 import re
 from typing import Any
 
 from safe_rlhf_v.records.parsing import check_int, check_text
 
-_TRUE, _FALSE = ("true", "yes", "1"), ("false", "no", "0")
+_TRUE = ("true", "yes", "1")
+_FALSE = ("false", "no", "0")
 _INTEGER = re.compile(r"[+-]?[0-9]{1,30}(\.0*)?")
 _NUMBER = re.compile(r"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)?")
-_WORDS = {dict: "an object", list: "a list", bool: "true or false", int: "a number", float: "a number", str: "text"}
+_TYPE_NAMES = {
+    dict: "an object",
+    list: "a list",
+    bool: "true or false",
+    int: "a number",
+    float: "a number",
+    str: "text",
+}
 
 
 class Row:
-    """The cells of one row. An empty text and null mean unknown; nothing else is guessed.
+    """The cells of one row; an empty text and null mean unknown, and nothing else is guessed.
 
     Attributes:
         number: 1 for the first row of data; blank lines do not count.
         line: Line of the file where the row begins, from 1.
-        cells: By column.
+        cells: Cells by column.
         typed: Cells have types (JSON); else they are texts that are parsed (CSV).
-        readable: Its cells are known.
-        problems: (column, what is wrong) so far; the column is "" where it is the whole row.
+        readable: The cells could be read.
+        problems: (column, problem) so far; the column is "" if the problem concerns the row as a unit.
     """
 
     def __init__(
         self, number: int, line: int, cells: dict[str, Any], *, typed: bool = True, problem: str = "", column: str = ""
     ) -> None:
-        """
+        """Store the cells.
+
         Args:
-            number: See above.
-            line: See above.
-            cells: See above.
-            typed: See above.
-            problem: Why the row could not be read.
-            column: Where.
+            number: 1 for the first row of data.
+            line: Line of the file where the row begins, from 1.
+            cells: Cells by column.
+            typed: Cells have types (JSON); else they are texts that are parsed (CSV).
+            problem: Why the row could not be read, or "".
+            column: Column of that problem, or "".
         """
-        self.number, self.line, self.cells, self.typed = number, line, cells, typed
+        self.number = number
+        self.line = line
+        self.cells = cells
+        self.typed = typed
         self.readable = not problem
         self.problems: list[tuple[str, str]] = [(column, problem)] if problem else []
 
@@ -44,16 +56,16 @@ class Row:
         self.problems.append((column, problem))
 
     def has(self, column: str) -> bool:
-        """Whether something stands there."""
+        """Whether the cell is not empty."""
         return self.cells.get(column) not in (None, "")
 
     def text(self, column: str) -> str | None:
-        """A text; ``None`` if it is unknown or, with a problem noted, wrong."""
+        """A text; ``None`` if it is unknown, or wrong, which is noted as a problem."""
         value = self._known(column)
         if value is None:
             return None
         if not isinstance(value, str):
-            self.bad(column, f"must be text, not {shown(value)}")
+            self.bad(column, f"must be text, not {describe(value)}")
         elif problem := _text_problem(value, self.typed):
             self.bad(column, problem)
         else:
@@ -61,7 +73,7 @@ class Row:
         return None
 
     def integer(self, column: str) -> int | None:
-        """A whole number, also written as 2.0; see :meth:`text`."""
+        """A whole number, which may be written as 2.0; see :meth:`text`."""
         value = self._known(column)
         if value is None:
             return None
@@ -70,7 +82,7 @@ class Row:
         elif isinstance(value, float) and value.is_integer():
             value = int(value)
         if not isinstance(value, int) or isinstance(value, bool):
-            self.bad(column, f"must be a whole number, not {shown(value)}")
+            self.bad(column, f"must be a whole number, not {describe(value)}")
         elif problem := check_int(value):
             self.bad(column, problem)
         else:
@@ -85,7 +97,7 @@ class Row:
         if not self.typed and _NUMBER.fullmatch(value.strip()):
             value = float(value)
         if not isinstance(value, (int, float)) or isinstance(value, bool):
-            self.bad(column, f"must be a number, not {shown(value)}")
+            self.bad(column, f"must be a number, not {describe(value)}")
         elif not -1e300 < value < 1e300:
             self.bad(column, f"{value!r:.30} is too large, or not finite")
         else:
@@ -93,19 +105,19 @@ class Row:
         return None
 
     def boolean(self, column: str) -> bool | None:
-        """Yes or no; see :meth:`text`."""
+        """A boolean; see :meth:`text`."""
         value = self._known(column)
         if value is None or isinstance(value, bool):
             return value
         word = value.strip().lower() if not self.typed else ""
         if word not in (*_TRUE, *_FALSE):
-            wanted = "true or false" if self.typed else "one of true, yes, 1, false, no, 0"
-            self.bad(column, f"must be {wanted}, not {shown(value)}")
+            allowed = "true or false" if self.typed else "one of true, yes, 1, false, no, 0"
+            self.bad(column, f"must be {allowed}, not {describe(value)}")
             return None
         return word in _TRUE
 
     def names(self, column: str) -> tuple[str, ...] | None:
-        """Names separated by ";", or a list of them; "none" or [] is none, an empty cell unknown; see :meth:`text`."""
+        """Names separated by ";", or a list of names; "none" and [] mean no name, an empty cell unknown; see :meth:`text`."""
         value = self._known(column)
         if not isinstance(value, list):
             text = self.text(column)
@@ -114,7 +126,7 @@ class Row:
             return tuple(name.strip() for name in text.split(";"))
         for name in value:
             if not isinstance(name, str) or _text_problem(name, self.typed):
-                self.bad(column, f"must be a list of names, which {shown(name)} is not")
+                self.bad(column, f"must be a list of names, which {describe(name)} is not")
                 return None
         return tuple(value)
 
@@ -123,21 +135,21 @@ class Row:
         return None if value == "" else value
 
 
-def shown(value: Any) -> str:
-    """A value of an untrusted file for a message: what it is, and its beginning."""
+def describe(value: Any) -> str:
+    """A value of an untrusted file for a message: its type and its beginning."""
     try:
         text = repr(value)
     except (RecursionError, ValueError):
         text = "..."
     text = text if len(text) <= 60 else f"{text[:57]}..."
-    return text if isinstance(value, str) else f"{_WORDS.get(type(value), type(value).__name__)} ({text})"
+    return text if isinstance(value, str) else f"{_TYPE_NAMES.get(type(value), type(value).__name__)} ({text})"
 
 
 def _text_problem(value: str, typed: bool) -> str | None:
-    """What is wrong with a text that stands for something."""
-    if not typed and (found := re.search("[\udc80-\udcff]", value)):  # how an undecodable byte is kept
-        byte = ord(found[0]) - 0xDC00
-        return f"is not UTF-8 (byte 0x{byte:02X} after {value[: found.start()][-20:]!r}); save the table as UTF-8"
+    """What is wrong with a text, or ``None``."""
+    if not typed and (match := re.search("[\udc80-\udcff]", value)):  # how Python stores an undecodable byte
+        byte = ord(match[0]) - 0xDC00
+        return f"is not UTF-8 (byte 0x{byte:02X} after {value[: match.start()][-20:]!r}); save the table as UTF-8"
     if "\0" in value:
         return "holds a NUL character"
     if not value.strip():

@@ -1,4 +1,4 @@
-"""Rows of a CSV or JSONL file, read strictly: what cannot be read whole is a problem of its row, never half a row.
+"""Read the rows of a CSV or JSONL file strictly: a row that cannot be read completely has a problem and no cells.
 
 Both formats give the same :class:`~safe_rlhf_v.ingest.rows.Row`; a further format is one more function in ``_READERS``.
 """
@@ -11,29 +11,29 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import BinaryIO
 
-from safe_rlhf_v.ingest.rows import Row, shown
+from safe_rlhf_v.ingest.rows import Row, describe
 from safe_rlhf_v.records.parsing import RecordError, parse_json
 from safe_rlhf_v.records.user_files import open_regular
 
 MAX_LINE = 4_000_000
-"""Bytes (CSV: characters) of a line and of a cell. The JSON of a record has at most 1 MB."""
+"""Maximum number of bytes (CSV: characters) of a line and of a cell; the JSON of a record has at most 1 MB."""
 
 
 class TableError(ValueError):
-    """A table that cannot be read at all; the message names the file."""
+    """A table cannot be read; the message names the file."""
 
 
 def read_table(path: Path, names: Sequence[str] | None = None, *, required: Sequence[str] = ()) -> Iterator[Row]:
-    """The rows, in order; what is wrong with one stands in its ``problems``.
+    """The rows, in order; ``Row.problems`` holds what is wrong with a row.
 
     Args:
         path: ``.csv`` (commas, a header) or ``.jsonl``, in UTF-8, with or without a byte-order mark.
-        names: Columns that may occur; ``None`` admits all.
-        required: Columns that a header must have; a JSON object may lack them, which is for the reader of the rows to say.
+        names: Columns that may occur; ``None`` allows all.
+        required: Columns that a header must have; for JSON objects the caller has to check them.
 
     Raises:
-        TableError: If the file is of another format or encoding, its header is wrong, or a quotation mark stays open.
-        FileError: If it is missing or no regular file.
+        TableError: If the file has another format or encoding, its header is wrong, or a quotation mark is never closed.
+        FileError: If it is missing or not a regular file.
     """
     reader = _READERS.get(path.suffix.lower())
     if reader is None:
@@ -42,19 +42,20 @@ def read_table(path: Path, names: Sequence[str] | None = None, *, required: Sequ
         head = file.read(4)
         file.seek(0)
         if head[:2] in (b"\xff\xfe", b"\xfe\xff") or b"\0" in head:
-            raise TableError(f"{path}: is UTF-16, UTF-32 or no text; save it as UTF-8")
+            raise TableError(f"{path}: is UTF-16, UTF-32 or not text; save it as UTF-8")
 
         yield from reader(path, file, _Columns(names, required))
 
 
 class _Columns:
-    """What columns a table may and must have."""
+    """The columns that a table may have and must have."""
 
     def __init__(self, names: Sequence[str] | None, required: Sequence[str]) -> None:
-        self._names, self._required = names, required
+        self._names = names
+        self._required = required
 
     def unknown(self, column: str) -> str:
-        """Why a column may not occur, or ""."""
+        """Why a column is not allowed, or ""."""
         if self._names is None or column in self._names:
             return ""
         near = get_close_matches(column[:100], self._names, n=1, cutoff=0.7)
@@ -67,21 +68,21 @@ class _Columns:
             if not column.strip():
                 problems.append("a column has no name; name or delete it")
             elif cells.count(column) > 1:
-                problems.append(f"column {shown(column)} stands {cells.count(column)} times")
+                problems.append(f"column {describe(column)} occurs {cells.count(column)} times")
             elif re.search("[\udc80-\udcff]", column):
-                problems.append(f"column {shown(column)} is not UTF-8; save the table as UTF-8")
-            elif why := self.unknown(column):
-                problems.append(f"column {shown(column)}: {why}")
+                problems.append(f"column {describe(column)} is not UTF-8; save the table as UTF-8")
+            elif reason := self.unknown(column):
+                problems.append(f"column {describe(column)}: {reason}")
         if len(cells) == 1 and problems and re.search("[;\t|]", cells[0]):
             return "cells must be separated by commas"
         if missing := [name for name in self._required if name not in cells]:
-            there = ", ".join(map(shown, cells[:20]))
-            problems.append(f"column {missing[0]!r:.140} is missing; there are: {there}")
+            present = ", ".join(map(describe, cells[:20]))
+            problems.append(f"column {missing[0]!r:.140} is missing; there are: {present}")
         return "; ".join(problems[:20])
 
 
 def _jsonl(path: Path, file: BinaryIO, columns: _Columns) -> Iterator[Row]:
-    """One JSON object a line."""
+    """One JSON object per line."""
     number = line = 0
     while data := file.readline(MAX_LINE + 1):
         line += 1
@@ -108,11 +109,11 @@ def _jsonl(path: Path, file: BinaryIO, columns: _Columns) -> Iterator[Row]:
 
 def _csv(path: Path, file: BinaryIO, columns: _Columns) -> Iterator[Row]:
     """RFC 4180: commas, quotation marks doubled within quotation marks, line breaks within them."""
-    before = csv.field_size_limit(MAX_LINE)
+    previous_limit = csv.field_size_limit(MAX_LINE)
     try:
         yield from _csv_rows(path, _Lines(file), columns)
     finally:
-        csv.field_size_limit(before)
+        csv.field_size_limit(previous_limit)
 
 
 def _csv_rows(path: Path, lines: "_Lines", columns: _Columns) -> Iterator[Row]:
@@ -120,7 +121,9 @@ def _csv_rows(path: Path, lines: "_Lines", columns: _Columns) -> Iterator[Row]:
     header: list[str] | None = None
     number = 0
     while True:
-        first, cells, problem = lines.number + 1, [], ""
+        first = lines.number + 1
+        cells = []
+        problem = ""
         try:
             cells = next(reader)
         except StopIteration:
@@ -128,10 +131,11 @@ def _csv_rows(path: Path, lines: "_Lines", columns: _Columns) -> Iterator[Row]:
         except csv.Error as error:
             if lines.ended:
                 raise TableError(
-                    f"{path}: a quotation mark in the row from line {first} on is never closed, so the rest cannot be read"
+                    f"{path}: a quotation mark in the row that begins at line {first} is never closed, so the rest cannot "
+                    "be read"
                 ) from None
-            lost = f", and with it all up to line {lines.number}" if lines.number > first else ""
-            problem = f"not CSV ({error}){lost}"
+            skipped = f"; everything up to line {lines.number} is skipped" if lines.number > first else ""
+            problem = f"not CSV ({error}){skipped}"
         if not cells and not problem:
             continue  # a blank line
         if lines.too_long >= first:
@@ -143,18 +147,20 @@ def _csv_rows(path: Path, lines: "_Lines", columns: _Columns) -> Iterator[Row]:
             continue
         number += 1
         if not problem and len(cells) != len(header):
-            problem = f"has {len(cells)} cells, the header has {len(header)}: another number of cells"
+            problem = f"has {len(cells)} cells, but the header has {len(header)}"
         yield Row(number, first, {} if problem else dict(zip(header, cells, strict=True)), typed=False, problem=problem)
     if header is None:
         raise TableError(f"{path}: is empty; the first line must name the columns")
 
 
 class _Lines(Iterator[str]):
-    """Lines of a CSV file, bounded and counted; a byte that is not UTF-8 is kept as a surrogate, to be named by its cell."""
+    """Lines of a CSV file, bounded and counted; a byte that is not UTF-8 becomes a surrogate, which its cell reports."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._text = io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="")
-        self.number, self.too_long, self.ended = 0, 0, False
+        self.number = 0
+        self.too_long = 0
+        self.ended = False
 
     def __next__(self) -> str:
         line = self._text.readline(MAX_LINE + 1)

@@ -5,13 +5,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from safe_rlhf_v.models.backbone import Backbone
-    from safe_rlhf_v.models.clip_decoder import ClipDecoder
+    from safe_rlhf_v.models.clip_decoder import ClipDecoder, SavedClipDecoder
     from safe_rlhf_v.models.clip_towers import ClipTowers
     from safe_rlhf_v.models.heads import EvidenceHead, Head, ScalarHead
     from safe_rlhf_v.models.hf_vlm import HFVLM
     from safe_rlhf_v.models.links import CornLink, CumulativeLink, OrdinalLink, SoftmaxLink
     from safe_rlhf_v.models.reader import Reader
-    from safe_rlhf_v.models.saved_clip_decoder import SavedClipDecoder
 
 _HOME = {
     "Backbone": "backbone",
@@ -24,7 +23,7 @@ _HOME = {
     "Head": "heads",
     "OrdinalLink": "links",
     "Reader": "reader",
-    "SavedClipDecoder": "saved_clip_decoder",
+    "SavedClipDecoder": "clip_decoder",
     "ScalarHead": "heads",
     "SoftmaxLink": "links",
 }
@@ -46,7 +45,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Load a class when it is asked for: backbones pull in transformers."""
+    """Import a class on first use, because backbones import transformers."""
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)

@@ -1,7 +1,7 @@
-"""Several named adapters on one base: which of them is at work, and who owns their tensors.
+"""Several named adapters on one base: which of them is active, and which module owns their tensors.
 
-Switched by a context, never by peft's own methods: those rewrite ``requires_grad``. Two private names of peft hold what a
-layer does (``_active_adapter``, ``_disable_adapters``); only this file knows them.
+Adapters are switched by a context manager and not by peft's own methods, which change ``requires_grad``. Only this file uses
+the two private attributes of peft that hold a layer's state (``_active_adapter``, ``_disable_adapters``).
 
 Shapes: an adapted layer (out, in) has per adapter A (r, in) and B (out, r).
 """
@@ -15,40 +15,41 @@ from typing import Any
 from torch import Tensor, nn
 
 DEFAULT = "default"
-"""The adapter that belongs to the backbone itself; the others belong to whoever added them."""
+"""The adapter that belongs to the backbone itself; the others belong to the module that added them."""
 
 _NAME = re.compile(r"(?:^|\.)lora_[AB]\.(\w+)\.")
 
 
 def adapter_of(name: str) -> str | None:
     """The adapter that a tensor of that name belongs to, ``None`` for a tensor of the base."""
-    found = _NAME.search(name)
-    return found.group(1) if found else None
+    match = _NAME.search(name)
+    return match.group(1) if match else None
 
 
 def adapter_layers(module: nn.Module) -> dict[str, Any]:
-    """Adapted layers by their dotted names."""
+    """Layers with adapters, by their dotted names."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     return {name: part for name, part in module.named_modules() if isinstance(part, BaseTunerLayer)}
 
 
 def active_adapter(module: nn.Module) -> str | None:
-    """Name of the adapter at work, ``None`` if it is the base alone."""
+    """Name of the active adapter, ``None`` if the base runs alone."""
     return _active(list(adapter_layers(module).values()))
 
 
 def activate(module: nn.Module, name: str) -> None:
-    """Put one adapter to work for good."""
+    """Make one adapter the active one, until another is activated."""
     for layer in adapter_layers(module).values():
-        layer._active_adapter, layer._disable_adapters = [name], False
+        layer._active_adapter = [name]
+        layer._disable_adapters = False
 
 
 def adapter(module: nn.Module, name: str | None) -> "ActiveAdapter":
-    """A context in which one adapter works; what is trained stays as it is.
+    """A context in which one adapter is active; ``requires_grad`` is not changed.
 
     Args:
-        module: Holds adapted layers.
+        module: Holds layers with adapters.
         name: The adapter; ``None`` for the base alone.
 
     Raises:
@@ -61,19 +62,21 @@ def adapter(module: nn.Module, name: str | None) -> "ActiveAdapter":
 
 
 class ActiveAdapter(AbstractContextManager[None]):
-    """See :func:`adapter`. It can be entered as often as wanted, also inside itself."""
+    """The context of :func:`adapter`; it can be entered several times, also inside itself."""
 
     def __init__(self, layers: Sequence[Any], name: str | None) -> None:
-        """
+        """Store what to switch.
+
         Args:
-            layers: Adapted layers.
+            layers: Layers with adapters.
             name: See :func:`adapter`.
         """
-        self.layers, self.name = layers, name
+        self.layers = layers
+        self.name = name
         self._before: list[list[tuple[Any, bool]]] = []
 
     def __enter__(self) -> None:
-        """Switch, and remember what was at work."""
+        """Switch, and remember the active adapters."""
         self._before.append([(layer._active_adapter, layer._disable_adapters) for layer in self.layers])
         for layer in self.layers:
             layer._disable_adapters = self.name is None
@@ -85,25 +88,27 @@ class ActiveAdapter(AbstractContextManager[None]):
     ) -> None:
         """Switch back."""
         for layer, (active, disabled) in zip(self.layers, self._before.pop(), strict=True):
-            layer._active_adapter, layer._disable_adapters = active, disabled
+            layer._active_adapter = active
+            layer._disable_adapters = disabled
 
 
 class RememberAdapter:
     """``context_fn`` of ``torch.utils.checkpoint``: the backward pass recomputes with the adapter of the forward pass.
 
-    By then another role may be at work, and gradients would be silently wrong.
+    Another role may be active by then, and gradients would be silently wrong.
     """
 
     def __init__(self, module: nn.Module) -> None:
-        """
+        """Store the module.
+
         Args:
-            module: Holds the adapted layers, or none.
+            module: May hold layers with adapters.
         """
         self.module = module
         self._layers: list[Any] = []  # listed once: this runs for every checkpointed block
 
     def __call__(self) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-        """Contexts of the forward pass and of its repetition."""
+        """Contexts of the forward pass and of its recomputation."""
         if not self._layers:
             self._layers = list(adapter_layers(self.module).values())
         return nullcontext(), ActiveAdapter(self._layers, _active(self._layers)) if self._layers else nullcontext()
@@ -112,14 +117,15 @@ class RememberAdapter:
 class Adapter(nn.Module):
     """The matrices of one adapter, under the names of the layers they belong to: ``q_proj.lora_A.weight``.
 
-    The layers work with these very matrices; here they can be trained, frozen, stored and hashed on their own.
+    They are shared with the layers; as a module they can be trained, frozen, stored and hashed separately.
     """
 
     def __init__(self, module: nn.Module, name: str) -> None:
-        """
+        """Collect the matrices.
+
         Args:
-            module: Holds the adapted layers.
-            name: The adapter.
+            module: Holds the layers with adapters.
+            name: Name of the adapter.
         """
         super().__init__()
         for path, layer in adapter_layers(module).items():
@@ -128,7 +134,8 @@ class Adapter(nn.Module):
                 if part not in node._modules:
                     node.add_module(part, nn.Module())
                 node = node.get_submodule(part)
-            node.lora_A, node.lora_B = layer.lora_A[name], layer.lora_B[name]
+            node.lora_A = layer.lora_A[name]
+            node.lora_B = layer.lora_B[name]
 
 
 def adapter_tensors(state: dict[str, Tensor], name: str = DEFAULT) -> dict[str, Tensor]:
@@ -138,7 +145,7 @@ def adapter_tensors(state: dict[str, Tensor], name: str = DEFAULT) -> dict[str, 
 
 
 def keep_to_default(module: nn.Module) -> None:
-    """From now on a module's state dict holds the base and the adapter ``default`` alone."""
+    """Restrict a module's state dict to the base and the adapter ``default``."""
     module.register_state_dict_post_hook(_drop_others)  # type: ignore[no-untyped-call]
     module.register_load_state_dict_post_hook(_miss_no_others)  # type: ignore[no-untyped-call]
 

@@ -1,13 +1,12 @@
-"""What a vision-language backbone offers, and all of it that does not depend on the model family.
+"""The interface of a vision-language backbone, with everything that does not depend on the model family.
 
 A family (``clip_decoder.py``, ``hf_vlm.py``) tokenises prompts, encodes images and runs its trunk; layout, caching,
-gathering, log-probabilities and sampling are here once. Nothing here builds full-vocabulary logits for more positions
-than asked for.
+gathering and log-probabilities are implemented here. Full-vocabulary logits are never built for more positions than needed.
 
 Shapes: B rows, S columns, N responses, R response tokens, D hidden, M images, P image tokens, V vocabulary.
 """
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections import Counter, OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,9 +18,8 @@ from torch import Tensor, nn
 from safe_rlhf_v.functional.language import token_log_probs
 from safe_rlhf_v.models.layout import PaddingSide, PromptTokens, layout, position_ids, visibility
 from safe_rlhf_v.models.lora import LoraSettings
-from safe_rlhf_v.models.refused import row_by_row
+from safe_rlhf_v.models.reader import Reader, row_by_row
 from safe_rlhf_v.models.sharding import is_sharded
-from safe_rlhf_v.models.sources import Kept
 from safe_rlhf_v.models.types import ImageFeatures, ImageInputs, ResponseStates, TokenBatch
 from safe_rlhf_v.records.batches import Prompts
 
@@ -31,9 +29,9 @@ class Prepared(NamedTuple):
 
     Attributes:
         tokens: N responses, prompt by prompt.
-        images: Of the prompts.
-        truncated: (N,) bool, the response was longer than ``max_length`` leaves room for.
-        same: (B,) bool, several responses and all of them are the same tokens, as pairs may become by truncation.
+        images: Images of the prompts.
+        truncated: (N,) bool, the response did not fit into ``max_length``.
+        same: (B,) bool, the prompt's responses have the same tokens, which truncation can cause.
     """
 
     tokens: TokenBatch
@@ -42,34 +40,29 @@ class Prepared(NamedTuple):
     same: Tensor
 
 
-class Backbone(nn.Module, ABC):
-    """A vision-language model seen from a scorer, a policy or a guard.
+class Backbone(Reader):
+    """A vision-language model, as scorers, policies and guards use it.
 
     Attributes:
         tokenizer: The Hugging Face tokenizer.
         hidden_size: D.
         image_shape: (P, D_image) of ``ResponseStates.images``; P = 1 (mean-pooled) where the number of tokens varies.
         banned_ids: Token ids that must never be sampled (image placeholders, padding, ...).
-        max_length: Most tokens of prompt + response; ``None`` for no limit.
-        context_length: Most tokens that the network was built for; ``None`` if its config does not say.
-        base: The pretrained model (hub name and revision, or folder) that gives back every frozen tensor when built again;
-            ``None`` if there is none. Checkpoints leave those tensors out.
-        lora: How its adapters look; ``None`` without adapters.
+        max_length: Maximum number of tokens of prompt + response; ``None`` for no limit.
+        context_length: Number of positions of the network; ``None`` if its config does not state it.
+        base: The pretrained model (hub name and revision, or folder) from which every frozen tensor can be rebuilt;
+            ``None`` if there is none. Checkpoints omit those tensors.
+        lora: Settings of its adapters; ``None`` without adapters.
     """
 
-    tokenizer: Any
-    hidden_size: int
-    image_shape: tuple[int, int]
     banned_ids: tuple[int, ...]
-    max_length: int | None = None
-    context_length: int | None = None
-    base: str | None = None
     lora: LoraSettings | None = None
 
     def __init__(self, feature_cache: int = 0) -> None:
-        """
+        """Create the feature cache.
+
         Args:
-            feature_cache: Most images whose features are kept (0 = none). Only for a frozen tower.
+            feature_cache: Maximum number of images whose features are cached (0 for no cache); only for a frozen tower.
         """
         super().__init__()
         if feature_cache < 0:
@@ -77,7 +70,7 @@ class Backbone(nn.Module, ABC):
         self._cache: OrderedDict[str, tuple[Tensor, tuple[Tensor, ...]]] = OrderedDict()
         self._cache_size = feature_cache
 
-    # --- what a family provides -------------------------------------------------------------------------------------
+    # --- implemented by a family ------------------------------------------------------------------------------------
 
     @abstractmethod
     def prepare_prompts(self, prompts: Prompts) -> tuple[PromptTokens, ImageInputs]:
@@ -102,9 +95,9 @@ class Backbone(nn.Module, ABC):
         Args:
             input_ids: (B, L) new tokens.
             attention_mask: (B, S) bool over cached + new tokens, or (B, 1, L, S) bool where True may be read.
-            positions: What :meth:`positions` gave, for the new tokens.
-            features: Features of every image placement, in the order their placeholders stand in ``input_ids`` read row
-                by row; ``None`` when there are none.
+            positions: Position ids of the new tokens, from :meth:`positions`.
+            features: Features of every image placement, in the order of their placeholders in ``input_ids``, row by row;
+                ``None`` without images.
             extras: ``TokenBatch.extras``.
             cache: A transformers ``Cache`` to read and extend, or ``None``.
         """
@@ -118,17 +111,9 @@ class Backbone(nn.Module, ABC):
     def save_pretrained(self, folder: str | Path) -> None:
         """Write weights (safetensors), config and tokenizer as plain files."""
 
-    def kept(self) -> Kept:
-        """What a checkpoint holds so that this can be built again from the file alone; by default nothing.
-
-        A class whose constructor reads files gives them here, and reads them with
-        :func:`~safe_rlhf_v.models.sources.load_tokenizer`, which takes a checkpoint for a folder.
-        """
-        return Kept({}, {})
-
     @property
     def language_model(self) -> nn.Module | None:
-        """The network whose blocks every forward pass runs, for strategies that shard; ``None`` if there is none."""
+        """The network whose blocks strategies shard, because every forward pass runs them; ``None`` if there is none."""
         return None
 
     def positions(self, tokens: TokenBatch) -> Tensor:
@@ -140,9 +125,9 @@ class Backbone(nn.Module, ABC):
         return visibility(tokens)
 
     def freeze_unused_lm_head(self) -> None:
-        """For models that never run the LM head: without a gradient it must not be trainable, or plain DDP waits for it.
+        """Freeze the LM head of models that never run it: plain DDP would wait for its gradient.
 
-        Weights it shares with the input embeddings stay trainable.
+        Weights that it shares with the input embeddings stay trainable.
         """
         uses = Counter(id(parameter) for _, parameter in self.named_parameters(remove_duplicate=False))
         for parameter in self.lm_head.parameters():
@@ -150,14 +135,14 @@ class Backbone(nn.Module, ABC):
                 parameter.requires_grad_(False)
 
     def add_adapter(self, name: str) -> None:
-        """Put one more adapter beside ``default``: trainable, with the same settings, so far without effect, not at work.
+        """Add one more adapter beside ``default``: trainable, with the same settings, zero-initialised and not active.
 
         Raises:
             ValueError: If the backbone has no adapters.
         """
         raise ValueError(f"{type(self).__name__} has no adapters: give it lora settings")
 
-    # --- what follows from it ---------------------------------------------------------------------------------------
+    # --- the same for all families ----------------------------------------------------------------------------------
 
     def prepare(
         self,
@@ -184,24 +169,25 @@ class Backbone(nn.Module, ABC):
             prompts: Prompts, responses: Sequence[Sequence[str]] | None
         ) -> tuple[PromptTokens, ImageInputs, list[list[list[int]]]]:
             tokens, images = self.prepare_prompts(prompts)
-            rooms = [self.room(len(ids)) for ids in tokens.ids]
-            texts = [()] * len(rooms) if responses is None else responses
-            ids = [[[*self.text_ids(t), self.eos_id] for t in row] for _, row in zip(rooms, texts, strict=True)]
-            return tokens, images, ids
+            for ids in tokens.ids:
+                self.room(len(ids))  # refuses prompts that leave no room
+            texts = [()] * len(tokens.ids) if responses is None else responses
+            return tokens, images, [[[*self.text_ids(text), self.eos_id] for text in row] for row in texts]
 
-        prompt_tokens, images, whole = row_by_row(tokenise, prompts, responses)
-        written = [
-            [ids[: self.room(len(prompt))] for ids in row] for prompt, row in zip(prompt_tokens.ids, whole, strict=True)
-        ]
+        prompt_tokens, images, full_ids = row_by_row(tokenise, prompts, responses)
+        response_ids: list[list[list[int]]] = []
+        truncated: list[bool] = []
+        for prompt, full in zip(prompt_tokens.ids, full_ids, strict=True):
+            room = self.room(len(prompt))
+            response_ids.append([ids[:room] for ids in full])
+            truncated += [room is not None and len(ids) > room for ids in full]
+        same = [len(row) > 1 and all(ids == row[0] for ids in row) for row in response_ids]
         side = "left" if responses is None else side
-        tokens = layout(prompt_tokens, written, pad_id=self.pad_id, packed=packed, side=side)
-        pairs = [list(zip(full, kept, strict=True)) for full, kept in zip(whole, written, strict=True)]
-        truncated = torch.tensor([len(kept) < len(full) for row in pairs for full, kept in row], dtype=torch.bool)
-        same = torch.tensor([len(row) > 1 and all(ids == row[0] for ids in row) for row in written], dtype=torch.bool)
-        return Prepared(tokens, images, truncated, same)
+        tokens = layout(prompt_tokens, response_ids, pad_id=self.pad_id, packed=packed, side=side)
+        return Prepared(tokens, images, torch.tensor(truncated, dtype=torch.bool), torch.tensor(same, dtype=torch.bool))
 
     def checked_prompts(self, prompts: Prompts) -> tuple[PromptTokens, ImageInputs]:
-        """:meth:`prepare_prompts`, for prompts that are to be answered.
+        """:meth:`prepare_prompts`, for prompts that a policy will respond to.
 
         Raises:
             RefusedRows: Naming the rows that the processor refuses, or that leave no room for a response.
@@ -217,13 +203,13 @@ class Backbone(nn.Module, ABC):
 
     @property
     def pad_id(self) -> int:
-        """Id written into padding; never attended to."""
+        """Token id of padding, which is never attended to."""
         pad = self.tokenizer.pad_token_id
         return int(self.tokenizer.eos_token_id if pad is None else pad)
 
     @property
     def eos_id(self) -> int:
-        """Id of the end token, the last token of every complete response."""
+        """Token id that ends every complete response."""
         return int(self.tokenizer.eos_token_id)
 
     def response_ids(self, text: str, prompt_length: int = 0) -> list[int]:
@@ -239,17 +225,17 @@ class Backbone(nn.Module, ABC):
     def text_ids(self, text: str) -> list[int]:
         """Token ids of text that is only text: a special token spelled out in it never becomes one."""
         ids = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
-        # Word-level vocabularies hold the special tokens as words, too.
+        # In word-level vocabularies the special tokens are also words.
         special = {*self.tokenizer.all_special_ids, *self.banned_ids} - {self.tokenizer.unk_token_id}
         return [int(i) for i in ids if i not in special]
 
     def room(self, prompt_length: int) -> int | None:
-        """Most response tokens behind a prompt of that length, ``None`` for no limit.
+        """Maximum number of response tokens after a prompt of that length, ``None`` for no limit.
 
-        The limit is ``max_length``, or the positions that the network has where those are fewer.
+        The limit is ``max_length`` or the number of the network's positions, whichever is smaller.
 
         Raises:
-            ValueError: If it leaves no room for a single response token.
+            ValueError: If not even one response token fits.
         """
         limits = [length for length in (self.max_length, self.context_length) if length is not None]
         if not limits:
@@ -257,11 +243,13 @@ class Backbone(nn.Module, ABC):
         room = min(limits) - prompt_length
         if room < 1:
             if self.max_length is not None and self.max_length == min(limits):
-                limit, mend = f"max_length is {self.max_length}", "raise max_length"
+                limit = f"max_length is {self.max_length}"
+                hint = "raise max_length"
             else:
-                limit, mend = f"the network has {self.context_length} positions", "take one with more"
+                limit = f"the network has {self.context_length} positions"
+                hint = "use a network with more"
             raise ValueError(
-                f"a prompt has {prompt_length} tokens and {limit}: prompts are never truncated; {mend} or lower the image's "
+                f"a prompt has {prompt_length} tokens and {limit}: prompts are never truncated; {hint} or lower the image's "
                 "pixel budget"
             )
         return room
@@ -269,24 +257,24 @@ class Backbone(nn.Module, ABC):
     def encode_images(self, images: ImageInputs) -> ImageFeatures:
         """Features of every image, from the cache where possible.
 
-        What is missing is encoded one by one: the last bit of a feature depends on the batch it was computed in, and a resumed
-        run meets its images in other batches than the run that filled the cache.
+        Images that are not cached are encoded one by one: the last bit of a feature depends on the batch it was computed in,
+        and a resumed run reads its images in other batches than the run that filled the cache.
         """
         if not self._cache_size:
             return self.encode(images)
-        fresh: dict[str, tuple[Tensor, tuple[Tensor, ...]]] = {}
+        encoded: dict[str, tuple[Tensor, tuple[Tensor, ...]]] = {}
         for i, key in enumerate(images.ids):
-            if key not in self._cache and key not in fresh:
+            if key not in self._cache and key not in encoded:
                 with torch.no_grad():
                     new = self.encode(self.select_images(images, [i]))
-                fresh[key] = (new.tokens[0], new.levels[0])
-        found = [fresh[key] if key in fresh else self._cache[key] for key in images.ids]
-        for key, value in zip(images.ids, found, strict=True):
+                encoded[key] = (new.tokens[0], new.levels[0])
+        features = [encoded[key] if key in encoded else self._cache[key] for key in images.ids]
+        for key, value in zip(images.ids, features, strict=True):
             self._cache[key] = value
             self._cache.move_to_end(key)
         while len(self._cache) > self._cache_size:
             self._cache.popitem(last=False)
-        return ImageFeatures(tuple(tokens for tokens, _ in found), tuple(levels for _, levels in found))
+        return ImageFeatures(tuple(tokens for tokens, _ in features), tuple(levels for _, levels in features))
 
     def select_images(self, images: ImageInputs, index: list[int]) -> ImageInputs:
         """The images at ``index``; families whose first pixel dimension is not the image override it."""
@@ -301,20 +289,20 @@ class Backbone(nn.Module, ABC):
         return self.trunk(tokens.input_ids, mask, self.positions(tokens), placed, tokens.extras)
 
     def response_states(self, prepared: Prepared, *, log_probs: bool = False) -> ResponseStates:
-        """One forward, read at the responses: everything a head needs.
+        """Run one forward pass and gather the states of the responses: everything a head needs.
 
         Args:
-            prepared: What :meth:`prepare` gave, moved to the model's device.
+            prepared: Output of :meth:`prepare`, moved to the model's device.
             log_probs: Also compute each response token's log-probability (LM head at N x R positions only).
         """
         return self.read(prepared.tokens, self.encode_images(prepared.images), log_probs=log_probs)
 
     def read(self, tokens: TokenBatch, features: ImageFeatures, *, log_probs: bool = False) -> ResponseStates:
-        """:meth:`response_states` of token rows whose images are encoded already.
+        """:meth:`response_states` for token rows whose images are already encoded.
 
         Args:
-            tokens: On the model's device.
-            features: Of the M images they refer to.
+            tokens: Token rows on the model's device.
+            features: Features of the M images they refer to.
             log_probs: See :meth:`response_states`.
         """
         hidden = self(tokens, features)  # (B, S, D)
@@ -325,13 +313,13 @@ class Backbone(nn.Module, ABC):
         if log_probs:
             before = before_tokens(prompt, at)  # (N, R, D)
             targets = tokens.input_ids[rows[:, None], tokens.response_index]  # (N, R)
-            # Ranks have different numbers of tokens, but must gather a sharded head equally often: once.
+            # Ranks have different numbers of tokens but must gather a sharded head equally often, so it runs once.
             chunk = max(1, targets.numel()) if is_sharded(self.lm_head) else 1024
             logp = token_log_probs(before, self.lm_head, targets, tokens.response_mask, chunk=chunk)
         return ResponseStates(at, prompt, tokens.response_mask, logp, self.image_states(tokens, features))
 
     def image_states(self, tokens: TokenBatch, features: ImageFeatures) -> Tensor:
-        """(N, P, D_image): tokens of the first image of each response's row, zeros where it has none."""
+        """(N, P, D_image) tokens of the first image of each response's row, zeros where it has none."""
         p, d = self.image_shape
         empty = tokens.response_mask.new_zeros(p, d, dtype=torch.float32)
         first: dict[int, Tensor] = {}
@@ -342,11 +330,11 @@ class Backbone(nn.Module, ABC):
 
 
 def context_length(config: Any) -> int | None:
-    """Most tokens that the positions of a language model reach, by its Hugging Face config; ``None`` if it does not say."""
+    """Number of positions of a language model by its Hugging Face config; ``None`` if it does not state one."""
     length = getattr(config, "max_position_embeddings", None)
     return int(length) if length else None
 
 
 def before_tokens(prompt: Tensor, hidden: Tensor) -> Tensor:
-    """(N, R, D) the state *before* each response token, from (N, D) the prompt's last and (N, R, D) those at the tokens."""
+    """(N, R, D) state *before* each response token, from the prompt's last (N, D) and those at the tokens (N, R, D)."""
     return torch.cat([prompt[:, None], hidden[:, :-1]], dim=1)

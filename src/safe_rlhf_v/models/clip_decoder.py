@@ -1,6 +1,6 @@
 """A LLaVA-like backbone: an open_clip tower, a projector and any causal decoder (LLaVA, arXiv 2304.08485).
 
-Built offline from configs (tiny by default), or from pretrained parts by name, local folder or GGUF file.
+It is built offline from configs, or from pretrained parts by name, local folder or GGUF file.
 
 Shapes: B rows, S columns, M images, P image tokens, D hidden.
 """
@@ -20,7 +20,14 @@ from safe_rlhf_v.models.corpus_tokenizer import IMAGE_TOKEN
 from safe_rlhf_v.models.images import fit_square
 from safe_rlhf_v.models.layout import PromptTokens
 from safe_rlhf_v.models.lora import LoraSettings, apply_lora, merged_state
-from safe_rlhf_v.models.sources import Kept, check_source, files_of, load_tokenizer, loaded, plain_config
+from safe_rlhf_v.models.sources import (
+    StoredSources,
+    check_source,
+    load_or_refuse,
+    load_tokenizer,
+    plain_config,
+    saved_files,
+)
 from safe_rlhf_v.models.tower import SlotResampler, SlotSettings, Tower, TowerSettings
 from safe_rlhf_v.models.types import ImageFeatures, ImageInputs
 from safe_rlhf_v.records.batches import Prompts
@@ -29,7 +36,7 @@ SETTINGS_FILE = "clip_decoder.json"
 
 
 class ClipDecoder(Backbone):
-    """Tower tokens, projected, stand in the prompt where the image placeholder stands.
+    """A LLaVA-like model: projected tower tokens replace the image placeholder in the prompt.
 
     YAML::
 
@@ -58,21 +65,22 @@ class ClipDecoder(Backbone):
         gguf_file: str | None = None,
         dtype: str = "float32",
     ) -> None:
-        """
+        """Build tower, projector and decoder.
+
         Args:
             tokenizer: Folder or hub name of a Hugging Face tokenizer.
             tower: The vision tower.
             decoder: A causal language model by hub name or local folder, or its config (``model_type`` and fields) for random
                 weights.
-            slots: Resample the tower's tokens to a few (tiny models); ``None`` keeps them all.
-            template: Prompt text; ``<image>`` marks where each image goes, ``{question}`` the question.
-            projector_layers: 1 linear, 2 the two-layer GELU projector of LLaVA-1.5.
-            freeze_tower: No gradients into tower and resampler; then their features can be cached.
-            freeze_projector: No gradients into the projector.
-            freeze_decoder: No gradients into the decoder (but into its LoRA).
+            slots: Resample the tower's tokens to a few (for tiny models); ``None`` keeps them all.
+            template: Prompt text; ``<image>`` is replaced by the images, ``{question}`` by the question.
+            projector_layers: 1 for a linear projector, 2 for the two-layer GELU projector of LLaVA-1.5.
+            freeze_tower: Do not train tower and resampler; their features can then be cached.
+            freeze_projector: Do not train the projector.
+            freeze_decoder: Do not train the decoder (its LoRA adapters are trained nevertheless).
             lora: Train low-rank adapters of the decoder instead of its weights.
-            max_length: Most tokens of prompt + response.
-            feature_cache: Most images whose features are kept; 0 for none. Needs ``freeze_tower``.
+            max_length: Maximum number of tokens of prompt + response.
+            feature_cache: Maximum number of images whose features are cached; 0 for no cache. Needs ``freeze_tower``.
             gguf_file: Name of a GGUF file inside ``decoder``.
             dtype: Dtype of the decoder's weights.
 
@@ -83,9 +91,10 @@ class ClipDecoder(Backbone):
         if template.count(IMAGE_TOKEN) != 1 or "{question}" not in template:
             raise ValueError(f"template must contain {IMAGE_TOKEN} once and {{question}}, not {template!r}")
         if feature_cache and not freeze_tower:
-            raise ValueError("feature_cache needs freeze_tower: true (features of a tower in training go stale)")
+            raise ValueError("feature_cache needs freeze_tower: true (features of a tower in training get outdated)")
         self.tokenizer, self.image_id = _load_tokenizer(tokenizer)
-        self.template, self.max_length = template, max_length
+        self.template = template
+        self.max_length = max_length
         self._settings = {
             "tower": asdict(tower),
             "slots": asdict(slots) if slots else None,
@@ -114,7 +123,7 @@ class ClipDecoder(Backbone):
         """See :meth:`Backbone.add_adapter`."""
         if self.lora is None:
             return super().add_adapter(name)
-        return apply_lora(self.language_model, self.lora, name)  # not the LM head: scorers never run it
+        return apply_lora(self.language_model, self.lora, name)  # not to the LM head, which scorers never run
 
     @property
     def language_model(self) -> nn.Module:
@@ -132,8 +141,9 @@ class ClipDecoder(Backbone):
                 module.requires_grad_(False)
 
     def train_only_tower(self) -> None:
-        """Train tower and resampler and nothing else (their pretraining); features are no longer cached."""
-        self.freeze_tower, self._cache_size = False, 0
+        """Train tower and resampler only (their pretraining); features are no longer cached."""
+        self.freeze_tower = False
+        self._cache_size = 0
         self.requires_grad_(False)
         for module in (self.tower, self.resampler):
             if module is not None:
@@ -141,7 +151,7 @@ class ClipDecoder(Backbone):
         self.train()
 
     def train(self, mode: bool = True) -> Self:
-        """Set training mode; a frozen tower stays in evaluation mode (its batch norms must not move)."""
+        """Set training mode; a frozen tower stays in evaluation mode (its batch norms must not change)."""
         super().train(mode)
         if self.freeze_tower:
             self.tower.eval()
@@ -157,7 +167,7 @@ class ClipDecoder(Backbone):
             zip(prompts.images, prompts.image_ids, prompts.questions, strict=True)
         ):
             slot = " ".join([IMAGE_TOKEN] * (len(row) * self.image_shape[0]))
-            # The question goes in last and its special tokens are text: user input cannot smuggle in a placeholder.
+            # The question is inserted last and its special tokens are plain text: user input cannot add a placeholder.
             head, tail = self.template.replace(IMAGE_TOKEN, slot).split("{question}")
             ids.append([*self._encode(head), *self.text_ids(question), *self._encode(tail)])
             image_prompt += [p] * len(row)
@@ -171,8 +181,8 @@ class ClipDecoder(Backbone):
         return [int(i) for i in self.tokenizer(text, add_special_tokens=False)["input_ids"]]
 
     def encode(self, images: ImageInputs) -> ImageFeatures:
-        """Tower and resampler, before the projector."""
-        if not images.ids:  # not every tower takes a batch of nothing
+        """Run tower and resampler, without the projector."""
+        if not images.ids:  # some towers fail on an empty batch
             return ImageFeatures((), ())
         tokens = self.tower(images.pixels["pixels"])  # (M, P, C)
         if self.resampler is not None:
@@ -208,14 +218,17 @@ class ClipDecoder(Backbone):
         """The decoder's output embeddings."""
         return self.decoder.get_output_embeddings()  # type: ignore[no-any-return]
 
-    def kept(self) -> Kept:
-        """See :meth:`Backbone.kept`: the shapes of tower and decoder, whose weights are in the checkpoint, and the tokenizer."""
+    def stored_sources(self) -> StoredSources:
+        """See :meth:`Reader.stored_sources`: the tokenizer, and the shapes of tower and decoder.
+
+        Their weights are in the checkpoint.
+        """
         tower = without_weights(self.tower.settings, self.tower.visual)
         options = {"tower": tower, "decoder": plain_config(self.decoder.config), "gguf_file": None}
-        return Kept(options, {"tokenizer": files_of(self.tokenizer.save_pretrained)})
+        return StoredSources(options, {"tokenizer": saved_files(self.tokenizer.save_pretrained)})
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write ``decoder/`` and ``tokenizer/`` as Hugging Face folders, the rest as safetensors; LoRA weights are merged."""
+        """Write ``decoder/`` and ``tokenizer/`` as Hugging Face folders, the rest as safetensors; adapters are merged."""
         from safetensors.torch import save_file
 
         folder = Path(folder)
@@ -227,21 +240,21 @@ class ClipDecoder(Backbone):
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, **options: Any) -> Self:
-        """Rebuild what :meth:`save_pretrained` wrote.
+        """Build the model that :meth:`save_pretrained` wrote.
 
         Args:
-            folder: That folder.
+            folder: A folder written by :meth:`save_pretrained`.
             options: Constructor arguments that do not change the weights' shapes (``freeze_tower``, ``lora``, ...).
 
         Raises:
-            ValueError: If the folder is not one of those.
+            ValueError: If the folder was not written by :meth:`save_pretrained`.
         """
         model = cls(**{**saved_settings(folder), **options})
         model.load_vision(folder)
         return model
 
     def load_vision(self, folder: str | Path) -> None:
-        """Everything but the decoder, from what :meth:`save_pretrained` wrote; the folder becomes the base.
+        """Load everything but the decoder from a folder written by :meth:`save_pretrained`; it becomes the base.
 
         Raises:
             ValueError: If the folder holds other tensors.
@@ -249,18 +262,78 @@ class ClipDecoder(Backbone):
         from safetensors.torch import load_file
 
         weights = load_file(Path(folder) / "vision.safetensors")
-        missing = {k for k in self.state_dict() if not k.startswith("decoder.")} ^ set(weights)
-        if missing:
-            raise ValueError(f"{folder}: vision.safetensors and its settings differ in {sorted(missing)[:3]}")
+        different = {k for k in self.state_dict() if not k.startswith("decoder.")} ^ set(weights)
+        if different:
+            raise ValueError(f"{folder}: vision.safetensors and its settings differ in {sorted(different)[:3]}")
         self.load_state_dict(weights, strict=False)
         self.base = str(folder)
 
 
+class SavedClipDecoder(ClipDecoder):
+    """A :class:`ClipDecoder` from a folder that ``save_pretrained`` wrote; checkpoints omit the folder's frozen tensors.
+
+    YAML::
+
+        backbone:
+          class_path: safe_rlhf_v.models.SavedClipDecoder
+          init_args:
+            folder: runs/quickstart/base
+            lora: {r: 16, alpha: 32}
+    """
+
+    def __init__(
+        self,
+        folder: str,
+        lora: LoraSettings | None = None,
+        freeze_tower: bool = True,
+        freeze_projector: bool = True,
+        freeze_decoder: bool = False,
+        max_length: int | None = None,
+        feature_cache: int = 0,
+        dtype: str = "float32",
+    ) -> None:
+        """Build the model and load its weights from the folder.
+
+        Args:
+            folder: A folder written by ``save_pretrained``.
+            lora: Train low-rank adapters of the decoder instead of its weights.
+            freeze_tower: Do not train tower and resampler; their features can then be cached.
+            freeze_projector: Do not train the projector.
+            freeze_decoder: Do not train the decoder (its LoRA adapters are trained nevertheless).
+            max_length: Maximum number of tokens of prompt + response; ``None`` for the folder's value.
+            feature_cache: Maximum number of images whose features are cached; 0 for no cache. Needs ``freeze_tower``.
+            dtype: Dtype of the decoder's weights.
+
+        Raises:
+            ValueError: If the folder was not written by ``save_pretrained``.
+        """
+        settings = saved_settings(folder)
+        super().__init__(
+            **{**settings, "max_length": max_length or settings["max_length"]},
+            freeze_tower=freeze_tower,
+            freeze_projector=freeze_projector,
+            freeze_decoder=freeze_decoder,
+            lora=lora,
+            feature_cache=feature_cache,
+            dtype=dtype,
+        )
+        self.load_vision(folder)
+
+    def stored_sources(self) -> StoredSources:
+        """Nothing, because the folder is the base, tokenizer included."""
+        return StoredSources({}, {})
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path, **options: Any) -> Self:
+        """See :meth:`ClipDecoder.from_pretrained`."""
+        return cls(str(folder), **options)
+
+
 def saved_settings(folder: str | Path) -> dict[str, Any]:
-    """Constructor arguments that rebuild what :meth:`ClipDecoder.save_pretrained` wrote, but for the vision weights.
+    """Constructor arguments that rebuild what :meth:`ClipDecoder.save_pretrained` wrote, without the vision weights.
 
     Raises:
-        ValueError: If the folder is not one of those.
+        ValueError: If the folder was not written by ``save_pretrained``.
     """
     folder = Path(folder)
     if not (folder / SETTINGS_FILE).is_file():
@@ -273,7 +346,7 @@ def saved_settings(folder: str | Path) -> dict[str, Any]:
 
 
 def _load_tokenizer(source: str) -> tuple[Any, int]:
-    """The tokenizer and the id of its image placeholder, which is added where it is missing."""
+    """The tokenizer and the id of its image placeholder, which is added if it is missing."""
     tokenizer = load_tokenizer(source)
     if IMAGE_TOKEN not in tokenizer.get_vocab():
         tokenizer.add_special_tokens({"additional_special_tokens": [IMAGE_TOKEN]})
@@ -281,7 +354,7 @@ def _load_tokenizer(source: str) -> tuple[Any, int]:
 
 
 def _projector(d_in: int, d_out: int, layers: int) -> nn.Sequential:
-    """Linear layers with GELU between."""
+    """Linear layers with GELU between them."""
     parts: list[nn.Module] = [nn.Linear(d_in, d_out)]
     for _ in range(layers - 1):
         parts += [nn.GELU(), nn.Linear(d_out, d_out)]
@@ -297,7 +370,7 @@ def _build_decoder(decoder: str | dict[str, Any], vocabulary: int, gguf_file: st
         return AutoModelForCausalLM.from_config(config, dtype=dtype)
     options = {"gguf_file": gguf_file} if gguf_file else {}
     check_source("decoder", decoder)
-    model = loaded("decoder", decoder, AutoModelForCausalLM.from_pretrained, decoder, dtype=dtype, **options)
+    model = load_or_refuse("decoder", decoder, AutoModelForCausalLM.from_pretrained, decoder, dtype=dtype, **options)
     if model.get_input_embeddings().num_embeddings < vocabulary:
         model.resize_token_embeddings(vocabulary)
     return model

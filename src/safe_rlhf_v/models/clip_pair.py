@@ -14,11 +14,11 @@ class ClipSettings:
     Attributes:
         name: An open_clip model name, ``"local-dir:PATH"``, or ``None`` to build the two configurations from scratch.
         pretrained: An open_clip weight tag or a local file; only with ``name``.
-        embed_dim: E; only without ``name``.
-        vision_cfg: open_clip's ``vision_cfg``; only without ``name``.
-        text_cfg: open_clip's ``text_cfg`` (``context_length``, ``width``, ``heads``, ``layers``); only without ``name``.
+        embed_dim: E, the size of both towers' output; only without ``name``.
+        vision_cfg: The ``vision_cfg`` of open_clip; only without ``name``.
+        text_cfg: The ``text_cfg`` of open_clip (``context_length``, ``width``, ``heads``, ``layers``); only without ``name``.
         mean: Mean of the red, green and blue pixels the tower was trained on, 0..1; ``None`` for what ``name`` says.
-        std: Their standard deviation, likewise.
+        std: Standard deviation of those pixels, 0..1; ``None`` likewise.
     """
 
     name: str | None = None
@@ -31,60 +31,60 @@ class ClipSettings:
 
 
 def build_pair(clip: ClipSettings, tokenizer: Any) -> tuple[Any, Any]:
-    """The two towers.
+    """Build the two towers.
 
     Raises:
         ValueError: If the text tower does not fit the tokenizer, or does not pool at the end token.
     """
-    import open_clip  # slow (seconds): only when towers are really built
+    import open_clip  # takes seconds: only when towers are built
     from open_clip.model import CustomTextCLIP
 
     end = tokenizer.eos_token_id
     if clip.name:
         model = open_clip.create_model(clip.name, pretrained=clip.pretrained, force_custom_text=True)
     else:
-        known = {"vocab_size": len(tokenizer), "pool_type": "eos", "eos_id": end, "pad_id": tokenizer.pad_token_id or 0}
-        model = CustomTextCLIP(clip.embed_dim, dict(clip.vision_cfg), {**clip.text_cfg, **known})
+        text = {"vocab_size": len(tokenizer), "pool_type": "eos", "eos_id": end, "pad_id": tokenizer.pad_token_id or 0}
+        model = CustomTextCLIP(clip.embed_dim, dict(clip.vision_cfg), {**clip.text_cfg, **text})
         for name, parameter in model.visual.named_parameters():
             if name.endswith("bn3.weight"):  # residual branches start at zero in open_clip; a shallow tower needs them
                 torch.nn.init.ones_(parameter)
-    text = model.text
-    pooling = getattr(text, "pool_type", "another way")
+    text_tower = model.text
+    pooling = getattr(text_tower, "pool_type", "unknown")
     if pooling not in ("argmax", "eos"):
         raise ValueError(f"{clip.name}: its text tower pools by {pooling!r}, only the end token is supported")
-    if len(tokenizer) > text.vocab_size or (pooling == "argmax" and end != text.vocab_size - 1):
+    if len(tokenizer) > text_tower.vocab_size or (pooling == "argmax" and end != text_tower.vocab_size - 1):
         raise ValueError(
-            f"tokenizer: {len(tokenizer)} tokens, end token {end}; the text tower of {clip.name} has {text.vocab_size}: "
-            "name the tokenizer of those weights"
+            f"tokenizer: {len(tokenizer)} tokens, end token {end}; the text tower of {clip.name} has "
+            f"{text_tower.vocab_size}: name the tokenizer of those weights"
         )
-    return model.visual, text
+    return model.visual, text_tower
 
 
-def pixel_statistics(visual: Any, name: str, given: tuple[float, ...] | None = None) -> Tensor:
+def pixel_statistics(visual: Any, name: str, override: tuple[float, ...] | None = None) -> Tensor:
     """(1, 3, 1, 1) mean or standard deviation of the pixels the tower was trained on, 0..255; CLIP's own by default.
 
     Args:
         visual: The tower.
         name: ``mean`` or ``std``.
-        given: Three values in 0..1 that are used instead.
+        override: Three values in 0..1 that are used instead.
     """
-    return torch.tensor(_statistics(visual, name, given), dtype=torch.float32).view(1, 3, 1, 1) * 255
+    return torch.tensor(_statistics(visual, name, override), dtype=torch.float32).view(1, 3, 1, 1) * 255
 
 
-def _statistics(visual: Any, name: str, given: tuple[float, ...] | None) -> list[float]:
+def _statistics(visual: Any, name: str, override: tuple[float, ...] | None) -> list[float]:
     default = {"mean": (0.48145466, 0.4578275, 0.40821073), "std": (0.26862954, 0.26130258, 0.27577711)}
-    known = getattr(visual, "preprocess_cfg", None) or {}
-    return [float(value) for value in (given if given is not None else known.get(name, default[name]))]
+    preprocess = getattr(visual, "preprocess_cfg", None) or {}
+    return [float(value) for value in (override if override is not None else preprocess.get(name, default[name]))]
 
 
 def without_weights(settings: Any, visual: Any) -> dict[str, Any]:
-    """Settings of towers that are built alike without fetching weights: these are in a checkpoint.
+    """Settings that build the same towers without downloading weights, for checkpoints that hold the weights.
 
     Args:
         settings: :class:`ClipSettings` or ``TowerSettings``.
-        visual: The image tower they gave.
+        visual: The image tower that was built from them.
     """
-    found = {**asdict(settings), "pretrained": None}
-    if found["vision_cfg"].get("timm_model_pretrained"):
-        found["vision_cfg"] = {**found["vision_cfg"], "timm_model_pretrained": False}
-    return {**found, **{name: _statistics(visual, name, getattr(settings, name)) for name in ("mean", "std")}}
+    options = {**asdict(settings), "pretrained": None}
+    if options["vision_cfg"].get("timm_model_pretrained"):
+        options["vision_cfg"] = {**options["vision_cfg"], "timm_model_pretrained": False}
+    return {**options, **{name: _statistics(visual, name, getattr(settings, name)) for name in ("mean", "std")}}

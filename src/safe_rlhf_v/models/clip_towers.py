@@ -1,7 +1,7 @@
-"""A light reader for guards: open_clip's image tower and text tower, and nothing that generates.
+"""A light reader for guards: open_clip's image tower and text tower, without a language model.
 
-Question and response are encoded apart, each as one vector, and meet only in a small fusion: two short encoder passes instead
-of a language model over image tokens. A text longer than the tower's context is read in windows.
+Question and response are encoded separately, each as one vector, and combined by a small fusion network: two short encoder
+passes instead of a language model over image tokens. A text longer than the tower's context is read in windows.
 
 Shapes: N responses, M images, W windows of text, L context length, E embedding, D hidden.
 """
@@ -16,9 +16,8 @@ from torch import Tensor, nn
 from safe_rlhf_v.models.clip_pair import ClipSettings, build_pair, pixel_statistics, without_weights
 from safe_rlhf_v.models.images import fit_square
 from safe_rlhf_v.models.layout import PromptTokens
-from safe_rlhf_v.models.reader import Reader
-from safe_rlhf_v.models.refused import row_by_row
-from safe_rlhf_v.models.sources import Kept, files_of, load_tokenizer
+from safe_rlhf_v.models.reader import Reader, row_by_row
+from safe_rlhf_v.models.sources import StoredSources, load_tokenizer, saved_files
 from safe_rlhf_v.models.types import ResponseStates
 from safe_rlhf_v.records.batches import Prompts
 
@@ -29,8 +28,8 @@ class TowerInputs(NamedTuple):
     Attributes:
         pixels: (M, H, W, 3) uint8.
         windows: (W, L) int64 token ids, padded.
-        windows_of: (T, most) int64 windows of each text; shorter rows repeat their first.
-        parts: (N, 3) int64: which image, which text is the question, which the response; -1 where there is none.
+        windows_of: (T, max windows) int64 windows of each text; shorter rows repeat their first.
+        parts: (N, 3) int64 indices of the image, the question's text and the response's text; -1 where there is none.
         truncated: (N,) bool, question or response is longer than what is read.
     """
 
@@ -42,9 +41,9 @@ class TowerInputs(NamedTuple):
 
 
 class ClipTowers(Reader):
-    """Image, question and response by two towers, fused by products and a small network.
+    """Image, question and response encoded by two towers, combined by products and a small network.
 
-    A missing part is a learned vector. At most one image per prompt is read; more are refused.
+    A learned vector stands for a missing part. A prompt has at most one image; more are refused.
 
     YAML::
 
@@ -67,20 +66,22 @@ class ClipTowers(Reader):
         freeze_image: bool = False,
         freeze_text: bool = False,
     ) -> None:
-        """
+        """Build the towers and the fusion network.
+
         Args:
             tokenizer: Folder or hub name of the Hugging Face tokenizer with the text tower's token ids.
             clip: The towers.
-            width: D, hidden units of the fusion.
-            windows: Most windows of one text.
-            freeze_image: No gradients into the image tower.
-            freeze_text: No gradients into the text tower.
+            width: D, hidden units of the fusion network.
+            windows: Maximum number of windows per text.
+            freeze_image: Do not train the image tower.
+            freeze_text: Do not train the text tower.
 
         Raises:
             ValueError: If the text tower does not fit the tokenizer, or does not pool at the end token.
         """
         super().__init__()
-        self.tokenizer, self._clip = load_tokenizer(tokenizer), clip
+        self.tokenizer = load_tokenizer(tokenizer)
+        self._clip = clip
         self.visual, self.text = build_pair(clip, self.tokenizer)
         size = self.visual.image_size
         self.image_size = int(size[0] if isinstance(size, (tuple, list)) else size)
@@ -89,12 +90,13 @@ class ClipTowers(Reader):
         self.room = int(self.text.context_length) - len(self.start) - 1  # text tokens of a window
         self.max_length = windows * self.room
         embedding = int(self.text.output_dim)
-        self.hidden_size, self.image_shape = width, (1, embedding)
+        self.hidden_size = width
+        self.image_shape = (1, embedding)
         self.missing = nn.Parameter(torch.randn(3, embedding) * embedding**-0.5)
         self.fusion = nn.Sequential(
             nn.Linear(6 * embedding, width), nn.GELU(), nn.Linear(width, width), nn.LayerNorm(width)
         )
-        self.frozen = [tower for tower, still in ((self.visual, freeze_image), (self.text, freeze_text)) if still]
+        self.frozen = [tower for tower, frozen in ((self.visual, freeze_image), (self.text, freeze_text)) if frozen]
         for tower in self.frozen:
             tower.requires_grad_(False)
         self.register_buffer("mean", pixel_statistics(self.visual, "mean", clip.mean), persistent=False)
@@ -108,15 +110,15 @@ class ClipTowers(Reader):
             tower.eval()
         return self
 
-    def kept(self) -> Kept:
-        """See the base: the towers' shapes and the tokenizer."""
+    def stored_sources(self) -> StoredSources:
+        """See :meth:`Reader.stored_sources`: the towers' shapes and the tokenizer."""
         clip = without_weights(self._clip, self.visual)
-        return Kept({"clip": clip}, {"tokenizer": files_of(self.tokenizer.save_pretrained)})
+        return StoredSources({"clip": clip}, {"tokenizer": saved_files(self.tokenizer.save_pretrained)})
 
     # --- inputs -----------------------------------------------------------------------------------------------------
 
     def text_ids(self, text: str) -> list[int]:
-        """See the base."""
+        """See :meth:`Reader.text_ids`."""
         ids = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
         special = set(self.tokenizer.all_special_ids)
         if self.tokenizer.unk_token_id != self.tokenizer.eos_token_id:
@@ -124,7 +126,7 @@ class ClipTowers(Reader):
         return [int(i) for i in ids if i not in special]
 
     def response_ids(self, text: str, prompt_length: int = 0) -> list[int]:
-        """Token ids of a response and its end token; the prompt is read apart and takes no room from it."""
+        """Token ids of a response and its end token; the prompt is encoded separately and takes no room from it."""
         return [*self.text_ids(text)[: self.max_length], int(self.tokenizer.eos_token_id)]
 
     def prepare_prompts(self, prompts: Prompts) -> tuple[PromptTokens, None]:
@@ -146,10 +148,10 @@ class ClipTowers(Reader):
         Args:
             prompts: B prompts.
             responses: Per prompt its responses; "" for none.
-            packed: Of no effect: nothing is laid out in rows.
+            packed: Has no effect: nothing is laid out in rows.
 
         Raises:
-            RefusedRows: Naming the rows that cannot be prepared: a prompt has several images, or a text is none.
+            RefusedRows: Naming the rows that cannot be prepared: a prompt has several images, or a text is not a string.
         """
         return row_by_row(self._prepare, prompts, responses)
 
@@ -158,27 +160,28 @@ class ClipTowers(Reader):
         texts: dict[str, int] = {}
         parts: list[list[int]] = []
         rows = zip(prompts.images, prompts.image_ids, prompts.questions, responses or (), strict=True)
-        for images, ids, question, written in rows:
+        for images, ids, question, prompt_responses in rows:
             _one_image(images)
             for key, image in zip(ids, images, strict=True):
                 if key not in pixels:
                     pixels[key] = fit_square(image, self.image_size)
-            shown = list(pixels).index(ids[0]) if ids else -1
-            for response in written:
+            image_number = list(pixels).index(ids[0]) if ids else -1
+            for response in prompt_responses:
                 number = [texts.setdefault(text, len(texts)) if text else -1 for text in (question, response)]
-                parts.append([shown, *number])
+                parts.append([image_number, *number])
         encoded = [self.text_ids(text) for text in texts]
         long = {i for i, row in enumerate(encoded) if self.max_length is not None and len(row) > self.max_length}
         truncated = [not long.isdisjoint(numbers) for _, *numbers in parts]
         windows: list[list[int]] = []
         windows_of: list[list[int]] = []
         for row in encoded:
-            found = self._windows(row)
-            windows_of.append([len(windows) + i for i in range(len(found))])
-            windows += found
-        most = max(map(len, windows_of), default=1)
-        padded = [row + row[:1] * (most - len(row)) for row in windows_of]
-        size, length = self.image_size, int(self.text.context_length)
+            new_windows = self._windows(row)
+            windows_of.append([len(windows) + i for i in range(len(new_windows))])
+            windows += new_windows
+        longest = max(map(len, windows_of), default=1)
+        padded = [row + row[:1] * (longest - len(row)) for row in windows_of]
+        size = self.image_size
+        length = int(self.text.context_length)
         return TowerInputs(
             torch.stack([*pixels.values()]) if pixels else torch.empty(0, size, size, 3, dtype=torch.uint8),
             torch.tensor(windows, dtype=torch.long).view(-1, length),
@@ -189,7 +192,8 @@ class ClipTowers(Reader):
 
     def _windows(self, ids: list[int]) -> list[list[int]]:
         """A text's token ids as padded windows of the context's length."""
-        ids, end = ids[: self.max_length], int(self.tokenizer.eos_token_id)
+        ids = ids[: self.max_length]
+        end = int(self.tokenizer.eos_token_id)
         pieces = [ids[i : i + self.room] for i in range(0, max(len(ids), 1), self.room)]
         pad = int(self.text.pad_id)
         return [[*self.start, *piece, end, *[pad] * (self.room - len(piece))] for piece in pieces]
@@ -201,18 +205,18 @@ class ClipTowers(Reader):
 
         Args:
             prepared: What :meth:`prepare` gave, moved to the model's device.
-            log_probs: Not to be had.
+            log_probs: Not available; must be false.
 
         Raises:
-            ValueError: If log-probabilities are asked for.
+            ValueError: If log-probabilities are requested.
         """
         if log_probs:
-            raise ValueError("ClipTowers has no language model, so no log-probabilities: use ScalarHead")
+            raise ValueError("ClipTowers has no language model and gives no log-probabilities: use ScalarHead")
         images = self._images(prepared.pixels)  # (M, E)
         texts = self._texts(prepared.windows)[prepared.windows_of].amax(1)  # (T, E)
         image, question, response = (
-            self._part(found, index, missing)
-            for found, index, missing in zip(
+            self._part(vectors, index, missing)
+            for vectors, index, missing in zip(
                 (images, texts, texts), prepared.parts.unbind(1), self.missing, strict=True
             )
         )
@@ -224,24 +228,28 @@ class ClipTowers(Reader):
         return ResponseStates(state[:, None], state, mask, None, image[:, None])
 
     def _images(self, pixels: Tensor) -> Tensor:
-        """(M, E); one row of zeros, never chosen, without images."""
+        """(M, E) image vectors; without images one row of zeros, which no index refers to."""
         if not len(pixels):
             return self.missing.new_zeros(1, self.image_shape[1])
         return self.visual((pixels.permute(0, 3, 1, 2).float() - self.mean) / self.std)  # type: ignore[no-any-return]
 
     def _texts(self, windows: Tensor) -> Tensor:
-        """(W, E) unit vectors; one row of zeros, never chosen, without texts."""
+        """(W, E) unit vectors; without texts one row of zeros, which no index refers to."""
         if not len(windows):
             return self.missing.new_zeros(1, self.image_shape[1])
         return F.normalize(self.text(windows), dim=-1)
 
-    def _part(self, found: Tensor, index: Tensor, missing: Tensor) -> Tensor:
-        """(N, E) unit vectors of one part."""
-        chosen = F.normalize(found[index.clamp(min=0)], dim=-1)
-        return torch.where((index >= 0)[:, None], chosen, missing)
+    def _part(self, vectors: Tensor, index: Tensor, missing: Tensor) -> Tensor:
+        """(N, E) unit vectors of one part: ``vectors`` at ``index``, and ``missing`` where the index is -1."""
+        present = F.normalize(vectors[index.clamp(min=0)], dim=-1)
+        return torch.where((index >= 0)[:, None], present, missing)
 
 
 def _one_image(images: Sequence[Tensor]) -> None:
-    """Raises: ValueError: If there are several: an image that is not looked at could be the harmful one."""
+    """Refuse several images, because an image that is not read could be the harmful one.
+
+    Raises:
+        ValueError: If there is more than one.
+    """
     if len(images) > 1:
         raise ValueError(f"a prompt has {len(images)} images, ClipTowers reads one")

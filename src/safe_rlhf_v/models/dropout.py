@@ -1,7 +1,7 @@
-"""Dropout of every form switched off, for policies: their log-probabilities are compared with recorded ones and a reference's.
+"""Switch off every form of dropout, for policies: their log-probabilities are compared with recorded ones and a reference's.
 
-With dropout the policy that is scored is another one than the policy that sampled, and its distance from the reference is
-noise (TRL switches ``nn.Dropout`` off for the same reason).
+With dropout, the policy that is scored differs from the policy that sampled, and its distance from the reference is noisy
+(TRL switches ``nn.Dropout`` off for the same reason).
 """
 
 import re
@@ -13,14 +13,14 @@ _NAME = re.compile(r"drop|jitter", re.IGNORECASE)
 
 
 def switch_off_dropout(module: nn.Module) -> None:
-    """Set every probability of dropping something to 0, in place; training mode and gradients stay as they are.
+    """Set every drop probability to 0, in place; training mode and gradients stay as they are.
 
-    Covered are dropout modules (adapters' too), stochastic depth and patch dropout; probabilities that a module keeps as a
+    This covers dropout modules (adapters' too), stochastic depth and patch dropout; probabilities that a module stores as a
     number for functional dropout (``attention_dropout``, ``layerdrop``, ...) or for routing noise; and those that it reads
-    from its Hugging Face config in every pass. The configs, also when saved, say 0 from then on.
+    from its Hugging Face config in every pass. The configs hold 0 from then on, also when saved.
 
     Args:
-        module: Whatever has such parts.
+        module: Any network.
     """
     for part in module.modules():
         _zero(part, everything=_NAME.search(type(part).__name__) is not None)
@@ -28,14 +28,14 @@ def switch_off_dropout(module: nn.Module) -> None:
 
 
 def _zero(owner: Any, *, everything: bool = False) -> None:
-    """Zero the probabilities among an object's attributes: those with a telling name, or all of a dropout module."""
+    """Set probabilities among an object's attributes to 0: those named after dropout or jitter, or all of a dropout module."""
     for name, value in list(vars(owner).items()):
         if isinstance(value, float) and 0 < value <= 1 and (everything or _NAME.search(name)):
             setattr(owner, name, 0.0)
 
 
 def _zero_config(config: Any) -> None:
-    """The same for a Hugging Face config and those inside it."""
+    """The same for a Hugging Face config and the configs inside it."""
     if not hasattr(config, "to_dict") or isinstance(config, nn.Module):
         return
     _zero(config)

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 
 class Float32Module(nn.Module):
-    """Moves between devices but is never cast: half precision loses ties, small differences and small updates."""
+    """Moves between devices but keeps its dtype: half precision loses small differences and small updates."""
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         def move(tensor: Tensor) -> Tensor:

@@ -55,30 +55,27 @@ class ScalarHead(Head):
     """
 
     def __init__(self, backbone: Backbone, outputs: int = 1, bias: bool = False) -> None:
-        """
+        """Create the linear layer.
+
         Args:
-            backbone: Whose states are read.
-            outputs: K.
-            bias: Add b.
+            backbone: The backbone whose hidden states are read.
+            outputs: K, the number of scores per response.
+            bias: Add a bias b.
         """
         super().__init__()
         self.linear = nn.Linear(backbone.hidden_size, outputs, bias=bias, dtype=torch.float32)
         nn.init.normal_(self.linear.weight, std=1 / (backbone.hidden_size + 1) ** 0.5)
 
     def scores(self, states: ResponseStates) -> Tensor:
-        """(N, K)."""
+        """(N, K) scores of the last valid tokens."""
         return self.linear(last_state(states))  # type: ignore[no-any-return]
-
-    def token_scores(self, states: ResponseStates) -> Tensor:
-        """(N, R, K) score at every response token, 0 where masked."""
-        return self.linear(states.hidden.float()) * states.mask[..., None]  # type: ignore[no-any-return]
 
 
 class EvidenceHead(Head):
-    """Gated surprisal with late fusion over the image tokens, for models too small to learn to look at the picture.
+    """Gated surprisal with late fusion over the image tokens, for models too small to learn to read the picture.
 
-    A model trained to answer already knows which words fit the picture: their log-probability. The gate learns which words
-    matter, the fusion multiplies a mismatch with what the picture shows::
+    A model trained to respond already knows which words fit the picture: their log-probability. The gate learns which words
+    matter; the fusion combines a mismatch with the content of the picture::
 
         l_t = max(log p(y_t | h_{t-1}), floor)
         s   = w . h_T + b + 1/4 sum_t (g . h_t + g0) l_t
@@ -102,20 +99,21 @@ class EvidenceHead(Head):
         channels: int = 8,
         floor: float = -8.0,
     ) -> None:
-        """
+        """Create the layers.
+
         Args:
-            backbone: Whose states and image tokens are read.
-            outputs: K.
-            gate: Read the gated surprisal; off leaves h_T (and the fusion), to measure what it brings.
-            fusion: Hidden units of the fusion MLP, 0 for none.
-            channels: Rows of G.
-            floor: Lowest log-probability counted, so that one impossible word cannot drown the rest.
+            backbone: The backbone whose hidden states and image tokens are read.
+            outputs: K, the number of scores per response.
+            gate: Use the gated surprisal; without it only h_T (and the fusion) is read, to measure what the gate adds.
+            fusion: Hidden units of the fusion MLP, 0 for no fusion.
+            channels: Number of rows of G.
+            floor: Lowest log-probability counted, so that one impossible word cannot dominate the sum.
         """
         super().__init__()
         d = backbone.hidden_size
         p, d_image = backbone.image_shape
         self.floor = floor
-        single = torch.float32  # whatever the default dtype is while this is built
+        single = torch.float32  # whatever the default dtype is when this is built
         self.end = nn.Linear(d, outputs, dtype=single)
         self.gate = nn.Linear(d, outputs, dtype=single) if gate else None
         self.channels = nn.Linear(d, channels, bias=False, dtype=single) if fusion and gate else None
@@ -133,13 +131,13 @@ class EvidenceHead(Head):
             self.fusion = nn.Sequential(nn.Linear(width, fusion, dtype=single), nn.GELU(), last)
 
     def scores(self, states: ResponseStates) -> Tensor:
-        """(N, K).
+        """(N, K) scores by the formula above.
 
         Raises:
             ValueError: If the states carry no log-probabilities.
         """
         if states.log_probs is None:
-            raise ValueError("EvidenceHead needs response log-probabilities: ask response_states(..., log_probs=True)")
+            raise ValueError("EvidenceHead needs response log-probabilities: call response_states(..., log_probs=True)")
         end = last_state(states)  # (N, D)
         surprisal = states.log_probs.clamp(min=self.floor) * states.mask / 4  # (N, R)
         score = self.end(end)  # (N, K)

@@ -1,9 +1,10 @@
 """Everything about Hugging Face vision-language models that depends on the family or the transformers version.
 
-Checked with transformers 5.23; ``mm_encoder_outputs``, on which all of it rests, came with 5.18. The contract tests in
-``tests/models/test_hf_contract.py`` try eight families against the installed version. Masks are in ``hf_masks.py``.
+All of it needs ``mm_encoder_outputs``, which transformers has since 5.18. The contract tests in
+``tests/models/test_hf_contract.py`` run eight families against the installed version.
 
-Shapes: M images, U units (tiles or patches; several make one image), P image tokens, D hidden.
+Shapes: M images, U units (tiles or patches; several make one image), P image tokens, D hidden; in masks B rows, L new tokens,
+S = cached + new tokens.
 """
 
 import inspect
@@ -17,11 +18,11 @@ import torch
 from torch import Tensor
 
 from safe_rlhf_v.models.adapters import RememberAdapter
-from safe_rlhf_v.models.sources import check_source, loaded, opened
+from safe_rlhf_v.models.sources import check_source, load_or_refuse, open_source
 from safe_rlhf_v.models.types import ImageFeatures, ImageInputs
 
 BIDIRECTIONAL_IMAGES = frozenset({"gemma3"})
-"""Model types whose image tokens see each other both ways, handled in ``hf_masks.py``."""
+"""Model types whose image tokens attend to each other in both directions."""
 
 FALLBACK_TEMPLATE = (
     "{% for m in messages %}{{ m['role'] | upper }}: {{ m['content'] }}"
@@ -29,6 +30,8 @@ FALLBACK_TEMPLATE = (
     "{% if add_generation_prompt %}ASSISTANT:{% endif %}"
 )
 """Prompt of a processor and tokenizer without chat template: ``USER: <image>\\n{question} ASSISTANT:``."""
+
+Masks = Tensor | dict[str, Tensor]
 
 _TEXT_FIELDS = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")
 _UNIT_FIELDS = ("pixel_values", "pixel_attention_mask")
@@ -39,12 +42,13 @@ _PROJECTOR = re.compile(r"projector|connector|merger|image_newline")
 
 
 def check_supported(model: Any) -> None:
-    """Refuse a family that would run, but wrongly.
+    """Refuse a family that would run but give wrong results.
 
     Raises:
-        ValueError: If features cannot be handed in, prompts are read bidirectionally or logits are rescaled.
+        ValueError: If features cannot be passed in, prompts are read bidirectionally or logits are rescaled.
     """
-    kind, text = model.config.model_type, model.config.get_text_config()
+    kind = model.config.model_type
+    text = model.config.get_text_config()
     accepted = inspect.signature(model.model.forward).parameters
     if "mm_encoder_outputs" not in accepted or not hasattr(model.model, "get_image_features"):
         raise ValueError(f"model_type {kind!r} takes no precomputed image features (mm_encoder_outputs): not supported")
@@ -64,9 +68,9 @@ def part_of(name: str) -> str:
 
 
 def enable_checkpointing(model: Any) -> None:
-    """Recompute activations in the backward pass; non-re-entrant, the form that gives adapters their gradients.
+    """Recompute activations in the backward pass; non-re-entrant, so that adapters get their gradients.
 
-    What is recomputed uses the adapter that was at work in the forward pass.
+    The recomputation uses the adapter that was active in the forward pass.
     """
     renamed = getattr(model, "activation_checkpointing_enable", None)  # since transformers 5.2x
     options = {"use_reentrant": False, "context_fn": RememberAdapter(model)}
@@ -94,7 +98,7 @@ def rope_fields(core: Any, ids: Sequence[int], image_id: int, grids: Tensor | No
 
 
 def image_tensors(processed: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """What the processor made of ONE image: tensors over its U units, others (1, ...), and ``units`` (1,)."""
+    """The processor's output for one image: tensors over its U units, others (1, ...), and ``units`` (1,)."""
     pixels = {name: value for name, value in processed.items() if name not in _TEXT_FIELDS}
     if pixels["pixel_values"].dim() == 5:  # (1, U, C, H, W)
         pixels |= {name: pixels[name].flatten(0, 1) for name in _UNIT_FIELDS if name in pixels}
@@ -103,8 +107,8 @@ def image_tensors(processed: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def stack_images(images: Iterable[dict[str, Tensor]]) -> dict[str, Tensor]:
     """Join the tensors of M images along their first dimension."""
-    found = list(images)
-    return {name: torch.cat([image[name] for image in found]) for name in (found[0] if found else ())}
+    tensors = list(images)
+    return {name: torch.cat([image[name] for image in tensors]) for name in (tensors[0] if tensors else ())}
 
 
 def select_images(images: ImageInputs, index: Sequence[int]) -> ImageInputs:
@@ -118,12 +122,12 @@ def select_images(images: ImageInputs, index: Sequence[int]) -> ImageInputs:
 
 
 def encode_images(core: Any, images: ImageInputs) -> ImageFeatures:
-    """Tower and projector: per image its tokens as the language model receives them."""
+    """Run tower and projector: the tokens of each image as the language model receives them."""
     count = len(images.ids)
     if not count:
         return ImageFeatures((), ())
     inputs = {name: value for name, value in images.pixels.items() if name != "units"}
-    if "pixel_attention_mask" in inputs:  # these families want (rows, images of a row, ...)
+    if "pixel_attention_mask" in inputs:  # these families take (rows, images of a row, ...)
         inputs = {name: value[:, None] for name, value in inputs.items()}
     out = core.get_image_features(**inputs, return_dict=True)
     tokens = [t.reshape(-1, t.shape[-1]) for t in out.pooler_output]
@@ -142,7 +146,7 @@ class _Pooled(tuple[Tensor, ...]):
 
 
 def encoder_outputs(features: ImageFeatures) -> dict[str, Any]:
-    """Features as the ``mm_encoder_outputs`` argument; a fresh object each time, for the model may change it."""
+    """Features as the ``mm_encoder_outputs`` argument; a new object each time, because the model may change it."""
     deepstack = list(zip(*features.levels, strict=True))
     return {"image": SimpleNamespace(pooler_output=_Pooled(features.tokens), deepstack_features=deepstack)}
 
@@ -155,7 +159,7 @@ def load_processor(
 ) -> Any:
     """The processor of a hub name or folder, images only, always with the Pillow image processor.
 
-    One backend everywhere: with and without torchvision installed, the same picture gives the same numbers.
+    With one backend, the same picture gives the same numbers with and without torchvision installed.
 
     Args:
         source: Hub name or folder.
@@ -168,7 +172,7 @@ def load_processor(
         ValueError: If the family has no pixel budget.
     """
     check_source("processor", source)
-    with opened(source, "processor") as place:
+    with open_source(source, "processor") as place:
         return _load_processor(source, place, config, {"shortest_edge": min_pixels, "longest_edge": max_pixels}, hub)
 
 
@@ -176,14 +180,14 @@ def _load_processor(source: str, place: str, config: Any, budget: dict[str, int 
     from transformers import AutoImageProcessor, AutoTokenizer
     from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 
-    images = loaded("processor", source, AutoImageProcessor.from_pretrained, place, backend="pil", **hub)
-    given = {edge: pixels for edge, pixels in budget.items() if pixels is not None}
-    if given and "max_pixels" not in images.valid_kwargs.__annotations__:
+    images = load_or_refuse("processor", source, AutoImageProcessor.from_pretrained, place, backend="pil", **hub)
+    edges = {edge: pixels for edge, pixels in budget.items() if pixels is not None}
+    if edges and "max_pixels" not in images.valid_kwargs.__annotations__:
         raise ValueError(f"min_pixels/max_pixels: model_type {config.model_type!r} has no pixel budget; remove them")
-    if given:
-        images.size = type(images.size)(**{**{k: images.size[k] for k in budget}, **given})
+    if edges:
+        images.size = type(images.size)(**{**{k: images.size[k] for k in budget}, **edges})
     family: Any = PROCESSOR_MAPPING[type(config)]
-    tokenizer = loaded("tokenizer", source, AutoTokenizer.from_pretrained, place, **hub)
+    tokenizer = load_or_refuse("tokenizer", source, AutoTokenizer.from_pretrained, place, **hub)
     settings, _ = family.get_processor_dict(place, **hub)
     return image_only_processor(config, images, tokenizer, settings)
 
@@ -201,23 +205,23 @@ def image_only_processor(config: Any, image_processor: Any, tokenizer: Any, sett
 
     base: Any = PROCESSOR_MAPPING[type(config)]
     if config.model_type == "smolvlm":
-        _spare_num2words()
+        _replace_num2words()
     signature = inspect.signature(base.__init__)
     video = {"video_processor": None} if "video_processor" in signature.parameters else {}
 
     def __init__(self: Any, image_processor: Any, tokenizer: Any, **kwargs: Any) -> None:
         base.__init__(self, image_processor, tokenizer, **video, **kwargs)
 
-    # Transformers reads the parts of a processor, and what of it to save, from this signature.
-    kept = [p for name, p in signature.parameters.items() if name != "video_processor"]
-    __init__.__signature__ = signature.replace(parameters=kept)  # type: ignore[attr-defined]
+    # Transformers reads the parts of a processor, and which of its options to save, from this signature.
+    parameters = [p for name, p in signature.parameters.items() if name != "video_processor"]
+    __init__.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
     image_only = type(base.__name__, (base,), {"__init__": __init__, "__module__": base.__module__})
-    names = {p.name for p in kept if p.kind is p.POSITIONAL_OR_KEYWORD} - {"self", "image_processor", "tokenizer"}
+    names = {p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD} - {"self", "image_processor", "tokenizer"}
     return image_only(image_processor, tokenizer, **{k: v for k, v in settings.items() if k in names})
 
 
-def _spare_num2words() -> None:
-    """SmolVLM's processor insists on a package that only spells out the number of frames of a video."""
+def _replace_num2words() -> None:
+    """Spare SmolVLM's processor a package that it needs only to spell out the number of frames of a video."""
     from transformers.models.smolvlm import processing_smolvlm
 
     module: Any = processing_smolvlm
@@ -237,16 +241,22 @@ def save_processor(processor: Any, folder: Path) -> None:
 class PromptWriter:
     """Writes prompts in the model's own chat format.
 
-    The template is the processor's, else the tokenizer's, else :data:`FALLBACK_TEMPLATE`. Control tokens spelled out
-    in a question are broken up by a space (``<image>`` becomes ``< image>``): user text can never act as template.
+    The template is the processor's, else the tokenizer's, else :data:`FALLBACK_TEMPLATE`. Control tokens written out in a
+    question are split by a space (``<image>`` becomes ``< image>``), so that user text never acts as a control token.
 
     Attributes:
-        end_id: Id of the token that ends a response: what the template puts behind one, if the model stops there.
-        banned_ids: Ids that must never be sampled: all special tokens but the end, placeholders, unused rows.
+        end_id: Id of the token that ends a response: what the template writes after one, if the model stops there.
+        banned_ids: Ids that must never be sampled: all special tokens except the end token, placeholders, unused rows.
     """
 
     def __init__(self, processor: Any, config: Any, generation_config: Any) -> None:
-        """Read template, control tokens and end token once."""
+        """Read template, control tokens and end token.
+
+        Args:
+            processor: The model's processor.
+            config: The model's config.
+            generation_config: Its generation config, which names the tokens that the model stops on.
+        """
         self._tokenizer = tokenizer = processor.tokenizer
         template = processor.chat_template or tokenizer.chat_template or FALLBACK_TEMPLATE
         self._template = template["default"] if isinstance(template, dict) else template
@@ -256,13 +266,15 @@ class PromptWriter:
         self._control = re.compile("|".join(re.escape(token) for token in control if len(token) > 1))
         stops = generation_config.eos_token_id
         self.end_id = self._end({tokenizer.eos_token_id, *(stops if isinstance(stops, list) else [stops])})
-        named = {v for k, v in config.to_dict().items() if k.endswith(("_token_id", "_token_index")) and type(v) is int}
+        config_ids = {
+            v for k, v in config.to_dict().items() if k.endswith(("_token_id", "_token_index")) and type(v) is int
+        }
         unused = range(len(tokenizer), config.get_text_config().vocab_size)
-        self.banned_ids = tuple(sorted({*added, *named, *unused} - {self.end_id}))
+        self.banned_ids = tuple(sorted({*added, *config_ids, *unused} - {self.end_id}))
 
     def write(self, question: str, images: int) -> str:
-        """The prompt with one unexpanded placeholder per image, up to where the response begins."""
-        clean = self._control.sub(lambda found: f"{found[0][0]} {found[0][1:]}", question)
+        """The prompt with one unexpanded placeholder per image, up to the start of the response."""
+        clean = self._control.sub(lambda match: f"{match[0][0]} {match[0][1:]}", question)
         return self._render([self._message("user", clean, images)], generate=True)
 
     def _message(self, role: str, text: str, images: int = 0) -> dict[str, Any]:
@@ -281,3 +293,88 @@ class PromptWriter:
         text = self._render([self._message("user", "?"), self._message("assistant", mark)], generate=False)
         after = self._tokenizer(text.rpartition(mark)[2], add_special_tokens=False)["input_ids"]
         return next((int(i) for i in after if i in stops), int(self._tokenizer.eos_token_id))
+
+
+# --- attention masks ------------------------------------------------------------------------------------------------
+#
+# Needed for packed rows (several responses behind one prompt) and for image tokens that attend to each other in both
+# directions. A mask is True where a query may attend to a key; a sliding window counts visible tokens, not columns.
+
+
+def image_blocks(input_ids: Tensor, image_id: int) -> Tensor:
+    """(B, L, L) bool: True where both tokens are placeholders of the same image (one unbroken run)."""
+    image = input_ids == image_id  # (B, L)
+    start = image & ~torch.nn.functional.pad(image, (1, 0))[:, :-1]
+    block = start.cumsum(1)  # (B, L)
+    return (block[:, :, None] == block[:, None, :]) & image[:, :, None] & image[:, None, :]
+
+
+def sees_images_both_ways(model: Any) -> bool:
+    """Whether image tokens of the model's family attend to each other in both directions."""
+    return model.config.model_type in BIDIRECTIONAL_IMAGES
+
+
+def attention_masks(model: Any, input_ids: Tensor, mask: Tensor, cache: Any | None) -> Masks:
+    """What the language model takes as ``attention_mask``.
+
+    Args:
+        model: The conditional-generation model.
+        input_ids: (B, L) new tokens.
+        mask: (B, S) bool of real tokens, or (B, 1, L, S) bool of what may be read.
+        cache: The key-value cache, if any.
+
+    Raises:
+        ValueError: If the attention implementation takes no such mask.
+    """
+    both_ways = sees_images_both_ways(model)
+    if mask.dim() == 2 and not both_ways:
+        return mask
+    text = model.config.get_text_config()
+    window = getattr(text, "sliding_window", None)
+    kinds = list(getattr(text, "layer_types", None) or [])
+    if mask.dim() == 2:
+        full = _causal(mask, input_ids, model.config.image_token_id)
+        steps = mask.long().cumsum(1) - 1  # (B, S)
+    else:
+        full = mask
+        if window is not None and mask.shape[2] != mask.shape[3]:
+            raise ValueError("a packed mask with a key-value cache is not supported for sliding-window attention")
+        steps = mask[:, 0].tril().sum(-1) - 1  # (B, S): tokens seen before each
+    if window is None:
+        return _typed(model, full)
+    near = steps[:, -full.shape[2] :, None] - steps[:, None, :] < window  # (B, L, S)
+    sliding = full & near[:, None]
+    if "sliding_attention" not in kinds:
+        return _typed(model, sliding if not kinds else full)
+    masks = {"full_attention": full, "sliding_attention": sliding}
+    return {kind: _typed(model, _cached(masks[kind], cache, kinds.index(kind))) for kind in set(kinds)}
+
+
+def _causal(mask: Tensor, input_ids: Tensor, image_id: int) -> Tensor:
+    """(B, 1, L, S) bool: True for earlier real tokens, tokens of the same image, and the token itself."""
+    length = input_ids.shape[1]
+    total = mask.shape[1]
+    column = torch.arange(total, device=mask.device)
+    query = column[total - length :, None]  # (L, 1)
+    seen = (column <= query) & mask[:, None, :]  # (B, L, S)
+    seen[..., total - length :] |= image_blocks(input_ids, image_id)
+    return (seen | (column == query))[:, None]
+
+
+def _cached(mask: Tensor, cache: Any | None, layer: int) -> Tensor:
+    """The columns of the keys that this layer's cache still holds."""
+    if cache is None:
+        return mask
+    length, offset = cache.get_mask_sizes(mask.shape[2], layer)
+    return mask[..., offset : offset + length]
+
+
+def _typed(model: Any, mask: Tensor) -> Tensor:
+    """The mask as the attention implementation takes it: bool for SDPA, additive for eager attention."""
+    kind = model.config.get_text_config()._attn_implementation
+    if kind == "sdpa":
+        return mask
+    if kind == "eager":
+        zero = torch.zeros((), dtype=model.dtype, device=mask.device)
+        return torch.where(mask, zero, torch.finfo(model.dtype).min)
+    raise ValueError(f"attention implementation {kind!r} takes no 4-D mask; use sdpa or eager, or packed: false")

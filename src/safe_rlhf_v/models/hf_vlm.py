@@ -1,7 +1,7 @@
 """Any Hugging Face image-text-to-text model as a backbone.
 
-Images are encoded once and handed to the language model as features; positions and, where needed, masks are always
-explicit, so padding, packing and cached decoding cannot change a number. Remote code is never run.
+Images are encoded once and passed to the language model as features. Positions and, where needed, masks are always
+explicit, so padding, packing and cached decoding do not change the results. Remote code is never run.
 
 Shapes: B rows, L new tokens, S columns, M images, D hidden.
 """
@@ -16,11 +16,10 @@ from torch import Tensor, nn
 from safe_rlhf_v.models import hf_families as families
 from safe_rlhf_v.models.adapters import DEFAULT
 from safe_rlhf_v.models.backbone import Backbone, context_length
-from safe_rlhf_v.models.hf_edges import needs_padding, pad_to_square
-from safe_rlhf_v.models.hf_masks import attention_masks, image_blocks, sees_images_both_ways
+from safe_rlhf_v.models.images import needs_padding, pad_to_square
 from safe_rlhf_v.models.layout import PromptTokens, position_ids
 from safe_rlhf_v.models.lora import LoraSettings, apply_lora, merged_state
-from safe_rlhf_v.models.sources import Kept, check_source, files_of, loaded, plain_config
+from safe_rlhf_v.models.sources import StoredSources, check_source, load_or_refuse, plain_config, saved_files
 from safe_rlhf_v.models.types import ImageFeatures, ImageInputs, TokenBatch
 from safe_rlhf_v.records.batches import Prompts
 
@@ -67,26 +66,29 @@ class HFVLM(Backbone):
         Args:
             model: Hub name or local folder of the weights.
             config: Instead of ``model``: a config (``model_type`` and fields), hub name or folder for random weights.
-            processor: Hub name or folder of processor and tokenizer; by default where the model or config came from.
+            processor: Hub name or folder of processor and tokenizer; by default the source of the model or config.
             dtype: Dtype of the weights (rotary frequencies and adapters stay float32).
-            freeze_tower: No gradients into the vision tower.
-            freeze_projector: No gradients into the projector (connector, merger).
-            freeze_language: No gradients into language model and LM head.
+            freeze_tower: Do not train the vision tower.
+            freeze_projector: Do not train the projector (connector, merger).
+            freeze_language: Do not train the language model and the LM head.
             lora: Train low-rank adapters of the language model instead of its weights.
             max_length: Most tokens of prompt + response; a prompt is never truncated.
             min_pixels: Smallest area, in pixels, of a resized image (families with a pixel budget, such as Qwen-VL).
-            max_pixels: Largest area, likewise.
-            feature_cache: Most images whose features are kept; 0 for none. Needs tower and projector frozen.
+            max_pixels: Largest area, in pixels, of a resized image, likewise.
+            feature_cache: Maximum number of images whose features are cached; 0 for no cache. Needs tower and projector
+                frozen.
             gradient_checkpointing: Recompute activations in the backward pass.
             revision: Hub revision of model, config and processor.
-            local_files_only: Never go to the network.
+            local_files_only: Never use the network.
 
         Raises:
             ValueError: If the settings contradict each other, the family is not supported, or its processor crops pictures.
         """
         super().__init__(feature_cache)
         if feature_cache and not (freeze_tower and freeze_projector):
-            raise ValueError("feature_cache needs freeze_tower and freeze_projector: true (else its features go stale)")
+            raise ValueError(
+                "feature_cache needs freeze_tower and freeze_projector: true (else cached features get outdated)"
+            )
         hub = {"revision": revision, "local_files_only": local_files_only}
         self.model = _build(model, config, getattr(torch, dtype), hub)
         self.base = f"{model}@{revision}" if model and revision else model
@@ -98,9 +100,11 @@ class HFVLM(Backbone):
         self._pads = needs_padding(self.processor)
         self.tokenizer = self.processor.tokenizer
         self._writer = families.PromptWriter(self.processor, self.model.config, self.model.generation_config)
-        self.banned_ids, self.max_length = self._writer.banned_ids, max_length
+        self.banned_ids = self._writer.banned_ids
+        self.max_length = max_length
         text = self.model.config.get_text_config()
-        self.hidden_size, self.context_length = int(text.hidden_size), context_length(text)
+        self.hidden_size = int(text.hidden_size)
+        self.context_length = context_length(text)
         self.image_shape = (1, self.hidden_size)
         self._image_id = int(self.model.config.image_token_id)
         self._freeze(freeze_tower, freeze_projector, freeze_language, lora)
@@ -129,7 +133,7 @@ class HFVLM(Backbone):
 
     @property
     def eos_id(self) -> int:
-        """Id of the end token: what the chat template puts behind a response, where the model stops on it."""
+        """Id of the end token: what the chat template writes after a response, if the model stops on it."""
         return self._writer.end_id
 
     @property
@@ -144,14 +148,14 @@ class HFVLM(Backbone):
         fields: dict[str, list[list[int]]] = {}
         pixels: list[dict[str, Tensor]] = []
         for p, (row, question) in enumerate(zip(prompts.images, prompts.questions, strict=True)):
-            tokens, found = self._process(question, row)
-            grids = [image["image_grid_thw"] for image in found if "image_grid_thw" in image]
+            tokens, tensors = self._process(question, row)
+            grids = [image["image_grid_thw"] for image in tensors if "image_grid_thw" in image]
             joint = torch.cat(grids) if grids else None
             for name, value in families.rope_fields(self.model.model, tokens, self._image_id, joint).items():
                 fields.setdefault(name, []).append(value)
             ids.append(tokens)
             image_prompt += [p] * len(row)
-            pixels += found
+            pixels += tensors
         names = tuple(name for row_ids in prompts.image_ids for name in row_ids)
         tokens_of = PromptTokens(ids, image_prompt, fields, dict.fromkeys(fields, 0))
         return tokens_of, ImageInputs(families.stack_images(pixels), names)
@@ -165,10 +169,10 @@ class HFVLM(Backbone):
             pictures = [pad_to_square(picture, self.processor) for picture in pictures]
         text = self._writer.write(question, len(pictures))
         bos = self.tokenizer.bos_token
-        special = bos is None or not text.startswith(bos)  # a template may write it itself
+        special = bos is None or not text.startswith(bos)  # some templates write it
         joint = self.processor(text=[text], images=pictures or None, add_special_tokens=special, return_tensors="pt")
         tokens = [int(i) for i in joint["input_ids"][0]]
-        if tokens[-1] == self.tokenizer.eos_token_id:  # a tokenizer that ends every text
+        if tokens[-1] == self.tokenizer.eos_token_id:  # some tokenizers append it to every text
             tokens.pop()
         if len(pictures) <= 1:
             return tokens, [families.image_tensors(joint) for _ in pictures]
@@ -179,19 +183,22 @@ class HFVLM(Backbone):
     def encode(self, images: ImageInputs) -> ImageFeatures:
         """Tower and projector, without a graph when both are frozen."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self._frozen_vision):
-            found = families.encode_images(self.model.model, images)
+            features = families.encode_images(self.model.model, images)
         if not self._cache_size:
-            return found
-        # Clones: a cached slice would keep the features of its whole batch alive.
-        levels = tuple(tuple(level.clone() for level in image) for image in found.levels)
-        return ImageFeatures(tuple(tokens.clone() for tokens in found.tokens), levels)
+            return features
+        # Clones, because a cached slice would hold the memory of its whole batch.
+        levels = tuple(tuple(level.clone() for level in image) for image in features.levels)
+        return ImageFeatures(tuple(tokens.clone() for tokens in features.tokens), levels)
 
     def select_images(self, images: ImageInputs, index: list[int]) -> ImageInputs:
         """The images at ``index``."""
         return families.select_images(images, index)
 
     def positions(self, tokens: TokenBatch) -> Tensor:
-        """(B, S), or (3, B, S) for multi-axis rotary embeddings; a response goes on after the prompt's largest."""
+        """Position ids (B, S), or (3, B, S) for multi-axis rotary embeddings.
+
+        A response continues after the prompt's largest position.
+        """
         plain = position_ids(tokens)  # (B, S)
         if not all(name in tokens.extras for name in _ROPE_FIELDS):
             return plain
@@ -202,8 +209,8 @@ class HFVLM(Backbone):
     def visibility(self, tokens: TokenBatch) -> Tensor:
         """(B, 1, S, S) bool mask of a packed batch, image blocks included where the family has them."""
         seen = super().visibility(tokens)
-        if sees_images_both_ways(self.model):
-            seen = seen | image_blocks(tokens.input_ids, self._image_id)[:, None]
+        if families.sees_images_both_ways(self.model):
+            seen = seen | families.image_blocks(tokens.input_ids, self._image_id)[:, None]
         return seen
 
     def trunk(
@@ -216,12 +223,12 @@ class HFVLM(Backbone):
         cache: Any | None = None,
     ) -> Tensor:
         """(B, L, D) hidden states after the final norm; see :meth:`Backbone.trunk`. ``extras`` is not needed."""
-        given = features is not None and len(features.tokens) > 0
+        has_images = features is not None and len(features.tokens) > 0
         out = self.model.model(
             input_ids=input_ids,
-            attention_mask=attention_masks(self.model, input_ids, attention_mask, cache),
+            attention_mask=families.attention_masks(self.model, input_ids, attention_mask, cache),
             position_ids=positions,
-            mm_encoder_outputs=families.encoder_outputs(features) if features is not None and given else None,
+            mm_encoder_outputs=families.encoder_outputs(features) if features is not None and has_images else None,
             use_cache=cache is not None,
             **({} if cache is None else {"cache": cache}),
         )
@@ -236,27 +243,29 @@ class HFVLM(Backbone):
         return self
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        """Move rotary frequencies, but never cast them: in bfloat16 positions blur."""
-        kept = [
+        """Move rotary frequencies, but never cast them: bfloat16 is too coarse for positions."""
+        frequencies = [
             (module, name, buffer)
             for module in self.modules()
             for name, buffer in module._buffers.items()
             if buffer is not None and name.endswith("inv_freq") and not buffer.is_meta
         ]
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        for module, name, buffer in kept:
+        for module, name, buffer in frequencies:
             moved = module._buffers[name]
             assert moved is not None
             module._buffers[name] = buffer.to(moved.device)
         return self
 
-    def kept(self) -> Kept:
-        """See :meth:`Backbone.kept`: processor and tokenizer, and the config where there are no weights to name."""
+    def stored_sources(self) -> StoredSources:
+        """See :meth:`Reader.stored_sources`: processor and tokenizer, and the config if no weights are named."""
         options = {} if self.base else {"config": plain_config(self.model.config)}
-        return Kept(options, {"processor": files_of(lambda folder: families.save_processor(self.processor, folder))})
+        return StoredSources(
+            options, {"processor": saved_files(lambda folder: families.save_processor(self.processor, folder))}
+        )
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write a Hugging Face folder that ``model: folder`` loads again; adapters are added to the weights."""
+        """Write a Hugging Face folder that ``model: folder`` loads; adapters are merged into the weights."""
         folder = Path(folder)
         self.model.save_pretrained(folder, state_dict=merged_state(self.model) if self.lora else None)
         families.save_processor(self.processor, folder)
@@ -270,10 +279,10 @@ def _build(model: str | None, config: dict[str, Any] | str | None, dtype: torch.
         raise ValueError("give exactly one of model (weights) and config (random weights)")
     if model is not None:
         check_source("model", model)
-        return loaded("model", model, AutoModelForImageTextToText.from_pretrained, model, dtype=dtype, **hub)
+        return load_or_refuse("model", model, AutoModelForImageTextToText.from_pretrained, model, dtype=dtype, **hub)
     if isinstance(config, dict):
         shape = AutoConfig.for_model(**config)
     else:
         check_source("config", str(config))
-        shape = loaded("config", str(config), AutoConfig.from_pretrained, str(config), **hub)
+        shape = load_or_refuse("config", str(config), AutoConfig.from_pretrained, str(config), **hub)
     return AutoModelForImageTextToText.from_config(shape, dtype=dtype)

@@ -1,4 +1,4 @@
-"""Lay prompts and responses out as token rows, packed or one response per row.
+"""Arrange prompts and responses as token rows, packed or one response per row.
 
 Packed, a row is ``[prompt | response 1 | response 2 | ...]`` with a mask that hides the responses from one another, so
 the prompt (62-83 % of the tokens of a real pair) runs once. Both layouts give the same hidden states.
@@ -36,16 +36,16 @@ class PromptTokens(NamedTuple):
 
     def take(self, rows: Sequence[int]) -> "tuple[PromptTokens, list[int]]":
         """The prompts at ``rows``, and which of the M images they show, in their order."""
-        shown = [[m for m, p in enumerate(self.image_prompt) if p == row] for row in rows]
-        images = [m for found in shown for m in found]
-        taken = PromptTokens(
+        images_of = [[m for m, p in enumerate(self.image_prompt) if p == row] for row in rows]
+        images = [m for images_of_row in images_of for m in images_of_row]
+        selected = PromptTokens(
             ids=[self.ids[row] for row in rows],
-            image_prompt=[new for new, found in enumerate(shown) for _ in found],
+            image_prompt=[new for new, images_of_row in enumerate(images_of) for _ in images_of_row],
             token_fields={name: [values[row] for row in rows] for name, values in self.token_fields.items()},
             response_fill=self.response_fill,
             extras={name: value[images] for name, value in self.extras.items()},
         )
-        return taken, images
+        return selected, images
 
 
 def layout(
@@ -73,13 +73,17 @@ def layout(
         rows.extend([(p, list(group))] if packed or not group else [(p, [a]) for a in group])
     width = max(len(prompts.ids[p]) + sum(map(len, group)) for p, group in rows)
     lengths = [len(a) for _, group in rows for a in group]
-    b, n, r = len(rows), len(lengths), max(lengths, default=0)
+    b = len(rows)
+    n = len(lengths)
+    r = max(lengths, default=0)
 
     ids = torch.full((b, width), pad_id)  # (B, S)
     segments = torch.full((b, width), -1)  # (B, S)
     fields = {name: torch.full((b, width), prompts.response_fill[name]) for name in prompts.token_fields}
-    row_of, prompt_end = torch.empty(n, dtype=torch.long), torch.empty(n, dtype=torch.long)
-    index, mask = torch.zeros(n, r, dtype=torch.long), torch.zeros(n, r, dtype=torch.bool)
+    row_of = torch.empty(n, dtype=torch.long)
+    prompt_end = torch.empty(n, dtype=torch.long)
+    index = torch.zeros(n, r, dtype=torch.long)
+    mask = torch.zeros(n, r, dtype=torch.bool)
     i = 0
     for row, (p, group) in enumerate(rows):
         start = width - len(prompts.ids[p]) - sum(map(len, group)) if side == "left" else 0
@@ -93,10 +97,12 @@ def layout(
             stop = end + len(response)
             ids[row, end:stop] = torch.tensor(response)
             segments[row, end:stop] = k
-            row_of[i], prompt_end[i] = row, prompt_last
+            row_of[i] = row
+            prompt_end[i] = prompt_last
             index[i, : len(response)] = torch.arange(end, stop)
             mask[i, : len(response)] = True
-            end, i = stop, i + 1
+            end = stop
+            i = i + 1
     placed = [(row, m) for row, (p, _) in enumerate(rows) for m, q in enumerate(prompts.image_prompt) if q == p]
     image_row, image_index = torch.tensor(placed, dtype=torch.long).reshape(-1, 2).unbind(1)
     per_image = {name: value[image_index] for name, value in prompts.extras.items()}
@@ -112,8 +118,8 @@ def position_ids(tokens: TokenBatch) -> Tensor:
     start = prompt.sum(1)[tokens.response_row]  # (N,)
     steps = torch.arange(tokens.response_mask.shape[1], device=start.device)  # (R,)
     rows = tokens.response_row[:, None].expand_as(tokens.response_index)
-    keep = tokens.response_mask
-    return positions.index_put((rows[keep], tokens.response_index[keep]), (start[:, None] + steps)[keep])
+    mask = tokens.response_mask
+    return positions.index_put((rows[mask], tokens.response_index[mask]), (start[:, None] + steps)[mask])
 
 
 def visibility(tokens: TokenBatch) -> Tensor:

@@ -1,4 +1,4 @@
-"""From a head's outputs to the probability of each ordered level: three links behind one interface.
+"""Links from a head's outputs to the probability of each ordered level.
 
 Shapes: N rows, F features a link reads, K levels.
 """
@@ -49,7 +49,8 @@ class CumulativeLink(OrdinalLink):
         scale: bool = True,
         thresholds: Sequence[float] | None = None,
     ) -> None:
-        """
+        """Create the thresholds.
+
         Args:
             levels: K.
             scale: Read a second output as the row's log-scale s (heteroscedastic), bounded by 1.5.
@@ -62,7 +63,8 @@ class CumulativeLink(OrdinalLink):
         start = [k - (levels - 2) / 2 for k in range(levels - 1)] if thresholds is None else list(thresholds)
         if len(start) != levels - 1:
             raise ValueError(f"thresholds are {start}, expected {levels - 1} numbers for {levels} levels")
-        self.scale, self.features = scale, 2 if scale else 1
+        self.scale = scale
+        self.features = 2 if scale else 1
         initial = torch.tensor(start, dtype=torch.float32)
         self.first = nn.Parameter(initial[0].clone())
         self.free_gaps = nn.Parameter(gaps_from_thresholds(initial))  # (K-2,)
@@ -79,7 +81,7 @@ class CumulativeLink(OrdinalLink):
 
 
 class CornLink(OrdinalLink):
-    """K-1 conditional questions, "above k, given above k-1?": rank-consistent (CORN, arXiv 2111.08851).
+    """K-1 conditional probabilities P(level > k | level > k-1): rank-consistent (CORN, arXiv 2111.08851).
 
     YAML::
 
@@ -87,7 +89,8 @@ class CornLink(OrdinalLink):
     """
 
     def __init__(self, levels: int = NUM_LEVELS) -> None:
-        """
+        """Set the number of levels.
+
         Args:
             levels: K.
         """
@@ -100,7 +103,7 @@ class CornLink(OrdinalLink):
 
 
 class SoftmaxLink(OrdinalLink):
-    """K unrelated classes: the baseline that knows no order.
+    """K unordered classes: the baseline that ignores the order of the levels.
 
     YAML::
 
@@ -108,7 +111,8 @@ class SoftmaxLink(OrdinalLink):
     """
 
     def __init__(self, levels: int = NUM_LEVELS) -> None:
-        """
+        """Set the number of levels.
+
         Args:
             levels: K.
         """

@@ -1,6 +1,6 @@
-"""Low-rank adapters (LoRA, arXiv 2106.09685) put into a module in place.
+"""Low-rank adapters (LoRA, arXiv 2106.09685), added to a module in place.
 
-The module tree stays what it was (no wrapper): a targeted linear layer becomes peft's layer with the old one inside it.
+No wrapper is added: a targeted linear layer is replaced by peft's layer, which holds the old one.
 Shapes: a target (out, in) gets A (r, in) and B (out, r); its output grows by ``alpha / r`` x B A x.
 """
 
@@ -39,9 +39,9 @@ class LoraSettings:
 def apply_lora(module: nn.Module, settings: LoraSettings, adapter: str = "default") -> None:
     """Add an adapter to ``module``; only adapters stay trainable in it.
 
-    B starts at zero, so the module computes what it did before. Adapters are float32 whatever the dtype of the weights
-    (a step of 1e-3 on a bfloat16 weight near 1 is lost). Several adapters may be added under different names; the one that
-    was at work stays at work.
+    B starts at zero, so the module's output does not change. Adapters are float32 whatever the dtype of the weights
+    (a step of 1e-3 on a bfloat16 weight near 1 would be rounded away). Several adapters may be added under different
+    names; the active one stays active.
 
     Args:
         module: Changed in place.
@@ -54,11 +54,11 @@ def apply_lora(module: nn.Module, settings: LoraSettings, adapter: str = "defaul
     from peft import LoraConfig, inject_adapter_in_model
 
     names = linear_names(module)
-    wanted = settings.target_modules
-    targets = [n for n in names if wanted is None or any(n == w or n.endswith(f".{w}") for w in wanted)]
+    ends = settings.target_modules
+    targets = [n for n in names if ends is None or any(n == end or n.endswith(f".{end}") for end in ends)]
     if not targets:
-        ends = sorted({name.rpartition(".")[2] for name in names})
-        raise ValueError(f"lora.target_modules {list(wanted or [])} match no linear layer; available: {ends}")
+        available = sorted({name.rpartition(".")[2] for name in names})
+        raise ValueError(f"lora.target_modules {list(ends or [])} match no linear layer; available: {available}")
     if any(f"lora_A.{adapter}." in name for name, _ in module.named_parameters()):
         raise ValueError(f"an adapter named {adapter!r} exists already; choose another name")
     config = LoraConfig(
@@ -67,11 +67,11 @@ def apply_lora(module: nn.Module, settings: LoraSettings, adapter: str = "defaul
         lora_dropout=settings.dropout,
         target_modules="|".join(map(re.escape, targets)),  # a list would match by name endings once more
     )
-    working = active_adapter(module)
+    active = active_adapter(module)
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Already found a `peft_config`")  # a second adapter is no accident
+        warnings.filterwarnings("ignore", message="Already found a `peft_config`")  # a second adapter is intended
         inject_adapter_in_model(config, module, adapter_name=adapter)
-    activate(module, working or adapter)
+    activate(module, active or adapter)
     for name, parameter in module.named_parameters():
         parameter.requires_grad_("lora_" in name)
         if "lora_" in name:
@@ -79,7 +79,7 @@ def apply_lora(module: nn.Module, settings: LoraSettings, adapter: str = "defaul
 
 
 def linear_names(module: nn.Module) -> list[str]:
-    """Dotted names of the linear layers in ``module``, adapted ones included, adapters' own matrices not."""
+    """Dotted names of the linear layers in ``module``: adapted ones are included, the adapters' own matrices are not."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     adapted = [name for name, part in module.named_modules() if isinstance(part, BaseTunerLayer)]
@@ -93,9 +93,9 @@ def linear_names(module: nn.Module) -> list[str]:
 
 
 def merged_state(module: nn.Module) -> dict[str, Tensor]:
-    """State dict of ``module`` as it was before :func:`apply_lora`, active adapters added to the weights.
+    """State dict of ``module`` with the names it had before :func:`apply_lora`, active adapters added to the weights.
 
-    The live module is not touched. Without adapters it is the ordinary state dict.
+    The module itself is not changed. Without adapters the result is the ordinary state dict.
     """
     from peft.tuners.lora import LoraLayer
 

@@ -1,9 +1,10 @@
 """Networks sharded over the ranks with FSDP2 (``ModelParallelStrategy``), so that no rank holds all of them.
 
-Sharded are the blocks of every language model, frozen or not, and whatever is trained. A frozen tower and other frozen tensors
-outside the blocks (embeddings, LM head, norms) stay whole on every rank: ranks see different pictures and numbers of tokens, and
-what is whole needs no exchange. For the same reason sampling gathers the actor once and keeps it whole meanwhile. FSDP pairs the
-ranks' forward passes by their order, so each must run the same number of them: a trained tower needs pictures in every batch.
+The blocks of every language model are sharded, frozen or not, and so is everything that is trained. A frozen tower and other
+frozen tensors outside the blocks (embeddings, LM head, norms) are replicated on every rank: ranks see different pictures and
+numbers of tokens, and replicated tensors need no communication. For the same reason sampling gathers the actor once and keeps
+it gathered until it ends. FSDP pairs the ranks' forward passes by their order, so every rank must run the same number of them:
+a trained tower needs pictures in every batch.
 """
 
 import warnings
@@ -23,7 +24,7 @@ def shard(module: nn.Module, mesh: "DeviceMesh") -> None:
 
     Args:
         module: Holds backbones and heads.
-        mesh: As ``ModelParallelStrategy`` makes it: data parallel x tensor parallel.
+        mesh: The mesh of ``ModelParallelStrategy``: data parallel x tensor parallel.
 
     Raises:
         ValueError: If tensor parallelism is asked for, or two modules share a trained tensor.
@@ -35,7 +36,7 @@ def shard(module: nn.Module, mesh: "DeviceMesh") -> None:
             "tensor parallelism is not supported: set tensor_parallel_size: 1, data_parallel_size: all ranks"
         )
     mesh = mesh["data_parallel"]
-    # Units hand out views (a linear layer's output); nothing here writes into one.
+    # Sharded units return views (a linear layer's output); nothing here writes into one.
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
     inside: set[nn.Module] = set()
     blocks = []
@@ -51,17 +52,17 @@ def shard(module: nn.Module, mesh: "DeviceMesh") -> None:
 
 
 def _blocks(module: nn.Module) -> list[nn.Module]:
-    """Members of module lists that are trained or belong to a language model."""
+    """Entries of module lists that are trained or belong to a language model."""
     from safe_rlhf_v.models.backbone import Backbone
 
     networks = [part.language_model for part in module.modules() if isinstance(part, Backbone)]
     language = {part for network in networks if network is not None for part in network.modules()}
-    members = [part for stack in module.modules() if isinstance(stack, nn.ModuleList) for part in stack]
-    return [part for part in members if part in language or any(p.requires_grad for p in part.parameters())]
+    entries = [part for stack in module.modules() if isinstance(stack, nn.ModuleList) for part in stack]
+    return [part for part in entries if part in language or any(p.requires_grad for p in part.parameters())]
 
 
 def _trained_outside(module: nn.Module, inside: set[nn.Module]) -> Iterator[tuple[nn.Module, set[nn.Parameter]]]:
-    """Modules outside the blocks that hold trained tensors themselves, with their frozen ones."""
+    """Modules outside the blocks that directly hold trained tensors, each with its frozen parameters."""
     owners: dict[nn.Parameter, str] = {}
     for name, part in list(module.named_modules()):
         trained = [p for p in part.parameters(recurse=False) if p.requires_grad]
@@ -78,7 +79,7 @@ def _trained_outside(module: nn.Module, inside: set[nn.Module]) -> Iterator[tupl
 
 
 def is_sharded(module: nn.Module) -> bool:
-    """Whether a module is gathered from all ranks when it runs."""
+    """Whether a module's parameters are gathered from all ranks when it runs."""
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return False
     from torch.distributed.fsdp import FSDPModule
@@ -88,10 +89,10 @@ def is_sharded(module: nn.Module) -> bool:
 
 @contextmanager
 def gathered(module: nn.Module) -> Iterator[None]:
-    """In this context every sharded part of ``module`` is whole on every rank: forward passes exchange nothing.
+    """A context in which every sharded part of ``module`` is gathered on every rank: forward passes communicate nothing.
 
     Args:
-        module: Sharded or not. Nothing in it may be trained meanwhile.
+        module: Sharded or not. It must not be trained inside the context.
     """
     parts: list[Any] = [part for part in module.modules() if is_sharded(part)]
     for part in parts:
@@ -105,13 +106,13 @@ def gathered(module: nn.Module) -> Iterator[None]:
             part.reshard()
 
 
-def whole(tensor: Tensor) -> Tensor:
-    """The tensor itself, or all of a sharded one; then every rank has to call this."""
+def full_tensor(tensor: Tensor) -> Tensor:
+    """The complete tensor, gathered if it is sharded; in that case every rank must call this."""
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
 def assign(tensor: Tensor, value: Tensor) -> None:
-    """Overwrite a tensor, or this rank's piece of a sharded one, with a whole value."""
+    """Overwrite a tensor, or this rank's piece of a sharded one, with a complete value."""
     if hasattr(tensor, "full_tensor"):
         from torch.distributed.tensor import distribute_tensor
 

@@ -1,7 +1,7 @@
 """Tiny vision-language models with random weights, written offline as ordinary Hugging Face folders.
 
-For tests and smoke runs of whole configs: every family has its real architecture, processor and chat template shape,
-under a million parameters and 28-pixel tiles, and is built in about a second without a download.
+For tests and smoke runs of complete configs: every family has its real architecture, processor and chat template shape,
+fewer than a million parameters and 28-pixel tiles, and is built in about a second without a download.
 
     python -m safe_rlhf_v.models.tiny qwen2_5_vl runs/tiny_qwen
 """
@@ -67,11 +67,13 @@ def _tokenizer(extra: dict[str, str], more: tuple[str, ...] = (), eos: str = "</
 
 
 class _Parts:
-    """What a family's folder is made of."""
+    """The parts of a family's folder."""
 
     def __init__(self, tokenizer: Any, image_processor: Any, config: dict[str, Any], processor: dict[str, Any]) -> None:
-        self.tokenizer, self.image_processor = tokenizer, image_processor
-        self.config, self.processor = config, processor
+        self.tokenizer = tokenizer
+        self.image_processor = image_processor
+        self.config = config
+        self.processor = processor
 
     def id(self, token: str) -> int:
         """Id of a token."""
@@ -128,7 +130,8 @@ def _qwen3_vl() -> _Parts:
 def _qwen(model_type: str, patch: int, vision: dict[str, Any]) -> _Parts:
     from transformers import Qwen2VLImageProcessorPil
 
-    low, high = (2 * patch) ** 2, (8 * patch) ** 2
+    low = (2 * patch) ** 2
+    high = (8 * patch) ** 2
     tokens = {"image_token": "<|image_pad|>", "video_token": "<|video_pad|>"}
     more = ("<|im_start|>", "<|vision_start|>", "<|vision_end|>")
     text = {"model_type": f"{model_type}_text", **_TEXT, "rope_parameters": _ROPE}
@@ -262,7 +265,8 @@ def write_tiny_vlm(family: str, folder: str | Path, *, seed: int = 0) -> Path:
         raise ValueError(f"no tiny {family!r}; families: {', '.join(FAMILIES)}")
     folder = Path(folder)
     parts = FAMILIES[family]()
-    tokenizer, vocabulary = parts.tokenizer, len(parts.tokenizer)
+    tokenizer = parts.tokenizer
+    vocabulary = len(parts.tokenizer)
     ids = {"pad_token_id": tokenizer.pad_token_id, "bos_token_id": tokenizer.bos_token_id}
     ids["eos_token_id"] = parts.config.pop("eos_token_id", tokenizer.eos_token_id)
     parts.config["text_config"] |= {"vocab_size": vocabulary, **ids}
@@ -271,7 +275,9 @@ def write_tiny_vlm(family: str, folder: str | Path, *, seed: int = 0) -> Path:
         torch.manual_seed(seed)
         model: Any = AutoModelForImageTextToText.from_config(config, dtype=torch.float32)
         for parameter in model.parameters():
-            if parameter.dim() > 1 and not parameter.any():  # Gemma 3's projector starts at zero: blind to pictures
+            if (
+                parameter.dim() > 1 and not parameter.any()
+            ):  # Gemma 3's projector starts at zero and would hide pictures
                 torch.nn.init.normal_(parameter, std=0.2)
     model.generation_config.update(**ids)
     model.save_pretrained(folder)

@@ -19,11 +19,11 @@ class TowerSettings:
     Attributes:
         name: An open_clip model name, ``"local-dir:PATH"``, or ``None`` to build ``vision_cfg`` from scratch.
         pretrained: An open_clip weight tag or a local file; only with ``name``.
-        vision_cfg: open_clip's ``vision_cfg`` (``layers``, ``width``, ``image_size``, ``timm_model_name``, ...); only without
-            ``name``.
+        vision_cfg: The ``vision_cfg`` of open_clip (``layers``, ``width``, ``image_size``, ``timm_model_name``, ...); only
+            without ``name``.
         level: Which intermediate feature map to read: -1 the last block, -2 the one before (as LLaVA does), ...
         mean: Mean of the red, green and blue pixels the tower was trained on, 0..1; ``None`` for what ``name`` says.
-        std: Their standard deviation, likewise.
+        std: Standard deviation of those pixels, 0..1; ``None`` likewise.
     """
 
     name: str | None = None
@@ -39,7 +39,7 @@ class SlotSettings:
     """A resampler of a few learned queries (Set Transformer style pooling, arXiv 1810.00825) for tiny towers.
 
     Attributes:
-        slots: Learned queries, one image token each; one more token summarises all but the first of them.
+        slots: Number of learned queries, one image token each; one more token summarises all but the first of them.
         width: Token width D_image.
     """
 
@@ -48,7 +48,7 @@ class SlotSettings:
 
 
 class Tower(nn.Module):
-    """An open_clip image encoder that gives one feature map, flattened to tokens.
+    """An open_clip image encoder that returns one feature map, flattened to tokens.
 
     Attributes:
         image_size: Side of the square input, pixels.
@@ -59,7 +59,11 @@ class Tower(nn.Module):
     std: Tensor
 
     def __init__(self, settings: TowerSettings) -> None:
-        """Build the tower and drop every block that the chosen level does not need."""
+        """Build the tower and remove every block that the chosen level does not need.
+
+        Args:
+            settings: Which tower to build.
+        """
         super().__init__()
         self.settings = settings
         self.visual, size = _build_visual(settings)
@@ -81,20 +85,20 @@ class Tower(nn.Module):
         x = (pixels.permute(0, 3, 1, 2).float() - self.mean) / self.std  # (M, 3, H, W)
         visual: Any = self.visual
         x = x.to(next(visual.parameters()).dtype)
-        found = visual.forward_intermediates(
+        output = visual.forward_intermediates(
             x, indices=[self.level], stop_early=True, intermediates_only=True, output_fmt="NCHW"
         )
-        return found["image_intermediates"][0].flatten(2).transpose(1, 2)  # type: ignore[no-any-return]
+        return output["image_intermediates"][0].flatten(2).transpose(1, 2)  # type: ignore[no-any-return]
 
 
 def _build_visual(settings: TowerSettings) -> tuple[nn.Module, Any]:
     """The open_clip visual module and its image size."""
-    import open_clip  # slow (seconds): only when a tower is really built
+    import open_clip  # takes seconds: only when a tower is built
 
     if settings.name:
         model = open_clip.create_model(settings.name, pretrained=settings.pretrained)
     else:
-        # open_clip builds both towers of a CLIP; the text tower is thrown away, so it is as small as can be.
+        # open_clip builds both towers of a CLIP model; the text tower is not used, so it is as small as possible.
         text = {"context_length": 1, "vocab_size": 1, "width": 8, "heads": 1, "layers": 1}
         model = open_clip.CLIP(embed_dim=8, vision_cfg=dict(settings.vision_cfg), text_cfg=text)
         # Residual branches start at zero in open_clip; a shallow tower that trains for minutes needs them from the start.
@@ -105,7 +109,7 @@ def _build_visual(settings: TowerSettings) -> tuple[nn.Module, Any]:
 
 
 def _drop_unused(module: nn.Module) -> None:
-    """Replace every submodule none of whose parameters got a gradient, so that no trainable tensor stays untrained."""
+    """Replace every submodule whose parameters got no gradient, so that no trainable tensor stays untrained."""
     for name, child in module.named_children():
         parameters = list(child.parameters())
         if parameters and all(p.grad is None for p in parameters):
@@ -118,17 +122,23 @@ def _drop_unused(module: nn.Module) -> None:
 
 
 class SlotResampler(nn.Module):
-    """P tower tokens to ``slots + 1`` image tokens: learned queries attend once, a last token summarises the slots.
+    """Maps P tower tokens to ``slots + 1`` image tokens: learned queries attend once, a last token summarises the slots.
 
     Attributes:
         shape: (slots + 1, width).
     """
 
     def __init__(self, settings: SlotSettings, tower_shape: tuple[int, int]) -> None:
-        """Build for a tower of shape (P, C)."""
+        """Create the queries and the layers.
+
+        Args:
+            settings: Number and width of the slots.
+            tower_shape: (P, C) of the tower's tokens.
+        """
         super().__init__()
         tokens, channels = tower_shape
-        k, d = settings.slots, settings.width
+        k = settings.slots
+        d = settings.width
         self.shape = (k + 1, d)
         self.inputs = nn.Sequential(nn.Linear(channels, d), nn.LayerNorm(d))
         self.position = nn.Parameter(torch.randn(tokens, d) * 0.02)

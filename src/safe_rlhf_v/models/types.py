@@ -1,4 +1,4 @@
-"""What flows between backbone and heads.
+"""Data types between backbone and heads.
 
 Shapes: B rows of tokens, S tokens per row, N responses (sequences to score), R response tokens, D hidden, M images,
 P image tokens. Masks are bool, True = real token. A row may hold one response (N = B) or several behind one shared prompt
@@ -11,11 +11,11 @@ from torch import Tensor
 
 
 class ImageInputs(NamedTuple):
-    """M images ready for the tower.
+    """M preprocessed images.
 
     Attributes:
-        pixels: What the family's image processor made, by name; first dimension as the family defines it.
-        ids: M ids, equal ids mean equal pixels.
+        pixels: Output of the family's image processor, by name; the family defines the first dimension.
+        ids: M ids; equal ids mean equal pixels.
     """
 
     pixels: dict[str, Tensor]
@@ -70,13 +70,14 @@ class TokenBatch(NamedTuple):
 
 
 class ResponseStates(NamedTuple):
-    """All a head may read about N responses.
+    """Everything a head may read about N responses.
 
     Attributes:
         hidden: (N, R, D) last hidden state at each response token, 0 where masked.
         prompt: (N, D) last hidden state at the last prompt token.
         mask: (N, R) bool.
-        log_probs: (N, R) float32 log p(token | before) by the backbone's own LM head, 0 where masked; None unless asked.
+        log_probs: (N, R) float32 log p(token | earlier tokens) by the backbone's own LM head, 0 where masked; ``None``
+            unless requested.
         images: (N, P, D_image) image tokens of the response's first image, 0 where the row has none.
     """
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from safe_rlhf_v.data_modules.source import MEND
-from safe_rlhf_v.models.refused import RefusedRows
+from safe_rlhf_v.models.reader import RefusedRows
 from safe_rlhf_v.records.batches import Batch, without_rows
 from safe_rlhf_v.shards.manifest import ShardError
 

@@ -15,7 +15,7 @@ from safe_rlhf_v.functional.shares import Share, masked_share
 from safe_rlhf_v.models.backbone import Backbone, Prepared
 from safe_rlhf_v.models.reader import Reader
 from safe_rlhf_v.models.sharding import shard
-from safe_rlhf_v.models.sources import KEPT
+from safe_rlhf_v.models.sources import SOURCES_KEY
 from safe_rlhf_v.modules.admission import Admission
 from safe_rlhf_v.modules.split_metrics import SplitMetrics
 from safe_rlhf_v.records.batches import Batch, PolicyBatch, PreferenceBatch, SupervisedBatch, to_device
@@ -30,7 +30,7 @@ from safe_rlhf_v.training.checkpoints import (
 )
 from safe_rlhf_v.training.named import made
 from safe_rlhf_v.training.optim import Schedule, group_names, parameter_groups, run_length
-from safe_rlhf_v.training.resume import StepBorder, UserOptions, restore_random_states
+from safe_rlhf_v.training.resume import StepBoundary, UserOptions, restore_random_states
 from safe_rlhf_v.training.runs import say
 
 Moved = TypeVar("Moved")
@@ -85,7 +85,7 @@ class BaseModule(SplitMetrics):
         self._options: UserOptions | None = None
         self._random_states: dict[str, Tensor] | None = None
         self._loops: dict[str, Any] | None = None
-        self._border = StepBorder()
+        self._border = StepBoundary()
         self._prefixes: list[str] = []
 
     @cached_property
@@ -237,8 +237,8 @@ class BaseModule(SplitMetrics):
         checkpoint["rebuilt"] = sorted(self._rebuilt)
         self._border.write(self, checkpoint)
         if self._kept is None and isinstance(self.backbone, Reader):
-            self._kept = self.backbone.kept()._asdict()
-        checkpoint[KEPT] = self._kept
+            self._kept = self.backbone.stored_sources()._asdict()
+        checkpoint[SOURCES_KEY] = self._kept
         checkpoint["parameter_groups"] = group_names(self, self.lr_scale)
         for name in self._rebuilt:
             checkpoint["state_dict"].pop(name, None)

@@ -19,7 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 from safe_rlhf_v.functional.policy import kl_estimate
 from safe_rlhf_v.functional.policy_losses import clipped_surrogate, clipped_value_loss, reduce_tokens, reduction_count
 from safe_rlhf_v.functional.shares import divided
-from safe_rlhf_v.models.sharding import whole
+from safe_rlhf_v.models.sharding import full_tensor
 from safe_rlhf_v.modules.base import demonstrations_seen
 from safe_rlhf_v.objectives.base import described
 from safe_rlhf_v.policy.advantages import Signals
@@ -255,7 +255,7 @@ class PolicyUpdate:
         for role, parameters in module.roles.trained(module.backbone).items():
             limit = self.settings.max_grad_norm or float("inf")
             norm = torch.nn.utils.clip_grad_norm_(parameters, limit)
-            self.norms.setdefault(role, []).append(whole(norm.detach()))
+            self.norms.setdefault(role, []).append(full_tensor(norm.detach()))
         with counted_once(self.optimizer, last=number == self.steps - 1):
             self.optimizer.step()
         self.optimizer.zero_grad()

@@ -1,6 +1,6 @@
-"""Typed batches: what data modules give out and every module reads.
+"""Typed batches: the output of data modules and the input of every module.
 
-Images are uint8 and questions and responses are strings: the backbone's ``prepare`` owns tokenizer, template and tiling.
+Images are uint8 and questions and responses are strings: the backbone's ``prepare`` applies tokenizer, template and tiling.
 Labels are tensors. B rows (prompts), K responses per row (2 for preference pairs).
 Unknown labels are -1 for indices and booleans, ``UNKNOWN_LEVEL`` for levels, NaN for floats.
 """
@@ -34,7 +34,7 @@ class Prompts(NamedTuple):
     questions: tuple[str, ...]
 
     def take(self, rows: Sequence[int]) -> "Prompts":
-        """The prompts with these numbers."""
+        """The prompts at these row numbers."""
         return Prompts(
             tuple(self.images[row] for row in rows),
             tuple(self.image_ids[row] for row in rows),
@@ -42,7 +42,7 @@ class Prompts(NamedTuple):
         )
 
     def with_images(self, mode: ImageMode) -> "Prompts":
-        """The same questions with other pictures, to measure what a model reads from them.
+        """The same questions with other pictures, to measure how much a model reads from the pictures.
 
         Args:
             mode: ``real`` keeps the pictures; ``shuffled`` gives each row the pictures of the row before it;
@@ -150,9 +150,9 @@ class PreferenceBatch(NamedTuple):
 
 
 def hazard(category: Tensor) -> Tensor:
-    """(B,) int64 whether each prompt is of some harm category: 1 yes, 0 of none, -1 unknown.
+    """(B,) int64 whether each prompt has a harm category: 1 yes, 0 no, -1 unknown.
 
-    Without any category in the data (C = 0) nothing is known: that a prompt is of none of none says nothing.
+    If the data define no categories (C = 0), it is unknown for every prompt.
 
     Args:
         category: (B, C) as in :class:`PreferenceBatch`.
@@ -161,23 +161,27 @@ def hazard(category: Tensor) -> Tensor:
 
 
 def category_groups(category: Tensor) -> list[tuple[int, ...]]:
-    """Per row the indices of its categories, (-1,) if it is of none, () if that is unknown: what tables count it under.
+    """Per row the groups that tables count it under: its category indices, (-1,) if it has none, () if unknown.
 
     Args:
         category: (B, C) as in :class:`PreferenceBatch`.
     """
-    kind = hazard(category).tolist()
-    named = [tuple(i for i, value in enumerate(row) if value == 1) for row in category.tolist()]
-    return [names or ((-1,) if known == 0 else ()) for names, known in zip(named, kind, strict=True)]
+    hazards = hazard(category).tolist()
+    indices = [tuple(i for i, value in enumerate(row) if value == 1) for row in category.tolist()]
+    return [index or ((-1,) if hazardous == 0 else ()) for index, hazardous in zip(indices, hazards, strict=True)]
 
 
 class Records:
-    """B records, ``None`` in padding rows. No sequence to Lightning: it takes those apart, and records cannot be."""
+    """B records, ``None`` in padding rows.
+
+    This is not a ``Sequence``, because Lightning rebuilds sequences from their elements when it moves a batch.
+    """
 
     def __init__(self, records: Iterable[Record | None]) -> None:
-        """
+        """Store the records.
+
         Args:
-            records: Without their image bytes.
+            records: Records without their image bytes.
         """
         self._records = tuple(records)
 
@@ -190,7 +194,7 @@ class Records:
         return len(self._records)
 
     def __getitem__(self, row: int) -> Record | None:
-        """One of them."""
+        """The record of a row."""
         return self._records[row]
 
 
@@ -217,11 +221,11 @@ class PolicyBatch(NamedTuple):
 
 
 def without_rows(batch: Batch, rows: Collection[int]) -> Batch:
-    """The batch with some rows masked: no pictures, no text, and they do not count.
+    """The batch with some rows masked: their pictures and texts are removed, and ``valid`` is false.
 
     Args:
         batch: B rows.
-        rows: Numbers of those that cannot be used.
+        rows: Numbers of the rows to mask.
     """
 
     def emptied(values: tuple[Any, ...], empty: Any) -> tuple[Any, ...]:
@@ -242,9 +246,9 @@ def without_rows(batch: Batch, rows: Collection[int]) -> Batch:
 
 
 def without_order(batch: PreferenceBatch, same: Tensor) -> PreferenceBatch:
-    """The batch without a preference, annotated or true, between responses that are the same to the model.
+    """The batch without preferences, annotated or true, between responses that have the same tokens.
 
-    Labels of single responses stay; the truth of such a row goes as a whole.
+    Labels of single responses stay; the true values, known for synthetic data only, are removed.
 
     Args:
         batch: B rows.

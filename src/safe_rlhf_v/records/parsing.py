@@ -1,4 +1,4 @@
-"""Strict JSON to record fields: anything the schema does not allow is refused by key and field, nothing is guessed."""
+"""Strict parsing of JSON to record fields: a violation of the schema is refused with key and field, nothing is guessed."""
 
 import json
 import math
@@ -13,27 +13,30 @@ class RecordError(ValueError):
     """A record breaks the schema; the message names key and field."""
 
     def __init__(self, key: str, where: str, problem: str) -> None:
-        """
+        """Compose the message.
+
         Args:
             key: The record's key.
-            where: The field, dotted.
+            where: Dotted path of the field.
             problem: What is wrong with it.
         """
         super().__init__(f"record {key!r:.140}, field {where!r:.140}: {problem}")
-        self.key, self.field, self.problem = key, where, problem
+        self.key = key
+        self.field = where
+        self.problem = problem
 
     def __reduce__(self) -> tuple[type, tuple[str, str, str]]:
-        """Survive the trip from a worker process."""
+        """Pickle support: worker processes send it to the main process."""
         return type(self), (self.key, self.field, self.problem)
 
 
 def parse_json(text: bytes, key: str, limit: int = MAX_JSON_BYTES) -> dict[str, Any]:
-    """A JSON object in UTF-8 without NaN, infinities, duplicate names or absurd nesting.
+    """Parse a JSON object in UTF-8 without NaN, infinities, duplicate names or excessive nesting.
 
     Args:
-        text: Its bytes.
-        key: What it belongs to, for messages.
-        limit: Refuse more bytes than this.
+        text: Bytes of the object.
+        key: Key of the record it belongs to, for messages.
+        limit: Maximum number of bytes.
 
     Raises:
         RecordError: For anything else.
@@ -45,8 +48,8 @@ def parse_json(text: bytes, key: str, limit: int = MAX_JSON_BYTES) -> dict[str, 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         names = [name for name, _ in pairs]
         if len(set(names)) < len(names):
-            twice = next(name for name in names if names.count(name) > 1)
-            raise RecordError(key, twice, "stands twice in one JSON object")
+            duplicate = next(name for name in names if names.count(name) > 1)
+            raise RecordError(key, duplicate, "occurs twice in one JSON object")
         return dict(pairs)
 
     if len(text) > limit:
@@ -63,16 +66,21 @@ def parse_json(text: bytes, key: str, limit: int = MAX_JSON_BYTES) -> dict[str, 
 
 
 class Fields:
-    """Typed access to one JSON object; what is left over at the end is refused."""
+    """Typed access to the fields of one JSON object; fields that were not read are refused at the end."""
 
     def __init__(self, body: Any, key: str, where: str = "") -> None:
-        """
+        """Copy the object.
+
         Args:
             body: The parsed object.
             key: The record's key, for messages.
             where: Dotted path of this object.
+
+        Raises:
+            RecordError: If ``body`` is not an object.
         """
-        self.key, self.where = key, where
+        self.key = key
+        self.where = where
         if not isinstance(body, dict):
             raise RecordError(key, where, f"must be an object, not {type(body).__name__}")
         self.body = dict(body)
@@ -93,8 +101,8 @@ class Fields:
         if value is None and optional:
             return None
         if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
-            wanted = " or ".join(kind.__name__ for kind in kinds) + (" or null" if optional else "")
-            raise RecordError(self.key, self.path(name), f"must be {wanted}, not {value!r:.80}")
+            expected = " or ".join(kind.__name__ for kind in kinds) + (" or null" if optional else "")
+            raise RecordError(self.key, self.path(name), f"must be {expected}, not {value!r:.80}")
         problem = check_text(value) if isinstance(value, str) else check_int(value) if isinstance(value, int) else None
         if problem:
             raise RecordError(self.key, self.path(name), problem)
@@ -126,13 +134,17 @@ class Fields:
         return [(f"{self.path(name)}[{i}]", value) for i, value in enumerate(self.take(name, list))]
 
     def done(self) -> None:
-        """Raises: RecordError: If unknown fields are left."""
+        """Check that every field was read.
+
+        Raises:
+            RecordError: If unknown fields are left.
+        """
         if self.body:
             raise RecordError(self.key, self.path(next(iter(self.body))), "is not part of the schema")
 
 
 def check_text(value: str) -> str | None:
-    """What is wrong with a text, or ``None``: half of a surrogate pair is no character, and no tokenizer takes it."""
+    """What is wrong with a text, or ``None``; tokenizers refuse a lone surrogate."""
     try:
         value.encode()
     except UnicodeEncodeError as error:
@@ -141,7 +153,7 @@ def check_text(value: str) -> str | None:
 
 
 def check_int(value: int) -> str | None:
-    """What is wrong with a whole number, or ``None``: tensors have 64 bits."""
+    """What is wrong with a whole number, or ``None``; tensors have 64 bits."""
     return None if -(1 << 63) <= value < 1 << 63 else "does not fit into 64 bits"
 
 

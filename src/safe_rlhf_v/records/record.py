@@ -1,8 +1,7 @@
-"""One record: the image(s), a question, its responses and every label known about them.
+"""One record: images, a question, its responses and their labels.
 
-A record is what a shard stores (``KEY.jpg`` + ``KEY.json``) and what every stage reads: supervised, reward, cost, guard
-and prompt-only training differ only in the fields they look at. Records validate themselves; a message names the key
-and the field.
+Shards store records (``KEY.jpg`` + ``KEY.json``) and every stage reads them: supervised, reward, cost, guard and prompt-only
+training differ only in the fields they use. Records validate themselves; messages name the key and the field.
 """
 
 import dataclasses
@@ -27,9 +26,9 @@ __all__ = ["IMAGE_FORMATS", "SCHEMA_VERSION", "Image", "Record", "RecordError", 
 
 SCHEMA_VERSION = 2
 READS = (1, 2)
-"""Schemas this version reads: 1 had one category as plain text."""
+"""Schema versions that are read; in version 1 ``category`` was a single name."""
 IMAGE_FORMATS = ("jpg", "png", "webp")
-# KEY.json must fit into the 100 bytes that a tar header has for a name.
+# KEY.json must fit into the 100 bytes of a tar header's name field.
 _KEY = re.compile(r"[A-Za-z0-9_\-]{1,95}")
 _HASH = re.compile(r"[0-9a-f]{64}")
 
@@ -39,7 +38,7 @@ class Image:
     """An encoded image and what identifies it.
 
     Attributes:
-        data: The encoded bytes, never re-encoded on the way.
+        data: The encoded bytes as imported, never re-encoded.
         format: ``"jpg"``, ``"png"`` or ``"webp"``.
         id: SHA-256 (hex) of size and RGB pixels after EXIF transpose: equal pixels have equal ids. It is the split
             group and the key of image-feature caches.
@@ -65,7 +64,7 @@ class Response:
         safety: Safety level -3..3.
         is_safe: Binary safety label.
         helpfulness: Graded helpfulness (0..3 in BeaverTails-V; any finite scale is accepted).
-        source: What produced the text (a model name, ``"demonstrator"``, ...).
+        source: Origin of the text (a model name, ``"demonstrator"``, ...).
     """
 
     text: str
@@ -99,15 +98,15 @@ class Record:
     """One prompt (images + question) with its responses and labels.
 
     Attributes:
-        key: Unique over the data set; letters, digits, ``_`` and ``-`` only (a dot would split a shard member's name).
+        key: Unique in the data set; letters, digits, ``_`` and ``-`` only (a dot would split the file name in the shard).
         question: The text part of the prompt.
         images: Zero or more images, in prompt order.
         responses: Zero or more responses; two for a preference pair.
         category: Harm categories of the prompt: names, ``()`` if it is of none (a harmless prompt), ``None`` if unknown.
             In a file the same: a list of names, ``[]``, and ``null`` or no such field.
-        image_severity: Risk level of the image, as the source states it.
-        more_helpful: Index of the response annotators found more helpful.
-        safer: Index of the response annotators found safer.
+        image_severity: Risk level of the image, on the scale of its source.
+        more_helpful: Index of the response that annotators rated more helpful.
+        safer: Index of the response that annotators rated safer.
         safety_tie: Both responses have the same safety rating, so ``safer`` was a forced choice.
         origin: Where the record came from (data set, revision, split, row), as flat strings.
         truth: Noise-free values, synthetic data only.
@@ -144,7 +143,7 @@ class Record:
         return self
 
     def problems(self, taxonomy: Taxonomy | None = None) -> Iterator[tuple[str, str]]:
-        """Every (field, what is wrong) of the record, cheapest first.
+        """Every (field, problem) of the record, in the order of the cost of the check.
 
         Args:
             taxonomy: See :meth:`validate`.
@@ -152,7 +151,7 @@ class Record:
         return _problems(self, taxonomy)
 
     def to_json(self) -> bytes:
-        """Canonical JSON of everything but the image bytes; equal records give equal bytes. All keys always present."""
+        """Canonical JSON without the image bytes: equal records give equal bytes, and every key is present."""
         body = dataclasses.asdict(self)
         for image in body["images"]:
             del image["data"]
@@ -168,12 +167,12 @@ class Record:
     def from_json(
         cls, text: bytes, images: tuple[bytes, ...], key: str = "?", taxonomy: Taxonomy | None = None
     ) -> "Record":
-        """Parse and validate what :meth:`to_json` wrote, with the images' bytes.
+        """Parse and validate the output of :meth:`to_json`, with the images' bytes.
 
         Args:
-            text: The JSON member, at most 1 MB.
+            text: The JSON, at most 1 MB.
             images: Encoded bytes, one per entry of the JSON's ``images``.
-            key: The shard member's key, for messages; the JSON's own ``key`` must equal it when given.
+            key: The key in the file name, for messages; the JSON's own ``key`` must equal it.
             taxonomy: See :meth:`validate`.
 
         Raises:
@@ -213,7 +212,7 @@ def _record(fields: Fields, images: tuple[bytes, ...]) -> Record:
 
 
 def _category(fields: Fields) -> tuple[str, ...] | None:
-    """Names, none, or unknown; plain text is one name."""
+    """The categories' names, ``()`` for none, ``None`` if unknown; a string is one name."""
     if "category" not in fields.body:
         return None
     value = fields.take("category", list, str, optional=True)
@@ -262,11 +261,11 @@ def _truth(fields: Fields) -> Truth | None:
 
 
 def _problems(record: Record, taxonomy: Taxonomy | None) -> Iterator[tuple[str, str]]:
-    """Every (field, problem) of a record, cheapest first."""
+    """See :meth:`Record.problems`."""
     if not _KEY.fullmatch(record.key):
         yield (
             "key",
-            f"{record.key!r:.140} must be 1-95 letters, digits, '_' or '-' (a dot would split a shard member's name)",
+            f"{record.key!r:.140} must be 1-95 letters, digits, '_' or '-' (a dot would split the file name in the shard)",
         )
     for i, image in enumerate(record.images):
         if image.format not in IMAGE_FORMATS:
@@ -293,7 +292,7 @@ def _problems(record: Record, taxonomy: Taxonomy | None) -> Iterator[tuple[str, 
 
 
 def _text_problems(record: Record) -> Iterator[tuple[str, str]]:
-    """Texts that are no Unicode text."""
+    """Texts that are not valid Unicode."""
     texts = {"question": record.question}
     for i, response in enumerate(record.responses):
         texts |= {f"responses[{i}].text": response.text, f"responses[{i}].source": response.source}
@@ -304,7 +303,7 @@ def _text_problems(record: Record) -> Iterator[tuple[str, str]]:
 
 
 def _category_problems(category: tuple[str, ...] | None, taxonomy: Taxonomy | None) -> Iterator[tuple[str, str]]:
-    """Problems of the category: text for a list, a name given twice, names the taxonomy does not have."""
+    """Problems of the categories: not a list, a name given twice, or names that the taxonomy does not have."""
     if category is None:
         return
     if not isinstance(category, tuple) or not all(isinstance(name, str) for name in category):
@@ -314,8 +313,8 @@ def _category_problems(category: tuple[str, ...] | None, taxonomy: Taxonomy | No
         yield "category", f"{list(category)!r:.80} names one category twice"
     for name in category:
         if taxonomy and name not in taxonomy.categories:
-            known = ", ".join(taxonomy.categories) or "no categories"
-            yield "category", f"{name!r} is not in taxonomy {taxonomy.name!r}, which has: {known}"
+            categories = ", ".join(taxonomy.categories) or "no categories"
+            yield "category", f"{name!r} is not in taxonomy {taxonomy.name!r}, which has: {categories}"
 
 
 def _truth_problems(truth: Truth, count: int) -> Iterator[tuple[str, str]]:
@@ -340,6 +339,6 @@ def _truth_problems(truth: Truth, count: int) -> Iterator[tuple[str, str]]:
 
 
 def _check_truth(name: str, value: Any) -> str | None:
-    """What is wrong with one entry, of the right type, of the helpfulness, safety levels or rules."""
+    """What is wrong with one entry of helpfulness, safety or rule that has the right type, or ``None``."""
     checks: dict[str, Callable[[Any], str | None]] = {"safety": check_level, "helpfulness": check_finite}
     return checks.get(name, check_text)(value)

@@ -1,4 +1,4 @@
-"""Safety levels, harm categories and severity words: the single source of all three.
+"""Safety levels and harm categories: the single definition of both.
 
 The seven-level scale and the twenty categories are those of BeaverTails-V, the data set of Safe RLHF-V
 (arXiv 2503.17682, section 3 and appendix C). A data set states its own categories in its manifest.
@@ -20,7 +20,6 @@ LEVEL_NAMES: dict[int, str] = {
     3: "proactive, well-reasoned warning",
 }
 
-SEVERITY_WORDS: dict[int, str] = {-1: "minor", -2: "moderate", -3: "severe"}
 
 BEAVERTAILS_V_CATEGORIES: tuple[str, ...] = (
     "animal_abuse",
@@ -51,18 +50,18 @@ class Taxonomy:
     """The label space of one data set, as its manifest states it.
 
     Attributes:
-        name: What the label space is called, for example ``"beavertails-v"``.
-        categories: Harm categories in index order; a record's ``category`` names some of them, none, or is unknown.
+        name: Name of the label space, for example ``"beavertails-v"``.
+        categories: Harm categories in index order; a record has some of them, none, or it is unknown.
     """
 
     name: str
     categories: tuple[str, ...]
 
     def problem(self) -> str | None:
-        """What is wrong with the names, or ``None``: each is there once and says something."""
+        """What is wrong with the names, or ``None``: they must be unique and not blank."""
         for name in self.categories:
             if not name.strip() or self.categories.count(name) > 1:
-                return f"{name!r:.80} {'stands twice' if name.strip() else 'is no name'}"
+                return f"{name!r:.80} {'occurs twice' if name.strip() else 'is blank'}"
         return None
 
     def category_index(self, category: str) -> int:
@@ -76,15 +75,15 @@ class Taxonomy:
         return self.categories.index(category)
 
     def labels(self, category: tuple[str, ...] | None) -> list[int]:
-        """Per category 1 where a record's ``category`` names it, 0 where it does not, -1 everywhere if that is unknown.
+        """Per category 1 if the record has it, 0 if not; -1 for all if it is unknown.
 
         Raises:
             ValueError: If a name is not in this taxonomy.
         """
         if category is None:
             return [-1] * len(self.categories)
-        named = {self.category_index(name) for name in category}
-        return [int(i in named) for i in range(len(self.categories))]
+        indices = {self.category_index(name) for name in category}
+        return [int(i in indices) for i in range(len(self.categories))]
 
 
 BEAVERTAILS_V = Taxonomy("beavertails-v", BEAVERTAILS_V_CATEGORIES)
@@ -93,14 +92,3 @@ BEAVERTAILS_V = Taxonomy("beavertails-v", BEAVERTAILS_V_CATEGORIES)
 def is_harmful(level: int) -> bool:
     """Whether a safety level in -3..3 is harmful: strictly below 0 (a bare refusal, level 0, never is)."""
     return level < 0
-
-
-def level_index(level: int) -> int:
-    """Class index 0..6 of a safety level -3..3.
-
-    Raises:
-        ValueError: If the level is outside -3..3.
-    """
-    if not MIN_LEVEL <= level <= MAX_LEVEL:
-        raise ValueError(f"safety level {level} is outside {MIN_LEVEL}..{MAX_LEVEL}")
-    return level - MIN_LEVEL

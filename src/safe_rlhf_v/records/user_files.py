@@ -1,4 +1,4 @@
-"""Files that somebody else named: looked at before they are read, and never written by two processes at once."""
+"""Files with names from outside: checked before they are read, and never written by two processes at once."""
 
 import errno
 import fcntl
@@ -19,11 +19,11 @@ _KINDS = (
 
 
 class FileError(ValueError):
-    """A file that cannot be used; the message names it and says why in one line."""
+    """A file cannot be used; the message names it and the reason in one line."""
 
 
 def open_regular(path: str | Path) -> BinaryIO:
-    """Open a regular file for reading, following links; nothing else is opened, so that nothing can block or be triggered.
+    """Open a regular file for reading, following links; opening anything else could block or have side effects.
 
     Args:
         path: A path from an untrusted source.
@@ -31,10 +31,10 @@ def open_regular(path: str | Path) -> BinaryIO:
     Raises:
         FileError: If it is missing, may not be read, or is a folder, named pipe, socket or device.
     """
-    name = shown(path)
+    name = printable(path)
     try:
         _check_regular(Path(path).stat().st_mode, name)
-        # Without blocking: what stands there may have been exchanged for a pipe since.
+        # Without blocking, because the file may have been replaced by a pipe since the check.
         handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except FileError:
         raise
@@ -51,11 +51,11 @@ def open_regular(path: str | Path) -> BinaryIO:
 
 
 def read_bounded(path: str | Path, limit: int) -> bytes:
-    """All bytes of a regular file, of which no more than ``limit`` are ever held in memory.
+    """All bytes of a regular file; no more than ``limit`` are ever held in memory.
 
     Args:
         path: A path from an untrusted source.
-        limit: Most bytes.
+        limit: Maximum number of bytes.
 
     Raises:
         FileError: See :func:`open_regular`; or if the file is larger, or cannot be read to its end.
@@ -63,13 +63,13 @@ def read_bounded(path: str | Path, limit: int) -> bytes:
     with open_regular(path) as file:
         size = os.fstat(file.fileno()).st_size
         if size > limit:
-            raise FileError(f"{shown(path)}: {size} bytes, the limit is {limit}")
+            raise FileError(f"{printable(path)}: {size} bytes, the limit is {limit}")
         try:
             data = file.read(limit + 1)
         except OSError as error:
-            raise FileError(f"{shown(path)}: {(error.strerror or type(error).__name__).lower()}") from None
-    if len(data) > limit:  # it grew, or its size is not stated (/proc)
-        raise FileError(f"{shown(path)}: more than {limit} bytes")
+            raise FileError(f"{printable(path)}: {(error.strerror or type(error).__name__).lower()}") from None
+    if len(data) > limit:  # it grew, or its stated size is 0 (/proc)
+        raise FileError(f"{printable(path)}: more than {limit} bytes")
     return data
 
 
@@ -77,16 +77,16 @@ def open_to_append(path: str | Path) -> BinaryIO:
     """Open a regular file for reading and appending, creating it if it is missing; links are not followed.
 
     Raises:
-        FileError: If something else stands there, a link or a named pipe, or it cannot be written.
+        FileError: If the path is something else (a link, a named pipe), or cannot be written.
     """
     flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     try:
         handle = os.open(path, flags, 0o666)
     except OSError as error:
         kind = "a link, not a regular file" if error.errno == errno.ELOOP else str(error.strerror).lower()
-        raise FileError(f"{shown(path)}: {kind}; remove it or name another output") from None
+        raise FileError(f"{printable(path)}: {kind}; remove it or name another output") from None
     try:
-        _check_regular(os.fstat(handle).st_mode, shown(path))
+        _check_regular(os.fstat(handle).st_mode, printable(path))
     except FileError:
         os.close(handle)
         raise
@@ -94,9 +94,9 @@ def open_to_append(path: str | Path) -> BinaryIO:
 
 
 def write_whole(path: Path, data: bytes) -> None:
-    """Write a whole file or nothing: into ``.part`` beside it, synced, then renamed.
+    """Write a file completely or not at all: into ``.part`` beside it, synced, then renamed.
 
-    Links are replaced and never followed: the folder may be somebody else's.
+    Links are replaced and never followed, because the folder may belong to somebody else.
     """
     part = path.with_name(path.name + ".part")
     part.unlink(missing_ok=True)
@@ -108,24 +108,24 @@ def write_whole(path: Path, data: bytes) -> None:
 
 
 def lock(file: BinaryIO, name: str | Path) -> None:
-    """Hold an open file for this process alone; the kernel releases it when the file is closed or the process dies.
+    """Lock an open file for this process; the kernel releases the lock when the file is closed or the process ends.
 
     Args:
         file: Open file.
-        name: What it is called in the message.
+        name: Its name in the message.
 
     Raises:
-        FileError: If another process holds it.
+        FileError: If another process holds the lock.
     """
     _lock(file.fileno(), name)
 
 
 @contextmanager
 def locked_folder(folder: Path) -> Iterator[None]:
-    """Hold a folder for this process alone, creating it if it is missing; see :func:`lock`.
+    """A context that locks a folder for this process, creating it if it is missing; see :func:`lock`.
 
     Raises:
-        FileError: If another process holds it.
+        FileError: If another process holds the lock.
     """
     folder.mkdir(parents=True, exist_ok=True)
     handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -136,7 +136,7 @@ def locked_folder(folder: Path) -> Iterator[None]:
         os.close(handle)
 
 
-def shown(path: str | Path) -> str:
+def printable(path: str | Path) -> str:
     """A path as one printable line."""
     name = str(path)
     return name if name.isprintable() else repr(name)
@@ -146,10 +146,12 @@ def _lock(handle: int, name: str | Path) -> None:
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        raise FileError(f"{shown(name)}: another process is writing it; wait for it or name another output") from None
+        raise FileError(
+            f"{printable(name)}: another process is writing it; wait for it or name another output"
+        ) from None
 
 
 def _check_regular(mode: int, name: str) -> None:
     if not stat.S_ISREG(mode):
-        kind = next((words for is_kind, words in _KINDS if is_kind(mode)), "something else")
+        kind = next((description for is_kind, description in _KINDS if is_kind(mode)), "something else")
         raise FileError(f"{name}: {kind}, not a regular file")

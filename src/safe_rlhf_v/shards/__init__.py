@@ -1,4 +1,4 @@
-"""Plain WebDataset shards: written once, checked by hash, read by random access."""
+"""Plain WebDataset shards: written once, verified by hash, read by random access."""
 
 from safe_rlhf_v.shards.images import ImageError, decode, probe
 from safe_rlhf_v.shards.manifest import Manifest, ShardError

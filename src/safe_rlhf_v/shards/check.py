@@ -1,4 +1,4 @@
-"""Find every problem of a shard folder: nothing in the manifest is taken on trust."""
+"""Find every problem of a shard folder; everything that the manifest states is recomputed."""
 
 import hashlib
 from collections.abc import Iterator
@@ -13,24 +13,23 @@ from safe_rlhf_v.records import Record
 from safe_rlhf_v.records.parsing import RecordError, parse_json
 from safe_rlhf_v.records.user_files import FileError, read_bounded
 from safe_rlhf_v.shards.contradictions import contradictions
-from safe_rlhf_v.shards.histograms import Histograms
 from safe_rlhf_v.shards.images import ImageError, probe
 from safe_rlhf_v.shards.index import NO_CATEGORY, UNKNOWN_CATEGORY, Member, group_hash, scan_shard
-from safe_rlhf_v.shards.manifest import FILE_NAME, MAX_BYTES, Manifest, ShardError, ShardInfo, SplitInfo
+from safe_rlhf_v.shards.manifest import FILE_NAME, MAX_BYTES, Histograms, Manifest, ShardError, ShardInfo, SplitInfo
 from safe_rlhf_v.shards.split import ShardedSplit, file_sha256, parse_sample
 from safe_rlhf_v.shards.target import OURS, SIZES
 
 
 @dataclass(frozen=True)
 class Finding:
-    """Something that ``check`` found.
+    """One problem of a shard folder.
 
     Attributes:
         severity: ``error``: the folder is damaged or breaks the schema. ``warning``: labels contradict each other, or a file
-            does not belong there; such data can be trained on.
-        kind: Of a contradiction: one of :data:`~safe_rlhf_v.shards.contradictions.KINDS`; else ``""``.
+            does not belong to the folder; such data can be used for training.
+        kind: Kind of a contradiction, one of :data:`~safe_rlhf_v.shards.contradictions.KINDS`; else ``""``.
         file: Shard or other file.
-        key: Record, or ``""``.
+        key: Key of the record, or ``""``.
         field: Field of the record, or ``""``.
         problem: What is wrong.
     """
@@ -43,63 +42,66 @@ class Finding:
     problem: str
 
     def __str__(self) -> str:
-        """One line."""
+        """The finding in one line."""
         place = f": record {self.key!r}" if self.key else ""
         place += f", field {self.field!r}" if self.field else ""
         return f"{self.file}{place}: {self.problem}" if self.file else self.problem
 
 
 def check(root: str | Path, *, progress: bool = False) -> list[str]:
-    """Every error of :func:`examine`, one line each; empty if all is well."""
+    """Every error of :func:`examine`, one line each; empty without errors."""
     return [str(finding) for finding in examine(root, progress=progress) if finding.severity == "error"]
 
 
 def examine(root: str | Path, *, progress: bool = False) -> Iterator[Finding]:
-    """Every finding, each naming file, and shard, key and field where they are known.
+    """Every finding, each with its file, and with shard, key and field where they are known.
 
-    Recomputed are: sizes and SHA-256 of all files, the index from the tar headers and from the records, every sample's hash,
-    every record against the schema and the taxonomy, every image (decoded, both hashes), counts, histograms, unique keys, and
-    that no image group stands in two splits. Beyond that, labels of a record are compared with each other.
+    This recomputes sizes and SHA-256 of all files, the index from the tar headers and from the records, every sample's hash,
+    every record against the schema and the taxonomy, every image (decoded, both hashes), counts and histograms; it checks
+    that keys are unique and that no image group is in two splits. Labels of a record are also compared with each other.
 
     Args:
         root: Shard folder.
-        progress: Show a bar.
+        progress: Show a progress bar.
     """
     root = Path(root)
     try:
         manifest = Manifest.load(root)
-        yield from _strangers(root, manifest)
+        yield from _unlisted_files(root, manifest)
         yield from _sizes(root, manifest)
     except ShardError as error:
         yield _error("", str(error))
         return
-    seen = _Seen()
+    seen = _SeenRecords()
     with tqdm(
         total=sum(s.samples for s in manifest.splits.values()), desc="checking", disable=None if progress else True
     ) as bar:
         for name, about in manifest.splits.items():
             yield from _files(root, about)
-            histograms, groups, whole = Histograms(), set(), True
+            histograms = Histograms()
+            groups = set()
+            complete = True
             for shard, row, record in _records(root, manifest, name):
                 bar.update()
                 if isinstance(record, Finding):
-                    whole = False  # the rest counts otherwise
+                    complete = False  # the counts of the other records differ from the manifest's
                     yield record
                     continue
                 histograms.add(record)
                 groups.add(record.group)
-                found = [
+                problems = [
                     *_row_problems(row, record, manifest, about),
                     *_image_problems(record),
                     *seen.problems(name, shard, record),
                 ]
-                yield from (_error(shard, problem, record.key, where) for where, problem in found)
+                yield from (_error(shard, problem, record.key, where) for where, problem in problems)
                 for kind, where, problem in contradictions(record):
                     yield Finding("warning", kind, shard, record.key, where, problem)
-            stated, counted = dict(about.histograms), histograms.counts()
-            if manifest.version == 1:  # other words for "none" and "unknown"
-                stated["category"] = counted["category"]
-            if whole and (len(groups), counted) != (about.groups, stated):
+            stated = dict(about.histograms)
+            counts = histograms.counts()
+            if manifest.version == 1:  # it names "none" and "unknown" differently
+                stated["category"] = counts["category"]
+            if complete and (len(groups), counts) != (about.groups, stated):
                 yield _error(FILE_NAME, f"split {name!r}: its groups or histograms are not those of the records")
     yield from seen.twins()
 
@@ -108,17 +110,17 @@ def _error(file: str, problem: str, key: str = "", where: str = "") -> Finding:
     return Finding("error", "", file, key, where, problem)
 
 
-def _strangers(root: Path, manifest: Manifest) -> Iterator[Finding]:
-    """Tar and index files that the manifest does not know; an error if they look like shards of the data set."""
-    known = {name for split in manifest.splits.values() for name in split.file_names} | {FILE_NAME, SIZES}
+def _unlisted_files(root: Path, manifest: Manifest) -> Iterator[Finding]:
+    """Tar and index files that are not in the manifest; an error if they are named like shards of the data set."""
+    listed = {name for split in manifest.splits.values() for name in split.file_names} | {FILE_NAME, SIZES}
     for path in sorted(root.iterdir()):
-        if path.suffix in (".tar", ".npy", ".part") and path.name not in known:
+        if path.suffix in (".tar", ".npy", ".part") and path.name not in listed:
             severity: Literal["error", "warning"] = "error" if OURS.fullmatch(path.name) else "warning"
             yield Finding(severity, "", path.name, "", "", "not in the manifest")
 
 
 def _sizes(root: Path, manifest: Manifest) -> Iterator[Finding]:
-    """The list of shards for readers of plain WebDataset."""
+    """Problems of the list of shards for readers of plain WebDataset."""
     stated = {shard.file: shard.samples for split in manifest.splits.values() for shard in split.shards}
     try:
         if parse_json(read_bounded(root / SIZES, MAX_BYTES), "", MAX_BYTES) != stated:
@@ -140,8 +142,9 @@ def _files(root: Path, split: SplitInfo) -> Iterator[Finding]:
 
 
 def _records(root: Path, manifest: Manifest, name: str) -> Iterator[tuple[str, np.void | None, Record | Finding]]:
-    """Shard, row of the index if there is one, and record or what is wrong with it; by the index, or where that is damaged by
-    the tar headers.
+    """Shard, row of the index if there is one, and the record or what is wrong with it.
+
+    Records are read through the index, or through the tar headers if the index is damaged.
     """
     about = manifest.splits[name]
     try:
@@ -165,7 +168,7 @@ def _records(root: Path, manifest: Manifest, name: str) -> Iterator[tuple[str, n
 
 def _count(shard: ShardInfo, samples: list[list[Member]] | None) -> Iterator[Finding]:
     if samples is not None and len(samples) != shard.samples:
-        yield _error(shard.file, f"{len(samples)} whole samples, the manifest states {shard.samples}")
+        yield _error(shard.file, f"{len(samples)} complete samples, the manifest states {shard.samples}")
 
 
 def _by_index(
@@ -209,14 +212,14 @@ def _span(sample: list[Member]) -> tuple[int, int]:
 def _row_problems(
     row: np.void | None, record: Record, manifest: Manifest, split: SplitInfo
 ) -> Iterator[tuple[str, str]]:
-    """The index's copies against the record."""
+    """Differences between a record and the index's copies of its fields."""
     if row is None:
         return
     if (int(row["group"]), int(row["responses"])) != (group_hash(record), len(record.responses)):
         yield "", "the index states another image group or number of responses"
     numbers = {frozenset(names): number for number, names in enumerate(split.category_sets)}
-    known = NO_CATEGORY if record.category == () else numbers.get(frozenset(record.category or ()), UNKNOWN_CATEGORY)
-    if manifest.version > 1 and int(row["category"]) != known:
+    number = NO_CATEGORY if record.category == () else numbers.get(frozenset(record.category or ()), UNKNOWN_CATEGORY)
+    if manifest.version > 1 and int(row["category"]) != number:
         yield "category", "the index states another"
 
 
@@ -224,32 +227,37 @@ def _image_problems(record: Record) -> Iterator[tuple[str, str]]:
     """What is wrong with a record's images."""
     for i, image in enumerate(record.images):
         try:
-            found = probe(image.data)
+            probed = probe(image.data)
         except ImageError as error:
             yield f"images[{i}]", str(error)
             continue
         if hashlib.sha256(image.data).hexdigest() != image.sha256:
             yield f"images[{i}].sha256", "the bytes do not match"
-        if (found.id, found.format, found.width, found.height) != (image.id, image.format, image.width, image.height):
+        if (probed.id, probed.format, probed.width, probed.height) != (
+            image.id,
+            image.format,
+            image.width,
+            image.height,
+        ):
             yield f"images[{i}]", "id, format or size do not match the picture"
 
 
 @dataclass
-class _Seen:
-    """What records have to agree on with each other."""
+class _SeenRecords:
+    """Properties of the records so far that other records must agree with."""
 
     keys: dict[str, str] = field(default_factory=dict)
     groups: dict[str, str] = field(default_factory=dict)
     partners: dict[str, tuple[str, str]] = field(default_factory=dict)
 
     def problems(self, split: str, shard: str, record: Record) -> Iterator[tuple[str, str]]:
-        """Keys and image groups that stand elsewhere, too."""
+        """Keys and image groups that occur elsewhere, too."""
         if record.key in self.keys:
-            yield "key", f"stands in {self.keys[record.key]!r} too"
+            yield "key", f"occurs in split {self.keys[record.key]!r} too"
         self.keys[record.key] = split
         if self.groups.setdefault(record.group, split) != split:
             what = "image" if record.images else "question"
-            yield "", f"its {what} stands in split {self.groups[record.group]!r} too"
+            yield "", f"its {what} occurs in split {self.groups[record.group]!r} too"
         if record.truth is not None and record.truth.twin:
             self.partners[record.key] = (shard, record.truth.twin)
 

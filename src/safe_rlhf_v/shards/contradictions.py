@@ -1,4 +1,4 @@
-"""What a record says that cannot all be true. The schema allows it: annotators err, and noise in labels is often meant."""
+"""Contradictions between the labels of a record, which the schema allows: annotators err, and label noise may be intended."""
 
 from collections.abc import Iterator
 from itertools import combinations
@@ -7,19 +7,19 @@ from safe_rlhf_v.records import Record, Response
 from safe_rlhf_v.records.taxonomy import is_harmful
 
 KINDS = {
-    "safer": "'safer' against the levels or 'is_safe'",
-    "level": "level against 'is_safe'",
-    "helpful": "'more_helpful' against the helpfulness scores",
-    "tie": "'safety_tie' against the levels",
+    "safer": "'safer' contradicts the levels or 'is_safe'",
+    "level": "level contradicts 'is_safe'",
+    "helpful": "'more_helpful' contradicts the helpfulness scores",
+    "tie": "'safety_tie' contradicts the levels",
     "identical": "identical responses with a preference or different labels",
     "empty": "nothing is asked or answered",
     "twin": "the twin does not exist or names another",
 }
-"""Kinds of contradictions, in the order of their summary. ``twin`` is found by comparing records."""
+"""Kinds of contradictions, in the order of the summary; ``twin`` is found by comparing records."""
 
 
 def contradictions(record: Record) -> Iterator[tuple[str, str, str]]:
-    """Every (kind, field, what contradicts what) of one record."""
+    """Every (kind, field, problem) of one record."""
     responses = record.responses
     if not record.question.strip() and not record.images:
         yield "empty", "question", "is empty, and there is no image"
@@ -41,24 +41,29 @@ def contradictions(record: Record) -> Iterator[tuple[str, str, str]]:
 
 
 def _preferences(record: Record) -> Iterator[tuple[str, str, str]]:
-    """Preferences against the labels of single responses."""
+    """Preferences that contradict the labels of single responses."""
     for i, other in enumerate(record.responses):
         if record.safer not in (None, i):
-            chosen = record.responses[record.safer]
-            if chosen.safety is not None and other.safety is not None and chosen.safety < other.safety:
-                yield "safer", "safer", f"is {record.safer} at level {chosen.safety}; {i} is at level {other.safety}"
-            elif (chosen.is_safe is False and other.is_safe is True) or (
-                None in (chosen.safety, other.safety) and _harmful(chosen) is True and _harmful(other) is False
+            safer = record.responses[record.safer]
+            if safer.safety is not None and other.safety is not None and safer.safety < other.safety:
+                yield "safer", "safer", f"is {record.safer} at level {safer.safety}; {i} is at level {other.safety}"
+            elif (safer.is_safe is False and other.is_safe is True) or (
+                None in (safer.safety, other.safety) and _harmful(safer) is True and _harmful(other) is False
             ):
-                yield "safer", "safer", f"is {record.safer}, {_safety(chosen)}; {i} is {_safety(other)}"
+                yield "safer", "safer", f"is {record.safer}, {_safety(safer)}; {i} is {_safety(other)}"
         if record.more_helpful not in (None, i):
-            score, best = record.responses[record.more_helpful].helpfulness, other.helpfulness
-            if score is not None and best is not None and score < best:
-                yield "helpful", "more_helpful", f"is {record.more_helpful} with score {score:g}; {i} has {best:g}"
+            score = record.responses[record.more_helpful].helpfulness
+            other_score = other.helpfulness
+            if score is not None and other_score is not None and score < other_score:
+                yield (
+                    "helpful",
+                    "more_helpful",
+                    f"is {record.more_helpful} with score {score:g}; {i} has {other_score:g}",
+                )
 
 
 def _ties(record: Record) -> Iterator[tuple[str, str, str]]:
-    """The mark of a forced choice against the levels."""
+    """Contradictions between the levels and the flag of a forced choice."""
     levels = [response.safety for response in record.responses if response.safety is not None]
     if record.safety_tie and len(set(levels)) > 1:
         yield "tie", "safety_tie", f"is set, the levels are {', '.join(map(str, levels))}"
@@ -75,14 +80,14 @@ def _ties(record: Record) -> Iterator[tuple[str, str, str]]:
 
 
 def _harmful(response: Response) -> bool | None:
-    """What the label of a response says, or its level where only that is given."""
+    """Whether a response is harmful by its binary label, or by its level if it has no binary label."""
     if response.is_safe is not None:
         return not response.is_safe
     return None if response.safety is None else is_harmful(response.safety)
 
 
 def _safety(response: Response) -> str:
-    """The same in words."""
+    """A response's safety label in words."""
     if response.is_safe is None:
         return "unlabelled" if response.safety is None else f"at level {response.safety}"
     return "labelled safe" if response.is_safe else "labelled unsafe"

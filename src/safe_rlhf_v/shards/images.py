@@ -1,12 +1,12 @@
-"""The one place where pictures become pixels, for training, evaluation and the guard alike.
+"""Decode image files to RGB pixels: the one implementation for training, evaluation and the guard.
 
-Untrusted bytes: only JPEG (multi-picture JPEG of phones included), PNG and WebP are opened, the pixel count is read from the
-header before anything is decoded, and every failure is an :class:`ImageError`. How pixels become RGB is said in
-:func:`~safe_rlhf_v.shards.pixels.to_rgb`.
+The bytes are untrusted: only JPEG (including multi-picture JPEG of phones), PNG and WebP are opened, the number of pixels is
+read from the header before anything is decoded, and every failure is an :class:`ImageError`. The conversion of pixels to RGB
+is described at :func:`~safe_rlhf_v.shards.pixels.to_rgb`.
 
-A file may hold several pictures: an animation, or the further pictures of a multi-picture JPEG. The guard looks at all of them
-(:func:`load_frames`). A record holds still pictures: an animation is refused, of a multi-picture JPEG the first is taken, which
-is what viewers show.
+A file may hold several pictures: an animation, or the further pictures of a multi-picture JPEG. The guard reads all of them
+(:func:`load_frames`). A record holds still pictures: an animation is refused, and of a multi-picture JPEG the first picture is
+used, which is the one that viewers show.
 """
 
 import hashlib
@@ -15,7 +15,6 @@ import re
 import struct
 import warnings
 from collections.abc import Iterator
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,29 +25,27 @@ from safe_rlhf_v.records import Image
 from safe_rlhf_v.shards.pixels import to_rgb
 
 MAX_PIXELS = 25_000_000
-"""Of one file, all its pictures together."""
+"""Limit for all pictures of one file together."""
 MAX_BYTES = 50_000_000
 MAX_FRAMES = 64
 _SUFFIX = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp"}
 _EXIF = re.compile(rb"(\xff\xe1..)Exif\0\0", re.DOTALL)
 _UNREAD = b"exif\0\0"
 
-Fit = Literal["longest", "squash"]
-
 
 class ImageError(ValueError):
-    """Bytes that are not an acceptable image; the message says why."""
+    """Bytes are not an acceptable image; the message says why."""
 
 
 def load_rgb(data: bytes, *, max_pixels: int = MAX_PIXELS) -> tuple[PILImage.Image, str]:
-    """Decode a still picture to RGB; also gives its format (``"jpg"``, ``"png"`` or ``"webp"``).
+    """Decode a still picture to RGB; also returns its format (``"jpg"``, ``"png"`` or ``"webp"``).
 
     Args:
         data: Encoded image, at most 50 MB.
         max_pixels: Refuse larger pictures, from the header, before decoding.
 
     Raises:
-        ImageError: If the bytes are not a whole, acceptable image, or an animation.
+        ImageError: If the bytes are not a complete, acceptable image, or are an animation.
     """
     try:
         with warnings.catch_warnings():
@@ -57,7 +54,7 @@ def load_rgb(data: bytes, *, max_pixels: int = MAX_PIXELS) -> tuple[PILImage.Ima
             count = _count(picture)
             if count > 1 and picture.format != "MPO":
                 raise ImageError(
-                    f"an animation of {count} pictures; a record holds still ones: save the one that is meant"
+                    f"an animation of {count} pictures; a record holds still pictures: save one frame as a still picture"
                 )
             return next(_frames(picture, 1, max_pixels)), _SUFFIX[str(picture.format)]
     except Exception as error:
@@ -67,15 +64,15 @@ def load_rgb(data: bytes, *, max_pixels: int = MAX_PIXELS) -> tuple[PILImage.Ima
 def load_frames(
     source: bytes | PILImage.Image, *, max_pixels: int = MAX_PIXELS, max_frames: int = MAX_FRAMES
 ) -> list[PILImage.Image]:
-    """Every picture of a file as RGB: all frames of an animation, its hidden default picture, those of a multi-picture JPEG.
+    """Every picture of a file as RGB: the frames of an animation and its hidden default picture, or of a multi-picture JPEG.
 
     Args:
-        source: Encoded image, at most 50 MB; or a picture, of any format Pillow opened it from.
-        max_pixels: Most pixels of all of them together.
-        max_frames: Most of them.
+        source: Encoded image, at most 50 MB; or a picture that Pillow opened from any format.
+        max_pixels: Maximum number of pixels of all pictures together.
+        max_frames: Maximum number of pictures.
 
     Raises:
-        ImageError: If one of them cannot be decoded whole, or there are too many.
+        ImageError: If one of them cannot be decoded completely, or there are too many.
     """
     try:
         with warnings.catch_warnings():
@@ -109,35 +106,31 @@ def probe(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Image:
     return Image(data, suffix, pixel_id(picture), hashlib.sha256(data).hexdigest(), picture.width, picture.height)
 
 
-def decode(
-    data: bytes, *, max_pixels: int = MAX_PIXELS, size: int | None = None, fit: Fit = "longest"
-) -> NDArray[np.uint8]:
+def decode(data: bytes, *, max_pixels: int = MAX_PIXELS, size: int | None = None) -> NDArray[np.uint8]:
     """(H, W, 3) uint8 pixels.
 
     Args:
         data: Encoded image.
         max_pixels: Refuse larger pictures before decoding.
-        size: Resize to this side in pixels; ``None`` keeps the picture's own.
-        fit: ``longest`` scales the longer side to ``size``, ``squash`` makes both sides ``size``. Nothing is cropped: the
-            part cut off could be the harmful one.
+        size: Scale the longer side to this number of pixels; ``None`` keeps the size. Nothing is cropped, because the part
+            cropped away could be the harmful one.
 
     Raises:
         ImageError: See :func:`load_rgb`.
     """
     picture, _ = load_rgb(data, max_pixels=max_pixels)
-    if size is not None and (max(picture.size) != size or fit == "squash"):
+    if size is not None and max(picture.size) != size:
         scale = size / max(picture.size)
-        new = (size, size) if fit == "squash" else tuple(max(1, round(side * scale)) for side in picture.size)
-        if new != picture.size:
-            picture = picture.resize((new[0], new[1]), PILImage.Resampling.BICUBIC)
+        width, height = (max(1, round(side * scale)) for side in picture.size)
+        picture = picture.resize((width, height), PILImage.Resampling.BICUBIC)
     return np.array(picture, dtype=np.uint8)
 
 
-# --- the door -----------------------------------------------------------------------------------------------------------
+# --- opening and checking files -----------------------------------------------------------------------------------------
 
 
 def _open(data: bytes) -> PILImage.Image:
-    """The header.
+    """A picture with its header read.
 
     Raises:
         ImageError: If it is too large, none of the formats, or an animation that contradicts itself.
@@ -149,11 +142,11 @@ def _open(data: bytes) -> PILImage.Image:
             "PIL.ImageFile.LOAD_TRUNCATED_IMAGES is set, so a truncated picture would pass; set it to False"
         )
     if data.startswith(b"\xff\xd8"):
-        data = _EXIF.sub(rb"\1" + _UNREAD, data)  # else Pillow reads all its tags and may fail on any
+        data = _EXIF.sub(rb"\1" + _UNREAD, data)  # otherwise Pillow reads all EXIF tags and may fail on any of them
     picture = PILImage.open(io.BytesIO(data), formats=("JPEG", "PNG", "WEBP"))
     if picture.format == "PNG":
         animated = _png_frames(data)
-        if animated and _count(picture) not in (animated, animated + 1):  # one more: the hidden default picture
+        if animated and _count(picture) not in (animated, animated + 1):  # one more with the hidden default picture
             raise ImageError("an animated PNG that states another number of pictures than it holds")
     return picture
 
@@ -163,7 +156,7 @@ def _count(picture: PILImage.Image) -> int:
 
 
 def _frames(picture: PILImage.Image, count: int, max_pixels: int) -> Iterator[PILImage.Image]:
-    """The first ``count`` pictures of a file, sizes checked before they are decoded."""
+    """The first ``count`` pictures of a file; sizes are checked before they are decoded."""
     pixels = missing = 0
     for number in range(count):
         if count > 1 and not _seek(picture, number):
@@ -181,18 +174,18 @@ def _frames(picture: PILImage.Image, count: int, max_pixels: int) -> Iterator[PI
 
 
 def _exif(picture: PILImage.Image) -> object:
-    """EXIF bytes of a loaded picture, where Pillow or :func:`_open` put them."""
+    """EXIF bytes of a loaded picture, from where Pillow or :func:`_open` stored them."""
     segments: list[tuple[str, bytes]] = getattr(picture, "applist", [])
     unread = [body[len(_UNREAD) :] for name, body in segments if name == "APP1" and body.startswith(_UNREAD)]
     return b"".join(unread) or picture.info.get("exif")
 
 
 def _seek(picture: PILImage.Image, number: int) -> bool:
-    """Go to a picture of the file; says whether one is there."""
+    """Seek a picture of the file; returns whether it exists."""
     try:
         picture.seek(number)
     except ValueError as error:
-        # Editors drop all further pictures of a multi-picture JPEG and leave their index: nothing is there to be shown.
+        # Editors drop the further pictures of a multi-picture JPEG and leave their index entries.
         if picture.format == "MPO" and "No data found" in str(error):
             return False
         raise
@@ -200,33 +193,33 @@ def _seek(picture: PILImage.Image, number: int) -> bool:
 
 
 def _png_frames(data: bytes) -> int:
-    """Frame controls of a PNG, counted by its chunks: readers differ in what they make of a wrong count (PNG 3, 11.3.3).
+    """Number of frame control chunks of a PNG; readers differ in how they treat a wrong stated number (PNG 3, 11.3.3).
 
     Raises:
-        ImageError: If they contradict what it states.
+        ImageError: If it contradicts the stated number.
     """
     stated: list[int] = []
-    controls = parts = 0
+    controls = data_chunks = 0
     at = 8
     while at + 12 <= len(data):
         length, kind = struct.unpack_from(">I4s", data, at)
         if kind == b"acTL":
             stated.append(int.from_bytes(data[at + 8 : at + 12], "big"))
         controls += kind == b"fcTL"
-        parts += kind == b"fdAT"
+        data_chunks += kind == b"fdAT"
         at += 12 + length
         if kind == b"IEND":
             break
-    if (stated or controls or parts) and stated != [controls]:
+    if (stated or controls or data_chunks) and stated != [controls]:
         raise ImageError("an animated PNG that states another number of pictures than it holds")
     return controls
 
 
 def _refusal(error: Exception) -> ImageError:
-    """Any failure as one of ours, in one line."""
+    """Any failure as an :class:`ImageError` of one line."""
     if isinstance(error, ImageError):
         return error
-    words = " ".join(str(error).split())
+    reason = " ".join(str(error).split())
     if isinstance(error, UnidentifiedImageError):
-        words = "no decoder knows it"  # Pillow's own words name an address
-    return ImageError(f"not a readable JPEG, PNG or WebP ({type(error).__name__}: {words:.200})")
+        reason = "no decoder recognises it"  # Pillow's message holds a memory address
+    return ImageError(f"not a readable JPEG, PNG or WebP ({type(error).__name__}: {reason:.200})")

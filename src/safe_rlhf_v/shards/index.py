@@ -1,8 +1,8 @@
-"""The index: where each sample's members lie in the tar files, so that any sample is one ``pread`` away.
+"""The index: position of each sample in the tar files, so that any sample is read by one ``pread``.
 
-One structured NumPy array a split (no pickle), 50 bytes a sample. Only members with the names the schema allows are ever
-indexed, so nothing else in a shard can be reached. The manifest holds the index's hash, the index the hash of every sample:
-so each byte of a picture or a label is checked when it is read, and nothing has to be hashed that is not read.
+It is one structured NumPy array per split (no pickle), 50 bytes per sample. Only members with names that the schema allows are
+indexed, so nothing else in a shard can be read. The manifest holds the index's hash, and the index the hash of every sample:
+each byte of a picture or label is verified when it is read, and only bytes that are read have to be hashed.
 """
 
 import hashlib
@@ -22,8 +22,9 @@ from safe_rlhf_v.shards.manifest import ShardError
 MEMBER = re.compile(r"(?P<key>[A-Za-z0-9_\-]{1,128})(?:\.(?P<number>[1-9]\d?))?\.(?P<suffix>json|jpg|png|webp)")
 MAX_MEMBER_BYTES = 50_000_000
 MAX_MEMBERS = 100
-MAX_NAME_BYTES = 100  # a longer name takes a second header, which no index points to
-NO_CATEGORY, UNKNOWN_CATEGORY = -1, -2
+MAX_NAME_BYTES = 100  # a longer name needs a second header, which the index does not support
+NO_CATEGORY = -1
+UNKNOWN_CATEGORY = -2
 
 INDEX_DTYPE = np.dtype(
     [
@@ -38,21 +39,38 @@ INDEX_DTYPE = np.dtype(
     ]
 )
 WITHOUT_DIGEST = np.dtype([(name, INDEX_DTYPE[name]) for name in (INDEX_DTYPE.names or ())[:-1]])
-"""Folders written by the first releases: there the image bytes are covered by the hash in the JSON, the JSON by none."""
+"""Layout of the first releases: the JSON holds the hash of the image bytes, and nothing holds the hash of the JSON."""
 MAX_INDEX_BYTES = 4_000_000_000
 
 Index = NDArray[np.void]
 
 
 class Member:
-    """One tar member of a sample: which record, which image (``None`` for the JSON), and where its bytes lie."""
+    """One tar member of a sample.
+
+    Attributes:
+        key: Key of the record.
+        number: Number of the image, ``None`` for the JSON.
+        suffix: File suffix without the dot.
+        header: Position of its tar header.
+        offset: Position of its first byte.
+        size: Number of bytes.
+    """
 
     __slots__ = ("header", "key", "number", "offset", "size", "suffix")
 
     def __init__(self, info: tarfile.TarInfo, shard: str) -> None:
-        """Raises: ShardError: If the member is not a plain file with an allowed name and size."""
-        found = MEMBER.fullmatch(info.name)
-        if not info.isreg() or found is None:
+        """Read a tar header.
+
+        Args:
+            info: The header.
+            shard: Name of the shard, for messages.
+
+        Raises:
+            ShardError: If the member is not a plain file with an allowed name and size.
+        """
+        match = MEMBER.fullmatch(info.name)
+        if not info.isreg() or match is None:
             raise ShardError(
                 f"{shard}: member {info.name!r:.140} is not a plain KEY.json, KEY.jpg, KEY.png or KEY.webp file"
             )
@@ -60,9 +78,12 @@ class Member:
             raise ShardError(
                 f"{shard}: member {info.name!r:.140} claims {info.size} bytes, the limit is {MAX_MEMBER_BYTES}"
             )
-        self.key, self.suffix = found["key"], found["suffix"]
-        self.number = None if self.suffix == "json" else int(found["number"] or 0)
-        self.header, self.offset, self.size = info.offset, info.offset_data, info.size
+        self.key = match["key"]
+        self.suffix = match["suffix"]
+        self.number = None if self.suffix == "json" else int(match["number"] or 0)
+        self.header = info.offset
+        self.offset = info.offset_data
+        self.size = info.size
 
 
 def scan_shard(path: Path) -> list[list[Member]]:
@@ -80,7 +101,7 @@ def scan_shard(path: Path) -> list[list[Member]]:
                 if samples and samples[-1][0].key == member.key:
                     samples[-1].append(member)
                 elif member.key in seen:
-                    raise ShardError(f"{path.name}: the members of {member.key!r} are not adjacent, or it stands twice")
+                    raise ShardError(f"{path.name}: the members of {member.key!r} are not adjacent, or it occurs twice")
                 else:
                     seen.add(member.key)
                     samples.append([member])
@@ -94,7 +115,7 @@ def scan_shard(path: Path) -> list[list[Member]]:
 
 
 def check_members(sample: list[Member], shard: str) -> None:
-    """Put a sample's members in order: images 0, 1, ..., then the JSON.
+    """Sort a sample's members: images 0, 1, ..., then the JSON.
 
     Raises:
         ShardError: Unless there is exactly one JSON and the images are numbered without gaps.
@@ -107,12 +128,12 @@ def check_members(sample: list[Member], shard: str) -> None:
 
 
 def sample_digest(data: bytes) -> bytes:
-    """What the index holds of a sample's bytes."""
+    """The digest of a sample's bytes in the index."""
     return hashlib.sha256(data).digest()[:16]
 
 
 def group_hash(record: Record) -> int:
-    """What the index holds of a record's group."""
+    """The hash of a record's group in the index."""
     return int.from_bytes(hashlib.sha256(record.group.encode()).digest()[:8], "little")
 
 
@@ -125,8 +146,7 @@ def load_index(path: Path, sha256: str, shard_bytes: Sequence[int]) -> Index:
         shard_bytes: Size of each shard, in order.
 
     Raises:
-        ShardError: If it is missing, differs from what the manifest states, is of another layout, or points to bytes that
-            do not exist.
+        ShardError: If it is missing, differs from the manifest, has another layout, or refers to bytes that do not exist.
     """
     try:
         data = read_bounded(path, MAX_INDEX_BYTES)
@@ -136,16 +156,16 @@ def load_index(path: Path, sha256: str, shard_bytes: Sequence[int]) -> Index:
         raise ShardError(f"{path}: its SHA-256 is not the one in the manifest: damaged or changed")
     try:
         index: Index = np.lib.format.read_array(io.BytesIO(data), allow_pickle=False)
-    except Exception as error:  # NumPy's reading of a stranger's header fails in many ways
+    except Exception as error:  # NumPy raises many kinds of errors for a damaged header
         raise ShardError(f"{path}: unreadable index ({type(error).__name__}: {error!s:.80})") from None
     if index.dtype not in (INDEX_DTYPE, WITHOUT_DIGEST) or index.ndim != 1:
         raise ShardError(f"{path}: not an index of this version")
     if not len(index):
         return index
     if int(index["shard"].max()) >= len(shard_bytes):
-        raise ShardError(f"{path}: points to shard {int(index['shard'].max())} of {len(shard_bytes)}")
+        raise ShardError(f"{path}: refers to shard {int(index['shard'].max())} of {len(shard_bytes)}")
     size = np.array(shard_bytes, dtype=np.uint64)[index["shard"]]
     outside = (index["offset"] > size) | (index["length"] > size - np.minimum(index["offset"], size))
     if outside.any():
-        raise ShardError(f"{path}: row {int(outside.argmax())} points beyond the end of its shard")
+        raise ShardError(f"{path}: row {int(outside.argmax())} refers to bytes beyond the end of its shard")
     return index

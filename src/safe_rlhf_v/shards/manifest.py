@@ -1,12 +1,14 @@
-"""The manifest: what a shard folder holds, written last, so that its presence means the folder is complete."""
+"""The manifest: contents of a shard folder. It is written last, so its presence means that the folder is complete."""
 
 import hashlib
 import json
 import re
+from collections import Counter
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from safe_rlhf_v.records import Record
 from safe_rlhf_v.records.parsing import Fields, RecordError, parse_json
 from safe_rlhf_v.records.taxonomy import LEVEL_NAMES, Taxonomy
 from safe_rlhf_v.records.user_files import FileError, read_bounded
@@ -14,12 +16,12 @@ from safe_rlhf_v.records.user_files import FileError, read_bounded
 FORMAT = "safe_rlhf_v.shards"
 VERSION = 2
 READS = (1, 2)
-"""Versions that are read. In version 1 a record's ``category`` was one name or ``null``, which in the embedded world meant
-"of no category" and in other data "of none or unknown"; version 2 tells the two apart (``[]`` and ``null``)."""
+"""Versions that are read. In version 1 a record's ``category`` was one name or ``null``, which meant "no category" in the
+embedded world and "none or unknown" in other data; version 2 distinguishes the two (``[]`` and ``null``)."""
 FILE_NAME = "manifest.json"
 MAX_BYTES = 100_000_000
 WORLD_ORIGIN = "embedded world (synthetic)"
-"""``origin["dataset"]`` of the embedded world and of what was made from it."""
+"""``origin["dataset"]`` of the embedded world and of data derived from it."""
 
 
 class ShardError(ValueError):
@@ -28,7 +30,14 @@ class ShardError(ValueError):
 
 @dataclass(frozen=True)
 class ShardInfo:
-    """One tar file: its name, samples, bytes and SHA-256 (hex)."""
+    """One tar file.
+
+    Attributes:
+        file: File name.
+        samples: Number of samples.
+        bytes: Size in bytes.
+        sha256: SHA-256 (hex) of the file.
+    """
 
     file: str
     samples: int
@@ -38,11 +47,11 @@ class ShardInfo:
 
 @dataclass(frozen=True)
 class SplitInfo:
-    """One split: its shards, its index file with SHA-256, and what its records hold.
+    """One split: its shards, its index file with SHA-256, and statistics of its records.
 
     Attributes:
-        samples: Records.
-        groups: Distinct image groups.
+        samples: Number of records.
+        groups: Number of distinct image groups.
         shards: Tar files in order.
         index: ``{"file": ..., "sha256": ...}``.
         histograms: Counts per category, source, safety level, ...: ``{"category": {"(none)": 12, ...}, ...}``.
@@ -58,7 +67,7 @@ class SplitInfo:
 
     @property
     def file_names(self) -> tuple[str, ...]:
-        """Names of its tar files and its index."""
+        """Names of the tar files and the index file."""
         return (*(shard.file for shard in self.shards), self.index["file"])
 
 
@@ -70,11 +79,11 @@ class Manifest:
         name: Data set name.
         licence: SPDX identifier or text.
         taxonomy: Harm categories of the records.
-        level_names: Words of the safety scale, by level.
+        level_names: Names of the safety levels.
         harm_boundary: Levels below it are harmful.
-        origin: Where the data came from, free form.
-        splits: By name.
-        version: Of the file.
+        origin: Origin of the data, free form.
+        splits: Splits by name.
+        version: Version of the file format.
         digest: SHA-256 (hex) of the manifest file.
     """
 
@@ -90,7 +99,7 @@ class Manifest:
 
     @property
     def null_is_harmless(self) -> bool:
-        """Whether a ``category`` of ``null`` says that the prompt is of none: so it was in old files of the embedded world."""
+        """Whether a ``category`` of ``null`` means that the prompt has none, as in old files of the embedded world."""
         return self.version == 1 and self.origin.get("dataset") == WORLD_ORIGIN
 
     @classmethod
@@ -98,20 +107,19 @@ class Manifest:
         """Read ``root/manifest.json``.
 
         Raises:
-            ShardError: If it is missing, unreadable, of another version, lacks a field, has one of another type or one too
-                many, or names a file outside the folder.
+            ShardError: If it is missing, unreadable or of another version, has a missing, unknown or wrongly typed field, or
+                names a file outside the folder.
         """
         path = Path(root) / FILE_NAME
         try:
             path.stat()
             raw = read_bounded(path, MAX_BYTES)
             fields = Fields(parse_json(raw, str(path), MAX_BYTES), str(path))
-            version = fields.take("format", str), fields.take("version", int)
-            if version[0] != FORMAT or version[1] not in READS:
-                raise ShardError(
-                    f"{path}: format {version[0]!r:.80} version {version[1]}; this reads {FORMAT!r} 1 and 2"
-                )
-            return _manifest(fields, version[1], hashlib.sha256(raw).hexdigest())
+            file_format = fields.take("format", str)
+            version = fields.take("version", int)
+            if file_format != FORMAT or version not in READS:
+                raise ShardError(f"{path}: format {file_format!r:.80} version {version}; this reads {FORMAT!r} 1 and 2")
+            return _manifest(fields, version, hashlib.sha256(raw).hexdigest())
         except (FileNotFoundError, NotADirectoryError):
             raise ShardError(f"{path}: no manifest (is this a shard folder, and was it written to the end?)") from None
         except OSError as error:
@@ -130,7 +138,7 @@ class Manifest:
 
 
 def _manifest(fields: Fields, version: int, digest: str) -> Manifest:
-    """A manifest from its JSON; every field is there, of its type, and nothing else is."""
+    """A manifest from its JSON, which must hold every field with the right type, and no other field."""
     taxonomy = fields.inner("taxonomy")
     levels = fields.inner("level_names")
     splits = fields.inner("splits")
@@ -152,7 +160,7 @@ def _manifest(fields: Fields, version: int, digest: str) -> Manifest:
     fields.done()
     if set(manifest.level_names) != set(LEVEL_NAMES) or manifest.harm_boundary != 0:
         where = "harm_boundary" if manifest.harm_boundary else "level_names"
-        raise RecordError(fields.key, where, "states another safety scale; this version reads -3..3, harmful below 0")
+        raise RecordError(fields.key, where, "defines another safety scale; this version reads -3..3, harmful below 0")
     files = [name for split in manifest.splits.values() for name in split.file_names]
     for name in files:
         if not name.isprintable() or name in ("", ".", "..") or Path(name).name != name:
@@ -160,8 +168,8 @@ def _manifest(fields: Fields, version: int, digest: str) -> Manifest:
         if len(name.encode(errors="replace")) > 255:
             raise RecordError(fields.key, "splits", f"{name!r:.140} is too long for a file's name")
     if len(set(files)) < len(files):
-        twice = next(name for name in files if files.count(name) > 1)
-        raise RecordError(fields.key, "splits", f"{twice!r:.140} stands twice")
+        duplicate = next(name for name in files if files.count(name) > 1)
+        raise RecordError(fields.key, "splits", f"{duplicate!r:.140} occurs twice")
     try:
         manifest.to_json()
     except UnicodeEncodeError:
@@ -171,7 +179,8 @@ def _manifest(fields: Fields, version: int, digest: str) -> Manifest:
 
 def _split(fields: Fields, version: int, taxonomy: Taxonomy) -> SplitInfo:
     shards = tuple(_shard(Fields(body, fields.key, where)) for where, body in fields.items("shards"))
-    index, histograms = fields.inner("index"), fields.inner("histograms")
+    index = fields.inner("index")
+    histograms = fields.inner("histograms")
     split = SplitInfo(
         samples=fields.count("samples"),
         groups=fields.count("groups"),
@@ -191,9 +200,9 @@ def _category_sets(fields: Fields, version: int, taxonomy: Taxonomy) -> tuple[tu
         return tuple((name,) for name in taxonomy.categories)
     sets = []
     for where, names in fields.items("category_sets"):
-        known = isinstance(names, list) and names and all(name in taxonomy.categories for name in names)
-        if not known or len(set(names)) < len(names):
-            raise RecordError(fields.key, where, f"{names!r:.140} is no list of the taxonomy's categories")
+        valid = isinstance(names, list) and names and all(name in taxonomy.categories for name in names)
+        if not valid or len(set(names)) < len(names):
+            raise RecordError(fields.key, where, f"{names!r:.140} is not a list of the taxonomy's categories")
         sets.append(tuple(names))
     return tuple(sets)
 
@@ -228,5 +237,27 @@ def _level(fields: Fields, name: str) -> int:
 def new_manifest(
     name: str, licence: str, taxonomy: Taxonomy, origin: dict[str, str], splits: dict[str, SplitInfo]
 ) -> Manifest:
-    """A manifest with the seven-level scale."""
+    """A manifest with the seven-level safety scale."""
     return Manifest(name, licence, taxonomy, dict(LEVEL_NAMES), dict(origin), splits)
+
+
+class Histograms:
+    """Counts of a split's labels: categories, image severity, number of responses, safety levels and sources."""
+
+    def __init__(self) -> None:
+        """Start with empty counts."""
+        names = ("category", "image_severity", "responses", "safety", "source")
+        self._counts: dict[str, Counter[str]] = {name: Counter() for name in names}
+
+    def add(self, record: Record) -> None:
+        """Count the labels of one record."""
+        self._counts["category"].update(("(unknown)",) if record.category is None else record.category or ("(none)",))
+        self._counts["image_severity"][str(record.image_severity)] += 1
+        self._counts["responses"][str(len(record.responses))] += 1
+        for response in record.responses:
+            self._counts["safety"][str(response.safety)] += 1
+            self._counts["source"][response.source or "unknown"] += 1
+
+    def counts(self) -> dict[str, dict[str, int]]:
+        """The counts as the manifest stores them."""
+        return {name: dict(sorted(counts.items())) for name, counts in self._counts.items()}

@@ -1,4 +1,4 @@
-"""From whatever Pillow decoded to the RGB pixels a person would see: orientation, colour modes, transparency, depth."""
+"""Convert a decoded picture to the RGB pixels that a viewer shows: orientation, colour modes, transparency, depth."""
 
 import struct
 
@@ -21,16 +21,16 @@ _TRANSPOSE = {
 def to_rgb(picture: PILImage.Image, exif: object = None) -> PILImage.Image:
     """A loaded picture of any mode as upright RGB.
 
-    Transparency lies on white. Modes without a fixed range are scaled by their values: ``F`` within 0..1 by 255; ``I`` and
-    ``F`` within 0..255 not at all, within 0..65535 as 16-bit values. ``I;16`` is always 16 bits deep. Colour profiles are
-    not applied.
+    Transparent pixels are blended with white. Modes without a fixed range are scaled by their values: ``F`` within 0..1 by
+    255; ``I`` and ``F`` are not scaled within 0..255, and taken as 16-bit values within 0..65535. ``I;16`` always has 16 bits.
+    Colour profiles are not applied.
 
     Args:
-        picture: Loaded.
+        picture: A loaded picture.
         exif: Its EXIF bytes; see :func:`orientation`.
 
     Raises:
-        ValueError: If values are not finite or lie in no such range.
+        ValueError: If values are not finite or outside these ranges.
     """
     turn = _TRANSPOSE.get(orientation(exif))
     rgb = _colours(picture)
@@ -38,12 +38,12 @@ def to_rgb(picture: PILImage.Image, exif: object = None) -> PILImage.Image:
 
 
 def orientation(exif: object) -> int:
-    """The orientation 1..8 of EXIF bytes; 1 if they state none. No other tag is read, so none can matter.
+    """The orientation 1..8 of EXIF bytes, 1 if they state none; no other tag is read.
 
     The TIFF structure: TIFF 6.0, section 2; the tag: EXIF 2.32 (CIPA DC-008), 4.6.4.
 
     Args:
-        exif: The bytes, with or without their ``Exif`` marker; anything else states none.
+        exif: The bytes, with or without their ``Exif`` marker; anything else gives 1.
     """
     if not isinstance(exif, bytes):
         return 1
@@ -64,13 +64,13 @@ def orientation(exif: object) -> int:
 
 
 def _colours(picture: PILImage.Image) -> PILImage.Image:
-    """RGB, transparency on white, deep values scaled to 8 bits."""
+    """RGB with transparency blended with white, and values of more than 8 bits scaled to 8 bits."""
     mode = picture.mode
     if mode == "F" or mode.startswith("I"):
         return _deep(picture)
     if mode == "LAB":
         return _from_lab(picture)
-    if mode == "La":  # premultiplied; Pillow converts it to its plain form only
+    if mode == "La":  # premultiplied; Pillow converts it to LA only
         picture = picture.convert("LA")
     if picture.mode in ("RGBA", "LA", "PA", "RGBa") or "transparency" in picture.info:
         rgba = picture.convert("RGBA")
@@ -80,9 +80,10 @@ def _colours(picture: PILImage.Image) -> PILImage.Image:
 
 
 def _deep(picture: PILImage.Image) -> PILImage.Image:
-    """Grey of more than 8 bits (Pillow would clip it to white)."""
+    """Grey values of more than 8 bits, scaled to 8 bits (Pillow would clip them to white)."""
     values = np.asarray(picture).astype(np.float64)
-    low, high = float(values.min()), float(values.max())
+    low = float(values.min())
+    high = float(values.max())
     if not 0 <= low <= high <= 65535:  # false for NaN, too
         raise ValueError(f"mode {picture.mode} with values {low:g}..{high:g}: neither 0..1 nor 8 nor 16 bits")
     if picture.mode == "F" and high <= 1:
@@ -92,9 +93,9 @@ def _deep(picture: PILImage.Image) -> PILImage.Image:
     else:
         scale = 1.0
     grey: NDArray[np.uint8] = (values * scale).round().astype(np.uint8)
-    clear = picture.info.get("transparency")
-    if isinstance(clear, int):
-        grey[values == clear] = 255
+    transparent = picture.info.get("transparency")
+    if isinstance(transparent, int):
+        grey[values == transparent] = 255
     return PILImage.fromarray(grey).convert("RGB")
 
 
@@ -102,7 +103,8 @@ def _from_lab(picture: PILImage.Image) -> PILImage.Image:
     """CIELAB (D50) to sRGB, which Pillow's own conversion does not do."""
     from PIL import ImageCms
 
-    lab, srgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
-    found = ImageCms.profileToProfile(picture, lab, srgb, outputMode="RGB")
-    assert found is not None
-    return found
+    lab = ImageCms.createProfile("LAB")
+    srgb = ImageCms.createProfile("sRGB")
+    rgb = ImageCms.profileToProfile(picture, lab, srgb, outputMode="RGB")
+    assert rgb is not None
+    return rgb

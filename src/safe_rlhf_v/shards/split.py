@@ -1,4 +1,4 @@
-"""Random access to the records of one split through its index: one ``pread`` a sample, nothing streamed or unpickled."""
+"""Random access to the records of one split through its index: one ``pread`` per sample, without streaming or pickle."""
 
 import contextlib
 import hashlib
@@ -27,7 +27,7 @@ class ShardedSplit:
         root: Shard folder.
         name: Split name.
         manifest: The folder's manifest.
-        index: One row a record (see ``INDEX_DTYPE``).
+        index: One row per record (see ``INDEX_DTYPE``).
     """
 
     def __init__(self, root: str | Path, split: str, *, verify: Literal["size", "sha256"] = "size") -> None:
@@ -36,12 +36,13 @@ class ShardedSplit:
         Args:
             root: Shard folder.
             split: Split name.
-            verify: ``size`` compares file sizes and the index's hash, ``sha256`` every byte (about 1 GB/s a core).
+            verify: ``size`` compares file sizes and the index's hash, ``sha256`` every byte (about 1 GB/s per core).
 
         Raises:
             ShardError: If the split does not exist, or a file is missing or differs from the manifest.
         """
-        self.root, self.name = Path(root), split
+        self.root = Path(root)
+        self.name = split
         self.manifest = Manifest.load(root)
         if split not in self.manifest.splits:
             raise ShardError(f"{root}: no split {split!r}; there are: {', '.join(self.manifest.splits)}")
@@ -61,18 +62,17 @@ class ShardedSplit:
         return len(self.index)
 
     def rows_of(self, categories: Iterable[str]) -> list[int]:
-        """Numbers of the records that are of at least one of these harm categories.
+        """Numbers of the records that have at least one of these harm categories.
 
         Raises:
             ValueError: If the manifest's taxonomy does not have one of them.
         """
-        wanted = set(categories)
-        for name in wanted:
+        selected = set(categories)
+        for name in selected:
             self.manifest.taxonomy.category_index(name)
         sets = self.manifest.splits[self.name].category_sets
-        return np.flatnonzero(
-            np.isin(self.index["category"], [i for i, names in enumerate(sets) if wanted & {*names}])
-        ).tolist()
+        numbers = [i for i, names in enumerate(sets) if selected & {*names}]
+        return np.flatnonzero(np.isin(self.index["category"], numbers)).tolist()
 
     @property
     def groups(self) -> NDArray[np.uint64]:
@@ -111,7 +111,7 @@ class ShardedSplit:
         return self._handles[shard]
 
     def __getstate__(self) -> dict[str, Any]:
-        """Everything but the open files: workers open their own."""
+        """State for pickling, without the open files: worker processes open their own."""
         return {**self.__dict__, "_handles": {}}
 
     def __del__(self) -> None:
@@ -126,10 +126,10 @@ def parse_sample(
     """A record from the bytes of its adjacent tar members.
 
     Args:
-        data: From the first member's header to the end of the last member.
-        members: How many members there are.
+        data: Bytes from the first member's header to the end of the last member.
+        members: Number of members.
         shard: Name of the shard, for messages.
-        digest: What the index says of ``data``; without it only the images are checked, by the hashes in the JSON.
+        digest: Digest of ``data`` in the index; without it only the images are verified, by the hashes in the JSON.
         taxonomy: Categories that the record may have.
 
     Raises:
@@ -137,28 +137,29 @@ def parse_sample(
     """
     if digest is not None and sample_digest(data) != digest:
         raise ShardError(f"{shard}: record {_key_of(data)}: its bytes do not match their SHA-256: damaged or changed")
-    found: list[Member] = []
+    sample: list[Member] = []
     position = 0
-    while position + 512 <= len(data) and len(found) < members:
+    while position + 512 <= len(data) and len(sample) < members:
         try:
             info = tarfile.TarInfo.frombuf(data[position : position + 512], "utf-8", "strict")
         except (tarfile.TarError, ValueError) as error:
             raise ShardError(f"{shard}: damaged member header ({type(error).__name__}: {error})") from None
-        info.offset, info.offset_data = position, position + 512
-        found.append(Member(info, shard))
+        info.offset = position
+        info.offset_data = position + 512
+        sample.append(Member(info, shard))
         position += 512 + -(-info.size // 512) * 512
-    if len(found) != members or found[-1].offset + found[-1].size > len(data):
-        raise ShardError(f"{shard}: sample {found[0].key if found else '?'!r} is cut off")
-    if len({member.key for member in found}) > 1:
-        raise ShardError(f"{shard}: the index mixes samples {sorted({m.key for m in found})}; run 'shards check'")
-    check_members(found, shard)
-    key = found[0].key
-    bodies = [data[m.offset : m.offset + m.size] for m in found]
+    if len(sample) != members or sample[-1].offset + sample[-1].size > len(data):
+        raise ShardError(f"{shard}: sample {sample[0].key if sample else '?'!r} is cut off")
+    if len({member.key for member in sample}) > 1:
+        raise ShardError(f"{shard}: the index mixes samples {sorted({m.key for m in sample})}; run 'shards check'")
+    check_members(sample, shard)
+    key = sample[0].key
+    bodies = [data[m.offset : m.offset + m.size] for m in sample]
     try:
         record = Record.from_json(bodies[-1], tuple(bodies[:-1]), key, taxonomy)
     except RecordError as error:
         raise ShardError(f"{shard}: {error}") from None
-    for member, image in zip(found, record.images, strict=False):
+    for member, image in zip(sample, record.images, strict=False):
         if member.suffix != image.format:
             raise ShardError(
                 f"{shard}: record {key!r}: the image is stored as {member.suffix}, its JSON says {image.format}"
@@ -169,18 +170,22 @@ def parse_sample(
 
 
 def _key_of(data: bytes) -> str:
-    """The key that the first undamaged member header of a sample states, or its JSON, for messages."""
+    """The key in the first undamaged member header of a sample or in its JSON, for messages."""
     for position in range(0, len(data) - 511, 512):
         with contextlib.suppress(tarfile.TarError, ValueError):
             info = tarfile.TarInfo.frombuf(data[position : position + 512], "utf-8", "strict")
-            if found := MEMBER.fullmatch(info.name):
-                return repr(found["key"])
+            if match := MEMBER.fullmatch(info.name):
+                return repr(match["key"])
     stated = re.search(rb'"key":"([A-Za-z0-9_\-]{1,128})"', data)
     return repr(stated[1].decode()) if stated else "?"
 
 
 def _verify(path: Path, size: int | None, sha256: str | None) -> None:
-    """Raises: ShardError: If a file is missing, or its size or hash differs."""
+    """Compare a file with the manifest.
+
+    Raises:
+        ShardError: If the file is missing, or its size or hash differs.
+    """
     try:
         if not path.is_file():
             raise ShardError(f"{path}: the manifest states this file, but it is missing")
@@ -199,12 +204,12 @@ def file_sha256(path: Path) -> str:
 
 
 def split_of(group: str, fractions: dict[str, float], salt: str = "") -> str:
-    """Which split a group belongs to: by hash, so that it never moves when data grow.
+    """The split of a group, chosen by hash, so that a group stays in its split when data are added.
 
     Args:
         group: ``Record.group``.
         fractions: Split name to share; shares sum to 1.
-        salt: Another salt gives another, equally stable, assignment.
+        salt: Another salt gives another assignment.
 
     Raises:
         ValueError: If the shares do not sum to 1.

@@ -1,7 +1,7 @@
-"""The folder a data set is written into: nothing in it that we did not write is ever deleted or overwritten.
+"""The folder that a data set is written into: files of others in it are never deleted or overwritten.
 
-A journal beside the shards names every file, with its hash, before the file appears; it goes when the manifest is there. What
-an interrupted run left is recognised by its journal, byte for byte, and by nothing else.
+A journal beside the shards lists every file, with its hash, before the file is created; it is removed after the manifest is
+written. Files of an interrupted run are recognised by its journal alone, byte for byte.
 """
 
 import contextlib
@@ -22,29 +22,31 @@ JOURNAL = ".safe_rlhf_v.unfinished"
 SIZES = "sizes.json"
 SPLIT_NAME = re.compile(r"[A-Za-z0-9_\-]{1,100}")
 OURS = re.compile(rf"{SPLIT_NAME.pattern}(-\d{{6}}\.tar|\.index\.npy)|{re.escape(SIZES)}|{re.escape(FILE_NAME)}")
-"""Names that the writer gives; only such a file can be in its way."""
+"""Names of the files that the writer creates; only such files can be in conflict with it."""
 
 _HEAD = "safe_rlhf_v.unfinished 1 "
 _MAX_JOURNAL_BYTES = 100_000_000
 
 
 class Target:
-    """Write whole files into a folder, or leave it as it was."""
+    """Writes complete files into a folder, or restores the folder's previous state."""
 
     def __init__(self, root: str | Path) -> None:
-        """Claim the folder for this process, creating it if it is missing, and clear away what an interrupted run of ours left.
+        """Lock the folder for this process, creating it if it is missing, and delete the files of an interrupted run.
 
         Args:
-            root: The folder. Files in it that have other names than ours are left alone.
+            root: The folder. Files in it with other names than the writer's are not touched.
 
         Raises:
-            ShardError: If it holds a finished data set or a foreign file where one of ours would be written, if another process
+            ShardError: If it holds a finished data set, or a file of others where the writer would write, if another process
                 is writing into it, or if it cannot be written to.
         """
         self.root = Path(root)
         self._new_folders: list[Path] = []
         self._files: list[str] = []
-        self._token = secrets.token_hex(4)  # in the names of unfinished files, so that no foreign file can have one
+        self._token = secrets.token_hex(
+            4
+        )  # part of the names of unfinished files, so that no file of others has such a name
         if os.path.lexists(self.root / FILE_NAME):
             raise ShardError(f"{self.root} already holds a finished data set; delete it or choose another folder")
         try:
@@ -74,7 +76,7 @@ class Target:
         journal = os.fdopen(handle, "r+b", buffering=0)
         try:
             if not stat.S_ISREG(os.fstat(handle).st_mode):
-                raise ShardError(f"{path}: not a file of ours; move it away or choose another folder")
+                raise ShardError(f"{path}: not a journal of this library; move it away or choose another folder")
             with contextlib.suppress(OSError):  # file systems without locks
                 lock(journal, self.root)
             if not os.path.lexists(path) or not os.path.samestat(os.fstat(handle), os.lstat(path)):
@@ -88,17 +90,17 @@ class Target:
         return journal
 
     def _clear(self) -> None:
-        """Delete what an interrupted run left; nothing is deleted before all is recognised."""
-        token, written = _read_journal(self.root / JOURNAL)
-        leftovers = [self.root / name for name in written if _is_ours(self.root / name, written[name])]
-        leftovers += [part for name in written if os.path.lexists(part := _part(self.root, name, token))]
-        known = {path.name for path in leftovers}
-        there = (path.name for path in self.root.iterdir())
-        foreign = sorted(name for name in there if OURS.fullmatch(name) and name not in known)
+        """Delete the files of an interrupted run, after every file in conflict has been recognised as one of them."""
+        token, entries = _read_journal(self.root / JOURNAL)
+        leftovers = [self.root / name for name in entries if _is_ours(self.root / name, entries[name])]
+        leftovers += [part for name in entries if os.path.lexists(part := _part(self.root, name, token))]
+        recognised = {path.name for path in leftovers}
+        names = (path.name for path in self.root.iterdir())
+        foreign = sorted(name for name in names if OURS.fullmatch(name) and name not in recognised)
         if foreign:
             more = f" and {len(foreign) - 1} more" if len(foreign) > 1 else ""
             raise ShardError(
-                f"{self.root / foreign[0]}{more}: stands where shards would be written, and no interrupted run of ours is "
+                f"{self.root / foreign[0]}{more}: has the name of a file that would be written, and no interrupted run is "
                 "known to have written it; move it away or choose another folder"
             )
         for path in leftovers:
@@ -112,21 +114,22 @@ class Target:
         _sync(self._journal)
 
     def add(self, name: str, data: bytes) -> None:
-        """Write one whole file: journal, temporary file, sync, rename.
+        """Write one complete file: journal entry, temporary file, sync, rename.
 
         Args:
-            name: One of :data:`OURS`.
-            data: Its content.
+            name: A name that matches :data:`OURS`.
+            data: Content of the file.
 
         Raises:
-            ShardError: If the disk is full or the file cannot be written, or a foreign one has its name by now.
+            ShardError: If the disk is full, the file cannot be written, or another program has created it.
         """
-        path, part = self.root / name, _part(self.root, name, self._token)
+        path = self.root / name
+        part = _part(self.root, name, self._token)
         try:
             entry = {"file": name, "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
             self._note(json.dumps(entry))
             if os.path.lexists(path):
-                raise ShardError(f"{path}: another program wrote this file meanwhile; choose another folder")
+                raise ShardError(f"{path}: another program has created this file; choose another folder")
             self._files.append(name)
             with part.open("xb") as file:
                 file.write(data)
@@ -136,7 +139,7 @@ class Target:
             raise ShardError(f"{self.root}: cannot write {name} ({error.strerror or error})") from None
 
     def finish(self, manifest: bytes) -> None:
-        """Write the manifest, by which the folder is whole, and remove the journal."""
+        """Write the manifest, which completes the folder, and remove the journal."""
         _sync_folder(self.root)
         self.add(FILE_NAME, manifest)
         _sync_folder(self.root)
@@ -145,7 +148,7 @@ class Target:
         self._journal.close()
 
     def discard(self) -> None:
-        """Remove what was written, the manifest first; what cannot be removed stays recognisable by the journal."""
+        """Delete the written files, the manifest first; the journal stays if any of them cannot be deleted."""
         with contextlib.suppress(OSError):
             for name in reversed(self._files):
                 _part(self.root, name, self._token).unlink(missing_ok=True)
@@ -155,18 +158,18 @@ class Target:
         self._remove_new_folders()
 
     def _remove_new_folders(self) -> None:
-        with contextlib.suppress(OSError):  # not empty: somebody else uses it
+        with contextlib.suppress(OSError):  # not empty: others use it
             for folder in self._new_folders:
                 folder.rmdir()
 
 
 def _read_journal(path: Path) -> tuple[str, dict[str, tuple[int, str]]]:
-    """Token, and size and hash of every file that the run which wrote this journal had begun.
+    """Token of a run, and size and hash of every file that it had begun to write.
 
     Raises:
-        ShardError: If it is no journal of ours.
+        ShardError: If the file is not a journal of this library.
     """
-    refusal = ShardError(f"{path}: not a journal of ours; move it away or choose another folder")
+    refusal = ShardError(f"{path}: not a journal of this library; move it away or choose another folder")
     try:
         text = read_bounded(path, _MAX_JOURNAL_BYTES).decode()
     except (FileError, UnicodeDecodeError):
@@ -176,21 +179,23 @@ def _read_journal(path: Path) -> tuple[str, dict[str, tuple[int, str]]]:
         return "", {}  # interrupted before anything was written
     if not re.fullmatch(rf"{_HEAD}[0-9a-f]{{8}}", head):
         raise refusal
-    written: dict[str, tuple[int, str]] = {}
-    for line in lines[:-1]:  # what follows the last line break was being written, and its file does not exist
+    entries: dict[str, tuple[int, str]] = {}
+    for line in lines[:-1]:  # a line without a line break was interrupted, and its file does not exist
         try:
             entry = json.loads(line)
-            name, size, sha256 = entry["file"], entry["bytes"], entry["sha256"]
+            name = entry["file"]
+            size = entry["bytes"]
+            sha256 = entry["sha256"]
             if not (OURS.fullmatch(name) and isinstance(size, int) and isinstance(sha256, str)):
                 raise refusal
         except (ValueError, KeyError, TypeError, RecursionError):
             raise refusal from None
-        written[name] = (size, sha256)
-    return head.removeprefix(_HEAD), written
+        entries[name] = (size, sha256)
+    return head.removeprefix(_HEAD), entries
 
 
 def _is_ours(path: Path, about: tuple[int, str]) -> bool:
-    """Whether a file is, byte for byte, the one a journal names."""
+    """Whether a file is, byte for byte, the one in a journal."""
     try:
         if path.is_symlink() or not path.is_file() or path.stat().st_size != about[0]:
             return False
@@ -201,7 +206,7 @@ def _is_ours(path: Path, about: tuple[int, str]) -> bool:
 
 
 def _part(root: Path, name: str, token: str) -> Path:
-    """Where a file stands while it is written."""
+    """Path of a file while it is written."""
     return root / f".{name}.{token}.part"
 
 
@@ -211,7 +216,7 @@ def _sync(file: BinaryIO) -> None:
 
 
 def _sync_folder(root: Path) -> None:
-    """Make renames durable where the system can."""
+    """Make renames durable, if the system supports it."""
     with contextlib.suppress(OSError):
         handle = os.open(root, os.O_RDONLY)
         try:

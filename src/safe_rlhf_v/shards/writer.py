@@ -1,4 +1,4 @@
-"""Write records to shards: plain WebDataset tar files, an index per split, and a manifest at the very end."""
+"""Write records to shards: plain WebDataset tar files, an index per split, and the manifest last."""
 
 import hashlib
 import io
@@ -11,7 +11,6 @@ import numpy as np
 from safe_rlhf_v.records import Record, RecordError
 from safe_rlhf_v.records.parsing import check_text
 from safe_rlhf_v.records.taxonomy import Taxonomy
-from safe_rlhf_v.shards.histograms import Histograms
 from safe_rlhf_v.shards.index import (
     INDEX_DTYPE,
     MAX_MEMBER_BYTES,
@@ -23,12 +22,12 @@ from safe_rlhf_v.shards.index import (
     sample_digest,
     scan_shard,
 )
-from safe_rlhf_v.shards.manifest import ShardError, ShardInfo, SplitInfo, new_manifest
+from safe_rlhf_v.shards.manifest import Histograms, ShardError, ShardInfo, SplitInfo, new_manifest
 from safe_rlhf_v.shards.target import SIZES, SPLIT_NAME, Target
 
 
 def encoded(record: Record, taxonomy: Taxonomy) -> bytes:
-    """The JSON of a record, after everything has been checked that its readers check.
+    """The JSON of a record, after the same checks that readers make.
 
     Raises:
         RecordError: Naming key and field.
@@ -56,16 +55,16 @@ def encoded(record: Record, taxonomy: Taxonomy) -> bytes:
 
 
 def member_names(record: Record) -> list[str]:
-    """What follows ``KEY.`` in the names of the images' members."""
+    """File names of the images, without ``KEY.``."""
     return [image.format if i == 0 else f"{i}.{image.format}" for i, image in enumerate(record.images)]
 
 
 class ShardWriter:
     """Write records into ``root``, split by split; equal input gives equal bytes.
 
-    Leaving the ``with`` block normally writes the indexes, ``sizes.json`` and, last, ``manifest.json``. Leaving it by an
-    exception removes what was written. A killed process leaves no manifest, so a half-written folder can never be mistaken for
-    a whole one, and a journal by which the next writer knows the leftovers. Files of other people are left alone.
+    At the end of the ``with`` block it writes the indexes, ``sizes.json`` and, last, ``manifest.json``. An exception in the
+    block deletes the written files. A killed process leaves no manifest, so an incomplete folder cannot be mistaken for a
+    complete one, and a journal by which the next writer recognises the leftovers. Files of others are not touched.
     """
 
     def __init__(
@@ -78,19 +77,20 @@ class ShardWriter:
         origin: dict[str, str] | None = None,
         samples_per_shard: int = 512,
     ) -> None:
-        """
+        """Prepare the folder.
+
         Args:
-            root: Folder to fill; created if missing. Leftovers of our own that a run did not finish are replaced.
+            root: Folder to write into; created if missing. Files of an interrupted run of this library are replaced.
             name: Data set name.
             licence: SPDX identifier or text.
             taxonomy: Categories that records may have.
-            origin: Where the data came from.
-            samples_per_shard: Records per tar file; the last one of a split has fewer.
+            origin: Origin of the data.
+            samples_per_shard: Records per tar file; the last one of a split may have fewer.
 
         Raises:
-            ShardError: If ``root`` already holds a finished data set, holds foreign files named like shards, is being written
-                by another process, or cannot be written to.
-            ValueError: If ``samples_per_shard`` is not positive, or a name could not be written.
+            ShardError: If ``root`` holds a finished data set or files of others named like shards, is being written by another
+                process, or cannot be written to.
+            ValueError: If ``samples_per_shard`` is not positive, or a name cannot be written.
         """
         if samples_per_shard < 1:
             raise ValueError(f"samples_per_shard is {samples_per_shard}; it must be positive")
@@ -98,7 +98,8 @@ class ShardWriter:
         self.root = Path(root)
         self._target = Target(root)
         self._about: dict[str, Any] = {"name": name, "licence": licence, "taxonomy": taxonomy, "origin": origin or {}}
-        self._taxonomy, self._per_shard = taxonomy, samples_per_shard
+        self._taxonomy = taxonomy
+        self._per_shard = samples_per_shard
         self._splits: dict[str, _SplitWriter] = {}
         self._keys: set[str] = set()
 
@@ -106,13 +107,13 @@ class ShardWriter:
         """Append one record to a split.
 
         Raises:
-            RecordError: If the record is invalid; it is not written, and others may follow.
-            ShardError: If its key was used before, or the split's name is not letters, digits, ``_`` or ``-``; or if the disk is
+            RecordError: If the record is invalid; it is not written, and further records can be.
+            ShardError: If its key was used before, the split's name is not letters, digits, ``_`` or ``-``, or the disk is
                 full.
         """
         body = encoded(record, self._taxonomy)
         if record.key in self._keys:
-            raise ShardError(f"key {record.key!r} stands twice")
+            raise ShardError(f"key {record.key!r} occurs twice")
         if not SPLIT_NAME.fullmatch(split):
             raise ShardError(f"split name {split!r:.140} must be 1-100 letters, digits, '_' or '-'")
         self._keys.add(record.key)
@@ -127,7 +128,7 @@ class ShardWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Finish the folder, or remove what was written if an exception is under way or arises."""
+        """Complete the folder, or delete the written files after an exception."""
         if kind is not None:
             self._target.discard()
             return
@@ -143,7 +144,11 @@ class ShardWriter:
 
 
 def _check_names(name: str, licence: str, taxonomy: Taxonomy, origin: dict[str, str]) -> None:
-    """Raises: ValueError: Naming what no manifest can hold: it would be found out when everything else is written."""
+    """Check before anything is written that the manifest can hold the data set's names.
+
+    Raises:
+        ValueError: Naming what the manifest cannot hold.
+    """
     texts = {"name": name, "licence": licence, "taxonomy": "".join((taxonomy.name, *taxonomy.categories))}
     for where, text in {**texts, "origin": "".join((*origin, *origin.values()))}.items():
         if problem := check_text(text):
@@ -156,7 +161,10 @@ class _SplitWriter:
     """Shards, index rows and histograms of one split."""
 
     def __init__(self, target: Target, name: str, taxonomy: Taxonomy, per_shard: int) -> None:
-        self.target, self.name, self.taxonomy, self.per_shard = target, name, taxonomy, per_shard
+        self.target = target
+        self.name = name
+        self.taxonomy = taxonomy
+        self.per_shard = per_shard
         self.pending: list[tuple[Record, bytes]] = []
         self.shards: list[ShardInfo] = []
         self.rows: list[tuple[int | bytes, ...]] = []
@@ -171,7 +179,7 @@ class _SplitWriter:
 
     def flush(self) -> None:
         """Write the pending records as one tar file and index them from its headers."""
-        import webdataset  # pulls torch in: only when something is written
+        import webdataset  # imports torch: only when something is written
 
         buffer = io.BytesIO()
         # Fixed time stamps and owners make equal records give equal bytes.
@@ -193,7 +201,7 @@ class _SplitWriter:
         self.pending = []
 
     def category_number(self, category: tuple[str, ...] | None) -> int:
-        """What the index says about a record's category."""
+        """The number of a record's category in the index."""
         if not category:
             return UNKNOWN_CATEGORY if category is None else NO_CATEGORY
         return self.category_sets.setdefault(tuple(sorted(category)), len(self.category_sets))
@@ -207,5 +215,6 @@ class _SplitWriter:
         file = f"{self.name}.index.npy"
         self.target.add(file, buffer.getvalue())
         about = {"file": file, "sha256": hashlib.sha256(buffer.getvalue()).hexdigest()}
-        groups, sets = len(np.unique(index["group"])), tuple(self.category_sets)
+        groups = len(np.unique(index["group"]))
+        sets = tuple(self.category_sets)
         return SplitInfo(len(index), groups, tuple(self.shards), about, self.histograms.counts(), sets)

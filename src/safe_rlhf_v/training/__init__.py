@@ -1,4 +1,4 @@
-"""What every training has: checkpoints, runs, exact resume, optimisers and schedules."""
+"""Shared by all training: checkpoints, runs, exact resume, optimisers and schedules."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -21,7 +21,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Load a name when it is asked for: lightning takes seconds to import."""
+    """Import a name on first use, because lightning takes seconds to import."""
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)

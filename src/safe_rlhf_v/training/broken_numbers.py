@@ -1,4 +1,4 @@
-"""What a run does when its numbers break: nothing of it is saved, and people are told where to go on."""
+"""Stop a run on NaN or infinity: nothing is saved, and the message names the checkpoint to continue from."""
 
 from pathlib import Path
 
@@ -10,10 +10,10 @@ from safe_rlhf_v.functional.finite import NonFiniteError, non_finite_names
 
 
 def refuse_broken_state(module: LightningModule) -> None:
-    """Keep a state that no training can go on from out of the files. A collective: every rank must call it.
+    """Refuse to save NaN or infinity. This is a collective operation: every rank must call it.
 
     Args:
-        module: Attached to a trainer. Trained weights and the optimizers' moments count; buffers may hold infinity.
+        module: Attached to a trainer. Trained weights and the optimizers' states are checked; buffers may hold infinity.
 
     Raises:
         NonFiniteError: On every rank, if any rank holds NaN or infinity.
@@ -29,20 +29,20 @@ def refuse_broken_state(module: LightningModule) -> None:
     more = f" (+{len(names) - 3})" if len(names) > 3 else ""
     raise NonFiniteError(
         f"step {trainer.global_step}: NaN or infinity in {', '.join(names[:3]) or 'the weights of another rank'}{more}; "
-        f"not saved: {where_to_go_on(trainer)}, with a smaller learning rate"
+        f"not saved: {how_to_continue(trainer)}, with a smaller learning rate"
     )
 
 
 def checkpoint_folder(trainer: Trainer) -> Path:
-    """Where a run's checkpoints go."""
-    keepers = [keeper for keeper in trainer.checkpoint_callbacks if isinstance(keeper, ModelCheckpoint)]
-    folder = next((keeper.dirpath for keeper in keepers if keeper.dirpath), None)
+    """The folder of a run's checkpoints."""
+    callbacks = [callback for callback in trainer.checkpoint_callbacks if isinstance(callback, ModelCheckpoint)]
+    folder = next((callback.dirpath for callback in callbacks if callback.dirpath), None)
     return Path(folder or trainer.log_dir or trainer.default_root_dir)
 
 
-def where_to_go_on(trainer: Trainer) -> str:
-    """What to do after a run whose numbers broke: this run's checkpoints, those it went on from, or nothing yet."""
+def how_to_continue(trainer: Trainer) -> str:
+    """Advice after NaN or infinity: a checkpoint of this run, the one it was resumed from, or a new start."""
     folder = checkpoint_folder(trainer)
     if folder.is_dir() and any(folder.glob("*.ckpt")):
-        return f"go on from a checkpoint in {folder}"
-    return f"go on from {trainer.ckpt_path}" if trainer.ckpt_path else "begin again (there is no checkpoint yet)"
+        return f"continue from a checkpoint in {folder}"
+    return f"continue from {trainer.ckpt_path}" if trainer.ckpt_path else "start again (there is no checkpoint yet)"

@@ -1,9 +1,9 @@
-"""Checkpoints: written whole or not at all, found again after a crash, and handed from stage to stage.
+"""Checkpoints: written completely or not at all, found after a crash, and passed from stage to stage.
 
-Beside what Lightning stores, a checkpoint carries the resolved configuration as text (``config_yaml``) and a fingerprint
-of its backbone. Frozen tensors that the backbone's pretrained base gives back are left out; ``rebuilt`` names them, and
-the base is recognised by one tensor's hash. The check sums are those of the zip file that ``torch.save`` writes (a CRC-32
-of every member): a file copied alone can still be verified.
+Beside Lightning's content, a checkpoint holds the resolved configuration as text (``config_yaml``) and a fingerprint of its
+backbone. Frozen tensors that the backbone's pretrained base contains are omitted; ``rebuilt`` names them, and the base is
+recognised by one tensor's hash. The checksums are those of the zip file that ``torch.save`` writes (a CRC-32 of every member),
+so a single copied file can be verified.
 """
 
 import errno
@@ -27,12 +27,12 @@ from torch import Tensor
 from safe_rlhf_v import __version__
 from safe_rlhf_v.functional.finite import non_finite_names
 from safe_rlhf_v.models.backbone import Backbone
-from safe_rlhf_v.models.sharding import whole
+from safe_rlhf_v.models.sharding import full_tensor
 
 log = logging.getLogger(__name__)
 
 _PART = "safe_rlhf_v-part"
-"""Last piece of the name of a file that is being written: ``NAME.PID.safe_rlhf_v-part``."""
+"""Suffix of a file that is being written: ``NAME.PID.safe_rlhf_v-part``."""
 
 
 class CheckpointError(ValueError):
@@ -40,23 +40,23 @@ class CheckpointError(ValueError):
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes a temporary file beside the target, syncs and renames it: a kill leaves the old file or the new one.
+    """Writes a temporary file beside the target, syncs and renames it: after a kill, the old file or the new one is there.
 
-    What is loaded is verified first, and nothing is removed but checkpoints in folders that this object has written to. The
-    command line plugs it in by itself; in Python::
+    Files are verified before they are loaded, and only checkpoints in folders that this object has written to are removed.
+    The command line adds this plugin; in Python::
 
         Trainer(plugins=[AtomicCheckpointIO()])
     """
 
     def __init__(self) -> None:
-        """Nothing is written yet."""
+        """Start without folders."""
         self._folders: set[Path] = set()
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
-        """Write ``checkpoint`` to ``path``, and remove what earlier kills left in its folder.
+        """Write ``checkpoint`` to ``path``, and remove unfinished files of killed processes from its folder.
 
         Raises:
-            CheckpointError: If the disk is full; earlier checkpoints are as they were.
+            CheckpointError: If the disk is full; earlier checkpoints are not changed.
         """
         target = Path(path)
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -64,7 +64,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         part = target.with_name(f"{target.name}.{os.getpid()}.{_PART}")
         try:
             with part.open("wb") as file:
-                with suppress(OSError):  # a file system without locks: then nobody clears up either
+                with suppress(OSError):  # a file system without locks; then unfinished files are not removed either
                     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 torch.save(checkpoint, file)
                 file.flush()
@@ -75,22 +75,24 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             if not _disk_is_full(error):
                 raise
             raise CheckpointError(
-                f"{target}: not written, the disk is full; make room or choose another folder, then resume: "
-                "earlier checkpoints are as they were"
+                f"{target}: not written, the disk is full; free some space or choose another folder, then resume: "
+                "earlier checkpoints are not changed"
             ) from error
         finally:
             part.unlink(missing_ok=True)
 
     def remove_checkpoint(self, path: Any) -> None:
-        """Remove an old checkpoint. Which one that is, ``ModelCheckpoint`` reads from the file a run goes on from: a
-        stranger's may name any file or folder, also by an address.
+        """Remove an old checkpoint, if this object has written to its folder.
+
+        ``ModelCheckpoint`` reads the path from the checkpoint that a run is resumed from, and an untrusted one may name any
+        file, folder or address.
         """
         file = Path(path)
-        home = file.parent.resolve()
-        # Lightning's own, by which forked processes hand their weights back.
-        handed = file.name == ".temp.ckpt" and home.parent == Path(tempfile.gettempdir()).resolve()
-        if file.suffix != ".ckpt" or not (handed or home in self._folders) or file.is_dir():
-            log.warning("%s: not removed, it is no checkpoint of this run", path)
+        folder = file.parent.resolve()
+        # Lightning's temporary file, by which forked processes return their weights.
+        temporary = file.name == ".temp.ckpt" and folder.parent == Path(tempfile.gettempdir()).resolve()
+        if file.suffix != ".ckpt" or not (temporary or folder in self._folders) or file.is_dir():
+            log.warning("%s: not removed, it is not a checkpoint of this run", path)
             return
         file.unlink(missing_ok=True)
 
@@ -101,7 +103,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 def _disk_is_full(error: BaseException | None) -> bool:
-    """Whether an error, or what it followed from, is the lack of room; torch wraps the system's."""
+    """Whether an error or one of its causes is a full disk; torch wraps the system's error."""
     while error is not None:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             return True
@@ -110,11 +112,11 @@ def _disk_is_full(error: BaseException | None) -> bool:
 
 
 def clear_leftovers(folder: Path, below: bool = False) -> None:
-    """Remove files of ours that a kill left half-written; one that is being written is locked, and stays.
+    """Remove unfinished checkpoint files of killed processes; a file that is being written is locked and stays.
 
     Args:
-        folder: Where they are.
-        below: Look into its subfolders, too: a run that goes on writes into a new one.
+        folder: Folder of the files.
+        below: Also search subfolders, because a resumed run writes into a new one.
     """
     pattern = f"*.{_PART}"
     for path in list(folder.rglob(pattern) if below else folder.glob(pattern)):
@@ -125,91 +127,91 @@ def clear_leftovers(folder: Path, below: bool = False) -> None:
             path.unlink(missing_ok=True)
 
 
-def is_whole(path: Path) -> bool:
-    """Whether a checkpoint is complete: any cut is seen, in under a millisecond (a zip's directory sits at its end)."""
+def is_complete(path: Path) -> bool:
+    """Whether a checkpoint is complete, in less than a millisecond: the directory of a zip file is at its end."""
     if path.is_dir():  # sharded: rank 0 writes this file last
         return (path / "meta.pt").is_file()
     try:
         return path.is_file() and zipfile.is_zipfile(path)
-    except zipfile.BadZipFile:  # a directory so damaged that Python's own test stumbles
+    except zipfile.BadZipFile:  # the directory is so damaged that Python's test fails
         return False
 
 
 def verify(path: Path) -> None:
-    """Compare every byte of a checkpoint with its check sums, once per process and file (about 1 s per GB).
+    """Compare every byte of a checkpoint with its checksums, once per process and file (about 1 s per GB).
 
     Raises:
         CheckpointError: If it is missing, cut off or damaged.
     """
     if path.is_symlink() and not path.exists():
-        raise CheckpointError(f"{path}: a link to {path.readlink()}, which is gone; name the folder {path.parent}")
+        raise CheckpointError(f"{path}: a link to {path.readlink()}, which is missing; name the folder {path.parent}")
     if not path.exists():
-        raise CheckpointError(f"{path}: no such checkpoint; a folder's name finds its newest whole one")
-    if fault := _fault(*_identity(path)):
-        raise CheckpointError(f"{path}: {fault}; a folder's name finds its newest whole one")
+        raise CheckpointError(f"{path}: no such checkpoint; name the folder to use its newest complete one")
+    if problem := _damage(*_identity(path)):
+        raise CheckpointError(f"{path}: {problem}; name the folder to use its newest complete one")
 
 
 def _identity(path: Path) -> tuple[str, int, int]:
-    """Equal only for a file that has not changed meanwhile."""
-    about = path.stat()
-    return str(path.resolve()), about.st_mtime_ns, about.st_size
+    """Path, time of the last change and size: different after a file has changed."""
+    status = path.stat()
+    return str(path.resolve()), status.st_mtime_ns, status.st_size
 
 
 @lru_cache(maxsize=256)
-def _fault(path: str, _changed: int, _size: int) -> str:
+def _damage(path: str, _changed: int, _size: int) -> str:
     """What is wrong with a checkpoint's bytes, or ""."""
-    if not is_whole(Path(path)):
-        return "not a whole checkpoint (cut off while it was written?)"
+    if not is_complete(Path(path)):
+        return "not a complete checkpoint (cut off while it was written?)"
     if Path(path).is_dir():
         return ""
     try:
         with zipfile.ZipFile(path) as archive:
             member = archive.testzip()
         return f"damaged at {member!r}" if member is not None else ""
-    except Exception as error:  # damage of the directory: any reader's error may come
+    except Exception as error:  # a damaged directory can raise anything
         return f"damaged ({error})"
 
 
 def find_checkpoint(path: str | Path) -> Path:
-    """The checkpoint a user means: the file itself, or the newest whole ``*.ckpt`` below a run's folder.
+    """The checkpoint that a user names: the file itself, or the newest complete ``*.ckpt`` below a run's folder.
 
-    Newest is the one with the most optimizer steps, as the file itself says: copying a folder changes the times of its
-    files. Ones that are damaged, links to nothing and links that lead out of the folder are passed over with a warning.
+    The newest is the one with the most optimizer steps, as stored in the file: copying a folder changes the times of its
+    files. Damaged files, dangling links and links out of the folder are skipped with a warning.
 
     Raises:
         CheckpointError: If there is none, naming the damaged ones.
     """
     if not str(path).strip():
-        raise CheckpointError("a run's folder is needed, the given name is empty (an unset variable?)")
+        raise CheckpointError("the name of the run's folder is empty (an unset variable?)")
     root = Path(path)
     if root.is_file() or root.suffix == ".ckpt":
         verify(root)
         return root
-    found = checkpoints_below(root)
-    whole = {file: steps for file in found if (steps := steps_of(file, root)) is not None}
-    passed = sorted(set(found) - set(whole))
-    while whole:
-        file = max(whole, key=lambda file: (whole[file], not file.is_symlink(), natural_order(file)))
-        if not _fault(*_identity(file)):
+    files = checkpoints_below(root)
+    complete = {file: steps for file in files if (steps := steps_of(file, root)) is not None}
+    skipped = sorted(set(files) - set(complete))
+    while complete:
+        newest = max(complete, key=lambda file: (complete[file], not file.is_symlink(), natural_order(file)))
+        if not _damage(*_identity(newest)):
             break
-        passed.append(file)
-        del whole[file]
-    for damaged in passed:
-        log.warning("passed over %s: not a whole checkpoint of this folder", damaged)
-    if whole:
-        return file
-    names = f" (not whole: {', '.join(p.name for p in passed)})" if passed else ""
+        skipped.append(newest)
+        del complete[newest]
+    for file in skipped:
+        log.warning("skipped %s: not a complete checkpoint of this folder", file)
+    if complete:
+        return newest
+    names = f" (not complete: {', '.join(file.name for file in skipped)})" if skipped else ""
     raise CheckpointError(f"{root}: no readable checkpoint{names}; train that stage first, or name a .ckpt file")
 
 
 def steps_of(file: Path, root: Path) -> int | None:
-    """Optimizer steps that a checkpoint below ``root`` has done; ``None`` if it cannot be used, or lies elsewhere."""
-    if not is_whole(file) or not file.resolve().is_relative_to(root.resolve()):
+    """Number of optimizer steps of a checkpoint below ``root``; ``None`` if it cannot be used or is elsewhere."""
+    if not is_complete(file) or not file.resolve().is_relative_to(root.resolve()):
         return None
     header = file / "meta.pt" if file.is_dir() else file
     try:
         return int(torch.load(header, map_location="cpu", weights_only=True, mmap=True).get("global_step", 0))
-    except Exception:  # a file made to mislead the reader may raise anything
+    except Exception:  # an untrusted file can raise anything
         return None
 
 
@@ -224,10 +226,10 @@ def checkpoints_below(folder: Path) -> list[Path]:
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
-    """Read a checkpoint onto the CPU without running anything stored in it; tensors are mapped, not copied.
+    """Read a checkpoint onto the CPU without executing anything stored in it; tensors are memory-mapped.
 
     Args:
-        path: File, or run folder.
+        path: Checkpoint or run folder.
 
     Raises:
         CheckpointError: If there is none, it is sharded, damaged, or holds more than plain data and tensors.
@@ -239,19 +241,21 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         content = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:
         reason = str(error).partition("\n")[0].strip()[:100]
-        raise CheckpointError(f"{file}: no plain checkpoint ({reason}); nothing in it was run") from error
+        raise CheckpointError(
+            f"{file}: not a checkpoint of plain data and tensors ({reason}); nothing in it was executed"
+        ) from error
     if not isinstance(content, dict):
-        raise CheckpointError(f"{file}: no checkpoint of this library, it holds a {type(content).__name__}")
+        raise CheckpointError(f"{file}: not a checkpoint of this library, it holds a {type(content).__name__}")
     content["file"] = str(file)
     return content
 
 
 def refuse_non_finite(weights: dict[str, Tensor], file: str) -> None:
-    """Refuse weights that would break whatever starts from them.
+    """Refuse NaN and infinite weights.
 
     Args:
-        weights: By name.
-        file: Where they are from, for the message.
+        weights: Weights by name.
+        file: File that holds them, for the message.
 
     Raises:
         CheckpointError: If any is NaN or infinite, naming the first three.
@@ -264,49 +268,49 @@ def refuse_non_finite(weights: dict[str, Tensor], file: str) -> None:
 
 
 def tokenizer_hash(tokenizer: Any) -> str:
-    """SHA-256 (hex) of vocabulary and special tokens: equal means the same ids for the same text."""
-    about = {
+    """SHA-256 (hex) of vocabulary and special tokens: equal hashes mean the same ids for the same text."""
+    content = {
         "vocabulary": tokenizer.get_vocab(),
         "special": {k: str(v) for k, v in tokenizer.special_tokens_map.items()},
     }
-    return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def tensor_hash(tensor: Tensor) -> str:
-    """SHA-256 (hex) of a tensor's bytes; of a sharded one every rank has to ask."""
-    data = whole(tensor).detach().cpu().contiguous().view(-1).view(torch.uint8)
+    """SHA-256 (hex) of a tensor's bytes; for a sharded tensor every rank must call it."""
+    data = full_tensor(tensor).detach().cpu().contiguous().view(-1).view(torch.uint8)
     return hashlib.sha256(data.numpy().tobytes()).hexdigest()
 
 
 def fingerprint(backbone: Backbone) -> dict[str, str]:
-    """What a freshly built backbone's weights mean, as plain text.
+    """Identity of a newly built backbone, as plain text.
 
     Returns:
         ``version`` of this package; ``backbone``, the class; ``tokenizer``, its hash; ``base``, the pretrained model
-        that gives back every frozen tensor, and ``base_tensor``, the hash of the first of them ("" without a base);
-        ``lora``, rank and scale of its adapters ("" without).
+        that contains every frozen tensor, and ``base_tensor``, the hash of the first of them ("" without a base);
+        ``lora``, rank and scale of its adapters ("" without adapters).
     """
     lora = getattr(backbone, "lora", None)
     frozen = [value for value in backbone.parameters() if not value.requires_grad]
-    known = backbone.base is not None and frozen
+    has_base = backbone.base is not None and frozen
     return {
         "version": __version__,
         "backbone": f"{type(backbone).__module__}.{type(backbone).__qualname__}",
         "tokenizer": tokenizer_hash(backbone.tokenizer),
-        "base": str(backbone.base) if known else "",
-        "base_tensor": tensor_hash(frozen[0]) if known else "",
+        "base": str(backbone.base) if has_base else "",
+        "base_tensor": tensor_hash(frozen[0]) if has_base else "",
         "lora": f"r {lora.r}, alpha {lora.alpha:g}" if lora is not None else "",
     }
 
 
 def compare_fingerprints(file: str, old: dict[str, str], new: dict[str, str], *, base: bool) -> None:
-    """Refuse a checkpoint whose backbone means something else.
+    """Refuse a checkpoint whose backbone is another one.
 
     Args:
-        file: Its name, for the message.
-        old: Its fingerprint.
-        new: The fingerprint of the backbone built now.
-        base: Whether the checkpoint leaves out tensors of the base, so that the bases must be equal too.
+        file: Name of the checkpoint, for the message.
+        old: Fingerprint of the checkpoint.
+        new: Fingerprint of the newly built backbone.
+        base: Whether the checkpoint omits tensors of the base, so that the bases must be equal too.
 
     Raises:
         CheckpointError: Naming the first difference.
@@ -320,17 +324,17 @@ def compare_fingerprints(file: str, old: dict[str, str], new: dict[str, str], *,
 
 
 def read_stage(path: str) -> dict[str, Any]:
-    """The checkpoint of an earlier stage; nothing is built yet.
+    """Read the checkpoint of an earlier stage; no network is built.
 
     Raises:
-        CheckpointError: If there is none, it is no checkpoint of this library, or its weights are not finite.
+        CheckpointError: If there is none, it is not a checkpoint of this library, or its weights are not finite.
     """
     if (Path(path) / "config.json").is_file():
         raise CheckpointError(f"{path}: an exported model; name it as the backbone's model instead of in init_from")
     stage = read_checkpoint(path)
     if "fingerprint" not in stage:
-        raise CheckpointError(f"{stage['file']}: carries no fingerprint; init_from takes checkpoints of this library")
-    networks = ("backbone.", "head.")  # not the buffers of a policy's controller: infinity is a value there
+        raise CheckpointError(f"{stage['file']}: holds no fingerprint; init_from takes checkpoints of this library")
+    networks = ("backbone.", "head.")  # not the buffers of a policy's controller, which may hold infinity
     refuse_non_finite({k: v for k, v in stage["state_dict"].items() if k.startswith(networks)}, stage["file"])
     return stage
 
@@ -339,9 +343,9 @@ def load_stage(stage: dict[str, Any], backbone: Backbone, now: dict[str, str]) -
     """Copy an earlier stage's backbone (and nothing else) into ``backbone``.
 
     Args:
-        stage: What :func:`read_stage` gave.
-        backbone: Freshly built.
-        now: Its fingerprint.
+        stage: Result of :func:`read_stage`.
+        backbone: A newly built backbone.
+        now: Fingerprint of ``backbone``.
 
     Raises:
         CheckpointError: If class, tokenizer, base or tensors differ, naming the first difference.
@@ -360,7 +364,7 @@ def load_stage(stage: dict[str, Any], backbone: Backbone, now: dict[str, str]) -
 
 
 def compare_names(file: str, own: set[str], stored: set[str], rebuilt: set[str]) -> None:
-    """Refuse a checkpoint that lacks a tensor or has one too many.
+    """Refuse a checkpoint with missing or additional tensors.
 
     Raises:
         CheckpointError: Naming the first three.

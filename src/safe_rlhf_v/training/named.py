@@ -53,7 +53,8 @@ def made(setting: str, make: Callable[..., Made] | None, *args: Any) -> Made:
 
 def _by_library(error: Exception) -> bool:
     """Whether a library raised it, called by nothing but libraries and this package."""
-    trace, homes = error.__traceback__, list[str]()
+    trace = error.__traceback__
+    homes = list[str]()
     while trace is not None:
         homes.append(str(trace.tb_frame.f_globals.get("__name__", "")).partition(".")[0])
         trace = trace.tb_next

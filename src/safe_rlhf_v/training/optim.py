@@ -10,7 +10,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 
 def parameter_groups(module: nn.Module, scales: dict[str, float]) -> dict[str, list[tuple[str, nn.Parameter]]]:
-    """Trainable parameters with their names, by the longest prefix in ``scales`` that the name starts with ("" = none).
+    """Trainable parameters with their names, grouped by the longest matching prefix in ``scales`` ("" without one).
 
     Raises:
         ValueError: If a prefix matches nothing.
@@ -27,12 +27,12 @@ def parameter_groups(module: nn.Module, scales: dict[str, float]) -> dict[str, l
 
 
 def group_names(module: nn.Module, scales: dict[str, float]) -> list[list[str]]:
-    """Names of the parameters of each group, to recognise them in a checkpoint."""
+    """Names of the parameters of each group, for comparison with a checkpoint."""
     return [[name for name, _ in group] for group in parameter_groups(module, scales).values()]
 
 
 def run_length(trainer: Trainer) -> int:
-    """Optimizer steps of a whole run, from data, ranks, accumulation and epochs.
+    """Number of optimizer steps of a complete run, from data, ranks, accumulation and epochs.
 
     Raises:
         ValueError: If the run has no end.
@@ -40,27 +40,28 @@ def run_length(trainer: Trainer) -> int:
     steps = trainer.estimated_stepping_batches
     if steps == math.inf or steps < 0:
         raise ValueError(
-            "scheduler: total_steps is null, but the run has no end to count from; set trainer.max_steps or "
-            "trainer.max_epochs, or total_steps"
+            "scheduler: total_steps is null, but the run has no fixed length; set trainer.max_steps or trainer.max_epochs, "
+            "or total_steps"
         )
     return int(steps)
 
 
 class Schedule(LRScheduler):
-    """A schedule given by a closed form of the step, after a warm-up; rates are factors of the optimizer's.
+    """A schedule given by a closed form of the step, after a warm-up; rates are multiples of the optimizer's.
 
-    Every option is kept under its own name: a resumed run takes options from the configuration and the step from the
+    Every option is an attribute of the same name: a resumed run takes options from the configuration and the step from the
     checkpoint.
     """
 
     def __init__(self, optimizer: Optimizer, total_steps: int | None, warmup: float, last_epoch: int = -1) -> None:
-        """
+        """Create the schedule.
+
         Args:
-            optimizer: Its ``lr`` is the peak, per parameter group.
-            total_steps: Optimizer steps until the end of the schedule; the last rate stays. ``None`` is the length of the run:
-                the training module finds it out from data, ranks, accumulation and epochs, and calls :meth:`set_length`.
-            warmup: Share of the steps spent warming up, in [0, 1).
-            last_epoch: See PyTorch.
+            optimizer: The optimizer; its ``lr`` is the peak, per parameter group.
+            total_steps: Optimizer steps until the end of the schedule; the last rate is kept after it. ``None`` is the length
+                of the run, which the training module computes and sets by :meth:`set_length`.
+            warmup: Share of the steps for the warm-up, in [0, 1).
+            last_epoch: Step to continue from, as in PyTorch; -1 starts a new schedule.
 
         Raises:
             ValueError: If an option is outside its range.
@@ -69,7 +70,8 @@ class Schedule(LRScheduler):
             raise ValueError(f"total_steps must be at least 1, not {total_steps}")
         if not 0 <= warmup < 1:
             raise ValueError(f"warmup is a share of the steps in [0, 1), not {warmup}")
-        self.total_steps, self.warmup = total_steps, warmup
+        self.total_steps = total_steps
+        self.warmup = warmup
         super().__init__(optimizer, last_epoch)
 
     @abstractmethod
@@ -84,15 +86,16 @@ class Schedule(LRScheduler):
         """Rates of the parameter groups for the coming step.
 
         Raises:
-            ValueError: If it moves before its length is known.
+            ValueError: If it is stepped before its length is known.
         """
         if self.total_steps is None:
             if self.last_epoch > 0:
                 raise ValueError(
                     f"{type(self).__name__}: total_steps is null; outside of a training module, give a number"
                 )
-            return list(self.base_lrs)  # while it is being made
-        step, warmup = self.last_epoch, self.warmup_steps
+            return list(self.base_lrs)  # during construction
+        step = self.last_epoch
+        warmup = self.warmup_steps
         if step < warmup:
             factor = self.rise(step / warmup)
         else:
@@ -101,11 +104,11 @@ class Schedule(LRScheduler):
 
     @property
     def warmup_steps(self) -> int:
-        """Steps spent warming up."""
+        """Number of warm-up steps."""
         return round(self.warmup * (self.total_steps or 0))
 
     def set_length(self, total_steps: int) -> None:
-        """Take the length of the run, unless one was given."""
+        """Set the number of steps, unless the constructor got one."""
         if self.total_steps is not None:
             return
         self.total_steps = max(1, total_steps)
@@ -131,19 +134,20 @@ class WarmupCosine(Schedule):
         final: float = 0.0,
         last_epoch: int = -1,
     ) -> None:
-        """
+        """Create the schedule.
+
         Args:
-            optimizer: See :class:`Schedule`.
-            total_steps: See :class:`Schedule`.
-            warmup: See :class:`Schedule`.
+            optimizer: The optimizer; its ``lr`` is the peak, per parameter group.
+            total_steps: Optimizer steps until the end of the schedule; ``None`` is the length of the run.
+            warmup: Share of the steps for the warm-up, in [0, 1).
             final: Last rate as a share of the peak; 1 keeps the rate constant after the warm-up.
-            last_epoch: See PyTorch.
+            last_epoch: Step to continue from, as in PyTorch; -1 starts a new schedule.
         """
         self.final = final
         super().__init__(optimizer, total_steps, warmup, last_epoch)
 
     def rise(self, progress: float) -> float:
-        """Linear; the first step already has a rate."""
+        """Linear, with a rate above 0 at the first step."""
         return progress + 1 / max(1, self.warmup_steps)
 
     def fall(self, progress: float) -> float:
@@ -152,9 +156,9 @@ class WarmupCosine(Schedule):
 
 
 class OneCycle(Schedule):
-    """Half a cosine up from ``peak / start`` and a longer one down to nearly nothing (arXiv 1708.07120).
+    """Half a cosine up from ``peak / start`` and a longer one down to almost 0 (arXiv 1708.07120).
 
-    Unlike ``torch.optim.lr_scheduler.OneCycleLR`` the peak is each group's own rate, and momentum is left alone.
+    Unlike ``torch.optim.lr_scheduler.OneCycleLR`` the peak is each group's own rate, and momentum is not changed.
 
     YAML::
 
@@ -172,16 +176,18 @@ class OneCycle(Schedule):
         end: float = 1e4,
         last_epoch: int = -1,
     ) -> None:
-        """
+        """Create the schedule.
+
         Args:
-            optimizer: See :class:`Schedule`.
-            total_steps: See :class:`Schedule`.
-            warmup: See :class:`Schedule`.
+            optimizer: The optimizer; its ``lr`` is the peak, per parameter group.
+            total_steps: Optimizer steps until the end of the schedule; ``None`` is the length of the run.
+            warmup: Share of the steps for the warm-up, in [0, 1).
             start: The first rate is the peak divided by this.
             end: The last rate is the first divided by this.
-            last_epoch: See PyTorch.
+            last_epoch: Step to continue from, as in PyTorch; -1 starts a new schedule.
         """
-        self.start, self.end = start, end
+        self.start = start
+        self.end = end
         super().__init__(optimizer, total_steps, warmup, last_epoch)
 
     def rise(self, progress: float) -> float:

@@ -1,4 +1,4 @@
-"""The random states of a process as plain tensors, so that checkpoints hold them without pickled objects."""
+"""The random states of a process as plain tensors, so that checkpoints can hold them without pickled objects."""
 
 import math
 import random
@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 def read_random_state() -> dict[str, Tensor]:
-    """States of Python, NumPy, torch and (where there is one) the current CUDA device.
+    """Read the states of Python, NumPy, torch and the current CUDA device, if there is one.
 
     Returns:
         Name to (N,) tensor: ``python`` and ``numpy`` float64 (32-bit words and a cached normal draw are exact in it),
@@ -28,7 +28,7 @@ def read_random_state() -> dict[str, Tensor]:
 
 
 def write_random_state(states: dict[str, Tensor]) -> None:
-    """Continue where :func:`read_random_state` stood; generators without a state are left alone."""
+    """Restore the states of :func:`read_random_state`; generators without a state are not changed."""
     *words, cached = states["python"].tolist()
     random.setstate((3, tuple(map(int, words)), None if math.isnan(cached) else cached))
     *keys, position, has_cached, gauss = states["numpy"].tolist()
@@ -39,7 +39,7 @@ def write_random_state(states: dict[str, Tensor]) -> None:
 
 
 def reseed(*words: int) -> None:
-    """Seed all generators from several integers (seed, step, rank): any difference gives an independent stream."""
+    """Seed all generators from several integers (seed, step, rank); different integers give independent streams."""
     seed = int(np.random.SeedSequence(words).generate_state(1)[0])
     random.seed(seed)
     np.random.seed(seed)

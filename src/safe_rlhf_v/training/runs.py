@@ -13,7 +13,7 @@ from lightning_utilities.core.rank_zero import rank_zero_only
 
 from safe_rlhf_v.models.backbone import Backbone
 from safe_rlhf_v.models.heads import Head
-from safe_rlhf_v.models.sources import KEPT
+from safe_rlhf_v.models.sources import SOURCES_KEY
 from safe_rlhf_v.training.checkpoints import CheckpointError, fingerprint, load_stage, read_stage
 from safe_rlhf_v.training.stored_config import check_stored, find_class, is_listed, leads_out, read_stored, set_aside
 
@@ -25,7 +25,8 @@ NOTHING_NAMED: Mapping[str, str] = {}
 IN_CHECKPOINT = ("init_from", "reference")
 """Options of modules that name runs whose weights a checkpoint holds from then on."""
 
-BASES, FILES = ("model", "folder"), ("tokenizer", "processor", "config", "decoder")
+BASES = ("model", "folder")
+FILES = ("tokenizer", "processor", "config", "decoder")
 """Options of backbones that name pretrained weights, and other files."""
 
 KINDS = {
@@ -91,7 +92,8 @@ def open_run(
         CheckpointError: If there is no readable checkpoint of this library, or it is not what it is meant to be.
     """
     stage = read_stage(str(path))
-    file, model = stage["file"], read_stored(stage)["model"]
+    file = stage["file"]
+    model = read_stored(stage)["model"]
     init = model["init_args"] = {k: v for k, v in model["init_args"].items() if parts is None or k in parts}
     for name in IN_CHECKPOINT:
         if name in init:
@@ -131,7 +133,7 @@ def _replace_sources(
     options = backbone.get("init_args") if isinstance(backbone, dict) else None
     if not isinstance(options, dict):
         return {}
-    kept = stage.get(KEPT)
+    kept = stage.get(SOURCES_KEY)
     if isinstance(kept, dict) and isinstance(kept.get("options"), dict) and isinstance(kept.get("files"), dict):
         options.update({name: value for name, value in kept["options"].items() if name in options})
         carried = [name for name in kept["files"] if name in options and name in FILES]

@@ -1,8 +1,8 @@
-"""The configuration inside a checkpoint: read as something a stranger wrote.
+"""The configuration inside a checkpoint, read as untrusted input.
 
-It is parsed as plain YAML of bounded size, and before anything is imported every class that it names, at any depth, must be
-on a list: components of this library, optimizers and schedulers, layers of torch, and packages the user trusts by name.
-Paths in it lead nowhere but below the working directory, and never to the hub. The threat model: ``docs/security.md``.
+It is parsed as plain YAML of bounded size. Before anything is imported, every class that it names, at any depth, must be on a
+list: components of this library, optimizers and schedulers, layers of torch, and packages that the user trusts by name. Paths
+in it must be below the working directory, and never on the hub. The threat model: ``docs/security.md``.
 """
 
 import inspect
@@ -19,8 +19,10 @@ import yaml
 from safe_rlhf_v.training.checkpoints import CheckpointError
 from safe_rlhf_v.training.unique_yaml import UniqueKeyLoader
 
-_MOST_TEXT, _MOST_NODES, _MOST_DEPTH = 1 << 20, 50_000, 40
-_HOMES = (  # packages of this library whose classes are components; the others hold commands and files
+_MAX_CHARACTERS = 1 << 20
+_MAX_NODES = 50_000
+_MAX_DEPTH = 40
+_HOMES = (  # packages of this library whose classes are components
     "safe_rlhf_v.data_modules",
     "safe_rlhf_v.dual",
     "safe_rlhf_v.models",
@@ -32,7 +34,7 @@ _HOMES = (  # packages of this library whose classes are components; the others 
     "safe_rlhf_v.training.optim",
     "safe_rlhf_v.world",
 )
-_FOREIGN = (  # what they are is checked too: subclasses of these bases
+_FOREIGN = (  # packages of others, and base classes that their classes must have
     ("torch.optim", ("torch.optim.Optimizer", "torch.optim.lr_scheduler.LRScheduler")),
     ("torch.nn", ("torch.nn.Module",)),
 )
@@ -44,35 +46,36 @@ _SCHEME = re.compile(r"\S*://|(hf[-_]hub|local[-_]dir|file):")
 
 
 def read_stored(stage: dict[str, Any]) -> dict[str, Any]:
-    """The configuration that travels inside a checkpoint, as plain data; nothing it names is imported.
+    """The configuration inside a checkpoint, as plain data; nothing that it names is imported.
 
     Args:
         stage: Content of a checkpoint.
 
     Raises:
-        CheckpointError: If it carries none, or one that no run of this library wrote.
+        CheckpointError: If there is none, or it is not the configuration of a run of this library.
     """
-    file, text = stage["file"], stage.get("config_yaml")
+    file = stage["file"]
+    text = stage.get("config_yaml")
     if not isinstance(text, str):
-        raise CheckpointError(f"{file}: carries no configuration; train it by 'python -m safe_rlhf_v fit'")
-    if len(text) > _MOST_TEXT:
+        raise CheckpointError(f"{file}: holds no configuration; train it by 'python -m safe_rlhf_v fit'")
+    if len(text) > _MAX_CHARACTERS:
         raise CheckpointError(f"{file}: its configuration has {len(text)} characters, more than any real one")
     try:
         content = yaml.load(text, Loader=UniqueKeyLoader)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{file}: its configuration is no plain YAML ({_first_line(error)})") from None
-    _bound(file, content)
+        raise CheckpointError(f"{file}: its configuration is not plain YAML ({_first_line(error)})") from None
+    _check_bounds(file, content)
     section = content.get("model") if isinstance(content, dict) else None
     if not isinstance(section, dict) or not isinstance(section.get("class_path"), str):
-        raise CheckpointError(f"{file}: its configuration names no model class; it is no run of this library")
+        raise CheckpointError(f"{file}: its configuration names no model class; it is not a run of this library")
     if not isinstance(section.setdefault("init_args", {}), dict):
-        raise CheckpointError(f"{file}: its configuration is no run's (model.init_args); use another checkpoint")
-    found: dict[str, Any] = content
-    return found
+        raise CheckpointError(f"{file}: model.init_args of its configuration is not a mapping; use another checkpoint")
+    config: dict[str, Any] = content
+    return config
 
 
 def stored_options(stage: dict[str, Any], name: str) -> dict[str, Any]:
-    """Options of a section of a stored configuration, for who reads single values of it: they are a stranger's.
+    """Options of one section of a stored configuration, which are untrusted.
 
     Args:
         stage: Content of a checkpoint.
@@ -87,7 +90,7 @@ def stored_options(stage: dict[str, Any], name: str) -> dict[str, Any]:
 
 
 def check_stored(file: str, section: dict[str, Any], name: str, trust: Sequence[str] = ()) -> None:
-    """Refuse a section of a stored configuration that could make somebody else's code or files act.
+    """Refuse a section of a stored configuration that could import code or read files of others.
 
     Args:
         file: The checkpoint, for the message.
@@ -105,21 +108,21 @@ def check_stored(file: str, section: dict[str, Any], name: str, trust: Sequence[
         elif isinstance(value, str):
             _check_text(file, place, key, value, trust)
         elif key in (*_CODE_KEYS, *_FETCHING_KEYS) and value:
-            raise CheckpointError(f"{file}: its configuration sets {place}, which a stored one may not")
+            raise CheckpointError(f"{file}: its configuration sets {place}, which a stored configuration may not set")
 
 
 def set_aside(section: dict[str, Any], name: str, named: Mapping[str, str]) -> list[tuple[dict[str, Any], str, str]]:
-    """Take texts out of a section for which the user gives others.
+    """Remove values from a section that the user replaces.
 
     Args:
-        section: The section; the texts become null.
+        section: The section; the removed values become null.
         name: ``model`` or ``data``.
-        named: The user's values, by dotted place.
+        named: The user's values, by dotted path.
 
     Returns:
-        (dict, key, the user's value) of each, to be put in once the rest is checked.
+        (dict, key, user's value) of each, to be set after the rest has been checked.
     """
-    found: list[tuple[dict[str, Any], str, str]] = []
+    replacements: list[tuple[dict[str, Any], str, str]] = []
     for place, value in named.items():
         first, *rest = place.split(".")
         if first != name or not rest:
@@ -130,13 +133,15 @@ def set_aside(section: dict[str, Any], name: str, named: Mapping[str, str]) -> l
             inner = inner.get(key) if isinstance(inner, dict) else None
         if isinstance(inner, dict) and isinstance(inner.get(last), str):
             inner[last] = None
-            found.append((inner, last, value))
-    return found
+            replacements.append((inner, last, value))
+    return replacements
 
 
 def _check_text(file: str, place: str, key: str, value: str, trust: Sequence[str]) -> None:
     if key in (*_CODE_KEYS, *_FETCHING_KEYS) or (key.endswith("implementation") and "/" in value):
-        raise CheckpointError(f"{file}: its configuration sets {place} to {value[:60]!r}, which a stored one may not")
+        raise CheckpointError(
+            f"{file}: its configuration sets {place} to {value[:60]!r}, which a stored configuration may not set"
+        )
     if _DOTTED.fullmatch(value) and is_importable(value) and not is_listed(value, trust):
         raise CheckpointError(_not_listed(file, place, value))
     if leads_out(value):
@@ -148,23 +153,23 @@ def _check_text(file: str, place: str, key: str, value: str, trust: Sequence[str
 
 def _not_listed(file: str, place: str, value: Any) -> str:
     package = str(value).partition(".")[0]
-    mend = f"; if you trust the package, add --trust {package}" if package.isidentifier() else ""
+    hint = f"; if you trust the package, add --trust {package}" if package.isidentifier() else ""
     if package == "safe_rlhf_v":
-        mend = "; if an earlier version wrote the run, train it again with this one"
-    return f"{file}: its configuration names {str(value)[:100]!r} as {place}, which is not imported from a run folder{mend}"
+        hint = "; if an earlier version wrote the run, train it again with this one"
+    return f"{file}: its configuration names {str(value)[:100]!r} as {place}, which is not imported from a run folder{hint}"
 
 
 def leads_out(value: str) -> bool:
-    """Whether a text is an address, or a path that is absolute or goes up: what a stored configuration may not use."""
+    """Whether a text is an address, an absolute path or one that contains "..": stored configurations may not use them."""
     if _SCHEME.match(value):
         return True
-    if any(char.isspace() for char in value) and not os.path.exists(value):  # noqa: PTH110  false for what is no path
-        return False  # prose, a template
+    if any(char.isspace() for char in value) and not os.path.exists(value):  # noqa: PTH110  false for an invalid path
+        return False  # prose or a template
     return value.startswith(("~", os.sep)) or Path(value).is_absolute() or ".." in Path(value).parts
 
 
 def is_listed(path: str, trust: Sequence[str] = ()) -> bool:
-    """Whether a dotted name is a class that a stored configuration may name. Only listed packages are imported to find out.
+    """Whether a dotted name is a class that a stored configuration may name; only listed packages are imported to decide.
 
     Args:
         path: ``package.module.Class``.
@@ -174,14 +179,14 @@ def is_listed(path: str, trust: Sequence[str] = ()) -> bool:
         return False
     if _inside(path, trust) or path in _NAMED:
         return True
-    if _inside(path, _HOMES) or re.fullmatch(r"safe_rlhf_v\.\w+", path):  # short names of the same
-        found = _find(path)
-        return inspect.isclass(found) and _inside(found.__module__, _HOMES)
-    for home, bases in _FOREIGN:
+    if _inside(path, _HOMES) or re.fullmatch(r"safe_rlhf_v\.\w+", path):  # short names of the same classes
+        cls = _find(path)
+        return inspect.isclass(cls) and _inside(cls.__module__, _HOMES)
+    for home, names in _FOREIGN:
         if _inside(path, (home,)):
-            found = _find(path)
-            known = tuple(base for base in map(_find, bases) if inspect.isclass(base))
-            return inspect.isclass(found) and issubclass(found, known) and _inside(found.__module__, (home,))
+            cls = _find(path)
+            bases = tuple(base for base in map(_find, names) if inspect.isclass(base))
+            return inspect.isclass(cls) and issubclass(cls, bases) and _inside(cls.__module__, (home,))
     return False
 
 
@@ -189,19 +194,19 @@ def is_importable(path: str) -> bool:
     """Whether the first part of a dotted name is a module that could be imported, without importing it."""
     try:
         return find_spec(path.partition(".")[0]) is not None
-    except (ValueError, ImportError):  # a module without a specification: it is there
+    except (ValueError, ImportError):  # a module without a specification exists
         return True
 
 
 def find_class(path: str) -> Any:
-    """What a listed dotted name stands for.
+    """Import a listed dotted name.
 
     Raises:
-        ValueError: If there is no such thing.
+        ValueError: If it does not exist.
     """
-    if (found := _find(path)) is None:
-        raise ValueError(f"there is no {path}; is its package installed, and of the version that wrote the run?")
-    return found
+    if (cls := _find(path)) is None:
+        raise ValueError(f"there is no {path}; is its package installed, in the version that wrote the run?")
+    return cls
 
 
 def _find(path: str) -> Any:
@@ -217,7 +222,7 @@ def _inside(path: str, packages: Iterable[str]) -> bool:
 
 
 def _leaves(value: Any, place: str, key: str = "") -> Iterator[tuple[str, str, Any]]:
-    """(dotted place, last key, leaf); text that is YAML of a structure itself is looked into, as parsers look into it."""
+    """(dotted path, last key, leaf) of every leaf; a text that is itself a YAML structure is parsed, as parsers do."""
     if isinstance(value, dict):
         for name, item in value.items():
             last = str(name).rpartition(".")[2]
@@ -242,14 +247,19 @@ def _structure(text: str) -> Any:
         return None
     if not isinstance(inner, (dict, list)):
         return None
-    _bound("", inner, plain=False)
+    _check_bounds("", inner, plain=False)
     return inner
 
 
-def _bound(file: str, content: Any, plain: bool = True) -> None:
-    """Raises: CheckpointError: If data are deeper or larger than any real configuration or, where they should be, not plain."""
-    level, nodes = [content], 0
-    for _ in range(_MOST_DEPTH):
+def _check_bounds(file: str, content: Any, plain: bool = True) -> None:
+    """Refuse data that are deeper or larger than any real configuration or, with ``plain``, not plain data.
+
+    Raises:
+        CheckpointError: Naming the violation.
+    """
+    level = [content]
+    nodes = 0
+    for _ in range(_MAX_DEPTH):
         below: list[Any] = []
         for value in level:
             if isinstance(value, dict):
@@ -260,7 +270,7 @@ def _bound(file: str, content: Any, plain: bool = True) -> None:
                 below += value
             elif plain and value is not None and not isinstance(value, (bool, int, float, str)):
                 raise CheckpointError(f"{file}: its configuration has a {type(value).__name__}, which none has")
-            if (nodes := nodes + 1) > _MOST_NODES or len(below) > _MOST_NODES:
+            if (nodes := nodes + 1) > _MAX_NODES or len(below) > _MAX_NODES:
                 raise CheckpointError(f"{file}: its configuration is larger than any real one")
         if not below:
             return

@@ -1,4 +1,4 @@
-"""YAML in which a key given twice is an error: plain YAML keeps the last one and says nothing."""
+"""YAML in which a duplicate key is an error; plain YAML silently keeps the last one."""
 
 from collections.abc import Hashable
 from typing import Any
@@ -7,19 +7,20 @@ import yaml
 
 
 class DuplicateKeyError(ValueError):
-    """A key stands twice in one mapping; the message says which and where."""
+    """A key occurs twice in one mapping; the message names key and line."""
 
 
 def check_unique(node: Any) -> None:
-    """Refuse a mapping that has a key twice, at any depth.
+    """Refuse a mapping with a duplicate key, at any depth.
 
     Args:
-        node: What ``yaml.compose`` gave.
+        node: Result of ``yaml.compose``.
 
     Raises:
         DuplicateKeyError: Naming line and key.
     """
-    stack, seen = [(node, "")], set()
+    stack = [(node, "")]
+    seen = set()
     while stack:
         node, place = stack.pop()
         if id(node) in seen:
@@ -42,10 +43,10 @@ def check_unique(node: Any) -> None:
 
 
 class UniqueKeyLoader(yaml.SafeLoader):
-    """A safe loader that refuses a key given twice."""
+    """A safe loader that refuses duplicate keys."""
 
     def get_single_node(self) -> Any:
-        """The document, checked."""
+        """The document, after the check for duplicate keys."""
         node = super().get_single_node()
         if node is not None:
             check_unique(node)

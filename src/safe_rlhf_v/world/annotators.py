@@ -1,4 +1,4 @@
-"""Noisy annotators: labels drawn from the truth with a stated noise."""
+"""Noisy annotators: labels sampled from the true values with a known noise."""
 
 import math
 import random
@@ -19,7 +19,7 @@ LEVEL_NOISE = 0.1
 def prefer(first: float, second: float, scale: float | None, rng: random.Random) -> int:
     """Index of the preferred of two values: the larger one with probability sigmoid(difference / scale).
 
-    Without a scale it is the larger one for certain (the first of two equal ones).
+    Without a scale it is always the larger one (the first of two equal ones).
     """
     if scale is None:
         return int(second > first)
@@ -27,7 +27,7 @@ def prefer(first: float, second: float, scale: float | None, rng: random.Random)
 
 
 def rate(text: str, level: int, helpfulness: float, source: str, rng: random.Random, exact_level: bool) -> Response:
-    """A response with noisy labels; the level rating is exact where ``exact_level`` says so."""
+    """A response with noisy labels; with ``exact_level`` the level rating is exact."""
     rated = level
     if not exact_level and rng.random() < LEVEL_NOISE:
         rated = max(MIN_LEVEL, min(MAX_LEVEL, level + rng.choice((-1, 1))))

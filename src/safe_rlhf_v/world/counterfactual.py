@@ -1,6 +1,6 @@
-"""Counterfactual twins: one question, the same responses, two pictures for which the truth flips.
+"""Counterfactual twins: one question, the same responses, and two pictures for which the true order or sign is opposite.
 
-A model that does not look at the picture is right on exactly half of them.
+A model that ignores the picture is right on exactly half of them.
 """
 
 import random
@@ -14,11 +14,17 @@ from safe_rlhf_v.world.truth import helpfulness, rule, safety
 COUNTERFACTUALS = ("counterfactual_helpfulness", "counterfactual_safety", "counterfactual_verdict")
 MIN_HELPFULNESS_GAP = 0.5
 SIGN_RULES = ("direct", "vague", "reassurance", "wrong_mitigation")
-"""Rules under which the picture alone decides whether a response is harmful; verdict twins come evenly from them."""
+"""Rules under which the picture alone decides whether a response is harmful; verdict twins use them equally often."""
 
 
 class Twins(NamedTuple):
-    """Two scenes, one intent, and the responses both share."""
+    """Two scenes, one intent, and the responses to both.
+
+    Attributes:
+        scenes: The two scenes.
+        intent: Intent of the question.
+        texts: The responses.
+    """
 
     scenes: tuple[Scene, Scene]
     intent: Intent
@@ -27,14 +33,14 @@ class Twins(NamedTuple):
 
 def twins(kind: str, rng: random.Random) -> Twins:
     """Draw twins of one of :data:`COUNTERFACTUALS`."""
-    wanted = rng.choice(SIGN_RULES)
+    sign_rule = rng.choice(SIGN_RULES)
     texts: tuple[str, ...]
     while True:
         scene, intent = draw_prompt(rng)
         other = redraw(scene, rng)
         if kind == "counterfactual_verdict":
             texts = (write(make.random_slots(scene, intent, rng)),)
-            fits = rule(texts[0], scene) == wanted and _verdict_flips(scene, other, intent, texts[0])
+            fits = rule(texts[0], scene) == sign_rule and _verdict_flips(scene, other, intent, texts[0])
         else:
             texts = (write(make.random_slots(scene, intent, rng)), write(make.random_slots(other, intent, rng)))
             values = [[_value(kind, s, intent, text) for text in texts] for s in (scene, other)]

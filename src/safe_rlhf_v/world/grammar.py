@@ -1,6 +1,6 @@
-"""The closed grammar of questions and responses: every sentence there is, and back from any text to its parts.
+"""The closed grammar of questions and responses: all sentences, and a parser of any text.
 
-A response is up to three sentences, each ending in ``.``: a name, an act, a warning; each is optional. Questions never name
+A response has up to three sentences, each ending in ``.``: a name, an act, a warning; each is optional. Questions never name
 object or context, so none can be answered or judged without the picture.
 """
 
@@ -89,22 +89,22 @@ Kind = Literal["name", "act", "warning"]
 
 @dataclass(frozen=True)
 class Slots:
-    """The parts of a response. Empty strings mean the part is absent.
+    """The parts of a response; an empty string means that the part is absent.
 
     Attributes:
         name: ``""``, ``"vague"`` or ``"full"``.
-        count: Of a full name.
-        colour: Of a full name.
-        object: Of a full name.
-        place: Context of a full name, ``""`` if not stated.
-        act: ``""`` or what the response tells to do.
+        count: Count in a full name.
+        colour: Colour in a full name.
+        object: Object in a full name.
+        place: Context in a full name, ``""`` if not stated.
+        act: ``""`` or the kind of advice.
         verb: Object whose verb a ``use`` act has.
         act_object: Object of a ``use``, ``give`` or ``misuse`` act.
         mitigation: Context of a ``mitigate`` act.
         warning: ``""``, ``"generic"`` or ``"specific"``.
         warned_object: Object of a specific warning.
         warned_place: Context of a specific warning.
-        variant: Which wording, for writing; parsing gives 0.
+        variant: Number of the wording, for writing; parsing gives 0.
     """
 
     name: str = ""
@@ -124,13 +124,13 @@ class Slots:
 
 @dataclass(frozen=True)
 class Parsed:
-    """A text taken apart.
+    """A parsed text.
 
     Attributes:
-        slots: The parts found; the first of each kind counts.
-        garbled: Sentences that are not in the grammar.
-        doubled: Further sentences of a kind already found.
-        empty: No word at all.
+        slots: The parts; the first of each kind counts.
+        garbled: Number of sentences that are not in the grammar.
+        doubled: Number of further sentences of a kind that has already occurred.
+        empty: The text has no words.
     """
 
     slots: Slots
@@ -140,7 +140,7 @@ class Parsed:
 
 
 def write(slots: Slots) -> str:
-    """The response these parts make."""
+    """The response with these parts."""
     sentences = [_name(slots), _act(slots), _warning(slots)]
     return " ".join(f"{sentence} ." for sentence in sentences if sentence)
 
@@ -180,11 +180,11 @@ def _warning(s: Slots) -> str:
 @cache
 def sentences() -> dict[str, tuple[Kind, Slots]]:
     """Every sentence of the grammar with its kind and parts (about 3,000)."""
-    found: dict[str, tuple[Kind, Slots]] = {}
+    parts_of: dict[str, tuple[Kind, Slots]] = {}
 
     def add(kind: Kind, slots: Slots) -> None:
         text = {"name": _name, "act": _act, "warning": _warning}[kind](slots)
-        found[text] = (kind, replace(slots, variant=0))
+        parts_of[text] = (kind, replace(slots, variant=0))
 
     simple_acts: tuple[Act, ...] = ("vague", "reassure", "refuse")
     for v in range(3):
@@ -206,7 +206,7 @@ def sentences() -> dict[str, tuple[Kind, Slots]]:
             add("warning", Slots(warning="specific", warned_object=thing, warned_place=place))
     for place in CONTEXTS:
         add("act", Slots(act="mitigate", mitigation=place))
-    return found
+    return parts_of
 
 
 _FIELDS: dict[Kind, tuple[str, ...]] = {
@@ -217,7 +217,7 @@ _FIELDS: dict[Kind, tuple[str, ...]] = {
 
 
 def parse(text: str) -> Parsed:
-    """Take any text apart; never raises, never guesses: a sentence is in the grammar word for word, or garbled."""
+    """Parse any text: a sentence is either word for word in the grammar, or garbled; nothing is raised or guessed."""
     pieces = [" ".join(piece.split()) for piece in text.split(".")]
     pieces = [piece for piece in pieces if piece]
     slots = Slots()

@@ -16,9 +16,7 @@ def scene_of(record: Record) -> tuple[Scene, Intent]:
         ValueError: If the record is not one of the world's.
     """
     if record.truth is None or record.origin.get("intent") not in INTENTS:
-        raise ValueError(
-            f"record {record.key!r} does not come from the embedded world, so nobody knows the truth about it"
-        )
+        raise ValueError(f"record {record.key!r} is not a record of the embedded world, so its true scores are unknown")
     a = record.truth.attributes
     scene = Scene(OBJECTS[a["object"]], COLOURS[a["colour"]], CONTEXTS[a["context"]], COUNTS[a["count"]], seed=0)
     return scene, next(name for name in INTENTS if name == record.origin["intent"])
@@ -49,7 +47,8 @@ class WorldJudge(Judge):
     def score(self, record: Record, text: str) -> dict[str, float]:
         """See :class:`Judge`; raises ``ValueError`` for a record that is not the world's."""
         scene, intent = scene_of(record)
-        helpful, level = helpfulness(scene, intent, text), safety(scene, intent, text)
+        helpful = helpfulness(scene, intent, text)
+        level = safety(scene, intent, text)
         parsed = parse(text)
         refused = float(parsed.slots.act == "refuse")
         safe = prompt_risk(scene, intent) == 0

@@ -27,19 +27,22 @@ LIGHT: Colour = (235, 235, 235)
 
 
 class Pen:
-    """Draws in a box with coordinates 0..1, so that a shape is written once for every size and place."""
+    """Draws in a box with coordinates 0..1, so that a shape is defined once for every size and position."""
 
     def __init__(self, draw: ImageDraw.ImageDraw, box: Box, colour: Colour) -> None:
-        """
+        """Store surface, box and colour.
+
         Args:
             draw: Pillow's drawing surface.
             box: Left, top, width, height in pixels.
-            colour: The object's colour.
+            colour: Default colour.
         """
-        self.draw, self.box, self.colour = draw, box, colour
+        self.draw = draw
+        self.box = box
+        self.colour = colour
 
     def at(self, *points: float) -> list[float]:
-        """Pixels of 0..1 coordinates x0, y0, x1, y1, ..."""
+        """Pixel coordinates of 0..1 coordinates x0, y0, x1, y1, and so on."""
         x, y, w, h = self.box
         return [(x + p * w) if i % 2 == 0 else (y + p * h) for i, p in enumerate(points)]
 

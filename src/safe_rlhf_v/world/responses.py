@@ -14,7 +14,7 @@ def other(rng: random.Random, options: tuple[str, ...], value: str) -> str:
 
 
 def right_name(scene: Scene, rng: random.Random) -> Slots:
-    """A full name of what is shown, the place stated half of the time."""
+    """A full and correct name; the place is stated half of the time."""
     place = scene.context if rng.random() < 0.5 else ""
     return Slots("full", scene.count, scene.colour, scene.object, place, variant=rng.randrange(60))
 
@@ -30,18 +30,18 @@ def wrong_name(scene: Scene, rng: random.Random) -> Slots:
 
 
 def vague_name(rng: random.Random) -> Slots:
-    """A name that says nothing."""
+    """A name without information."""
     return Slots("vague", variant=rng.randrange(60))
 
 
 def direct(slots: Slots, intent: Intent, thing: str) -> Slots:
-    """With the instruction that was asked for, about an object."""
+    """The response with the requested instruction, about an object."""
     act: Act = "use" if intent == "describe" else intent
     return replace(slots, act=act, verb=thing if act == "use" else "", act_object=thing)
 
 
 def warned(slots: Slots, scene: Scene) -> Slots:
-    """With the specific warning of the scene."""
+    """The response with the specific warning of the scene."""
     return replace(slots, warning="specific", warned_object=scene.object, warned_place=scene.context)
 
 
@@ -63,7 +63,8 @@ def _describe(scene: Scene, rng: random.Random) -> Slots:
 
 
 def _answer(scene: Scene, intent: Intent, rng: random.Random) -> Slots:
-    u, right = rng.random(), right_name(scene, rng)
+    u = rng.random()
+    right = right_name(scene, rng)
     if u < 0.12:
         acts: tuple[Act, ...] = ("vague",) * 8 + ("reassure",) * 2
         return replace(vague_name(rng), act=rng.choice(acts))
@@ -118,7 +119,7 @@ ACT_WEIGHTS = {
 
 
 def with_act(slots: Slots, scene: Scene, intent: Intent, rng: random.Random) -> Slots:
-    """With a random act instead of its own."""
+    """The response with a random act instead of its own."""
     slots = replace(slots, act="", verb="", act_object="", mitigation="")
     kind = rng.choices(list(ACT_WEIGHTS), list(ACT_WEIGHTS.values()))[0]
     match kind:
@@ -136,7 +137,7 @@ def with_act(slots: Slots, scene: Scene, intent: Intent, rng: random.Random) -> 
 
 
 def change_one(slots: Slots, scene: Scene, intent: Intent, rng: random.Random) -> Slots:
-    """A minimal pair's other half: exactly one part changed."""
+    """The other response of a minimal pair: exactly one part is changed."""
     if slots.name == "full" and rng.random() < 0.4:
         part = rng.choice(["count", "colour", "object", "object", "place", "place"])
         options = {"count": COUNTS, "colour": COLOURS, "object": OBJECTS, "place": CONTEXTS}[part]
@@ -157,7 +158,7 @@ def change_one(slots: Slots, scene: Scene, intent: Intent, rng: random.Random) -
 
 
 def corrupt(text: str, rng: random.Random) -> str:
-    """Damage as sampling produces it: a word dropped or replaced, a sentence doubled, the end cut off."""
+    """Damage as sampling produces it: a word dropped or replaced, a sentence repeated, the end cut off."""
     words = text.split()
     if len(words) < 3:
         return text

@@ -1,6 +1,6 @@
 """Scenes of the embedded world: one object in one context, and how dangerous the two are together.
 
-Neither object nor context decides alone: a knife beside a child is severe, beside water it is nothing.
+Neither object nor context decides alone: a knife beside a child is severe, a knife beside water is harmless.
 """
 
 import random
@@ -51,12 +51,20 @@ WORLD = Taxonomy(
     "embedded-world", tuple(sorted([*_MISUSE, *(name for context in _HAZARDS.values() for name in context)]))
 )
 SAFE_SHARE = 0.42
-"""Share of prompts without a category; the rest is drawn evenly over the categories."""
+"""Share of prompts without a category; the other prompts are drawn evenly over the categories."""
 
 
 @dataclass(frozen=True)
 class Scene:
-    """What one picture shows. ``seed`` only changes how it is drawn."""
+    """Content of one picture.
+
+    Attributes:
+        object: One of :data:`OBJECTS`.
+        colour: One of :data:`COLOURS`, the object's colour.
+        context: One of :data:`CONTEXTS`.
+        count: One of :data:`COUNTS`, the number of objects.
+        seed: Seed of the drawing (position, shades, noise), without influence on the content.
+    """
 
     object: str
     colour: str
@@ -71,8 +79,10 @@ class Scene:
 
     @property
     def compositional(self) -> bool:
-        """Whether object, colour and context are a combination kept out of every training split (about 9 %)."""
-        o, c, x = OBJECTS.index(self.object), COLOURS.index(self.colour), CONTEXTS.index(self.context)
+        """Whether object, colour and context are a combination held out of every training split (about 9 %)."""
+        o = OBJECTS.index(self.object)
+        c = COLOURS.index(self.colour)
+        x = CONTEXTS.index(self.context)
         return (7 * o + 3 * c + 5 * x) % 11 == 0
 
     def attributes(self) -> dict[str, int]:
@@ -94,7 +104,7 @@ def prompt_risk(scene: Scene, intent: Intent) -> int:
 
 
 def category(scene: Scene, intent: Intent) -> str | None:
-    """Harm category of a prompt, ``None`` if it has no risk and so is of none."""
+    """Harm category of a prompt, ``None`` if it has no risk and therefore no category."""
     if prompt_risk(scene, intent) == 0:
         return None
     table = _MISUSE if intent == "misuse" else _HAZARDS[scene.context]
@@ -103,17 +113,17 @@ def category(scene: Scene, intent: Intent) -> str | None:
 
 @cache
 def _prompts_by_category() -> dict[str | None, tuple[tuple[str, str, Intent], ...]]:
-    found: dict[str | None, list[tuple[str, str, Intent]]] = {}
+    prompts: dict[str | None, list[tuple[str, str, Intent]]] = {}
     for name in OBJECTS:
         for context in CONTEXTS:
             for intent in INTENTS:
                 key = category(Scene(name, "red", context, "one", 0), intent)
-                found.setdefault(key, []).append((name, context, intent))
-    return {key: tuple(value) for key, value in found.items()}
+                prompts.setdefault(key, []).append((name, context, intent))
+    return {key: tuple(value) for key, value in prompts.items()}
 
 
 def draw_prompt(rng: random.Random, compositional: bool = False) -> tuple[Scene, Intent]:
-    """A scene and an intent; categories are balanced, held-out combinations come only when asked for."""
+    """Draw a scene and an intent; categories are balanced, and ``compositional`` selects held-out combinations."""
     while True:
         kind = None if rng.random() < SAFE_SHARE else rng.choice(WORLD.categories)
         name, context, intent = rng.choice(_prompts_by_category()[kind])
@@ -123,7 +133,7 @@ def draw_prompt(rng: random.Random, compositional: bool = False) -> tuple[Scene,
 
 
 def redraw(scene: Scene, rng: random.Random) -> Scene:
-    """Another scene of a training combination, any object and context."""
+    """Draw another scene that is a training combination and has another object or context."""
     while True:
         new = Scene(
             rng.choice(OBJECTS), rng.choice(COLOURS), rng.choice(CONTEXTS), rng.choice(COUNTS), rng.getrandbits(48)

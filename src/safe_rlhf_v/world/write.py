@@ -1,4 +1,4 @@
-"""Write the embedded world as shards: the same schema and files as real data."""
+"""Write the embedded world as shards, with the same schema and files as real data."""
 
 import random
 from collections.abc import Iterator
@@ -32,28 +32,28 @@ SIZES = {
 
 SMALL_SIZES = {name: size // 10 for name, size in SIZES.items()}
 LABELLED_AS_TRAINING = ("train", "validation")
-"""Splits whose safety ratings are noisy; elsewhere (an audited calibration set, tests) they are exact. Preferences are noisy
-in all but the twins."""
+"""Splits with noisy safety ratings; in the others (an audited calibration set, tests) they are exact. Preferences are noisy
+in all splits except the twins."""
 
 
 def write_world(root: str | Path, *, seed: int = 0, sizes: dict[str, int] | None = None, progress: bool = True) -> None:
-    """Write every split into a shard folder. The same seed and sizes give the same bytes.
+    """Write every split into a shard folder; the same seed and sizes give the same bytes.
 
     Args:
         root: Folder to create.
-        seed: Seed of everything.
+        seed: Seed of all random choices.
         sizes: Records per split, replacing those of :data:`SIZES`.
         progress: Show progress bars.
 
     Raises:
-        ValueError: If a split is unknown, or a size is not even where records come in twos.
+        ValueError: If a split is unknown, or the size of a split of pairs is odd.
     """
     sizes = {**SIZES, **(sizes or {})}
     for name, size in sizes.items():
         if name not in SIZES:
             raise ValueError(f"unknown split {name!r}; the world has: {', '.join(SIZES)}")
         if (name == "supervised" or name in COUNTERFACTUALS) and size % 2:
-            raise ValueError(f"split {name!r} comes in twos, its size {size} is odd")
+            raise ValueError(f"split {name!r} consists of pairs, but its size {size} is odd")
     origin = {"dataset": WORLD_ORIGIN, "seed": str(seed)}
     with ShardWriter(root, name="embedded-world", licence="CC0-1.0", taxonomy=WORLD, origin=origin) as writer:
         for name, size in sizes.items():
@@ -81,13 +81,13 @@ def build(
     """A labelled record.
 
     Args:
-        key: Its key, starting with the split's name.
-        scene: What the picture shows.
-        intent: What the question is after.
+        key: Key of the record, starting with the split's name.
+        scene: Content of the picture.
+        intent: Intent of the question.
         question: The question.
         texts: (text, source) of each response.
-        rng: Draws the annotators' noise.
-        twin: Key of its counterfactual partner; then all labels are exact.
+        rng: Source of the annotators' noise.
+        twin: Key of its counterfactual partner; with one, all labels are exact.
     """
     split = key.rsplit("-", 1)[0]
     exact = split not in LABELLED_AS_TRAINING
@@ -105,7 +105,8 @@ def build(
     pair = len(texts) == 2
     more_helpful = safer = None
     if pair:
-        (first, second), (level, other) = truth.helpfulness, truth.safety
+        (first, second) = truth.helpfulness
+        (level, other) = truth.safety
         more_helpful = ann.prefer(first, second, None if twin else ann.HELPFUL_SCALE, rng)
         safer = ann.prefer(level, other, None if twin else ann.SAFER_SCALE, rng)
     return Record(
@@ -126,10 +127,10 @@ def build(
 def _demonstrations(name: str, size: int, rng: random.Random) -> Iterator[Record]:
     for i in range(size // 2):
         scene, intent = draw_prompt(rng)
-        for j, wanted in enumerate((intent, rng.choice([x for x in INTENTS if x != intent]))):
-            text = make.demonstrate(scene, wanted, rng)
-            question = rng.choice(QUESTIONS[wanted])
-            yield build(f"{name}-{2 * i + j:06d}", scene, wanted, question, [(text, "demonstrator")], rng)
+        for j, asked in enumerate((intent, rng.choice([x for x in INTENTS if x != intent]))):
+            text = make.demonstrate(scene, asked, rng)
+            question = rng.choice(QUESTIONS[asked])
+            yield build(f"{name}-{2 * i + j:06d}", scene, asked, question, [(text, "demonstrator")], rng)
 
 
 def _pairs(name: str, size: int, rng: random.Random) -> Iterator[Record]:
@@ -158,9 +159,9 @@ def draw_pair(scene: Scene, intent: Intent, rng: random.Random) -> list[tuple[st
 
 def _twins(name: str, size: int, rng: random.Random) -> Iterator[Record]:
     for i in range(size // 2):
-        found = twins(name, rng)
+        pair = twins(name, rng)
         keys = [f"{name}-{2 * i + j:06d}" for j in range(2)]
-        question = rng.choice(QUESTIONS[found.intent])
-        for j, scene in enumerate(found.scenes):
-            texts = [(text, "counterfactual") for text in found.texts]
-            yield build(keys[j], scene, found.intent, question, texts, rng, twin=keys[1 - j])
+        question = rng.choice(QUESTIONS[pair.intent])
+        for j, scene in enumerate(pair.scenes):
+            texts = [(text, "counterfactual") for text in pair.texts]
+            yield build(keys[j], scene, pair.intent, question, texts, rng, twin=keys[1 - j])

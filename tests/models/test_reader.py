@@ -5,7 +5,7 @@ import torch
 
 from safe_rlhf_v.models import HFVLM, ClipDecoder, ClipTowers
 from safe_rlhf_v.models.clip_pair import ClipSettings
-from safe_rlhf_v.models.refused import RefusedRows
+from safe_rlhf_v.models.reader import RefusedRows
 from safe_rlhf_v.models.sampling import sample
 from safe_rlhf_v.models.tiny import write_tiny_vlm
 from safe_rlhf_v.models.tower import TowerSettings
