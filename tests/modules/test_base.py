@@ -151,7 +151,7 @@ def test_a_surplus_tensor_and_a_foreign_checkpoint_are_refused(saved: Path) -> N
         Tiny.load_from_checkpoint(saved)
     del checkpoint["fingerprint"]
     torch.save(checkpoint, saved)
-    with pytest.raises(CheckpointError, match="not a checkpoint of this library"):
+    with pytest.raises(CheckpointError, match="no checkpoint of this library"):
         Tiny.load_from_checkpoint(saved)
 
 
