@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from PIL import Image
 
-from safe_rlhf_v.guard.reading import Input
+from safe_rlhf_v.guard.inputs import Input
 
 
 class Example(NamedTuple):

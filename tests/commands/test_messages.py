@@ -159,7 +159,7 @@ def test_advantages_of_another_shape(
 
 
 def test_two_files_may_say_the_same_thing_twice(world: Path, tmp_path: Path) -> None:
-    from safe_rlhf_v.commands.configs import check_files
+    from safe_rlhf_v.commands.config_files import check_files
 
     over = tmp_path / "over.yaml"
     over.write_text("model: {init_args: {packed: false}}\n")
@@ -287,7 +287,7 @@ def test_a_read_only_run_folder(
         (["tokenizer", "--shards={world}", "--out=t", "--splits", "train", "tset"], ["'tset'"]),
         (["calibrate", "--guard=x", "--data={world}", "--split=train", "--report", "tset"], ["'tset'"]),
         (["calibrate", "--guard=x", "--data={world}", "--review-fpr=0.01"], ["--fpr <= --review-fpr"]),
-        (["filter", "--guard=x", "--input={world}", "--output=f", "--split", "tset"], ["'tset'"]),
+        (["filter", "--guard=x", "--input={world}", "--output=f", "--splits", "tset"], ["'tset'"]),
         (["evaluate", "--policy=x", "--data={world}", "--split", "train", "tset"], ["'tset'"]),
         (["moderate", "--guard=x", "--input=nowhere.jsonl", "--output=o"], ["nowhere.jsonl"]),
         (["quickstart", "--root=/proc/x"], ["--root /proc/x: no such file or directory"]),
@@ -349,7 +349,7 @@ def test_a_stored_configuration_survives_the_way_into_a_checkpoint(policy_stages
         (["--config="], ["--config: needs a value"]),
         (["--config=."], ["--config .: is a folder"]),
         (["--config=empty.yaml"], ["empty.yaml: is empty", "sections"]),
-        (["--config=list.yaml"], ["list.yaml: holds list"]),
+        (["--config=list.yaml"], ["list.yaml: holds a list"]),
         (["--config=two.yaml"], ["two.yaml: not YAML"]),
         (["--config=tag.yaml"], ["tag.yaml: not YAML: line 1", "no plain data"]),
         (["--config=bomb.yaml"], ["bomb.yaml", "more entries than any configuration"]),
@@ -400,14 +400,14 @@ def test_what_a_library_refuses_is_named_but_a_users_fault_keeps_its_traceback()
 
 @pytest.mark.parametrize(
     "option",
-    ["--guard=", "--input=", "--output=", "--batch-size=0", "--batch-size=-1", "--batch-size=x", "--batch-size=1.5"],
+    ["--guard=", "--input= ", "--output=", "--batch_size=0", "--batch_size=-1", "--batch_size=x", "--batch_size=1.5"],
 )
-def test_values_that_make_no_sense_are_refused_by_their_option(option: str, capsys: pytest.CaptureFixture[str]) -> None:
-    for command in ("moderate", "filter"):
-        with pytest.raises(SystemExit) as exit:
-            entry.main([command, "--guard=g", "--input=i", "--output=o", option])
-        assert exit.value.code == 2
-        assert f"error: argument {option.partition('=')[0]}: " in capsys.readouterr().err
+@pytest.mark.parametrize("command", ["moderate", "filter"])
+def test_values_that_make_no_sense_are_refused_by_their_option(
+    option: str, command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = refused([command, "--guard=g", "--input=i", "--output=o", option], capsys)
+    assert line.startswith(f"error: {option.partition('=')[0].removeprefix('--')}: ")
 
 
 def test_who_stops_a_command_or_what_it_prints_to_gets_no_traceback(

@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from tests.guard.wide import WIDE
+from tests.guard_run import WIDE
 
 from safe_rlhf_v.commands.calibrate import main
 from safe_rlhf_v.guard.calibration import Calibration, CalibrationMissing, fit_temperature, tempered, two_columns

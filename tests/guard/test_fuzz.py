@@ -9,8 +9,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from safe_rlhf_v.guard.files import moderate_file
-from safe_rlhf_v.guard.inputs import open_entries
+from safe_rlhf_v.commands.moderate import moderate_entries
+from safe_rlhf_v.guard.entries import open_entries
 from safe_rlhf_v.shards import ShardedSplit
 
 FIELDS = ("key", "image", "question", "response")
@@ -81,7 +81,7 @@ def test_json_lines(lines):
     if not lines:
         return
     output.unlink(missing_ok=True)
-    moderate_file(guard, open_entries(source, None), output, batch_size=4, progress=False)
+    moderate_entries(guard, open_entries(source, None), output, batch_size=4)
     verdicts = [json.loads(row) for row in output.read_text().splitlines()]
     assert len(verdicts) == len(lines)
     for line, verdict in zip(lines, verdicts, strict=True):
@@ -104,7 +104,7 @@ def test_a_folder_of_damaged_pictures(guard, world, tmp_path):
         head = rng.choice(heads) if i % 4 == 0 else b""
         (tmp_path / f"{i:03d}.{rng.choice(['jpg', 'png', 'webp'])}").write_bytes(head + damaged)
     output = tmp_path / "verdicts.jsonl"
-    moderate_file(guard, open_entries(tmp_path, None), output, progress=False)
+    moderate_entries(guard, open_entries(tmp_path, None), output)
     verdicts = [json.loads(row) for row in output.read_text().splitlines()]
     assert len(verdicts) == 120
     unread = 0

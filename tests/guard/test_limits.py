@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tests.guard.wide import WIDE
+from tests.guard_run import WIDE
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
@@ -24,7 +24,7 @@ from safe_rlhf_v.guard.limits import (
     token_ids,
 )
 from safe_rlhf_v.guard.moderation import Guard
-from safe_rlhf_v.guard.reading import Input
+from safe_rlhf_v.guard.inputs import Input
 from safe_rlhf_v.models import ClipDecoder, ClipTowers
 from safe_rlhf_v.models.clip_pair import ClipSettings
 from safe_rlhf_v.models.hf_vlm import HFVLM

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from safe_rlhf_v.guard.moderation import Guard
-from safe_rlhf_v.guard.reading import Input
+from safe_rlhf_v.guard.inputs import Input
 from safe_rlhf_v.guard.verdict import unchecked
 from safe_rlhf_v.records.batches import Prompts
 from safe_rlhf_v.shards import ShardedSplit
@@ -163,7 +163,7 @@ def test_every_picture_of_an_input_is_read(guard, picture, world):
 
 
 def test_in_a_generation_loop_it_fails_closed_too(guard, picture, monkeypatch):
-    from safe_rlhf_v.guard.reading import load_views
+    from safe_rlhf_v.guard.inputs import load_views
 
     images, ids = load_views(picture)[0]
     prompts = Prompts((images,) * 3, (ids,) * 3, ("a",) * 3)

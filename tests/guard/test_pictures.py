@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from safe_rlhf_v.guard.reading import Input, load_views
+from safe_rlhf_v.guard.inputs import Input, load_views
 from safe_rlhf_v.shards import ShardedSplit
 from safe_rlhf_v.shards.images import MAX_BYTES, MAX_FRAMES, ImageError
 

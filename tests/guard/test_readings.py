@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from safe_rlhf_v.guard.reading import Input
+from safe_rlhf_v.guard.inputs import Input
 from safe_rlhf_v.guard.verdict import WORSE_BY, unchecked, worst
 from safe_rlhf_v.modules.guard import GuardOutputs
 

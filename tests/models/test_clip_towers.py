@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 import torch.nn.functional as F
-from tests.guard.wide import WIDE
+from tests.guard_run import WIDE
 
 from safe_rlhf_v.commands import fit as cli
 from safe_rlhf_v.guard.calibration import Calibration

@@ -98,7 +98,7 @@ def parser() -> Parser:
         (["--wagon.rear=Wheel", "--wagon.rear.rim=iron"], "wagon.rear.rim: expected one of ['steel', 'wood'], not 'iron'"),
         (["--wagon.rear=Wheel", "--wagon.rear.spokes=x"], "wagon.rear.spokes: expected int, not 'x'"),
         (["--wagon.load=heavy"], "wagon.load: expected float, not 'heavy'"),
-        (["--seed=-1"], "seed: is -1; it must be >=0"),
+        (["--seed=-1"], "seed: must be >=0, not -1"),
         (["--seed=x"], "seed: 'x' is no whole number"),
         (["--config=typo.yaml"], "unknown option 'sede'; did you mean seed?"),
         (["--config=deep.yaml"], "wagon.front: unknown option 'spoke' of Wheel; did you mean spokes?"),

@@ -1,60 +1,337 @@
-"""``python -m safe_rlhf_v filter``."""
+"""``python -m safe_rlhf_v filter``: training shards through a guard.
 
-import argparse
-import sys
-from typing import Any
+What the guard does not allow is left out, or its levels are written into the labels.
+"""
 
-from safe_rlhf_v.commands.argument_types import path, said, whole
-from safe_rlhf_v.commands.reading_options import add_reading_options
+import json
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+from safe_rlhf_v.commands.devices import find_device
+from safe_rlhf_v.commands.options import AnyPath, PositiveInt
+from safe_rlhf_v.commands.runner import run
+from safe_rlhf_v.guard.verdict import Verdict
+from safe_rlhf_v.records import Record, Response
+from safe_rlhf_v.records.user_files import write_whole
+from safe_rlhf_v.shards import Manifest, ShardedSplit, ShardWriter
+from safe_rlhf_v.shards.manifest import ShardError
 
-def main(argv: list[str]) -> int:
-    """Run the command; returns the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="python -m safe_rlhf_v filter",
-        description="Filter or relabel training shards with a trained, calibrated guard, into a new shard folder. 'drop' "
-        "leaves out every record with something the guard does not allow; 'relabel' writes the guard's levels over the "
-        "annotators'. A record with anything that could not be checked is left out either way, and counted.",
-        epilog="Beside the shards: filter.json, what was dropped or changed and why; dropped.jsonl, one line per dropped record.",
-    )
-    parser.add_argument("--guard", type=path, required=True, help="run folder of a calibrated guard")
-    parser.add_argument("--input", type=path, required=True, help="shard folder")
-    parser.add_argument("--output", type=path, required=True, help="shard folder to create")
-    parser.add_argument("--split", nargs="+", metavar="SPLIT", help="splits to take (default: all)")
-    parser.add_argument(
-        "--action",
-        choices=("drop", "relabel"),
-        default="drop",
-        help="leave records out, or write the guard's labels into them (%(default)s)",
-    )
-    parser.add_argument(
-        "--judge",
-        choices=("responses", "prompts", "both"),
-        default="responses",
-        help="drop for the responses, the prompt, or either; records without responses are judged as prompts (%(default)s)",
-    )
-    parser.add_argument("--keep-review", action="store_true", help="drop what is blocked only, not what needs review")
-    parser.add_argument("--missing-only", action="store_true", help="relabel only responses without a level")
-    parser.add_argument("--batch-size", type=whole(1), default=32, help="records per pass of the model (%(default)s)")
-    parser.add_argument("--device", default="cpu", help="where the guard runs: cpu, cuda, ... (%(default)s)")
-    add_reading_options(parser)
-    options = parser.parse_args(argv)
-    from safe_rlhf_v.guard.filtering import Rules, filter_shards  # torch: seconds to import
+if TYPE_CHECKING:  # torch: seconds to import
     from safe_rlhf_v.guard.moderation import Guard
-    from safe_rlhf_v.shards import Manifest, ShardedSplit
 
-    try:
-        rules = Rules(options.action, options.judge, options.keep_review, options.missing_only)
-        for split in options.split or Manifest.load(options.input).splits:
-            ShardedSplit(options.input, split)  # before the guard is built
-        guard = Guard.from_pretrained(options.guard, options.device, trust=options.trust, base=options.base)
-        report, _ = filter_shards(guard, options.input, options.output, rules, options.split, options.batch_size)
-    except (ValueError, OSError, RuntimeError) as error:
-        print(f"error: {said(error)}", file=sys.stderr)
-        return 2
-    print(table(report))
-    print(f"written: {options.output} (filter.json, dropped.jsonl)")
-    return 0
+EXAMPLES = (
+    "filter --guard runs/quickstart/guard --input data/world --output data/filtered --splits train",
+    "filter --guard runs/quickstart/guard --input data/world --output data/relabelled --action relabel",
+)
+REPORT, DROPPED = "filter.json", "dropped.jsonl"
+TALLIES = ("reasons", "categories", "levels", "changes", "flags")
+
+
+def main(args: Sequence[str]) -> int:
+    """Run the command; returns the exit status."""
+    return run(filter, args, name="filter", show=table, examples=EXAMPLES)
+
+
+def filter(
+    guard: AnyPath,
+    input: AnyPath,
+    output: AnyPath,
+    splits: Sequence[str] | None = None,
+    action: Literal["drop", "relabel"] = "drop",
+    check: Literal["responses", "prompts", "both"] = "responses",
+    keep_review: bool = False,
+    missing_only: bool = False,
+    batch_size: PositiveInt = 32,
+    device: str = "auto",
+    trust: Sequence[str] = (),
+    base: str | None = None,
+) -> dict[str, Any]:
+    """Filter or relabel training shards with a trained, calibrated guard, into a new shard folder.
+
+    "drop" leaves out every record with something the guard does not allow; "relabel" writes the guard's levels over the
+    annotators'. A record with anything that could not be checked is left out either way, and counted.
+
+    Beside the shards stand filter.json, what was dropped or changed and why, and dropped.jsonl, one line per dropped record.
+
+    Args:
+        guard: Run folder of a calibrated guard.
+        input: Shard folder.
+        output: Shard folder to create.
+        splits: Splits to take; without it all.
+        action: Leave records out, or write the guard's labels into them.
+        check: What decides about dropping: the responses, the prompt, or either; a record without responses is always checked
+            as a prompt.
+        keep_review: Drop what is blocked only, not what needs review.
+        missing_only: Relabel only responses without a level.
+        batch_size: Records per pass of the model.
+        device: Where the guard runs: auto (a GPU if there is one), cpu, cuda or cuda:N.
+        trust: Packages of yours whose classes a run may name, beside this library's; see docs/security.md.
+        base: Folder or hub name of the pretrained model, in place of the one that a run names.
+
+    Returns:
+        The report, as in filter.json.
+
+    Raises:
+        CheckpointError: If there is no readable guard.
+        ShardError: If ``input`` is no shard folder, or ``output`` is one already or being written by another process.
+        ValueError: If options do not go together.
+    """
+    from safe_rlhf_v.guard.moderation import Guard
+
+    rules = Rules(action, check, keep_review, missing_only)
+    source = Path(input)
+    for split in splits or Manifest.load(source).splits:
+        ShardedSplit(source, split)  # before the guard is built
+    loaded = Guard.from_pretrained(guard, str(find_device(device)), trust=trust, base=base)
+    report, _ = filter_shards(loaded, source, Path(output), rules, splits, batch_size)
+    return report
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What is done with a record.
+
+    Attributes:
+        action: ``drop`` what the guard does not allow, or ``relabel`` the responses with its levels.
+        check: Which parts decide; a record without responses is always checked as a prompt.
+        keep_review: Of what is not allowed, drop what is blocked only.
+        missing_only: Relabel only responses without a level.
+    """
+
+    action: Literal["drop", "relabel"] = "drop"
+    check: Literal["responses", "prompts", "both"] = "responses"
+    keep_review: bool = False
+    missing_only: bool = False
+
+    def __post_init__(self) -> None:
+        """Raises: ValueError: If rules of the other action are set: they would do nothing."""
+        if self.action == "relabel" and (self.keep_review or self.check != "responses"):
+            raise ValueError("--check and --keep_review are for --action drop: relabelling checks every response")
+        if self.action == "drop" and self.missing_only:
+            raise ValueError("--missing_only is for --action relabel")
+
+
+class Checked(NamedTuple):
+    """A record and the guard's verdicts.
+
+    Attributes:
+        row: Its number in the split.
+        record: ``None`` if it could not be read.
+        problem: Why not, or "".
+        prompt: On the prompt, where that was asked.
+        responses: On each response, where that was asked.
+    """
+
+    row: int
+    record: Record | None
+    problem: str = ""
+    prompt: Verdict | None = None
+    responses: tuple[Verdict, ...] = ()
+
+    @property
+    def verdicts(self) -> tuple[Verdict, ...]:
+        """All of them."""
+        return (*(() if self.prompt is None else (self.prompt,)), *self.responses)
+
+
+def filter_shards(
+    guard: "Guard",
+    source: Path,
+    target: Path,
+    rules: Rules,
+    splits: Sequence[str] | None = None,
+    batch_size: int = 32,
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Write what passes into a new shard folder, and beside it the report and a line per dropped record.
+
+    The manifest comes last, so a half-filtered folder is none, and a whole one has its report.
+
+    Args:
+        guard: Calibrated.
+        source: Shard folder.
+        target: Folder to create.
+        rules: What is done with a record.
+        splits: Splits to take; ``None`` for all.
+        batch_size: Records per pass.
+
+    Returns:
+        The report, and one line per dropped record.
+
+    Raises:
+        ShardError: If ``source`` is no shard folder, or ``target`` is one already or being written by another process.
+        ValueError: If a split does not exist.
+    """
+    from tqdm import tqdm
+
+    manifest = Manifest.load(source)
+    names = list(manifest.splits) if splits is None else list(splits)
+    if unknown := [name for name in names if name not in manifest.splits]:
+        raise ValueError(f"{source}: no split {unknown[0]!r}; there are: {', '.join(manifest.splits)}")
+    origin = {**manifest.origin, "filtered_by": f"guard {guard.identity}", "filter_action": rules.action}
+    counts: dict[str, dict[str, Any]] = {}
+    dropped: list[dict[str, Any]] = []
+    about: dict[str, Any] = {"licence": manifest.licence, "taxonomy": manifest.taxonomy, "origin": origin}
+    settings = {"guard": guard.identity, "source": manifest.name, "rules": asdict(rules)}
+    report = {**settings, "thresholds": _thresholds(guard), "splits": counts}
+    with ShardWriter(target, name=f"{manifest.name}-{rules.action}", **about) as writer:
+        for name in names:
+            split, tally = ShardedSplit(source, name), Tally()
+            bar = tqdm(total=len(split), desc=f"{name:>26}", unit="record", disable=None)
+            for start in range(0, len(split), batch_size):
+                rows = range(start, min(start + batch_size, len(split)))
+                for checked in _check(guard, split, rows, rules):
+                    record, verdict = _decide(checked, rules, guard)
+                    if record is None:
+                        dropped.append(tally.drop(name, checked, verdict))
+                    else:
+                        writer.write(name, record)
+                        tally.keep(checked, record)
+                bar.update(len(rows))
+            bar.close()
+            counts[name] = tally.counts()
+        lines = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in dropped)
+        write_whole(target / DROPPED, lines.encode())
+        write_whole(target / REPORT, (json.dumps(report, indent=1, ensure_ascii=False) + "\n").encode())
+    return report, dropped
+
+
+def _check(guard: "Guard", split: ShardedSplit, rows: Sequence[int], rules: Rules) -> Iterator[Checked]:
+    """Read the records of a batch and check them in one pass."""
+    from safe_rlhf_v.guard.inputs import Input
+
+    read: list[Checked] = []
+    inputs: list[Input] = []
+    for row in rows:
+        try:
+            record = split[row]
+        except (ShardError, ValueError, OSError) as error:
+            read.append(Checked(row, None, str(error)))
+            continue
+        images = [image.data for image in record.images] or None
+        read.append(Checked(row, record))
+        if _asks_prompt(record, rules):
+            inputs.append(Input(images, record.question))
+        if rules.check != "prompts":
+            inputs += [Input(images, record.question, response.text) for response in record.responses]
+    verdicts = iter(guard.moderate_batch(inputs))
+    for item in read:
+        if item.record is None:
+            yield item
+            continue
+        prompt = next(verdicts) if _asks_prompt(item.record, rules) else None
+        count = 0 if rules.check == "prompts" else len(item.record.responses)
+        yield item._replace(prompt=prompt, responses=tuple(next(verdicts) for _ in range(count)))
+
+
+def _asks_prompt(record: Record, rules: Rules) -> bool:
+    return rules.check != "responses" or not record.responses
+
+
+def _decide(checked: Checked, rules: Rules, guard: "Guard") -> tuple[Record | None, Verdict]:
+    """The record to write, or ``None`` and the verdict it is dropped for; nothing unchecked is written."""
+    if checked.record is None:
+        return None, guard.unchecked(checked.problem)
+    worst = max(checked.verdicts, key=lambda v: (v.status == "error", v.decision == "block", v.harm))
+    if worst.status == "error":
+        return None, worst
+    if rules.action == "relabel":
+        return relabelled(checked.record, checked.responses, rules.missing_only), worst
+    passes = worst.decision == "allow" or (rules.keep_review and worst.decision == "review")
+    return (checked.record if passes else None), worst
+
+
+def relabelled(record: Record, verdicts: Sequence[Verdict], missing_only: bool = False) -> Record:
+    """The record with the guard's level and sign on every response, and which of two is safer by expected level.
+
+    Args:
+        record: Its helpfulness labels, category and truth stay.
+        verdicts: One per response, all checked.
+        missing_only: Leave responses that have a level, and a known ``safer``, as they are.
+    """
+    responses = tuple(
+        r if missing_only and r.safety is not None else replace(r, safety=v.level, is_safe=(v.level or 0) >= 0)
+        for r, v in zip(record.responses, verdicts, strict=True)
+    )
+    if len(responses) != 2 or (missing_only and record.safer is not None):
+        return replace(record, responses=responses)
+    first, second = (_level(r, v, missing_only) for r, v in zip(record.responses, verdicts, strict=True))
+    tie = responses[0].safety == responses[1].safety
+    safer = None if first == second else int(second > first)
+    return replace(record, responses=responses, safer=safer, safety_tie=tie)
+
+
+def _level(response: Response, verdict: Verdict, missing_only: bool) -> float:
+    """What decides which response is safer."""
+    kept = missing_only and response.safety is not None
+    return float(response.safety or 0) if kept else float(verdict.expected_level or 0.0)
+
+
+def _thresholds(guard: "Guard") -> dict[str, float]:
+    c = guard.calibration
+    return {"block": c.block, "review": c.review, "prompt_block": c.prompt_block, "prompt_review": c.prompt_review}
+
+
+# --- what became of the records ---------------------------------------------------------------------------------------
+
+
+class Tally:
+    """Counts of one split."""
+
+    def __init__(self) -> None:
+        """Start with nothing counted."""
+        self.number: Counter[str] = Counter()
+        self.by: dict[str, Counter[str]] = {name: Counter() for name in TALLIES}
+
+    def keep(self, checked: Checked, record: Record) -> None:
+        """Count a record that is written, as it is written."""
+        assert checked.record is not None, "only what was read is kept"
+        self.number["kept"] += 1
+        self.number["responses"] += len(record.responses)
+        for old, new in zip(checked.record.responses, record.responses, strict=True):
+            if old.safety != new.safety:
+                self.number["changed"] += 1
+                self.by["changes"][f"{_shown(old.safety)} to {_shown(new.safety)}"] += 1
+        self._flags(checked)
+
+    def drop(self, split: str, checked: Checked, verdict: Verdict) -> dict[str, Any]:
+        """Count a dropped record, and give its line."""
+        self.number["dropped"] += 1
+        self.number["unchecked"] += verdict.status == "error"
+        reason = _reason(verdict, verdict is checked.prompt)
+        self.by["reasons"][reason] += 1
+        if verdict.status == "ok":
+            self.by["categories"][verdict.category or "(none)"] += 1
+            self.by["levels"][_shown(verdict.level)] += 1
+        self._flags(checked)
+        key = checked.record.key if checked.record else f"row {checked.row}"
+        line = {"split": split, "key": key, "reason": reason, "explanation": verdict.reasons[0], "harm": verdict.harm}
+        return {**line, "level": verdict.level, "category": verdict.category}
+
+    def _flags(self, checked: Checked) -> None:
+        self.by["flags"].update(flag for verdict in checked.verdicts for flag in verdict.flags)
+
+    def counts(self) -> dict[str, Any]:
+        """Everything, as plain data."""
+        names = ("kept", "dropped", "unchecked", "responses", "changed")
+        total = self.number["kept"] + self.number["dropped"]
+        numbers = {name: self.number[name] for name in names}
+        return {"records": total, **numbers, **{name: dict(sorted(counts.items())) for name, counts in self.by.items()}}
+
+
+def _reason(verdict: Verdict, prompt: bool) -> str:
+    """Short enough to be counted by."""
+    if verdict.status == "error":
+        explanation = verdict.reasons[0].removeprefix("unsafe: could not be checked: ")
+        return "could not be checked: " + re.sub(r"\d+", "N", explanation.split(": ")[0])[:60]
+    return f"{'prompt' if prompt else 'response'} {'blocked' if verdict.decision == 'block' else 'needs review'}"
+
+
+def _shown(level: int | None) -> str:
+    return "(none)" if level is None else f"{level:+d}" if level else "0"
 
 
 def table(report: dict[str, Any]) -> str:

@@ -39,8 +39,9 @@ import safe_rlhf_v.modules
 import safe_rlhf_v.policy.module  # noqa: F401  short class names resolve among imported classes
 from safe_rlhf_v.callbacks import PredictionsFile, RunKeeper
 from safe_rlhf_v.commands import STOPPED
-from safe_rlhf_v.commands.configs import KEYWORDS, ReadingOptions, check_files, take_reading_options, with_stored_config
+from safe_rlhf_v.commands.config_files import check_files, check_stray
 from safe_rlhf_v.commands.preflight import preflight
+from safe_rlhf_v.commands.stored_settings import KEYWORDS, ReadingOptions, take_reading_options, with_stored_config
 from safe_rlhf_v.functional.finite import NonFiniteError
 from safe_rlhf_v.training.checkpoints import (
     AtomicCheckpointIO,
@@ -107,8 +108,9 @@ class CLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse, with the checkpoint's own configuration where the command line names no model."""
         self.reading, args = take_reading_options(args)
-        check_files(args)
-        args, self.stored = with_stored_config(args, self.reading)
+        check_stray(args[1:])
+        sections = check_files(args, "the sections of a configuration (model, data, trainer)")
+        args, self.stored = with_stored_config(args, self.reading, sections)
         self.config = parser.parse_args(args)
 
     def _parse_ckpt_path(self) -> None:

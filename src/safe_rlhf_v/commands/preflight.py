@@ -10,7 +10,7 @@ import torch
 from lightning.pytorch import strategies
 from lightning.pytorch.strategies import StrategyRegistry
 
-from safe_rlhf_v.commands.configs import ReadingOptions
+from safe_rlhf_v.commands.stored_settings import ReadingOptions
 from safe_rlhf_v.data_modules.base import ShardDataModule
 from safe_rlhf_v.models.sources import check_source
 from safe_rlhf_v.shards import Manifest

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from safe_rlhf_v.guard.calibration import Calibration
     from safe_rlhf_v.guard.generation import BestOfK, GuardedGenerator, HigherTemperature, SafetyReminder, Strategy
+    from safe_rlhf_v.guard.inputs import Input
     from safe_rlhf_v.guard.moderation import Guard
-    from safe_rlhf_v.guard.reading import Input
     from safe_rlhf_v.guard.verdict import Verdict
 
 _HOME = {
@@ -16,7 +16,7 @@ _HOME = {
     "Guard": "moderation",
     "GuardedGenerator": "generation",
     "HigherTemperature": "generation",
-    "Input": "reading",
+    "Input": "inputs",
     "SafetyReminder": "generation",
     "Strategy": "generation",
     "Verdict": "verdict",

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from safe_rlhf_v.functional.ordinal import correct_prior
 from safe_rlhf_v.guard.calibration import Calibration, run_home, tempered
+from safe_rlhf_v.guard.inputs import ImageLike, Input, Ready, load_views, prompts_of
 from safe_rlhf_v.guard.limits import Gate
-from safe_rlhf_v.guard.reading import ImageLike, Input, Ready, load_views, prompts_of
 from safe_rlhf_v.guard.text import RefusedText, has_words, is_seen, readings
 from safe_rlhf_v.guard.verdict import (
     DECISIONS,

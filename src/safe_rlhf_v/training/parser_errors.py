@@ -144,7 +144,7 @@ def _literal(found: re.Match[str]) -> str:
 
 
 def _restriction(found: re.Match[str]) -> str:
-    return f"is {found[1]}; it must be {found[2].replace('v', '')}"
+    return f"must be {found[2].replace('v', '')}, not {found[1]}"
 
 
 def unknown(what: str, name: str, names: Iterable[str], mend: str = "", owner: str = "") -> str:

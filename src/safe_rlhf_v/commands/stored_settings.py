@@ -1,25 +1,20 @@
-"""Command lines of the training commands: configuration files are checked, and a checkpoint's own is put in front."""
+"""Command lines of the training commands: the configuration that a checkpoint carries is put in front."""
 
-import itertools
-import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
 
+from safe_rlhf_v.commands.config_files import options_of, values
 from safe_rlhf_v.training.checkpoints import CheckpointError
 from safe_rlhf_v.training.runs import StoredRun, open_run
 from safe_rlhf_v.training.stored_config import check_stored, read_stored, set_aside
-from safe_rlhf_v.training.unique_yaml import DuplicateKeyError, check_unique
 
 KEYWORDS = ("best", "hpc")
 """Values of ``--ckpt_path`` that are Lightning's own."""
 
-_YAML = (".yaml", ".yml", ".json")
-_MOST_INCLUDES = 1000
-_MOST_NODES = 100_000
 # Of a checkpoint's trainer section a resumed training takes these, where they are plain numbers and words: the others name
 # classes that act, or places that are written to.
 _RESUMED = (
@@ -67,111 +62,9 @@ def take_reading_options(args: Sequence[str]) -> tuple[ReadingOptions, list[str]
     return ReadingOptions(tuple(found["--trust"]), found["--base"][-1] if found["--base"] else None), rest
 
 
-def check_files(args: Sequence[str]) -> None:
-    """Refuse configuration that is not YAML, or has a key or section twice, in files and in the command line itself.
-
-    Raises:
-        ValueError: Naming file, line and key.
-    """
-    pending: list[Path] = []
-    if stray := [word for word in args[1:2] if not word.startswith("-")]:
-        raise ValueError(f"{stray[0]}: is no option; a configuration is named by --config {stray[0]}")
-    for option, value in _options(args):
-        config = option in ("--config", "-c")
-        if config and not value.strip():
-            raise ValueError(f"{option}: needs a value, as in --config run.yaml")
-        if os.path.isfile(value):  # noqa: PTH113  false for what is no path
-            if value.endswith(_YAML) or config:
-                pending.append(Path(value))
-            if config:
-                _check_sections(value)
-        elif "{" in value or "\n" in value:
-            _compose(option, value)
-        elif config or (value.endswith((".yaml", ".yml")) and " " not in value):  # .json may be a file to write
-            what = "is a folder; name a file in it" if Path(value).is_dir() else "does not exist"
-            raise ValueError(f"{option} {value}: {what}")
-    seen: set[Path] = set()
-    while pending and len(seen) < _MOST_INCLUDES:
-        file = pending.pop()
-        if file.resolve() in seen:
-            continue
-        seen.add(file.resolve())
-        try:
-            text = file.read_text()
-        except (OSError, UnicodeDecodeError) as error:
-            raise ValueError(f"{file}: cannot be read ({error})") from None
-        node = _compose(str(file), text)
-        pending += [path for name in _scalars(node) if name.endswith(_YAML) and (path := file.parent / name).is_file()]
-
-
-def _check_sections(file: str) -> None:
-    """A file of settings has sections. Raises: ValueError: If it has not, or is not plain YAML."""
-    try:
-        content = yaml.safe_load(Path(file).read_text())
-    except (OSError, yaml.YAMLError, ValueError, RecursionError):
-        return  # said better where the nodes are looked at
-    if not isinstance(content, dict):
-        found = "is empty" if content is None else f"holds {type(content).__name__}"
-        raise ValueError(f"{file}: {found}, not the sections of a configuration (model, data, trainer)")
-
-
-def _compose(name: str, text: str) -> Any:
-    """The nodes of a YAML text. Raises: ValueError: If it is none, or has a key twice."""
-    try:
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
-        check_unique(node)
-        _check_plain(node)
-    except DuplicateKeyError as error:
-        raise ValueError(f"{name}: {error}") from None
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark
-        where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
-        raise ValueError(f"{name}: not YAML: {where}{error.problem}") from None
-    except (yaml.YAMLError, RecursionError) as error:
-        raise ValueError(
-            f"{name}: not YAML: {str(error).splitlines()[0] if str(error) else 'nested too deep'}"
-        ) from None
-    return node
-
-
-def _check_plain(node: Any) -> None:
-    """Raises: yaml.MarkedYAMLError: If nodes are no plain data, or are more than any configuration has where aliases are read."""
-    sizes: dict[int, int] = {}
-
-    def size(node: Any) -> int:
-        if id(node) in sizes:
-            return sizes[id(node)]
-        if not node.tag.startswith("tag:yaml.org,2002:") or ":python/" in node.tag:
-            raise yaml.MarkedYAMLError(
-                problem=f"the tag {node.tag!r:.80} is no plain data", problem_mark=node.start_mark
-            )
-        sizes[id(node)] = 1  # an alias of a node within itself
-        below = node.value if isinstance(node, yaml.SequenceNode) else []
-        if isinstance(node, yaml.MappingNode):
-            below = itertools.chain(*node.value)
-        sizes[id(node)] = 1 + sum(map(size, below))
-        return sizes[id(node)]
-
-    if node is not None and size(node) > _MOST_NODES:
-        raise yaml.MarkedYAMLError(problem="more entries than any configuration has", problem_mark=node.start_mark)
-
-
-def _scalars(node: Any) -> Iterator[str]:
-    stack, seen = [node], set()
-    while stack:
-        node = stack.pop()
-        if id(node) in seen:
-            continue
-        seen.add(id(node))
-        if isinstance(node, yaml.ScalarNode):
-            yield str(node.value)
-        elif isinstance(node, yaml.SequenceNode):
-            stack += node.value
-        elif isinstance(node, yaml.MappingNode):
-            stack += [value for _, value in node.value]
-
-
-def with_stored_config(args: list[str], reading: ReadingOptions) -> tuple[list[str], dict[str, Any] | None]:
+def with_stored_config(
+    args: list[str], reading: ReadingOptions, sections: set[str]
+) -> tuple[list[str], dict[str, Any] | None]:
     """A command line, with the configuration stored in its checkpoint put first unless a ``--config`` names a model.
 
     Of that, model and data are used, as of a stranger's file, and of the trainer's section only numbers, for ``fit``; what
@@ -180,6 +73,7 @@ def with_stored_config(args: list[str], reading: ReadingOptions) -> tuple[list[s
     Args:
         args: Without the options that :func:`take_reading_options` took.
         reading: Those.
+        sections: Top-level keys of the ``--config`` in it.
 
     Returns:
         The command line, and what was put in front of it.
@@ -190,13 +84,9 @@ def with_stored_config(args: list[str], reading: ReadingOptions) -> tuple[list[s
     checkpoint = values(args, "--ckpt_path")[-1:]
     if not checkpoint or checkpoint[0] in ("last", *KEYWORDS):
         return args, None
-    for config in [*values(args, "--config"), *values(args, "-c")]:
-        if not os.path.isfile(config):  # noqa: PTH113
-            return args, None
-        content = yaml.safe_load(Path(config).read_text())
-        if isinstance(content, dict) and "model" in content:
-            return args, None
-    named = {option.removeprefix("--"): value for option, value in _options(args)}
+    if "model" in sections:
+        return args, None
+    named = {option.removeprefix("--"): value for option, value in options_of(args)}
     run = open_run(checkpoint[0], "ckpt_path", trust=reading.trust, base=reading.base, named=named)
     stored = read_stored(run.stage)
     home = str(run_home(checkpoint[0], run.file))
@@ -206,10 +96,10 @@ def with_stored_config(args: list[str], reading: ReadingOptions) -> tuple[list[s
         "logger": {"class_path": "lightning.pytorch.loggers.TensorBoardLogger", "init_args": logger},
         **(_resumed(stored.get("trainer")) if args[0] == "fit" else {}),
     }
-    sections = {"model": run.model, **_data(run, stored.get("data"), named, reading)}
+    used = {"model": run.model, **_data(run, stored.get("data"), named, reading)}
     seed = stored.get("seed_everything")
     seed = seed if isinstance(seed, (bool, int)) else 0
-    first = {"seed_everything": seed, **normal_form(run.file, sections), "trainer": trainer}
+    first = {"seed_everything": seed, **normal_form(run.file, used), "trainer": trainer}
     return [args[0], f"--config={yaml.safe_dump(first)}", *args[1:]], first
 
 
@@ -279,16 +169,3 @@ def normal_form(file: str, sections: dict[str, Any]) -> dict[str, Any]:
         raise CheckpointError(f"{file}: its configuration is not one of this version ({shorten(str(error))})") from None
     found: dict[str, Any] = yaml.safe_load(parser.dump(parsed, skip_none=False))
     return found
-
-
-def _options(args: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """(option, value) of every ``--option=value`` and ``--option value``."""
-    for word, after in itertools.zip_longest(args, args[1:]):
-        if word.startswith("-"):
-            option, joined, value = word.partition("=")
-            yield option, value if joined else (after or "")
-
-
-def values(args: Sequence[str], option: str) -> list[str]:
-    """Values of an option, in order."""
-    return [value for name, value in _options(args) if name == option]

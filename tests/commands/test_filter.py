@@ -4,11 +4,10 @@ import json
 from dataclasses import replace
 
 import pytest
-from tests.guard.wide import WIDE
+from tests.guard_run import WIDE
 
-from safe_rlhf_v.commands.filter import main, table
+from safe_rlhf_v.commands.filter import Rules, filter_shards, main, relabelled, table
 from safe_rlhf_v.guard.calibration import Calibration
-from safe_rlhf_v.guard.filtering import Rules, filter_shards, relabelled
 from safe_rlhf_v.guard.verdict import unchecked
 from safe_rlhf_v.records import Record, Response
 from safe_rlhf_v.records.taxonomy import Taxonomy
@@ -70,7 +69,7 @@ RECORDS = (
 
 def run(tmp_path, rules, guard=None, batch_size=2):
     source = shards(tmp_path / "in", *RECORDS)
-    report, dropped = filter_shards(guard or Scripted(), source, tmp_path / "out", rules, None, batch_size, False)
+    report, dropped = filter_shards(guard or Scripted(), source, tmp_path / "out", rules, None, batch_size)
     split = ShardedSplit(tmp_path / "out", "train")
     assert check(tmp_path / "out") == []
     return report, {line["key"]: line for line in dropped}, {(r := split[i]).key: r for i in range(len(split))}
@@ -91,19 +90,19 @@ def test_what_the_guard_does_not_allow_goes(tmp_path):
         "flags": {"invisible": 1},
     }  # fmt: skip
     assert dropped["bad"] == {
-        "split": "train", "key": "bad", "reason": "response blocked", "said": "as scripted", "harm": 0.9, "level": -2,
+        "split": "train", "key": "bad", "reason": "response blocked", "explanation": "as scripted", "harm": 0.9, "level": -2,
         "category": "fraud",
     }  # fmt: skip
-    assert dropped["unread"]["said"].startswith("unsafe: could not be checked")
+    assert dropped["unread"]["explanation"].startswith("unsafe: could not be checked")
 
 
 @pytest.mark.parametrize(
     ("rules", "kept"),
     [
         (Rules(keep_review=True), ["fine", "unsure", "asked"]),
-        (Rules(judge="prompts"), ["fine", "bad", "unsure", "unread"]),
-        (Rules(judge="both"), ["fine"]),
-        (Rules(judge="both", keep_review=True), ["fine", "unsure"]),
+        (Rules(check="prompts"), ["fine", "bad", "unsure", "unread"]),
+        (Rules(check="both"), ["fine"]),
+        (Rules(check="both", keep_review=True), ["fine", "unsure"]),
     ],
 )
 def test_rules(rules, kept, tmp_path):
@@ -111,7 +110,7 @@ def test_rules(rules, kept, tmp_path):
 
 
 def test_batches_do_not_matter(tmp_path):
-    found = [run(tmp_path / str(size), Rules(judge="both"), batch_size=size)[0] for size in (1, 4, 100)]
+    found = [run(tmp_path / str(size), Rules(check="both"), batch_size=size)[0] for size in (1, 4, 100)]
     assert found[0] == found[1] == found[2]
 
 
@@ -154,21 +153,21 @@ def test_a_damaged_record_is_dropped_and_counted(world, tmp_path):
     data = bytearray(shard.read_bytes())
     data[data.index(records[1].images[0].data) + 100] ^= 255
     shard.write_bytes(data)
-    report, dropped = filter_shards(Scripted(), source, tmp_path / "out", Rules("relabel"), progress=False)
+    report, dropped = filter_shards(Scripted(), source, tmp_path / "out", Rules("relabel"))
     assert report["splits"]["train"]["unchecked"] == 1 and report["splits"]["train"]["kept"] == 2
-    assert dropped[0]["key"] == "row 1" and "do not match their SHA-256" in dropped[0]["said"]
+    assert dropped[0]["key"] == "row 1" and "do not match their SHA-256" in dropped[0]["explanation"]
 
 
 def test_every_picture_of_a_record_is_looked_at(world, tmp_path):
     first, second = (ShardedSplit(world, "test")[i].images[0] for i in (0, 1))
     guard = Scripted()
     source = shards(tmp_path / "in", record("two", "0 0", "1 0.1", images=(first, second)))
-    filter_shards(guard, source, tmp_path / "out", Rules(), progress=False)
+    filter_shards(guard, source, tmp_path / "out", Rules())
     assert guard.inputs[0].image == [first.data, second.data]
 
 
 def test_rules_that_would_do_nothing_and_wrong_splits_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="--missing-only is for"):
+    with pytest.raises(ValueError, match="--missing_only is for"):
         Rules(missing_only=True)
     with pytest.raises(ValueError, match="for --action drop"):
         Rules("relabel", keep_review=True)
@@ -178,7 +177,7 @@ def test_rules_that_would_do_nothing_and_wrong_splits_are_refused(tmp_path):
 
 
 def test_the_command_writes_shards_that_train(calibrated_run, world, tmp_path, capsys):
-    command = ["--guard", str(calibrated_run), "--input", str(world), "--split", "validation", "test"]
+    command = ["--guard", str(calibrated_run), "--input", str(world), "--splits", "validation", "test"]
     for action in ("drop", "relabel"):
         out = tmp_path / action
         assert main([*command, "--action", action, "--output", str(out)]) == 0
@@ -201,10 +200,10 @@ def test_two_processes_on_one_folder_are_refused_and_the_report_comes_before_the
     with ShardWriter(target, name="x", licence="x", taxonomy=Taxonomy("t", ())) as other:
         other.write("train", RECORDS[0])
         with pytest.raises(ShardError, match="another process is writing it"):
-            filter_shards(Scripted(), source, target, Rules(), progress=False)
+            filter_shards(Scripted(), source, target, Rules())
     assert not (target / "filter.json").exists()
     target = tmp_path / "out2"
-    report, dropped = filter_shards(Scripted(), source, target, Rules(), progress=False)
+    report, dropped = filter_shards(Scripted(), source, target, Rules())
     assert json.loads((target / "filter.json").read_text()) == report
     assert [json.loads(line) for line in (target / "dropped.jsonl").read_text().splitlines()] == dropped
 
@@ -213,5 +212,5 @@ def test_two_processes_on_one_folder_are_refused_and_the_report_comes_before_the
             raise OSError(28, "No space left on device")
 
     with pytest.raises(OSError, match="No space"):
-        filter_shards(Full(), source, tmp_path / "half", Rules(), progress=False)
+        filter_shards(Full(), source, tmp_path / "half", Rules())
     assert not (tmp_path / "half" / "manifest.json").exists() and not (tmp_path / "half" / "filter.json").exists()

@@ -8,8 +8,8 @@ import sys
 import pytest
 
 from safe_rlhf_v.commands import moderate
-from safe_rlhf_v.guard import files
-from safe_rlhf_v.guard.inputs import MAX_LINE, JsonlEntries, open_entries
+from safe_rlhf_v.guard import entries as entries_module
+from safe_rlhf_v.guard.entries import MAX_LINE, JsonlEntries, open_entries
 from safe_rlhf_v.records.user_files import FileError
 from safe_rlhf_v.shards import ShardedSplit
 
@@ -50,7 +50,7 @@ def table(world, tmp_path):
 
 
 def test_json_lines_give_one_verdict_each_and_broken_ones_are_blocked(calibrated_run, table, tmp_path, capsys):
-    assert run(calibrated_run, table, tmp_path / "out.jsonl", "--batch-size", "8") == 0
+    assert run(calibrated_run, table, tmp_path / "out.jsonl", "--batch_size", "8") == 0
     found = lines(tmp_path / "out.jsonl")
     assert len(found) == 36
     for number in (5, 6, 7, 8, 9, 10, 11, 12, 34):
@@ -72,7 +72,7 @@ def test_json_lines_give_one_verdict_each_and_broken_ones_are_blocked(calibrated
 @pytest.mark.parametrize("cut", [0, 1, 700, 5000, 9000])
 def test_an_interrupted_run_goes_on_to_the_same_bytes(cut, guard, table, tmp_path, monkeypatch):
     entries = JsonlEntries(table)
-    files.moderate_file(guard, entries, tmp_path / "whole.jsonl", batch_size=5, progress=False)
+    moderate.moderate_entries(guard, entries, tmp_path / "whole.jsonl", batch_size=5)
     whole = (tmp_path / "whole.jsonl").read_bytes()
     judged = []
     batch = guard.moderate_batch
@@ -85,7 +85,7 @@ def test_an_interrupted_run_goes_on_to_the_same_bytes(cut, guard, table, tmp_pat
 
     monkeypatch.setattr(guard, "moderate_batch", stop)
     with pytest.raises(KeyboardInterrupt):
-        files.moderate_file(guard, entries, tmp_path / "cut.jsonl", batch_size=5, progress=False)
+        moderate.moderate_entries(guard, entries, tmp_path / "cut.jsonl", batch_size=5)
     part = tmp_path / "cut.jsonl.part"
     assert not (tmp_path / "cut.jsonl").exists()
     if cut:  # a kill may leave any prefix
@@ -94,7 +94,7 @@ def test_an_interrupted_run_goes_on_to_the_same_bytes(cut, guard, table, tmp_pat
     monkeypatch.setattr(
         guard, "moderate_batch", lambda inputs, timeout=None: judged.append(1) or batch(inputs, timeout)
     )
-    files.moderate_file(guard, entries, tmp_path / "cut.jsonl", batch_size=5, progress=False)
+    moderate.moderate_entries(guard, entries, tmp_path / "cut.jsonl", batch_size=5)
     assert (tmp_path / "cut.jsonl").read_bytes() == whole
     assert len(judged) <= 8 and (cut != 0 or len(judged) == 5)
     assert not part.exists() and not (tmp_path / "cut.jsonl.part.json").exists()
@@ -113,16 +113,16 @@ def unfinished(guard, table, tmp_path, monkeypatch):
             yield batch
 
     with monkeypatch.context() as patch:
-        batches = files.batches
-        patch.setattr(files, "batches", stop)
+        batches = entries_module.batches
+        patch.setattr(entries_module, "batches", stop)
         with pytest.raises(KeyboardInterrupt):
-            files.moderate_file(guard, JsonlEntries(table), tmp_path / "out.jsonl", batch_size=5, progress=False)
+            moderate.moderate_entries(guard, JsonlEntries(table), tmp_path / "out.jsonl", batch_size=5)
     assert len(lines(tmp_path / "out.jsonl.part")) == 15
     return tmp_path / "out.jsonl"
 
 
 def go_on(guard, table, output, **options):
-    return files.moderate_file(guard, JsonlEntries(table), output, progress=False, **{"batch_size": 5, **options})
+    return moderate.moderate_entries(guard, JsonlEntries(table), output, **{"batch_size": 5, **options})
 
 
 def test_unfinished_work_of_another_setting_is_refused(guard, table, unfinished):

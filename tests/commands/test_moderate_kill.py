@@ -35,7 +35,7 @@ def table(world, folder):
 
 @pytest.mark.slow
 def test_a_killed_run_goes_on_to_the_same_bytes(calibrated_run, world, tmp_path):
-    command = ["--guard", str(calibrated_run), "--input", str(table(world, tmp_path)), "--batch-size", "50"]
+    command = ["--guard", str(calibrated_run), "--input", str(table(world, tmp_path)), "--batch_size", "50"]
     whole, cut = tmp_path / "whole.jsonl", tmp_path / "cut.jsonl"
     assert moderate.main([*command, "--output", str(whole)]) == 0
     assert len(whole.read_bytes().splitlines()) == COUNT

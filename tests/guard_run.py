@@ -3,22 +3,23 @@
 from pathlib import Path
 
 import pytest
-from tests.guard.wide import WIDE
 
-from safe_rlhf_v.commands import fit as cli
-from safe_rlhf_v.guard.calibration import Calibration
-from safe_rlhf_v.guard.moderation import Guard, load_module
+from safe_rlhf_v.guard.limits import Limits
 
-ROOT = Path(__file__).parents[2]
+WIDE = Limits("by hand", 10**6, 10**6, 10**6, 64, {}, 1, 1.0, 0.0)
+"""Limits that leave a guard in training of two steps something to judge."""
+CONFIG = Path(__file__).parents[1] / "configs" / "quickstart" / "guard.yaml"
 
 
 @pytest.fixture(scope="session")
 def guard_run(world, tmp_path_factory):
     """The run folder of a guard trained for two steps, not calibrated."""
+    from safe_rlhf_v.commands.fit import main
+
     out = tmp_path_factory.mktemp("guard")
-    cli.main([
+    main([
         "fit",
-        f"--config={ROOT / 'configs' / 'quickstart' / 'guard.yaml'}",
+        f"--config={CONFIG}",
         f"--data.init_args.path={world}",
         "--data.init_args.batch_size=4",
         f"--model.init_args.backbone.init_args.tokenizer={world / 'tokenizer'}",
@@ -36,6 +37,9 @@ def guard_run(world, tmp_path_factory):
 @pytest.fixture(scope="session")
 def calibrated_run(guard_run):
     """The same run with a calibration beside it."""
+    from safe_rlhf_v.guard.calibration import Calibration
+    from safe_rlhf_v.guard.moderation import load_module
+
     _, identity = load_module(guard_run)
     Calibration(identity, "by hand", 1.0, 1.0, 0.9, 0.2, 0.9, 0.1, WIDE, {}).save(guard_run)
     return guard_run
@@ -44,4 +48,6 @@ def calibrated_run(guard_run):
 @pytest.fixture(scope="session")
 def guard(calibrated_run):
     """The guard, loaded."""
+    from safe_rlhf_v.guard.moderation import Guard
+
     return Guard.from_pretrained(calibrated_run)

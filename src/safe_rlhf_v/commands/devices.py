@@ -1,0 +1,29 @@
+"""Where the networks of a command run."""
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+
+def find_device(name: str) -> "torch.device":
+    """The device that a command was given.
+
+    Args:
+        name: ``auto`` (a GPU if there is one), ``cpu``, ``cuda`` or ``cuda:N``.
+
+    Raises:
+        ValueError: If there is no such device here.
+    """
+    import torch
+
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if name == "auto":
+        return torch.device("cuda" if count else "cpu")
+    kind, _, number = name.partition(":")
+    if kind not in ("cpu", "cuda") or (number and (kind == "cpu" or not number.isdecimal())):
+        raise ValueError(f"--device {name}: no device; give auto, cpu, cuda, or cuda:N for the GPU of that number")
+    if kind == "cuda" and int(number or 0) >= count:
+        here = f"there are {count} GPUs, cuda:0 to cuda:{count - 1}" if count else "there is no GPU that torch can use"
+        raise ValueError(f"--device {name}: {here}; use another device, or cpu")
+    return torch.device(name)

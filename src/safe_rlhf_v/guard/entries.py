@@ -1,0 +1,226 @@
+"""What ``moderate`` reads: shards, a JSON-lines file, or a folder of pictures; broken entries stay entries."""
+
+import hashlib
+import json
+from array import array
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple, Protocol
+
+from safe_rlhf_v.guard.inputs import Input
+from safe_rlhf_v.records.user_files import FileError, open_regular, read_bounded
+from safe_rlhf_v.shards import Manifest, ShardedSplit
+from safe_rlhf_v.shards.images import MAX_BYTES
+from safe_rlhf_v.shards.manifest import ShardError
+
+READABLE = (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".apng", ".webp")
+UNREADABLE = (".gif", ".bmp", ".tif", ".tiff", ".heic", ".heif", ".avif", ".jxl", ".jp2", ".svg", ".ico")
+"""Pictures, too, that no verdict can be given on: they are reported, not passed over."""
+MAX_LINE = 1_000_000
+"""Bytes of a line; the longest texts that a guard reads need half of it."""
+_MARK = b"\xef\xbb\xbf"
+
+
+class Entry(NamedTuple):
+    """One thing to judge.
+
+    Attributes:
+        key: What names it in the output.
+        input: Its parts, pictures as encoded bytes; ``None`` if it could not be read.
+        problem: Why not, or "".
+    """
+
+    key: str
+    input: Input | None
+    problem: str = ""
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 (hex) of all that its verdict depends on but the guard."""
+        found = hashlib.sha256()
+        images, question, response = self.input or Input()
+        several = images if isinstance(images, (list, tuple)) else [images]
+        for part in (self.key, self.problem, question, response, *several):
+            body = part.encode("utf-8", "surrogatepass") if isinstance(part, str) else part
+            found.update(b"-" if body is None else f"{len(body)}:".encode() + body)
+        return found.hexdigest()
+
+
+class Entries(Protocol):
+    """A sequence of entries in a fixed order."""
+
+    def __len__(self) -> int:
+        """How many."""
+
+    def __getitem__(self, number: int, /) -> Entry:
+        """One of them; never raises for a broken one."""
+
+
+class ShardEntries:
+    """Every response of every record of one split; records without responses are prompts."""
+
+    def __init__(self, root: Path, split: str) -> None:
+        """
+        Args:
+            root: Shard folder.
+            split: Its split.
+        """
+        self.split = ShardedSplit(root, split)
+        counts = self.split.index["responses"].tolist()
+        self.rows = [(row, k) for row, n in enumerate(counts) for k in (range(n) if n else [None])]
+
+    def __len__(self) -> int:
+        """How many."""
+        return len(self.rows)
+
+    def __getitem__(self, number: int) -> Entry:
+        """See :class:`Entries`."""
+        row, k = self.rows[number]
+        try:
+            record = self.split[row]
+            images = [image.data for image in record.images] or None
+            text = None if k is None else record.responses[k].text
+            return Entry(record.key if k is None else f"{record.key}/{k}", Input(images, record.question, text))
+        except (ShardError, ValueError, IndexError) as error:
+            return Entry(f"row {row}", None, str(error))
+
+
+class JsonlEntries:
+    """Lines ``{"key": ..., "image": PATH, "question": ..., "response": ...}``, all but one part optional.
+
+    Paths are relative to the file's folder and may not leave it. Blank lines and a byte-order mark are no inputs. The file
+    is never held in memory.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """
+        Args:
+            path: The file.
+
+        Raises:
+            FileError: If it is no regular file.
+        """
+        self.folder = path.parent.resolve()
+        self._file = open_regular(path)
+        self._numbers, self._starts, self._lengths = array("Q"), array("Q"), array("Q")
+        mark = len(_MARK) if self._file.read(len(_MARK)) == _MARK else 0
+        self._file.seek(mark)
+        start = mark
+        for number, (length, blank) in enumerate(_line_lengths(self._file), start=1):
+            if not blank:
+                self._numbers.append(number)
+                self._starts.append(start)
+                self._lengths.append(length)
+            start += length
+
+    def __len__(self) -> int:
+        """How many."""
+        return len(self._numbers)
+
+    def __getitem__(self, number: int) -> Entry:
+        """See :class:`Entries`."""
+        key = f"line {self._numbers[number]}"
+        try:
+            if (length := self._lengths[number]) > MAX_LINE:
+                return Entry(key, None, f"a line of {length} bytes, the limit is {MAX_LINE}")
+            self._file.seek(self._starts[number])
+            row = json.loads(self._file.read(length).decode(), object_pairs_hook=_unique)
+            if not isinstance(row, dict):
+                return Entry(key, None, "not a JSON object")
+            key = key if row.get("key") is None else str(row["key"])[:128]
+            unknown = sorted(set(row) - {"key", "image", "question", "response"})
+            wrong = [
+                name for name in ("image", "question", "response") if not isinstance(row.get(name), (str, type(None)))
+            ]
+            if unknown or wrong:
+                return Entry(key, None, f"unknown fields {unknown}" if unknown else f"field {wrong[0]!r} is not text")
+            return Entry(key, Input(self._picture(row.get("image")), row.get("question"), row.get("response")))
+        except FileError as error:
+            return Entry(key, None, str(error))
+        except (ValueError, RecursionError, RuntimeError, OSError) as error:
+            return Entry(key, None, f"{type(error).__name__}: {error}")
+
+    def _picture(self, name: str | None) -> bytes | None:
+        """Raises: ValueError: If a path leaves the folder, or cannot be read."""
+        if name is None:
+            return None
+        path = (self.folder / name).resolve()
+        if not path.is_relative_to(self.folder):
+            raise ValueError(f"image {name!r} lies outside {self.folder}")
+        return read_bounded(path, MAX_BYTES)
+
+
+def _line_lengths(file: BinaryIO) -> Iterator[tuple[int, bool]]:
+    """Bytes of each line, its end included, and whether it is blank; in pieces, for a line may be as long as the file."""
+    length, blank = 0, True
+    while piece := file.readline(MAX_LINE):
+        length, blank = length + len(piece), blank and not piece.strip()
+        if piece.endswith(b"\n"):
+            yield length, blank
+            length, blank = 0, True
+    if length:
+        yield length, blank
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Raises: ValueError: If a name stands twice: another reader might take the other value."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a field stands twice")
+    return found
+
+
+class FolderEntries:
+    """Every picture of a folder and its subfolders, by name: pictures alone."""
+
+    def __init__(self, folder: Path) -> None:
+        """
+        Args:
+            folder: The folder.
+        """
+        named = (path for path in folder.rglob("*") if path.suffix.lower() in (*READABLE, *UNREADABLE))
+        self.files = sorted(path for path in named if path.is_symlink() or not path.is_dir())
+        self.folder = folder
+
+    def __len__(self) -> int:
+        """How many."""
+        return len(self.files)
+
+    def __getitem__(self, number: int) -> Entry:
+        """See :class:`Entries`."""
+        file = self.files[number]
+        key = str(file.relative_to(self.folder))
+        try:
+            return Entry(key, Input(read_bounded(file, MAX_BYTES)))
+        except FileError as error:
+            return Entry(key, None, str(error))
+
+
+def open_entries(path: Path, split: str | None) -> Entries:
+    """The entries of whatever ``path`` is.
+
+    Raises:
+        FileError: If it is a file that cannot be read.
+        ValueError: If there is nothing in it, or it is a shard folder without the split's name.
+    """
+    entries: Any
+    if (path / "manifest.json").is_file():
+        known = list(Manifest.load(path).splits)
+        if split not in known:
+            raise ValueError(f"{path} is a shard folder: choose one of its splits with --split {{{','.join(known)}}}")
+        entries = ShardEntries(path, split)
+    elif split is not None:
+        raise ValueError(f"--split {split}: {path} is no shard folder, it has no splits; leave --split out")
+    elif path.is_dir():
+        entries = FolderEntries(path)
+    else:
+        entries = JsonlEntries(path)
+    if not len(entries):
+        raise ValueError(f"{path}: nothing to moderate in it")
+    return entries  # type: ignore[no-any-return]
+
+
+def batches(entries: Entries, size: int, start: int) -> Iterator[Sequence[Entry]]:
+    """Batches of fixed membership from entry ``start``, a multiple of ``size``, on."""
+    for first in range(start, len(entries), size):
+        yield [entries[number] for number in range(first, min(first + size, len(entries)))]
