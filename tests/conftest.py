@@ -9,7 +9,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-from tests.guard_run import calibrated_run, guard, guard_run  # noqa: E402, F401  fixtures; torch reads the environment
+from tests.guard_run import calibrated_run, guard, guard_run  # noqa: F401  fixtures; torch reads the environment
 
 TINY = {
     "supervised": 64, "train": 48, "validation": 12, "calibration": 4, "test": 12, "compositional": 6,

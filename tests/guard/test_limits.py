@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerFast
 from safe_rlhf_v.commands import calibrate
 from safe_rlhf_v.guard.calibration import Calibration, CalibrationMissing
 from safe_rlhf_v.guard.fitting import count_limits, training_data
+from safe_rlhf_v.guard.inputs import Input
 from safe_rlhf_v.guard.limits import (
     MOST_RARE,
     TOLERATED,
@@ -24,7 +25,6 @@ from safe_rlhf_v.guard.limits import (
     token_ids,
 )
 from safe_rlhf_v.guard.moderation import Guard
-from safe_rlhf_v.guard.inputs import Input
 from safe_rlhf_v.models import ClipDecoder, ClipTowers
 from safe_rlhf_v.models.clip_pair import ClipSettings
 from safe_rlhf_v.models.hf_vlm import HFVLM

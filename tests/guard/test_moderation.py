@@ -11,8 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from safe_rlhf_v.guard.moderation import Guard
 from safe_rlhf_v.guard.inputs import Input
+from safe_rlhf_v.guard.moderation import Guard
 from safe_rlhf_v.guard.verdict import unchecked
 from safe_rlhf_v.records.batches import Prompts
 from safe_rlhf_v.shards import ShardedSplit

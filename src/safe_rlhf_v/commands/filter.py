@@ -25,7 +25,7 @@ if TYPE_CHECKING:  # torch: seconds to import
 
 EXAMPLES = (
     "filter --guard runs/quickstart/guard --input data/world --output data/filtered --splits train",
-    "filter --guard runs/quickstart/guard --input data/world --output data/relabelled --action relabel",
+    "filter --guard runs/quickstart/guard --input data/world --output data/new --action relabel",
 )
 REPORT, DROPPED = "filter.json", "dropped.jsonl"
 TALLIES = ("reasons", "categories", "levels", "changes", "flags")

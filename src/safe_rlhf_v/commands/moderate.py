@@ -19,7 +19,7 @@ if TYPE_CHECKING:  # torch: seconds to import
 
 EXAMPLES = (
     "moderate --guard runs/quickstart/guard --input data/world --split test --output verdicts.jsonl",
-    "moderate --guard runs/quickstart/guard --input mine.jsonl --output verdicts.jsonl --format openai",
+    "moderate --guard runs/quickstart/guard --input mine.jsonl --output out.jsonl --format openai",
 )
 
 
