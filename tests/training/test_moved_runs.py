@@ -76,7 +76,7 @@ def test_evaluate_generate_moderate_filter_and_calibrate_take_moved_runs(
     responses = f"--output={tmp_path / 'responses.jsonl'}"
     assert entry.main(["generate", policy, guard, data, responses, "--max-new-tokens=4", "--rounds=0"]) == 0
     assert entry.main(["moderate", guard, f"--input={world}", "--split=test", f"--output={tmp_path / 'v.jsonl'}"]) == 0
-    assert entry.main(["filter", guard, f"--input={world}", "--split=test", f"--output={tmp_path / 'kept'}"]) in (0, 2)
+    assert entry.main(["filter", guard, f"--input={world}", "--splits=test", f"--output={tmp_path / 'kept'}"]) in (0, 2)
     said = capsys.readouterr().out
     assert said.count(f"guard: {moved / 'guard'}") == 4
 
