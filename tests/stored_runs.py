@@ -5,9 +5,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import yaml
 
+from safe_rlhf_v import __main__ as entry
 from safe_rlhf_v.training.checkpoints import AtomicCheckpointIO, find_checkpoint
 
 
@@ -43,3 +45,32 @@ def elsewhere(content: dict[str, Any]) -> None:
         config["trainer"]["logger"]["init_args"]["save_dir"] = "/gone"
 
     with_config(move)(content)
+
+
+def at(place: str, value: Any) -> Callable[[dict[str, Any]], None]:
+    """A change of a configuration: the value at a dotted place."""
+
+    def change(config: dict[str, Any]) -> None:
+        *inner, last = place.split(".")
+        for key in inner:
+            config = config.setdefault(key, {})
+        config[last] = value
+
+    return change
+
+
+def call(path: str, /, **options: Any) -> dict[str, Any]:
+    return {"class_path": path, "init_args": options}
+
+
+def refused(args: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """The one line with which a command refuses."""
+    try:
+        status: Any = entry.main(args)
+    except SystemExit as exit:
+        status = exit.code
+    assert status == 2, capsys.readouterr()
+    lines = [line for line in capsys.readouterr().err.splitlines() if not line.startswith(("INFO", "Seed set"))]
+    assert len(lines) == 1, lines
+    assert lines[0].startswith("error: ")
+    return lines[0]

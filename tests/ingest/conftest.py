@@ -31,3 +31,14 @@ def run(tmp_path, pictures):
 
 def lines(*rows):
     return "".join(json.dumps(row) + "\n" for row in rows)
+
+
+CHAT = [{"role": "user", "content": "hi"}]
+
+
+def listed(tmp_path):
+    """(row, columns, reason) of every bad row."""
+    text = (tmp_path / "out.bad_rows.jsonl").read_text()
+    found = [json.loads(line) for line in text.splitlines()]
+    assert all(set(line) == {"row", "line", "columns", "reason"} for line in found)
+    return [(line["row"], line["columns"], line["reason"]) for line in found]

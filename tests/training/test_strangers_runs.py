@@ -2,7 +2,6 @@
 
 import os
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +10,12 @@ import torch
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.stored_runs import copy_run, with_config
+from tests.stored_runs import at, call, copy_run, refused, with_config
 
 from safe_rlhf_v import __main__ as entry
 from safe_rlhf_v.models.sources import load_tokenizer
 from safe_rlhf_v.training.checkpoints import CheckpointError, find_checkpoint
-from safe_rlhf_v.training.runs import load_backbone, load_run, open_run
+from safe_rlhf_v.training.runs import load_run, open_run
 from safe_rlhf_v.training.stored_config import check_stored, is_listed, leads_out, read_stored
 
 PLANTED = "open('planted-acted', 'w').close()\nfrom safe_rlhf_v.modules import RewardModule as Thing\ndef function(*a, **k): ...\n"
@@ -34,22 +33,6 @@ def trap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     yield home
     assert sorted(path.name for path in home.iterdir() if path.name != "__pycache__") == ["planted.py", "planted.yaml"]
     assert "planted" not in sys.modules
-
-
-def at(place: str, value: Any) -> Callable[[dict[str, Any]], None]:
-    """A change of a configuration: the value at a dotted place."""
-
-    def change(config: dict[str, Any]) -> None:
-        *inner, last = place.split(".")
-        for key in inner:
-            config = config.setdefault(key, {})
-        config[last] = value
-
-    return change
-
-
-def call(path: str, /, **options: Any) -> dict[str, Any]:
-    return {"class_path": path, "init_args": options}
 
 
 TOUCH = {"command": "touch system-acted"}
@@ -82,19 +65,6 @@ ACTS = {
     "an absolute path": at("model.init_args.backbone.init_args.template", "/etc/passwd"),
     "a path that goes up": at("model.init_args.head.init_args", {"x": "../../secret"}),
 }  # fmt: skip
-
-
-def refused(args: list[str], capsys: pytest.CaptureFixture[str]) -> str:
-    """The one line with which a command refuses."""
-    try:
-        status: Any = entry.main(args)
-    except SystemExit as exit:
-        status = exit.code
-    assert status == 2, capsys.readouterr()
-    lines = [line for line in capsys.readouterr().err.splitlines() if not line.startswith(("INFO", "Seed set"))]
-    assert len(lines) == 1, lines
-    assert lines[0].startswith("error: ")
-    return lines[0]
 
 
 def safely(text: str) -> dict[str, Any]:
@@ -339,101 +309,3 @@ def test_paths_and_addresses_that_lead_out(value: str) -> None:
 def test_other_texts_stay(value: str) -> None:
     assert not leads_out(value)
     check_stored("x.ckpt", {"text": value}, "model")
-
-
-# --- what a command needs -------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("args", "words"),
-    [
-        (
-            ["evaluate", "--policy={root}/reward", "--data={world}"],
-            ("--policy", "is a reward model", "a policy is needed"),
-        ),
-        (["evaluate", "--policy={root}/vision", "--data={world}"], ("--policy", "is a vision tower")),
-        (
-            ["evaluate", "--policy={root}/supervised", "--cost={root}/reward", "--data={world}"],
-            ("--cost", "is a reward model"),
-        ),
-        (
-            ["evaluate", "--policy={root}/supervised", "--reward={root}/cost", "--data={world}"],
-            ("--reward", "is a cost model"),
-        ),
-        (
-            ["evaluate", "--policy={root}/supervised", "--start={root}/cost", "--data={world}"],
-            ("--start", "is a cost model"),
-        ),
-        (
-            ["moderate", "--guard={root}/cost", "--input={world}", "--split=train", "--output=x"],
-            ("guard", "is a cost model", "a guard is needed"),
-        ),
-        (["calibrate", "--guard={root}/supervised", "--data={world}"], ("guard", "is a policy", "a guard is needed")),
-        (
-            [
-                "moderate",
-                "--guard={lag}",
-                "--split=test",
-                "--input={world}",
-                "--output=x",
-            ],  # its roles stand outside, of no interest here
-            ("guard", "is a policy (ConstrainedPolicyModule)", "a guard is needed"),
-        ),
-        (["filter", "--guard={root}/reward", "--input={world}", "--output=x"], ("guard", "a guard is needed")),
-        (
-            ["generate", "--policy={root}/cost", "--guard={root}/cost", "--data={world}", "--output=x"],
-            ("a guard is needed",),
-        ),
-    ],
-)
-def test_a_run_of_another_stage_is_refused_before_anything_is_built(
-    args: list[str],
-    words: tuple[str, ...],
-    policy_stages: Path,
-    world: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    monkeypatch.setattr("safe_rlhf_v.models.clip_decoder.ClipDecoder.__init__", lambda *a, **k: pytest.fail("too late"))
-    roles = call("safe_rlhf_v.policy.SeparateRoles", start="/gone", reward="/gone", cost="/gone")
-    model = call("safe_rlhf_v.policy.ConstrainedPolicyModule", roles=roles)
-    lag = copy_run(policy_stages / "supervised", tmp_path / "lag", with_config(at("model", model)))
-    line = refused([word.format(root=policy_stages, world=world, lag=lag) for word in args], capsys)
-    assert all(word in line for word in words), line
-
-
-@pytest.mark.parametrize(
-    ("option", "run", "words"),
-    [
-        ("roles.init_args.cost", "reward", ("cost", "is a reward model (RewardModule)", "a cost model is needed")),
-        ("roles.init_args.reward", "supervised", ("reward", "is a policy")),
-        ("roles.init_args.start", "cost", ("start", "is a cost model")),
-    ],
-)
-def test_a_role_of_another_stage_is_refused_before_anything_is_built(
-    option: str, run: str, words: tuple[str, ...], policy_stages: Path, world: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    from tests.conftest import stage_command
-
-    line = refused(
-        stage_command("ppo_lag", world, policy_stages, f"--model.init_args.{option}={policy_stages / run}"), capsys
-    )
-    assert all(word in line for word in words), line
-
-
-def test_a_reference_and_a_resumed_run_are_what_they_are_named_for(
-    policy_stages: Path, world: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    from tests.conftest import stage_command
-
-    reference = f"--model.init_args.reference={policy_stages / 'reward'}"
-    line = refused(stage_command("safe_dpo", world, policy_stages, reference), capsys)
-    assert "reference" in line and "is a reward model" in line
-    line = refused(stage_command("cost", world, policy_stages, f"--ckpt_path={policy_stages / 'reward'}"), capsys)
-    assert "is a reward model" in line and "CostModule" in line
-
-
-def test_load_backbone_wants_a_policy(policy_stages: Path) -> None:
-    with pytest.raises(CheckpointError, match="a policy is needed"):
-        load_backbone(policy_stages / "cost")

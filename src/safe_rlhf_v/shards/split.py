@@ -2,7 +2,6 @@
 
 import contextlib
 import hashlib
-import io
 import os
 import re
 import tarfile
@@ -200,7 +199,7 @@ def _verify(path: Path, size: int | None, sha256: str | None) -> None:
 def file_sha256(path: Path) -> str:
     """SHA-256 (hex) of a file, read in pieces."""
     with path.open("rb") as file:
-        return hashlib.file_digest(io.BufferedReader(file.raw, 1 << 20), "sha256").hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def split_of(group: str, fractions: dict[str, float], salt: str = "") -> str:
