@@ -56,7 +56,8 @@ def test_everything_else_is_refused_at_once_in_one_line(kind, tmp_path, monkeypa
     if kind == "pipe":
         os.mkfifo("it")
     elif kind == "socket":
-        socket.socket(socket.AF_UNIX).bind("it")
+        with socket.socket(socket.AF_UNIX) as server:
+            server.bind("it")
     elif kind in ("loop", "dangling"):
         Path("it").symlink_to("it" if kind == "loop" else "gone")
     elif kind == "forbidden":

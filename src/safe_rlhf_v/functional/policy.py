@@ -215,8 +215,8 @@ def moments(values: Tensor, mask: Tensor) -> Tensor:
         mask: Same shape, bool.
     """
     check_shapes(mask, values=values)
-    kept = values.detach().double().masked_fill(~mask, 0.0)
-    return torch.stack([mask.sum().double(), kept.sum(), kept.square().sum()])
+    real = values.detach().double().masked_fill(~mask, 0.0)
+    return torch.stack([mask.sum().double(), real.sum(), real.square().sum()])
 
 
 def mean_and_std(moments: Tensor) -> tuple[Tensor, Tensor]:

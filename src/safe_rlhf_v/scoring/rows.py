@@ -70,15 +70,3 @@ def summarise(rows: Sequence[Row]) -> dict[str, Estimate]:
         error = float(values.std() / count**0.5) if count > 1 else math.nan
         found[name] = Estimate(float(values.mean()) if count else math.nan, error, count)
     return found
-
-
-def paired_difference(first: Sequence[Row], second: Sequence[Row], name: str) -> Estimate:
-    """Mean of second minus first over the prompts both answered: the same prompts, so most of the spread cancels.
-
-    Raises:
-        ValueError: If they did not answer the same prompts.
-    """
-    if [row["key"] for row in first] != [row["key"] for row in second]:
-        raise ValueError("a paired difference needs the same prompts in the same order")
-    rows = [{name: after[name] - before[name]} for before, after in zip(first, second, strict=True)]
-    return summarise(rows)[name]
