@@ -59,8 +59,11 @@ def curves(run: Run, name: str) -> dict[str, list[float]]:
 
 
 def control(run: Run, name: str) -> dict[str, float]:
-    """How a controller steered: iterations until the windowed cost met the budget, what it gave away below the budget at the
-    end (mean of the last 15 iterations minus budget), how far above it went once it had met it, and its multiplier's swing."""
+    """How well a controller steered.
+
+    The values: iterations until the windowed cost met the budget, distance below the budget at the end (budget minus mean of the
+    last 15 iterations), the largest excess after the budget was met, and the range of its multiplier.
+    """
     found = curves(run, name)
     windowed, lam = found["windowed"], found["lam"]
     first = next((i for i, cost in enumerate(windowed) if cost <= BUDGET), len(windowed))

@@ -70,14 +70,16 @@ class ReleasedStep:
         banned: list[int],
         lr: float = 1e-5,
     ) -> None:
-        """Args:
-        actor: A ``LlavaForConditionalGeneration``.
-        reference: The same at the start.
-        scorers: Reward and cost model.
-        critics: Reward and cost critic.
-        new_tokens: Tokens of a response.
-        banned: Ids that are not sampled.
-        lr: Of all three optimizers.
+        """Store the networks and create the optimizers.
+
+        Args:
+            actor: A ``LlavaForConditionalGeneration``.
+            reference: A copy of the actor at the start.
+            scorers: Reward and cost model.
+            critics: Reward and cost critic.
+            new_tokens: Number of tokens of a response.
+            banned: Token ids that are not sampled.
+            lr: Learning rate of all three optimizers.
         """
         self.actor, self.reference, self.scorers, self.critics = actor, reference, scorers, critics
         for frozen in (reference, *scorers):

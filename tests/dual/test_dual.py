@@ -434,7 +434,7 @@ def test_a_budget_that_does_not_bind_needs_no_multiplier(name: str) -> None:
 
 @pytest.mark.parametrize("name", SOLVERS)
 def test_an_infeasible_budget_ends_at_the_cap(name: str) -> None:
-    """x <= 1 needs lambda 4; with a cap of 2 lambda stands there and x where the penalised optimum is."""
+    """X <= 1 needs lambda 4; with a cap of 2 lambda stands there and x where the penalised optimum is."""
     x, lam = solve(SOLVERS[name](1.0, maximum=2.0), 1200).mean(0).tolist()
     assert lam == 2.0 and x == pytest.approx(2.0, abs=0.05)
 

@@ -100,6 +100,6 @@ def test_conformal_risk_keeps_its_mean(n, alpha):
 
 
 def test_conformal_by_hand():
-    """n = 39, alpha = 0.1: (39/40) R + 1/40 <= 0.1 allows three misses, so the fourth lowest score is the threshold."""
+    """N = 39, alpha = 0.1: (39/40) R + 1/40 <= 0.1 allows three misses, so the fourth lowest score is the threshold."""
     p = torch.arange(1, 40, dtype=torch.float64) / 40
     assert conformal_threshold(p, torch.ones(39, dtype=torch.bool), 0.1) == 4 / 40

@@ -142,7 +142,7 @@ def test_limits() -> None:
 
 
 def test_the_gradient_is_beta_times_the_doubt() -> None:
-    """d loss / d ratio of the winner = -beta sigma(-(margin - offset)); of the loser its opposite (DPO paper, eq. 7)."""
+    """D loss / d ratio of the winner = -beta sigma(-(margin - offset)); of the loser its opposite (DPO paper, eq. 7)."""
     winner, loser = tensor(2.0, -1.0).requires_grad_(), tensor(0.5, 0.25).requires_grad_()
     safe_dpo_loss(winner, loser, torch.tensor([True, False]), beta=0.4, offset=1.5).sum().backward()
     doubt = [1 / (1 + math.exp(0.4 * 1.5 - 1.5)), 1 / (1 + math.exp(0.4 * -1.25))]
