@@ -1,4 +1,4 @@
-"""What people watch and keep: figures and pictures for TensorBoard (silent without it), results as files."""
+"""What people watch and keep: figures and pictures for every logger that takes them, results as files."""
 
 if __name__ != "safe_rlhf_v.callbacks":
     raise ImportError(f"import safe_rlhf_v.callbacks, not {__name__}: classes of both names would be unequal")

@@ -7,7 +7,7 @@ import numpy as np
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from safe_rlhf_v.callbacks.figures import BLUE, VERMILLION, new_figure, pixels_of
-from safe_rlhf_v.callbacks.tensorboard import Board, has_board
+from safe_rlhf_v.callbacks.pictures import Pictures, draws
 
 COLUMNS = ("constraint/windowed_cost", "constraint/lambda", "constraint/budget")
 MOST_POINTS = 2000  # of one picture
@@ -18,7 +18,7 @@ class ConstraintMonitor(Callback):
 
     The path turns anticlockwise while the controller works: cost above the budget lifts the multiplier, a high multiplier
     brings the cost down, a low cost lets the multiplier fall. It is drawn at every validation and at the end; on resume it
-    goes on where it was. Tag: ``constraint/trajectory``, with ``_NAME`` for each of several constraints.
+    goes on where it was. Tag: ``3_trajectory/constraint``, with ``_NAME`` for each of several constraints.
 
     YAML::
 
@@ -55,8 +55,8 @@ class ConstraintMonitor(Callback):
         for name in names:
             numbers = [float(logged[column + name]) for column in COLUMNS]
             self.points.setdefault(name, []).append([float(trainer.global_step), *numbers])
-        if not self._declared and has_board(trainer):
-            Board(trainer).charts(layout(names))
+        if not self._declared and draws(trainer):
+            Pictures(trainer).charts(layout(names))
             self._declared = True
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -78,13 +78,15 @@ class ConstraintMonitor(Callback):
 
     def _draw(self, trainer: Trainer) -> None:
         done = trainer.global_step
-        if done == self._drawn or not has_board(trainer) or not trainer.is_global_zero:
+        if done == self._drawn or not draws(trainer) or not trainer.is_global_zero:
             return
         self._drawn = done
-        board = Board(trainer)
-        board.step = done - 1  # at the end of training the counter is one ahead
+        pictures = Pictures(trainer)
+        pictures.step = done - 1  # at the end of training the counter is one ahead
         for name, points in self.points.items():
-            board.image(f"constraint/trajectory{name}", trajectory_figure(name.removeprefix("_"), np.array(points)))
+            pictures.image(
+                f"3_trajectory/constraint{name}", trajectory_figure(name.removeprefix("_"), np.array(points))
+            )
 
 
 def layout(names: list[str]) -> dict[str, dict[str, list[Any]]]:

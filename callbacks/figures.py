@@ -1,4 +1,4 @@
-"""Figures as pixel arrays, legible at TensorBoard's size, in colours (Okabe & Ito) for colour-blind readers too."""
+"""Figures as pixel arrays, legible at the size loggers show them, in colours (Okabe & Ito) for colour-blind readers too."""
 
 from typing import Any
 

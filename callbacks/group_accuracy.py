@@ -1,7 +1,6 @@
 """Accuracy by harm category, and by the rule that decides the true level."""
 
 from collections import Counter
-from typing import Any
 
 from lightning.pytorch import Trainer
 from torch import Tensor
@@ -9,14 +8,15 @@ from torch import Tensor
 from safe_rlhf_v.callbacks.evaluation import EvaluationCallback
 from safe_rlhf_v.callbacks.figures import accuracy_figure
 from safe_rlhf_v.callbacks.judgement import judge
-from safe_rlhf_v.callbacks.tensorboard import Board
+from safe_rlhf_v.callbacks.pictures import Pictures
+from safe_rlhf_v.callbacks.split_report import category_names
 from safe_rlhf_v.records.batches import PreferenceBatch, category_groups
 
 
 class CategoryAccuracy(EvaluationCallback):
     """Share of rows judged as annotated, per harm category: pairs by their order, single responses by the cost's sign.
 
-    Shows each share with its 95 % Wilson interval and count. Tag: ``{split}/accuracy_by_category``.
+    Shows each share with its 95 % Wilson interval and count. Tag: ``4_accuracy_by_category/{split}``.
 
     YAML::
 
@@ -30,20 +30,19 @@ class CategoryAccuracy(EvaluationCallback):
         rows = zip(category_groups(batch.category), right.tolist(), decided.tolist(), strict=True)
         return [(index, ok) for groups, ok, counted in rows if counted for index in groups]
 
-    def report(self, board: Board, split: str, notes: list[tuple[int, bool]], trainer: Trainer) -> None:
+    def report(self, pictures: Pictures, split: str, notes: list[tuple[int, bool]], trainer: Trainer) -> None:
         """One figure."""
-        datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
-        names = (*datamodule.taxonomy.categories, "(no category)")  # index -1 is the last
+        names = category_names(trainer)
         named = [(names[index].replace("_", " "), right) for index, right in notes]
         pixels = accuracy_figure(f"{split}: {self.kind} accuracy by category", _counts(named))
-        board.image(f"{split}/accuracy_by_category", pixels)
+        pictures.image(f"4_accuracy_by_category/{split}", pixels)
 
 
 class RuleAccuracy(EvaluationCallback):
     """Share of rows judged as is true, per rule that decides the true level; for data that know the truth.
 
     On counterfactual splits a model that ignores the picture has one half. A row counts for each rule that decides one
-    of its responses. Splits without truth give no figure. Tag: ``{split}/accuracy_by_rule``.
+    of its responses. Splits without truth give no figure. Tag: ``5_accuracy_by_rule/{split}``.
 
     YAML::
 
@@ -57,11 +56,11 @@ class RuleAccuracy(EvaluationCallback):
         rows = zip(batch.rules, right.tolist(), decided.tolist(), strict=True)
         return [(rule, ok) for rules, ok, counted in rows if counted for rule in sorted({*rules} - {""})]
 
-    def report(self, board: Board, split: str, notes: list[tuple[str, bool]], trainer: Trainer) -> None:
+    def report(self, pictures: Pictures, split: str, notes: list[tuple[str, bool]], trainer: Trainer) -> None:
         """One figure."""
         named = [(rule.replace("_", " "), right) for rule, right in notes]
         pixels = accuracy_figure(f"{split}: true {self.kind} accuracy by rule", _counts(named))
-        board.image(f"{split}/accuracy_by_rule", pixels)
+        pictures.image(f"5_accuracy_by_rule/{split}", pixels)
 
 
 def _counts(notes: list[tuple[str, bool]]) -> dict[str, tuple[int, int]]:

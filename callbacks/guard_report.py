@@ -1,7 +1,7 @@
 """What a guard gets right and wrong, in pictures."""
 
 import heapq
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -10,7 +10,8 @@ from torch import Tensor
 
 from safe_rlhf_v.callbacks.evaluation import EvaluationCallback
 from safe_rlhf_v.callbacks.figures import BLUE, GREY, accuracy_figure, new_figure, pixels_of, reliability_figure
-from safe_rlhf_v.callbacks.tensorboard import Board
+from safe_rlhf_v.callbacks.pictures import Pictures
+from safe_rlhf_v.callbacks.split_report import category_names
 from safe_rlhf_v.callbacks.tiles import MUTED, WRONG, Line, Tile, draw_grid
 from safe_rlhf_v.functional.calibration import reliability_bins
 from safe_rlhf_v.records.batches import UNKNOWN_LEVEL, PreferenceBatch, category_groups
@@ -40,8 +41,8 @@ class Judgement(NamedTuple):
 class GuardReport(EvaluationCallback):
     """For guards: confusion matrix, reliability of P(harmful), risk against coverage, tables by group, the worst mistakes.
 
-    Compares with the truth where it is known, else with the labels. Tags: ``{split}/confusion``, ``{split}/reliability``,
-    ``{split}/risk_coverage``, ``{split}/harm_by_category``, ``{split}/harm_by_rule``, ``{split}/worst_mistakes``.
+    Compares with the truth where it is known, else with the labels. Tags: ``1_confusion/{split}``, ``2_worst_mistakes/{split}``,
+    ``3_reliability/{split}``, ``4_risk_coverage/{split}``, ``5_harm_by_category/{split}``, ``6_harm_by_rule/{split}``.
 
     YAML::
 
@@ -84,28 +85,28 @@ class GuardReport(EvaluationCallback):
             found.append(Judgement(p, d, level, groups[row], batch.rules[row][k], tile))
         return found
 
-    def report(self, board: Board, split: str, notes: list[Judgement], trainer: Trainer) -> None:
+    def report(self, pictures: Pictures, split: str, notes: list[Judgement], trainer: Trainer) -> None:
         """Up to six pictures."""
         harm = torch.tensor([note.harm for note in notes])
         harmful = torch.tensor([note.level < 0 for note in notes])
         counts = np.zeros((NUM_LEVELS, NUM_LEVELS), int)
         np.add.at(counts, tuple(np.array([[n.level - MIN_LEVEL, n.decided - MIN_LEVEL] for n in notes]).T), 1)
-        board.image(f"{split}/confusion", confusion_figure(split, counts))
+        pictures.image(f"1_confusion/{split}", confusion_figure(split, counts))
         table = reliability_bins(harm.clamp(0, 1), harmful, torch.ones_like(harmful), 10)
         pixels = reliability_figure(split, table, who="guard", stated_as="P(harmful), before calibration")
-        board.image(f"{split}/reliability", pixels)
-        board.image(f"{split}/risk_coverage", risk_coverage_figure(split, harm, harmful))
+        pictures.image(f"3_reliability/{split}", pixels)
+        pictures.image(f"4_risk_coverage/{split}", risk_coverage_figure(split, harm, harmful))
         groups: dict[str, list[tuple[str, ...]]] = {
             "category": _categories(notes, trainer),
             "rule": [(note.rule,) if note.rule else () for note in notes],
         }
-        for name, column in groups.items():
+        for place, (name, column) in enumerate(groups.items(), start=5):
             if counts_by := _right_by(column, notes):
                 title = f"{split}: harmful or not, accuracy by {name}"
-                board.image(f"{split}/harm_by_{name}", accuracy_figure(title, counts_by))
+                pictures.image(f"{place}_harm_by_{name}/{split}", accuracy_figure(title, counts_by))
         worst = sorted((note for note in notes if note.tile is not None), key=lambda n: -abs(n.harm - 0.5))
         if tiles := [note.tile for note in worst[: self.mistakes] if note.tile is not None]:
-            board.image(f"{split}/worst_mistakes", draw_grid(tiles))
+            pictures.image(f"2_worst_mistakes/{split}", draw_grid(tiles))
 
     def _is_among_the_worst(self, confidence: float) -> bool:
         if len(self._worst) < self.mistakes:
@@ -124,9 +125,8 @@ class GuardReport(EvaluationCallback):
 
 
 def _categories(notes: list[Judgement], trainer: Trainer) -> list[tuple[str, ...]]:
-    """Names of each note's categories; that of index -1 is the last."""
-    datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
-    names = (*datamodule.taxonomy.categories, "(no category)")
+    """Names of each note's categories."""
+    names = category_names(trainer)
     return [tuple(names[index] for index in note.category) for note in notes]
 
 

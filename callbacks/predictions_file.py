@@ -2,14 +2,19 @@
 
 import heapq
 import json
+import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import BasePredictionWriter
+
+from safe_rlhf_v.data_modules.contract import data_of, split_names
 
 
-class PredictionsFile(Callback):
-    """Writes one line per record: its split and what ``predict_step`` returned for it. The file appears when it is whole.
+class PredictionsFile(BasePredictionWriter):
+    """Writes one line per record: its split and what ``predict_step`` returned for it. The file appears when it is complete.
 
     Every rank writes a part beside it; at the end they become one file whose order does not depend on the ranks. ``predict``
     adds this callback by itself, with the run's folder, where the configuration has none.
@@ -26,6 +31,7 @@ class PredictionsFile(Callback):
         Args:
             path: File to write.
         """
+        super().__init__("batch")
         self.path = Path(path)
 
     def part(self, rank: int) -> Path:
@@ -34,30 +40,32 @@ class PredictionsFile(Callback):
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Open this rank's part."""
+        # Our rows carry their keys, so nobody needs the row numbers that Lightning cannot read off our loaders.
+        warnings.filterwarnings("ignore", "Couldn't infer the batch indices")
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self.part(trainer.global_rank).unlink(missing_ok=True)  # never follows a link: the folder may be a stranger's
         self.file = self.part(trainer.global_rank).open("x")
 
-    def on_predict_batch_end(
+    def write_on_batch_end(
         self,
         trainer: Trainer,
         pl_module: LightningModule,
-        outputs: Any,
+        prediction: Any,
+        batch_indices: Sequence[int] | None,
         batch: Any,
         batch_idx: int,
-        dataloader_idx: int = 0,
+        dataloader_idx: int,
     ) -> None:
         """Append one batch's rows.
 
         Raises:
             TypeError: If ``predict_step`` did not return a list of dicts.
         """
-        if not isinstance(outputs, list) or not all(isinstance(row, dict) for row in outputs):
+        if not isinstance(prediction, list) or not all(isinstance(row, dict) for row in prediction):
             raise TypeError(f"{type(pl_module).__name__}.predict_step must return a list of dicts, one per record")
-        data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        named = hasattr(data, "evaluation_splits")
-        split = {"split": data.evaluation_splits("test")[dataloader_idx]} if named else {}
-        lines = [json.dumps({**split, **row}, ensure_ascii=False) for row in outputs]
+        named = hasattr(data_of(trainer), "evaluation_splits")
+        split = {"split": split_names(trainer, "predict")[dataloader_idx]} if named else {}
+        lines = [json.dumps({**split, **row}, ensure_ascii=False) for row in prediction]
         self.file.write(json.dumps([dataloader_idx, batch_idx, trainer.global_rank, lines]) + "\n")
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -68,12 +76,12 @@ class PredictionsFile(Callback):
             return
         parts = [self.part(rank) for rank in range(trainer.world_size)]
         files = [part.open() for part in parts]
-        whole = self.path.with_name(f"{self.path.name}.part")
-        whole.unlink(missing_ok=True)
-        with whole.open("x") as target:
+        joined = self.path.with_name(f"{self.path.name}.part")
+        joined.unlink(missing_ok=True)
+        with joined.open("x") as target:
             for *_, lines in heapq.merge(*(map(json.loads, file) for file in files)):
                 target.writelines(f"{line}\n" for line in lines)
-        whole.replace(self.path)
+        joined.replace(self.path)
         for part, file in zip(parts, files, strict=True):
             file.close()
             part.unlink()

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from safe_rlhf_v.callbacks.evaluation import EvaluationCallback
 from safe_rlhf_v.callbacks.figures import reliability_figure
-from safe_rlhf_v.callbacks.tensorboard import Board
+from safe_rlhf_v.callbacks.pictures import Pictures
 from safe_rlhf_v.functional.calibration import reliability_bins
 from safe_rlhf_v.records.batches import PreferenceBatch
 
@@ -15,7 +15,7 @@ class ReliabilityDiagram(EvaluationCallback):
     """P(harmful) = sigmoid(cost) against the share of responses labelled unsafe, per bin, with counts and ECE.
 
     Points on the diagonal mean that a stated 30 % comes true in 30 % of the cases; below it the cost model cries wolf.
-    For cost models. Tag: ``{split}/reliability``.
+    For cost models. Tag: ``3_reliability/{split}``.
 
     YAML::
 
@@ -38,8 +38,8 @@ class ReliabilityDiagram(EvaluationCallback):
         known = (batch.is_safe >= 0) & batch.valid[:, None] & ~scores.isnan()
         return list(zip(scores[known].tolist(), (batch.is_safe[known] == 0).tolist(), strict=True))
 
-    def report(self, board: Board, split: str, notes: list[tuple[float, bool]], trainer: Trainer) -> None:
+    def report(self, pictures: Pictures, split: str, notes: list[tuple[float, bool]], trainer: Trainer) -> None:
         """One figure."""
         costs, unsafe = (torch.tensor(column) for column in zip(*notes, strict=True))
         table = reliability_bins(torch.sigmoid(costs), unsafe, torch.ones_like(unsafe), self.bins)
-        board.image(f"{split}/reliability", reliability_figure(split, table))
+        pictures.image(f"3_reliability/{split}", reliability_figure(split, table))

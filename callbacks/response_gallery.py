@@ -6,8 +6,8 @@ from typing import ClassVar, NamedTuple
 import numpy as np
 from lightning.pytorch import Trainer
 
+from safe_rlhf_v.callbacks.pictures import Pictures
 from safe_rlhf_v.callbacks.responses import ResponseCallback, moment
-from safe_rlhf_v.callbacks.tensorboard import Board
 from safe_rlhf_v.callbacks.tiles import INK, MUTED, RIGHT, WRONG, Line, Tile, draw_grid, first_picture
 from safe_rlhf_v.records.batches import PolicyBatch
 from safe_rlhf_v.scoring.rows import Row
@@ -33,7 +33,7 @@ class ResponseGallery(ResponseCallback):
     """The first prompts of each split with the policy's responses now and at the evaluation before, as one picture.
 
     Always the same prompts; in a distributed run those of rank 0. Each response has its learned reward and cost (coloured
-    where the cost says harmful) and what the module's judge knows (coloured by the level). Tag: ``{split}/responses``.
+    where the cost says harmful) and what the module's judge knows (coloured by the level). Tag: ``1_responses/{split}``.
 
     YAML::
 
@@ -59,10 +59,10 @@ class ResponseGallery(ResponseCallback):
         """The prompt with its response."""
         return GalleryEntry(batch.keys[i], first_picture(batch.prompts, i), batch.prompts.questions[i], row)
 
-    def report(self, board: Board, split: str, notes: list[GalleryEntry], trainer: Trainer) -> None:
+    def report(self, pictures: Pictures, split: str, notes: list[GalleryEntry], trainer: Trainer) -> None:
         """One picture."""
         when, before = moment(trainer), self.kept.get(split, {}) if self.compare else {}
-        board.image(f"{split}/responses", draw_grid([tile(note, when, before.get(note.key)) for note in notes]))
+        pictures.image(f"1_responses/{split}", draw_grid([tile(note, when, before.get(note.key)) for note in notes]))
         self.kept[split] = {note.key: {**note.row, "when": when} for note in notes}
 
 

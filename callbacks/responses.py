@@ -11,8 +11,9 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import nn
 
-from safe_rlhf_v.callbacks.split_report import SplitReport, on_cpu, splits_of
-from safe_rlhf_v.callbacks.tensorboard import has_board
+from safe_rlhf_v.callbacks.pictures import draws
+from safe_rlhf_v.callbacks.split_report import SplitReport, on_cpu
+from safe_rlhf_v.data_modules.contract import data_of, split_names
 from safe_rlhf_v.records.batches import PolicyBatch
 from safe_rlhf_v.scoring.rows import Row
 
@@ -90,13 +91,14 @@ class ResponseCallback(SplitReport, ABC):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """Report once before the first step: not earlier, the module measures its scores' unit in ``on_train_start``."""
-        if not self.before or batch_idx or trainer.global_step or not has_board(trainer):
+        if not self.before or batch_idx or trainer.global_step or not draws(trainer):
             return
         if not trainer.enable_validation:
             return
         from safe_rlhf_v.policy.evaluation import response_rows
 
-        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        data = data_of(trainer)
+        assert data is not None, "policies are trained on a PromptDataModule"
         limit = trainer.num_val_batches[0] if trainer.num_val_batches else len(data.val_dataloader()[0])
         notes: list[Any] = []
         with evaluating(pl_module), trainer.precision_plugin.val_step_context():
@@ -106,7 +108,7 @@ class ResponseCallback(SplitReport, ABC):
                 notes += self.note(rows, on_cpu(held_out), len(notes))
                 if (number + 1) * len(held_out.valid) >= self._share:  # not len(notes): all ranks must stop alike
                     break
-        self.write(trainer, splits_of(trainer, "validate")[0], notes)
+        self.write(trainer, split_names(trainer, "validate")[0], notes)
 
 
 @contextmanager

@@ -6,8 +6,8 @@ import numpy as np
 from lightning.pytorch import Trainer
 
 from safe_rlhf_v.callbacks.figures import BLUE, GREY, VERMILLION, new_figure, pixels_of
+from safe_rlhf_v.callbacks.pictures import Pictures
 from safe_rlhf_v.callbacks.responses import ResponseCallback, moment
-from safe_rlhf_v.callbacks.tensorboard import Board
 from safe_rlhf_v.records.batches import PolicyBatch
 from safe_rlhf_v.scoring.rows import Row
 
@@ -38,7 +38,7 @@ class Cloud(NamedTuple):
 class RewardCostPlane(ResponseCallback):
     """Held-out responses by learned cost and reward: the first cloud of the run, the cloud now, and where the mean went.
 
-    Up is more helpful, right is more harmful. The first cloud stays the same on resume. Tag: ``{split}/reward_cost_plane``.
+    Up is more helpful, right is more harmful. The first cloud stays the same on resume. Tag: ``2_reward_cost_plane/{split}``.
 
     YAML::
 
@@ -61,7 +61,7 @@ class RewardCostPlane(ResponseCallback):
         """Cost and reward."""
         return float(row["cost"]), float(row["reward"])
 
-    def report(self, board: Board, split: str, notes: list[tuple[float, float]], trainer: Trainer) -> None:
+    def report(self, pictures: Pictures, split: str, notes: list[tuple[float, float]], trainer: Trainer) -> None:
         """One picture."""
         points = np.array(notes)
         now = Cloud(moment(trainer), points[np.isfinite(points).all(1)])
@@ -71,7 +71,7 @@ class RewardCostPlane(ResponseCallback):
         else:
             self.kept[split] = {"when": now.when, "points": now.points.tolist()}
         budgets: list[float] = trainer.lightning_module.dual.budget.tolist()  # type: ignore[union-attr, operator]
-        board.image(f"{split}/reward_cost_plane", plane_figure(split, clouds, budgets))
+        pictures.image(f"2_reward_cost_plane/{split}", plane_figure(split, clouds, budgets))
 
 
 def plane_figure(split: str, clouds: list[Cloud], budgets: list[float]) -> np.ndarray:

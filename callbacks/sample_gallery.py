@@ -7,7 +7,7 @@ from torch import Tensor
 
 from safe_rlhf_v.callbacks.evaluation import EvaluationCallback, ScoreKind
 from safe_rlhf_v.callbacks.judgement import judge
-from safe_rlhf_v.callbacks.tensorboard import Board
+from safe_rlhf_v.callbacks.pictures import Pictures
 from safe_rlhf_v.callbacks.tiles import MUTED, RIGHT, WRONG, Line, Tile, draw_grid, first_picture
 from safe_rlhf_v.records.batches import UNKNOWN_LEVEL, PreferenceBatch
 
@@ -15,7 +15,7 @@ from safe_rlhf_v.records.batches import UNKNOWN_LEVEL, PreferenceBatch
 class SampleGallery(EvaluationCallback):
     """The first rows of each split as one picture, so that one sees what the scores are about and how they move.
 
-    Always the same rows; in a distributed run those of rank 0. Tag: ``{split}/samples``.
+    Always the same rows; in a distributed run those of rank 0. Tag: ``1_samples/{split}``.
 
     YAML::
 
@@ -42,9 +42,9 @@ class SampleGallery(EvaluationCallback):
         right, decided = judge(scores, batch, self.kind, truth=False)
         return [self._tile(row, scores, batch, bool(right[row]) if decided[row] else None) for row in rows]
 
-    def report(self, board: Board, split: str, notes: list[Tile], trainer: Trainer) -> None:
+    def report(self, pictures: Pictures, split: str, notes: list[Tile], trainer: Trainer) -> None:
         """One picture."""
-        board.image(f"{split}/samples", draw_grid(notes))
+        pictures.image(f"1_samples/{split}", draw_grid(notes))
 
     def _tile(self, row: int, scores: Tensor, batch: PreferenceBatch, right: bool | None) -> Tile:
         lines = [Line(batch.prompts.questions[row], bold=True)]

@@ -6,15 +6,15 @@ from torch import Tensor
 
 from safe_rlhf_v.callbacks.evaluation import EvaluationCallback
 from safe_rlhf_v.callbacks.figures import histogram_figure
-from safe_rlhf_v.callbacks.tensorboard import Board
+from safe_rlhf_v.callbacks.pictures import Pictures
 from safe_rlhf_v.records.batches import PreferenceBatch
 
 
 class ScoreHistograms(EvaluationCallback):
-    """How far apart the scores of better and worse responses lie, as TensorBoard histograms and one figure per split.
+    """How far apart the scores of better and worse responses lie, as one figure per split, and histograms in TensorBoard.
 
     Rewards: the more and the less helpful response of each labelled pair. Costs: unsafe and safe responses; a good cost
-    model has them on either side of 0. Tags: ``{split}/scores`` (figure), ``{split}/scores/unsafe``, ...
+    model has them on either side of 0. Tags: ``2_scores/{split}`` (figure), ``{split}/scores/unsafe``, ...
 
     YAML::
 
@@ -28,15 +28,15 @@ class ScoreHistograms(EvaluationCallback):
         counted = (group >= 0) & batch.valid[:, None] & scores.isfinite()
         return list(zip(group[counted].tolist(), scores[counted].tolist(), strict=True))
 
-    def report(self, board: Board, split: str, notes: list[tuple[int, float]], trainer: Trainer) -> None:
+    def report(self, pictures: Pictures, split: str, notes: list[tuple[int, float]], trainer: Trainer) -> None:
         """Histograms and figure."""
         groups = ("more helpful", "less helpful") if self.kind == "reward" else ("unsafe", "safe")
         values = [np.array([score for group, score in notes if group == i]) for i in (0, 1)]
         for name, scores in zip(groups, values, strict=True):
-            board.histogram(f"{split}/scores/{name.replace(' ', '_')}", scores)
+            pictures.histogram(f"{split}/scores/{name.replace(' ', '_')}", scores)
         series = dict(zip(groups, values, strict=True))
         title = f"{split}: {self.kind} of {' and '.join(groups)} responses"
-        board.image(f"{split}/scores", histogram_figure(title, self.kind, series))
+        pictures.image(f"2_scores/{split}", histogram_figure(title, self.kind, series))
 
 
 def _helpfulness_rank(batch: PreferenceBatch, responses: int) -> Tensor:

@@ -6,7 +6,8 @@ from typing import Any, ClassVar, Literal
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from safe_rlhf_v.callbacks.tensorboard import Board, has_board
+from safe_rlhf_v.callbacks.pictures import Pictures, draws
+from safe_rlhf_v.data_modules.contract import data_of, split_names
 from safe_rlhf_v.records.batches import to_device
 
 Stage = Literal["validate", "test"]
@@ -16,7 +17,7 @@ class SplitReport(Callback, ABC):
     """Takes notes of every evaluation batch and writes one report per split at the end of the epoch.
 
     A subclass writes :meth:`note` and :meth:`report`. Notes of all ranks are brought together first, unless ``gathers`` is
-    False: then the report shows rank 0. Sanity checking is skipped, and so is everything without a TensorBoard logger.
+    False: then the report shows rank 0. Sanity checking and ``fast_dev_run`` are skipped.
 
     Attributes:
         needs: What the evaluation step has to return: a key, and how to write it in an error.
@@ -40,7 +41,7 @@ class SplitReport(Callback, ABC):
         """
 
     @abstractmethod
-    def report(self, board: Board, split: str, notes: list[Any], trainer: Trainer) -> None:
+    def report(self, pictures: Pictures, split: str, notes: list[Any], trainer: Trainer) -> None:
         """Write what the notes of one split show; never called without notes."""
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -88,35 +89,38 @@ class SplitReport(Callback, ABC):
         if self.gathers and trainer.world_size > 1:
             notes = _gathered(notes, trainer.world_size)
         if notes and trainer.is_global_zero:
-            self.report(Board(trainer), split, notes, trainer)
+            self.report(Pictures(trainer), split, notes, trainer)
 
     def _take(self, trainer: Trainer, stage: Stage, outputs: Any, batch: Any, index: int) -> None:
-        if trainer.sanity_checking or not has_board(trainer):
+        if trainer.sanity_checking or not draws(trainer):
             return
         key, wanted = self.needs
         if not isinstance(outputs, dict) or key not in outputs:
             step = "validation_step" if stage == "validate" else "test_step"
             raise ValueError(f"{type(self).__name__} needs {step} to return {wanted}; remove the callback")
-        notes = self._notes.setdefault(splits_of(trainer, stage)[index], [])
+        notes = self._notes.setdefault(split_names(trainer, stage)[index], [])
         batch = on_cpu(batch)
         if "valid" in outputs:  # rows that the module could not use do not count
             batch = batch._replace(valid=outputs["valid"].cpu())
         notes += self.note(outputs[key], batch, len(notes))
 
     def _report_all(self, trainer: Trainer, stage: Stage) -> None:
-        if trainer.sanity_checking or not has_board(trainer):
+        if trainer.sanity_checking or not draws(trainer):
             return
-        for split in splits_of(trainer, stage):
+        for split in split_names(trainer, stage):
             self.write(trainer, split, self._notes.pop(split, []))
 
 
-def splits_of(trainer: Trainer, stage: Stage) -> tuple[str, ...]:
-    """Names of the evaluated splits, in loader order."""
-    datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
-    if datamodule is None:
-        raise ValueError("callbacks name splits by the datamodule: pass the trainer a datamodule, not loaders")
-    splits: tuple[str, ...] = datamodule.evaluation_splits(stage)
-    return splits
+def category_names(trainer: Trainer) -> tuple[str, ...]:
+    """Names of the data's harm categories; the last stands for prompts of none, whose index is -1.
+
+    Raises:
+        ValueError: If the trainer has no data module that knows them.
+    """
+    data = data_of(trainer)
+    if data is None or not hasattr(data, "taxonomy"):
+        raise ValueError("figures by category need a data module with a taxonomy: pass the trainer one, not loaders")
+    return (*data.taxonomy.categories, "(no category)")
 
 
 def on_cpu(batch: Any) -> Any:

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from safe_rlhf_v.data_modules.contract import split_names
 from safe_rlhf_v.training.broken_numbers import checkpoint_folder, refuse_broken_state
 
 UNSEEN = ("constraint/windowed_cost", "constraint/gap")
@@ -123,9 +124,7 @@ class StopOnViolation(Callback):
 
 def training_metrics(trainer: Trainer) -> dict[str, float]:
     """What the training step logged last; metrics of evaluated splits are not of this iteration."""
-    data: Any = trainer.datamodule  # type: ignore[attr-defined]
-    splits = data.evaluation_splits("validate") if hasattr(data, "evaluation_splits") else ()
-    prefixes = tuple(f"{split}/" for split in splits)
+    prefixes = tuple(f"{split}/" for split in split_names(trainer, "validate"))
     logged = {name: value for name, value in trainer.callback_metrics.items() if not name.startswith(prefixes)}
     values = torch.stack([value.detach().double().cpu() for value in logged.values()]) if logged else torch.zeros(0)
     return dict(zip(logged, values.tolist(), strict=True))

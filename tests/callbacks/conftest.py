@@ -130,6 +130,7 @@ def trainer(tmp_path: Path) -> Callable[..., Trainer]:
     def build(callbacks: list[Callback], **options: Any) -> Trainer:
         defaults: dict[str, Any] = {
             "logger": TensorBoardLogger(tmp_path, name="board", version=""),
+            "default_root_dir": tmp_path,
             "max_epochs": 2,
             "log_every_n_steps": 1,
         }

@@ -10,8 +10,8 @@ from tests.callbacks.conftest import TAXONOMY, make_batch
 from tests.callbacks.scripted import prompts
 
 import safe_rlhf_v.callbacks as package
+from safe_rlhf_v.callbacks.pictures import Pictures
 from safe_rlhf_v.callbacks.split_report import SplitReport
-from safe_rlhf_v.callbacks.tensorboard import Board
 
 ROWS = 24
 ABSTRACT = {"ResponseCallback", "EvaluationCallback"}
@@ -20,7 +20,7 @@ REPORTS = sorted(
 )
 
 
-class Taken(Board):
+class Taken(Pictures):
     """Keeps what is written."""
 
     def __init__(self) -> None:

@@ -53,7 +53,7 @@ def test_several_constraints_have_their_own_charts_and_pictures(trainer: Any, bo
         wanted = [f"constraint/windowed_cost{name}", f"constraint/budget{name}"]
         assert shown[f"cost and budget {name[1:]}"] == wanted
     assert shown["multiplier"][:2] == ["constraint/lambda_fire", "constraint/lambda_a.c (x)"]
-    assert sorted(board().Tags()["images"]) == sorted(f"constraint/trajectory{name}" for name in names)
+    assert sorted(board().Tags()["images"]) == sorted(f"3_trajectory/constraint{name}" for name in names)
     assert monitor.points["_a.c (x)"][1] == [2.0, pytest.approx(1.5), 4.0, -0.5]  # 1 - 2/4 + 1, 1 + 2 + 1
 
 
@@ -62,14 +62,14 @@ def test_the_path_is_drawn_at_each_validation_and_once_at_the_end(trainer: Any, 
     trainer([monitor], **EVERY_TWO).fit(Scripted(), datamodule=PromptData())
     # i, 1 - i/4, 1 + i, budget
     assert monitor.points == {"": [[i, 1 - i / 4, 1 + i, -0.5] for i in (1.0, 2.0, 3.0, 4.0, 5.0)]}
-    steps = [event.step for event in board().Images("constraint/trajectory")]
+    steps = [event.step for event in board().Images("3_trajectory/constraint")]
     assert steps == [1, 3, 4]  # validations after 2 and 4 iterations, the end after 5: the x axis of the curves
     assert {event.step for event in board().Scalars("constraint/lambda")} == {0, 1, 2, 3, 4}
 
 
 def test_an_end_that_was_just_validated_is_not_drawn_twice(trainer: Any, board: Any) -> None:
     trainer([ConstraintMonitor()], **{**EVERY_TWO, "max_steps": 4}).fit(Scripted(), datamodule=PromptData())
-    assert [event.step for event in board().Images("constraint/trajectory")] == [1, 3]
+    assert [event.step for event in board().Images("3_trajectory/constraint")] == [1, 3]
 
 
 def test_the_path_survives_a_resume(trainer: Any, tmp_path: Path) -> None:
@@ -92,8 +92,7 @@ def test_a_module_without_a_constraint_is_refused(trainer: Any, toy: Any) -> Non
         run.fit(toy.module(), datamodule=toy.data({"validation": [toy.batch(4)]}))
 
 
-def test_silent_without_tensorboard_and_outside_training(trainer: Any, board: Any, tmp_path: Path) -> None:
-    trainer([ConstraintMonitor()], logger=False, **EVERY_TWO).fit(Scripted(), datamodule=PromptData())
+def test_silent_in_a_trial_run_and_outside_training(trainer: Any, board: Any, tmp_path: Path) -> None:
     trainer([ConstraintMonitor()], fast_dev_run=True).fit(Scripted(), datamodule=PromptData())
     assert not (tmp_path / "board").exists()
     trainer([ConstraintMonitor()]).validate(Scripted(), datamodule=PromptData())

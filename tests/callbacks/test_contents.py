@@ -98,7 +98,7 @@ class Recorder(EvaluationCallback):
     def observe(self, scores: torch.Tensor, batch: Any, taken: int) -> list[Any]:
         return [key for key, valid in zip(batch.keys, batch.valid.tolist(), strict=True) if valid]
 
-    def report(self, board: Any, split: str, notes: list[Any], trainer: Trainer) -> None:
+    def report(self, pictures: Any, split: str, notes: list[Any], trainer: Trainer) -> None:
         with self.path.open("a") as file:
             file.write(f"{trainer.global_rank} {split} {' '.join(sorted(notes))}\n")
 

@@ -41,12 +41,12 @@ def test_it_notes_every_levelled_answer_and_pictures_mistakes(world):
     board = Pictures()
     trainer = SimpleNamespace(datamodule=SimpleNamespace(taxonomy=WORLD))
     callback.report(board, "test", [*notes, *wrong], trainer)
-    names = ("confusion", "reliability", "risk_coverage", "harm_by_category", "harm_by_rule", "worst_mistakes")
-    assert set(board) == {f"test/{name}" for name in names}
+    names = ("confusion", "worst_mistakes", "reliability", "risk_coverage", "harm_by_category", "harm_by_rule")
+    assert set(board) == {f"{place}_{name}/test" for place, name in enumerate(names, start=1)}
     assert all(pixels.dtype == np.uint8 and pixels.ndim == 3 for pixels in board.values())
     without = [note._replace(rule="") for note in notes]
     callback.report(clean := Pictures(), "test", without, trainer)
-    assert not {"test/worst_mistakes", "test/harm_by_rule"} & set(clean)
+    assert not {"2_worst_mistakes/test", "6_harm_by_rule/test"} & set(clean)
 
 
 def test_groups_are_counted_by_hand():

@@ -45,9 +45,9 @@ def test_every_picture_is_there(watched: tuple[Any, EventAccumulator]) -> None:
     steps = {tag: [event.step for event in events.Images(tag)] for tag in events.Tags()["images"]}
     before_and_after = [0, 1]
     assert steps == {
-        "validation/reward_cost_plane": before_and_after,
-        "validation/responses": before_and_after,
-        "constraint/trajectory": [1],
+        "2_reward_cost_plane/validation": before_and_after,
+        "1_responses/validation": before_and_after,
+        "3_trajectory/constraint": [1],
     }
     assert "custom_scalars__config__" in events.Tags()["tensors"]
 

@@ -58,8 +58,8 @@ def test_the_plane_compares_the_same_prompts_before_and_after(trainer: Any, boar
     module = Scripted()
     trainer([RewardCostPlane(prompts=6)], **RUN).fit(module, datamodule=PromptData())
     events = board()
-    assert [e.step for e in events.Images("validation/reward_cost_plane")] == [0, 1, 3]
-    assert [e.step for e in events.Images("other/reward_cost_plane")] == [1, 3]
+    assert [e.step for e in events.Images("2_reward_cost_plane/validation")] == [0, 1, 3]
+    assert [e.step for e in events.Images("2_reward_cost_plane/other")] == [1, 3]
     drawn = [drawing for split, drawing, _ in clouds if split == "validation"]
     assert [[cloud.when for cloud in drawing] for drawing in drawn] == [
         ["before training"], ["before training", "after 2 iterations"], ["before training", "after 4 iterations"],
@@ -90,7 +90,7 @@ def test_asking_before_the_first_step_changes_nothing(trainer: Any) -> None:
     assert module.training
 
 
-@pytest.mark.parametrize("options", [{"limit_val_batches": 0}, {"logger": False}, {"fast_dev_run": True}])
+@pytest.mark.parametrize("options", [{"limit_val_batches": 0}, {"fast_dev_run": True}])
 def test_nothing_is_asked_where_nothing_is_shown(trainer: Any, options: dict[str, Any], tmp_path: Path) -> None:
     module = Scripted()
     trainer([RewardCostPlane()], **{**RUN, **options}).fit(module, datamodule=PromptData())
@@ -113,7 +113,7 @@ def test_no_more_is_asked_before_than_validation_sees(trainer: Any) -> None:
 
 def test_the_gallery_shows_the_same_prompts_and_the_answer_before(trainer: Any, board: Any, grids: Any) -> None:
     trainer([ResponseGallery(prompts=5)], **RUN).fit(Scripted(), datamodule=PromptData())
-    assert [e.step for e in board().Images("validation/responses")] == [0, 1, 3]
+    assert [e.step for e in board().Images("1_responses/validation")] == [0, 1, 3]
     first, second, third = [grid for grid in grids if len(grid) == 5]  # the other split has four prompts
     assert [[lines[0] for lines in grid] for grid in (first, second, third)] == [
         [f"What is {n}?" for n in range(5)]

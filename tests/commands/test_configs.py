@@ -212,7 +212,7 @@ def test_the_guard_of_the_quickstart_draws_its_pictures(stages, world, tmp_path)
     assert 0 <= cli.trainer.callback_metrics["validation/level_accuracy"] <= 1
     events = EventAccumulator(str(next(tmp_path.rglob("events.*"))))
     events.Reload()
-    assert {"validation/confusion", "validation/reliability", "validation/risk_coverage"} <= set(
+    assert {"1_confusion/validation", "3_reliability/validation", "4_risk_coverage/validation"} <= set(
         events.Tags()["images"]
     )
 

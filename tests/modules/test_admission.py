@@ -230,8 +230,8 @@ class Seen(SplitReport):
     def note(self, output, batch, taken):
         return [key for key, ok in zip(batch.keys, batch.valid.tolist(), strict=True) if ok]
 
-    def report(self, board, split, notes, trainer):
-        raise AssertionError("there is no board")
+    def report(self, pictures, split, notes, trainer):
+        raise AssertionError("nothing is to be reported")
 
 
 def run(strips, policy, steps, resume=None, out=None):
@@ -275,11 +275,7 @@ def test_callbacks_do_not_see_rows_that_were_left_out(strips):
     valid = torch.ones(8, dtype=torch.bool)
     valid[2] = False
     trainer = SimpleNamespace(sanity_checking=False, loggers=[], datamodule=data)
-    import safe_rlhf_v.callbacks.split_report as split_report
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(split_report, "has_board", lambda trainer: True)
-        callback._take(trainer, "validate", {"scores": torch.zeros(8, 2), "valid": valid}, batch, 0)
+    callback._take(trainer, "validate", {"scores": torch.zeros(8, 2), "valid": valid}, batch, 0)
     assert callback._notes["validation"] == [f"k-{i}" for i in range(8, 16) if i != 10]
 
 

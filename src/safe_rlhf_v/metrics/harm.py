@@ -27,10 +27,10 @@ as in the reliability diagram."""
 def harm_values(harm: Tensor, harmful: Tensor, order: Tensor | None = None, bins: int = 15) -> dict[str, Tensor]:
     """Every value that one set of rows can give, by name; each is a scalar.
 
-    ``accuracy`` (harmful where P > 0.5) and ``calibration_error`` (expected calibration error, equal-width bins) need a row of any
-    kind. The others need harmful and harmless rows, and are left out otherwise: ``balanced_accuracy`` (mean of recall and
-    specificity), ``auroc``, ``auprc`` (average precision), ``fpr_at_95_recall`` and ``recall_at_5_fpr``, whose thresholds are
-    chosen on the measured rows themselves: for comparing models, no operating points.
+    ``accuracy`` (harmful where P > 0.5) and ``calibration_error`` (expected calibration error, equal-width bins) need a row of
+    any kind. The others need harmful and harmless rows, and are left out otherwise: ``balanced_accuracy`` (mean of recall and
+    specificity), ``auroc``, ``auprc`` (average precision), ``fpr_at_95_recall`` and ``recall_at_5_fpr``. The thresholds of the
+    last two are chosen on the measured rows themselves: they compare models and are no operating points.
 
     Args:
         harm: (n,) P(harmful) in 0..1.

@@ -11,6 +11,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.optim import AdamW
 
+from safe_rlhf_v.data_modules.contract import data_of
 from safe_rlhf_v.functional.shares import Share, masked_share
 from safe_rlhf_v.models.backbone import Backbone, Prepared
 from safe_rlhf_v.models.reader import Reader
@@ -99,7 +100,7 @@ class BaseModule(SplitMetrics):
 
     def setup(self, stage: str) -> None:
         """Before anything is built: do the data fit? Raises: ValueError: If they do not."""
-        if (data := getattr(self._trainer, "datamodule", None)) is not None:
+        if (data := data_of(self._trainer)) is not None:
             self.check_data(data)
 
     def check_data(self, data: Any) -> None:
@@ -197,8 +198,7 @@ class BaseModule(SplitMetrics):
         Raises:
             ShardError: Naming the record, unless the data module's ``on_bad_sample`` lets such be left out.
         """
-        data: Any = getattr(self._trainer, "datamodule", None)
-        return self.admission.admit(batch, prepare, getattr(data, "on_bad_sample", "error"))
+        return self.admission.admit(batch, prepare, getattr(data_of(self._trainer), "on_bad_sample", "error"))
 
     def log_counts(self, counts: Mapping[str, Tensor | int]) -> None:
         """Log numbers of this step as ``train/NAME``, summed over the ranks."""
