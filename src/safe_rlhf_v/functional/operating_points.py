@@ -7,6 +7,7 @@ import math
 from typing import NamedTuple
 
 import torch
+from scipy.stats import beta, binom
 from torch import Tensor
 
 
@@ -39,7 +40,7 @@ class OperatingPoint(NamedTuple):
 def clopper_pearson_upper(errors: int, total: int, confidence: float = 0.95) -> float:
     """Exact one-sided upper bound of a binomial rate (Clopper & Pearson, Biometrika 26, 1934).
 
-    The rate p at which as few as ``errors`` of ``total`` has probability 1 - ``confidence``, by bisection.
+    The rate p at which as few as ``errors`` of ``total`` has probability 1 - ``confidence``: a quantile of a beta distribution.
 
     Args:
         errors: Count, 0..total.
@@ -51,32 +52,7 @@ def clopper_pearson_upper(errors: int, total: int, confidence: float = 0.95) -> 
     """
     if not 0 <= errors <= total or not 0 < confidence < 1:
         raise ValueError(f"errors {errors} of {total} at confidence {confidence} make no sense")
-    if errors == total:
-        return 1.0
-    low = 0.0
-    high = 1.0
-    for _ in range(60):
-        p = (low + high) / 2
-        if _binomial_cdf(errors, total, p) > 1 - confidence:
-            low = p
-        else:
-            high = p
-    return high
-
-
-def _log_binomial(i: int, n: int, p: float) -> float:
-    """Logarithm of P(exactly i of n)."""
-    ways = math.lgamma(n + 1) - math.lgamma(i + 1) - math.lgamma(n - i + 1)
-    return ways + i * math.log(p) + (n - i) * math.log1p(-p)
-
-
-def _binomial_cdf(k: int, n: int, p: float) -> float:
-    """P(at most k of n), summed in logarithms."""
-    if p <= 0 or p >= 1:
-        return float(p <= 0)
-    terms = [_log_binomial(i, n, p) for i in range(k + 1)]
-    top = max(terms)
-    return math.exp(top) * math.fsum(math.exp(term - top) for term in terms)
+    return 1.0 if errors == total else float(beta.ppf(confidence, errors + 1, total - errors))
 
 
 def allowed_errors(total: int, budget: float, confidence: float = 0.95) -> int:
@@ -90,14 +66,10 @@ def allowed_errors(total: int, budget: float, confidence: float = 0.95) -> int:
         budget: In (0, 1).
         confidence: In (0, 1).
     """
-    allowed = -1
-    probability = 0.0
-    while allowed < total:
-        probability += math.exp(_log_binomial(allowed + 1, total, budget))
-        if probability > 1 - confidence:
-            break
-        allowed += 1
-    return allowed
+    if not total:
+        return -1
+    reached = int(binom.ppf(1 - confidence, total, budget))  # the first k with P(at most k errors) >= 1 - confidence
+    return reached if binom.cdf(reached, total, budget) <= 1 - confidence else reached - 1
 
 
 def needed_negatives(budget: float, confidence: float = 0.95) -> int:

@@ -8,6 +8,7 @@ from typing import Self
 
 import torch
 import torch.nn.functional as F
+from scipy.optimize import minimize_scalar
 from torch import Tensor
 
 from safe_rlhf_v.guard.limits import Limits
@@ -118,7 +119,7 @@ def tempered(log_probs: Tensor, temperature: float) -> Tensor:
 def fit_temperature(log_probs: Tensor, classes: Tensor) -> float:
     """The T with the highest likelihood of held-out classes (Guo et al., arXiv 1706.04599, section 4.2).
 
-    The likelihood has one maximum over 1/T: golden-section search over log T finds it, within 1/5 .. 5:
+    The likelihood has one maximum over 1/T, which a search over log T finds within 1/5 .. 5:
     a set that the guard separates perfectly would ask for T = 0, and no set of some hundreds shows that much.
 
     Args:
@@ -134,14 +135,11 @@ def fit_temperature(log_probs: Tensor, classes: Tensor) -> float:
     def loss(log_t: float) -> float:
         return float(F.nll_loss(tempered(log_probs.double(), math.exp(log_t)), classes))
 
-    low, high, ratio = -math.log(5), math.log(5), 0.6180339887498949
-    for _ in range(60):
-        first, second = high - ratio * (high - low), low + ratio * (high - low)
-        if loss(first) <= loss(second):
-            high = second
-        else:
-            low = first
-    return math.exp((low + high) / 2)
+    low, high = -math.log(5), math.log(5)
+    inside = minimize_scalar(
+        loss, bounds=(low, high), method="bounded", options={"xatol": 1e-9}
+    ).x  # never a bound itself
+    return math.exp(min(low, high, float(inside), key=loss))
 
 
 def two_columns(logits: Tensor) -> Tensor:
