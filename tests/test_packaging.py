@@ -19,7 +19,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
 
 def packages():
-    found = {"safe_rlhf_v.configs"}
+    found = {"safe_rlhf_v.configs"} | {f"safe_rlhf_v.configs.{path.name}" for path in (ROOT / "configs").iterdir()}
     for path in (ROOT / "src" / "safe_rlhf_v").iterdir():
         if (path / "__init__.py").exists():
             found.add(f"safe_rlhf_v.{path.name}")
@@ -45,7 +45,8 @@ def test_the_bare_name_is_refused(name):
 @pytest.mark.slow
 def test_wheel_and_sdist_hold_everything(tmp_path):
     command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(tmp_path), str(ROOT)]
-    subprocess.run(command, check=True, capture_output=True)
+    built = subprocess.run(command, check=True, capture_output=True, text=True)
+    assert not re.findall(r".*Warning: .*", built.stdout + built.stderr)  # of setuptools, about our project file
     wheel = set(zipfile.ZipFile(next(tmp_path.glob("*.whl"))).namelist())
     with tarfile.open(next(tmp_path.glob("*.tar.gz"))) as archive:
         sdist = {name.split("/", 1)[1] for name in archive.getnames() if "/" in name}
