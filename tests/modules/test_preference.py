@@ -85,6 +85,19 @@ def test_cached_features_change_nothing(backbone, batch):
         backbone(feature_cache=10, freeze_tower=False)
 
 
+def test_cached_features_do_not_depend_on_the_batch_an_image_came_in(backbone, batch):
+    """To the last bit: a resumed run meets its images in other batches than the run before it."""
+    cached = backbone(feature_cache=100)
+    _, images = cached.prepare_prompts(batch.prompts)
+    many = cached.select_images(images, [i % len(images.ids) for i in range(2 * cached.images_at_once + 1)])
+    many = many._replace(ids=tuple(f"{i}" for i in range(len(many.ids))))
+    together = cached.encode_images(many).tokens
+    for i in (0, 3, len(many.ids) - 1):
+        cached._cache.clear()
+        (alone,) = cached.encode_images(cached.select_images(many, [i])).tokens
+        assert torch.equal(alone, together[i])
+
+
 def test_masked_rows_change_neither_loss_nor_gradient(backbone, batch):
     grads = []
     for n in (5, 3):

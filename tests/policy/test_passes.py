@@ -85,7 +85,7 @@ class Passes:
             return trunk(network, ids, mask, positions, features, extras, cache)
 
         def counted_encode(network: Any, images: Any):
-            self.images[self.names[id(network)]] += len(images.ids)
+            self.images[self.names[id(network)]] += len(set(images.ids))  # a group is filled up with one of its own
             return encode(network, images)
 
         def counted_backward(loss: Any):

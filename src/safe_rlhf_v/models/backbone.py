@@ -8,7 +8,8 @@ Shapes: B rows, S columns, N responses, R response tokens, D hidden, M images, P
 
 from abc import abstractmethod
 from collections import Counter, OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -53,10 +54,12 @@ class Backbone(Reader):
         base: The pretrained model (hub name and revision, or folder) from which every frozen tensor can be rebuilt;
             ``None`` if there is none. Checkpoints omit those tensors.
         lora: Settings of its adapters; ``None`` without adapters.
+        images_at_once: Number of images that the tower encodes together to fill the cache; 1 where their shapes differ.
     """
 
     banned_ids: tuple[int, ...]
     lora: LoraSettings | None = None
+    images_at_once: int = 1
 
     def __init__(self, feature_cache: int = 0) -> None:
         """Create the feature cache.
@@ -257,17 +260,20 @@ class Backbone(Reader):
     def encode_images(self, images: ImageInputs) -> ImageFeatures:
         """Features of every image, from the cache where possible.
 
-        Images that are not cached are encoded one by one: the last bit of a feature depends on the batch it was computed in,
-        and a resumed run reads its images in other batches than the run that filled the cache.
+        Images that are not cached are encoded in groups of ``images_at_once``, the last group filled up: the last bit of a
+        feature depends on the shape of the batch it was computed in, and a resumed run reads its images in other batches than
+        the run that filled the cache.
         """
         if not self._cache_size:
             return self.encode(images)
+        missing = {key: i for i, key in enumerate(images.ids) if key not in self._cache}
         encoded: dict[str, tuple[Tensor, tuple[Tensor, ...]]] = {}
-        for i, key in enumerate(images.ids):
-            if key not in self._cache and key not in encoded:
-                with torch.no_grad():
-                    new = self.encode(self.select_images(images, [i]))
-                encoded[key] = (new.tokens[0], new.levels[0])
+        for keys in batched(missing, self.images_at_once):
+            group = [missing[key] for key in keys]
+            group += group[:1] * (self.images_at_once - len(group))
+            with torch.no_grad():
+                new = self.encode(self.select_images(images, group))
+            encoded |= {key: (new.tokens[i].clone(), new.levels[i]) for i, key in enumerate(keys)}
         features = [encoded[key] if key in encoded else self._cache[key] for key in images.ids]
         for key, value in zip(images.ids, features, strict=True):
             self._cache[key] = value
@@ -338,3 +344,10 @@ def context_length(config: Any) -> int | None:
 def before_tokens(prompt: Tensor, hidden: Tensor) -> Tensor:
     """(N, R, D) state *before* each response token, from the prompt's last (N, D) and those at the tokens (N, R, D)."""
     return torch.cat([prompt[:, None], hidden[:, :-1]], dim=1)
+
+
+def batched(items: Iterable[str], size: int) -> Iterator[list[str]]:
+    """Lists of ``size`` items, the last one of what remains (``itertools.batched`` of Python 3.12)."""
+    rest = iter(items)
+    while group := list(islice(rest, size)):
+        yield group

@@ -48,6 +48,8 @@ class ClipDecoder(Backbone):
             decoder: {model_type: llama, hidden_size: 128, num_hidden_layers: 2}
     """
 
+    images_at_once = 8  # all pixels of a tower have one shape
+
     def __init__(
         self,
         tokenizer: str,
