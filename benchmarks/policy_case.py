@@ -22,7 +22,7 @@ from safe_rlhf_v.models.hf_families import image_only_processor, save_processor
 from safe_rlhf_v.models.sampling import SamplingOptions
 from safe_rlhf_v.policy import ConstrainedPolicyModule
 from safe_rlhf_v.policy.advantages import GAE
-from safe_rlhf_v.policy.roles import Critic, SeparateRoles
+from safe_rlhf_v.policy.roles import SCORERS, SeparateRoles, frozen_module
 from safe_rlhf_v.policy.settings import KLPenalty, ScoreSettings, StartSettings, UpdateSettings
 from safe_rlhf_v.records.batches import PolicyBatch, Prompts
 
@@ -83,18 +83,16 @@ class InMemoryRoles(SeparateRoles):
     def __init__(self) -> None:
         super().__init__("", "")
 
-    def build(self, actor: Backbone, critics: bool) -> None:
-        self.reference = copy.deepcopy(actor).requires_grad_(False).eval()
-        for i, name in enumerate(self.runs):
+    def create(self, actor: Backbone) -> None:
+        self.reference = frozen_module(copy.deepcopy(actor))
+        for i, name in enumerate(SCORERS):
             torch.manual_seed(i)
             scorer = another(actor, i)
             critic = copy.deepcopy(scorer)
             critic.freeze_unused_lm_head()
             self.add_module(f"{name}_critic", critic)
-            self.add_module(f"{name}_value", Critic(critic.hidden_size))
-            self.add_module(name, scorer.requires_grad_(False).eval())
-            self.add_module(f"{name}_head", ScalarHead(scorer).requires_grad_(False))
-        self.critics = critics
+            self.add_heads(name, ScalarHead(scorer), critic.hidden_size)
+            self.add_module(name, frozen_module(scorer))
 
 
 def adapters_in_memory() -> Any:
@@ -106,7 +104,7 @@ def adapters_in_memory() -> Any:
         def __init__(self) -> None:
             super().__init__("", "")
 
-        def build(self, actor: Backbone, critics: bool) -> None:
+        def create(self, actor: Backbone) -> None:
             keep_to_default(actor)
             for i, role in enumerate(("reward", "cost", "reward_critic", "cost_critic")):
                 actor.add_adapter(role)
@@ -114,12 +112,10 @@ def adapters_in_memory() -> Any:
                 torch.manual_seed(i % 2)
                 for name, value in self.adapters[role].named_parameters():
                     torch.nn.init.normal_(value, std=0.02 if "lora_B" in name else 1 / value.shape[1] ** 0.5)
-            for name in self.runs:
-                self.add_module(f"{name}_head", ScalarHead(actor).requires_grad_(False))
-                self.add_module(f"{name}_value", Critic(actor.hidden_size))
-            self.critics = critics
+            for name in SCORERS:
+                self.add_heads(name, ScalarHead(actor), actor.hidden_size)
             actor.requires_grad_(False)
-            for trained in (Adapter(actor, DEFAULT), *(self.adapters[f"{name}_critic"] for name in self.runs)):
+            for trained in (Adapter(actor, DEFAULT), *(self.adapters[f"{name}_critic"] for name in SCORERS)):
                 trained.requires_grad_(True)
 
     return InMemoryAdapters
@@ -182,7 +178,7 @@ def released(folder: Path) -> tuple[ReleasedStep, HFVLM]:
     actor, roles = backbone(folder), InMemoryRoles()
     roles.build(actor, True)
     scorers, critics = [], []
-    for name in roles.runs:
+    for name in SCORERS:
         scorer = ScoreModel(roles.get_submodule(name).model)
         scorer.head.load_state_dict(roles.get_submodule(f"{name}_head").linear.state_dict())
         scorers.append(scorer)

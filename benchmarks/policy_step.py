@@ -54,6 +54,7 @@ from transformers.models.llama.modeling_llama import LlamaModel
 
 from safe_rlhf_v.models.lora import LoraSettings
 from safe_rlhf_v.policy import ConstrainedPolicyModule
+from safe_rlhf_v.policy.roles import SCORERS
 
 VARIANTS = ("released", "separate_k1", "separate_k4", "shared_k1", "shared_k4", "shared_k4_parts")
 
@@ -177,7 +178,7 @@ def agreement(folder: Path) -> dict[str, float]:
     step.update(step.score(with_sequence(batch, sequence, batch["attention_mask"])))
     roles = module.roles
     pairs = {"actor": (step.actor, module.backbone.model)}
-    for name, critic in zip(roles.runs, step.critics, strict=True):
+    for name, critic in zip(SCORERS, step.critics, strict=True):
         pairs[f"{name}_critic"] = (critic.network, roles.get_submodule(f"{name}_critic").model)
     found = {}
     for name, (theirs, ours) in pairs.items():

@@ -95,8 +95,6 @@ class ResponseCallback(SplitReport, ABC):
             return
         if not trainer.enable_validation:
             return
-        from safe_rlhf_v.policy.evaluation import response_rows
-
         data = data_of(trainer)
         assert data is not None, "policies are trained on a PromptDataModule"
         limit = trainer.num_val_batches[0] if trainer.num_val_batches else len(data.val_dataloader()[0])
@@ -104,7 +102,7 @@ class ResponseCallback(SplitReport, ABC):
         with evaluating(pl_module), trainer.precision_plugin.val_step_context():
             for number, held_out in enumerate(islice(data.val_dataloader()[0], int(limit))):
                 held_out = pl_module.transfer_batch_to_device(held_out, pl_module.device, 0)
-                held_out, rows = pl_module.admit(held_out, lambda b, n=number: response_rows(pl_module, b, n, 0))
+                held_out, rows = pl_module.admit(held_out, lambda b, n=number: pl_module.response_rows(b, n, 0))
                 notes += self.note(rows, on_cpu(held_out), len(notes))
                 if (number + 1) * len(held_out.valid) >= self._share:  # not len(notes): all ranks must stop alike
                     break

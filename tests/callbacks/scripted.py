@@ -78,6 +78,9 @@ class Scripted(ConstrainedPolicyModule):
         self.log("validation/curve", float("nan"))  # a scorer's value that applies to no prompt
         return {"responses": responses(self, batch)}
 
+    def response_rows(self, batch: PolicyBatch, batch_idx: int, loader: int) -> list[dict[str, Any]]:
+        return responses(self, batch)
+
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.SGD([self.weight], lr=0.01)
 

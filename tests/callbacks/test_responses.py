@@ -9,13 +9,12 @@ import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.strategies import DDPStrategy
-from tests.callbacks.scripted import PromptData, Scripted, prompts, responses
+from tests.callbacks.scripted import PromptData, Scripted, prompts
 
 from safe_rlhf_v.callbacks import ResponseGallery, RewardCostPlane, response_gallery, reward_cost_plane
 from safe_rlhf_v.callbacks.response_gallery import GalleryEntry, facts, tile
 from safe_rlhf_v.callbacks.reward_cost_plane import Cloud, plane_figure
 from safe_rlhf_v.callbacks.tiles import RIGHT, WRONG
-from safe_rlhf_v.policy import evaluation as policy_evaluation
 
 RUN: dict[str, Any] = {
     "num_sanity_val_steps": 0,
@@ -24,11 +23,6 @@ RUN: dict[str, Any] = {
     "val_check_interval": 2,
     "check_val_every_n_epoch": None,
 }
-
-
-@pytest.fixture(autouse=True)
-def scripted_responses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(policy_evaluation, "response_rows", responses)
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from safe_rlhf_v.functional.policy import terminal_signal
 from safe_rlhf_v.policy.advantages import GAE, AdvantageEstimator, GroupRelative, Signals
-from safe_rlhf_v.policy.types import Values
+from safe_rlhf_v.policy.rollout import Values
 
 N, R = 8, 5
 MASK = torch.arange(R) < torch.tensor([5, 1, 3, 4, 2, 5, 0, 3])[:, None]  # one padding row

@@ -12,11 +12,9 @@ from safe_rlhf_v.commands.fit import main
 from safe_rlhf_v.dual import LogSpaceDual, RectifiedDual
 from safe_rlhf_v.functional.policy import kl_estimate
 from safe_rlhf_v.policy.advantages import GAE, GroupRelative
-from safe_rlhf_v.policy.rollout import generator, make_rollout
+from safe_rlhf_v.policy.rollout import Values, generator
 from safe_rlhf_v.policy.settings import KLPenalty, ScoreSettings, StartSettings, UpdateSettings
 from safe_rlhf_v.policy.start import ScoreScale, refuse_unexpressed, start_line
-from safe_rlhf_v.policy.types import Values
-from safe_rlhf_v.policy.update import PolicyUpdate
 from safe_rlhf_v.training.runs import load_backbone, load_run
 
 TINY = (
@@ -57,7 +55,7 @@ def batch(trained):
 
 def prepared(module, batch, samples=1, settings=None):
     """Rollout, scores, signals and multipliers of a batch."""
-    rollout = make_rollout(module, batch, generator(1, 2), samples, settings or UpdateSettings())
+    rollout = module.sample(batch, generator(1, 2), samples, settings or UpdateSettings())
     scores = module.score(rollout)
     return rollout, scores, module.shape(rollout, scores), torch.full((len(rollout.valid), 1), 0.7)
 
@@ -137,7 +135,7 @@ def test_recorded_log_probs_and_features_are_those_of_a_full_pass(module, batch)
     rollout, *_ = prepared(module, batch, samples=2)
     (micro_batch,) = rollout.micro_batches
     with torch.no_grad():
-        again = module.roles.log_probs(module.backbone, micro_batch)
+        again = module.roles.log_probs("actor", micro_batch)
     torch.testing.assert_close(again, rollout.generation.log_probs, rtol=1e-4, atol=1e-4)
 
 
@@ -150,7 +148,7 @@ def gradients(module, rollout, scores, signals, lam, batch, settings):
         {name: p.grad.clone() for name, p in module.named_parameters() if p.requires_grad}
     )
     try:
-        learned = PolicyUpdate(module, rollout, scores, signals, lam, batch.demonstrations)()
+        learned = module.update(rollout, scores, signals, lam, batch)
     finally:
         del optimizer.step
         module.update_settings = kept
@@ -211,7 +209,7 @@ def test_lambda_moves_by_this_rollouts_costs_before_the_update(module, batch, mo
         module.training_step(batch, 0)
     assert order == ["rollout", "score", "dual_step", "shape", "update"]
     draws = generator(module.seed, module.global_step, module.global_rank)
-    scores = module.score(make_rollout(module, batch, draws))  # the same stream gives the same responses again
+    scores = module.score(module.sample(batch, draws))  # the same stream gives the same responses again
     after = before.update(scores.cost[:, None], batch.valid)  # neither clipped nor penalised
     assert torch.equal(after, module.dual.lam) and not torch.equal(after, before.lam.new_tensor([1.0]))
     assert torch.equal(seen[0], after.expand(4, 1))

@@ -20,8 +20,8 @@ from safe_rlhf_v.models.lora import LoraSettings
 from safe_rlhf_v.models.sampling import SamplingOptions
 from safe_rlhf_v.models.tiny import write_tiny_vlm
 from safe_rlhf_v.policy import ConstrainedPolicyModule, SharedRoles
+from safe_rlhf_v.policy.rollout import MicroBatch
 from safe_rlhf_v.policy.settings import StartSettings, UpdateSettings
-from safe_rlhf_v.policy.types import MicroBatch
 from safe_rlhf_v.records.batches import Prompts
 from safe_rlhf_v.training.checkpoints import CheckpointError, read_stage
 from safe_rlhf_v.training.runs import load_backbone, load_run
@@ -99,11 +99,11 @@ def make_micro_batch(actor: Backbone) -> MicroBatch:
 
 def outputs(module: ConstrainedPolicyModule, micro_batch: MicroBatch) -> dict[str, Tensor]:
     """What every role says."""
-    roles, actor = module.roles, module.backbone
-    reward, cost = roles.judge(actor, micro_batch)
-    found = {"actor": roles.log_probs(actor, micro_batch), "reference": roles.reference_log_probs(actor, micro_batch)}
-    values = {f"{name}_critic": roles.value(actor, micro_batch, name) for name in ("reward", "cost")}
-    return {**found, "reward": reward, "cost": cost, **values}
+    roles = module.roles
+    scores = {name: roles.score(name, micro_batch) for name in ("reward", "cost")}
+    found = {role: roles.log_probs(role, micro_batch) for role in ("actor", "reference")}
+    values = {f"{name}_critic": roles.value(name, micro_batch) for name in ("reward", "cost")}
+    return {**found, **scores, **values}
 
 
 def test_the_reference_is_the_untouched_base_bit_for_bit(home: Path) -> None:
@@ -115,8 +115,8 @@ def test_the_reference_is_the_untouched_base_bit_for_bit(home: Path) -> None:
     assert torch.equal(found["reference"], expected)
     assert (found["actor"] - expected).abs().max() > 1e-3
     assert active_adapter(module.backbone) == "default"
-    with module.roles.acting(module.backbone):
-        acting = module.backbone.read(micro_batch.tokens, micro_batch.features, log_probs=True).log_probs
+    with module.roles.network("actor") as actor:
+        acting = actor.read(micro_batch.tokens, micro_batch.features, log_probs=True).log_probs
     assert torch.equal(acting, found["actor"])
 
 
@@ -159,7 +159,7 @@ def test_roles_change_nothing_about_what_is_trained(home: Path) -> None:
     before = {name: value.requires_grad for name, value in module.named_parameters()}
     outputs(module, make_micro_batch(module.backbone))
     assert {name: value.requires_grad for name, value in module.named_parameters()} == before
-    trained = module.roles.trained(module.backbone)
+    trained = module.roles.trained()
     assert set(trained) == {"actor", "reward_critic", "cost_critic"}
     every = [id(value) for values in trained.values() for value in values]
     assert len(set(every)) == len(every)
@@ -190,13 +190,13 @@ TRAINED = ("actor", "reward_critic", "cost_critic")
 def test_learning_stays_within_a_role(home: Path) -> None:
     module = build(home, spread=0.1)
     micro_batch = make_micro_batch(module.backbone)
-    trained = {role: {id(v) for v in values} for role, values in module.roles.trained(module.backbone).items()}
+    trained = {role: {id(v) for v in values} for role, values in module.roles.trained().items()}
     before = outputs(module, micro_batch)
     for role in TRAINED:
         moved = {id(module.get_parameter(name)) for name in gradients(module, micro_batch, role)}
         assert moved == trained[role]
         with torch.no_grad():
-            for value in module.roles.trained(module.backbone)[role]:
+            for value in module.roles.trained()[role]:
                 value += 0.1
         after = outputs(module, micro_batch)
         assert {name for name in before if not torch.equal(before[name], after[name])} == {role}
@@ -220,7 +220,7 @@ def test_pictures_are_encoded_once_for_all_roles(home: Path, monkeypatch: pytest
     module = build(home)
     micro_batch = make_micro_batch(module.backbone)
     assert not module.roles.same_features
-    module.roles.compare_towers(module.backbone, micro_batch)
+    module.roles.compare_towers(micro_batch)
     assert module.roles.same_features
     before = outputs(module, micro_batch)
     monkeypatch.setattr(module.backbone, "encode", lambda images: pytest.fail("encoded again"))

@@ -1,12 +1,12 @@
-"""Let any policy answer a split, and say what the responses are worth: by the learned models, and by a judge that knows more.
+"""Let any policy respond to a split, and say what the responses are worth: by the learned models, and by a judge that knows more.
 
 Shapes: B prompts of a batch, one response each.
 """
 
 from collections.abc import Iterator
+from functools import partial
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from safe_rlhf_v.data_modules.prompt import PromptDataModule
@@ -14,17 +14,17 @@ from safe_rlhf_v.functional.policy import kl_estimate, sequence_kl
 from safe_rlhf_v.models.backbone import Backbone
 from safe_rlhf_v.models.reader import RefusedRows
 from safe_rlhf_v.models.sampling import SamplingOptions
+from safe_rlhf_v.models.types import Generation
 from safe_rlhf_v.modules.admission import complaint
 from safe_rlhf_v.modules.preference import PreferenceModule
-from safe_rlhf_v.policy.rollout import draw, generator
-from safe_rlhf_v.policy.types import MicroBatch
-from safe_rlhf_v.records.batches import PolicyBatch
+from safe_rlhf_v.policy.evaluation import rows_of_records, sampled_rows
+from safe_rlhf_v.policy.rollout import MicroBatch, generator
 from safe_rlhf_v.scoring.judge import Judge
-from safe_rlhf_v.scoring.rows import Row, join_rows
+from safe_rlhf_v.scoring.rows import Row
 
 
 class Judges(NamedTuple):
-    """Who looks at a response; whoever is missing says nothing.
+    """Who scores a response; each of them may be left out.
 
     Attributes:
         reward: A reward model.
@@ -53,7 +53,7 @@ def response_split(
         policy: In evaluation mode.
         data: Its ``test_splits`` must be ``(split,)``.
         split: Named in the random stream: splits are independent.
-        judges: Who looks.
+        judges: Who scores the responses.
         sampling: How responses are drawn.
         seed: Of the sampling.
 
@@ -62,41 +62,35 @@ def response_split(
     """
     (loader,) = data.test_dataloader()
     words = [seed, *split.encode()]
+    values = partial(learned_values, policy, judges)
     for number, batch in enumerate(loader):
         try:
-            yield response_batch(policy, batch, judges, sampling, generator(*words, number))
+            rows = sampled_rows(policy, batch, sampling, generator(*words, number), values, judges.judge)
         except RefusedRows as error:
             raise complaint(batch, error) from None
+        yield rows_of_records(batch, rows)
 
 
-@torch.no_grad()
-def response_batch(
-    policy: Backbone, batch: PolicyBatch, judges: Judges, sampling: SamplingOptions, draws: torch.Generator
-) -> list[Row]:
-    """Rows of one batch, without padding rows.
+def learned_values(
+    policy: Backbone, judges: Judges, generation: Generation, micro_batch: MicroBatch
+) -> dict[str, Tensor]:
+    """(B,) each: what the learned models say of sampled responses.
 
     Args:
-        policy: In evaluation mode.
-        batch: B prompts.
-        judges: Who looks.
-        sampling: How responses are drawn.
-        draws: Source of randomness.
+        policy: Who sampled them.
+        judges: The models.
+        generation: The responses as they were sampled.
+        micro_batch: The same, as inputs of the networks.
     """
-    drawn, ((micro_batch,),) = draw(policy, batch.prompts, sampling, draws)
-    columns: dict[str, Tensor] = {}
-    for name in ("reward", "cost"):
-        model: PreferenceModule | None = getattr(judges, name)
+    values: dict[str, Tensor] = {}
+    for name, model in (("reward", judges.reward), ("cost", judges.cost)):
         if model is not None:
-            columns[name] = score_micro_batch(model, micro_batch)
+            values[name] = score_micro_batch(model, micro_batch)
     if judges.start is not None:
-        kl = kl_estimate(reread(policy, micro_batch), reread(judges.start, micro_batch), drawn.mask)
-        columns["kl"] = sequence_kl(kl, drawn.mask)
-    columns["length"] = drawn.mask.sum(1).float()
-    columns["unfinished"] = (~drawn.finished).float()
-    rows = join_rows(drawn.text, columns, batch.records, judges.judge)
-    return [
-        {"key": key, **row} for key, row, valid in zip(batch.keys, rows, batch.valid.tolist(), strict=True) if valid
-    ]
+        # Read again: the recorded log-probabilities come from another arithmetic than the start's.
+        log_probs, reference = (reread(network, micro_batch) for network in (policy, judges.start))
+        values["kl"] = sequence_kl(kl_estimate(log_probs, reference, generation.mask), generation.mask)
+    return values
 
 
 def score_micro_batch(model: PreferenceModule, micro_batch: MicroBatch) -> Tensor:

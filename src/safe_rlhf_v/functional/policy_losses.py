@@ -63,50 +63,89 @@ def clipped_surrogate(
     advantages: Tensor,
     mask: Tensor,
     *,
-    clip: float = 0.2,
+    clip: tuple[float, float] = (0.2, 0.2),
     dual_clip: float | None = None,
-    reduction: Reduction = "token",
-    total: Tensor | float | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    r"""PPO's loss of the actor (arXiv 1707.06347) and statistics; only ``log_probs`` gets a gradient.
+    r"""PPO's loss of each token (arXiv 1707.06347) and statistics; only ``log_probs`` gets a gradient.
 
-    .. math:: -\min\big(\rho A,\ \mathrm{clip}(\rho, 1 \pm \epsilon) A\big), \quad \rho = \pi / \pi_{old}
+    .. math:: -\min\big(\rho A,\ \mathrm{clip}(\rho, 1 - \epsilon_{low}, 1 + \epsilon_{high}) A\big), \quad \rho = \pi / \pi_{old}
 
-    With ``dual_clip`` c the minimum is not let below c A where A < 0 (arXiv 1912.09729): one bad token whose probability has
-    grown many times over then no longer rules the step. Ratios are cut off at e^20.
+    With a higher upper limit this is DAPO's clip-higher (arXiv 2503.14476, eq. 8). With ``dual_clip`` c the minimum is not let
+    below c A where A < 0 (arXiv 1912.09729): one bad token whose probability has grown many times over then no longer rules the
+    step. Ratios are cut off at e^20.
 
     Args:
         log_probs: (N, R) of the response tokens, under the policy being trained.
         old_log_probs: (N, R) under the policy that sampled them.
         advantages: (N, R).
         mask: (N, R) bool.
-        clip: :math:`\epsilon`, above 0.
+        clip: :math:`\epsilon_{low}` and :math:`\epsilon_{high}`, above 0.
         dual_clip: c, above 1.
-        reduction: See the module's text.
-        total: See the module's text; the statistics do not use it.
 
     Returns:
-        The scalar loss, and without a graph, over the real tokens of this call: ``clip_fraction`` (share where the clipped term
-        is the smaller one, so that the gradient is 0), ``ratio`` (mean), and with ``dual_clip`` also ``dual_clip_fraction``.
+        (N, R) losses, 0 where masked, to be averaged by :func:`reduce_tokens`; and (N, R) statistics without a graph:
+        ``clip_fraction``, 1 where the clipped term is the smaller one, so that the gradient is 0, and with ``dual_clip`` also
+        ``dual_clip_fraction``.
     """
     check_shapes(mask, log_probs=log_probs, old_log_probs=old_log_probs, advantages=advantages)
-    if not clip > 0:
+    log_ratio = (full_precision(log_probs) - full_precision(old_log_probs.detach())).masked_fill(~mask, 0.0)
+    return _clipped(log_ratio, advantages, mask, clip, dual_clip)
+
+
+def sequence_clipped_surrogate(
+    log_probs: Tensor,
+    old_log_probs: Tensor,
+    advantages: Tensor,
+    mask: Tensor,
+    *,
+    clip: tuple[float, float] = (3e-4, 4e-4),
+) -> tuple[Tensor, dict[str, Tensor]]:
+    r"""As :func:`clipped_surrogate`, with one ratio for all tokens of a response (GSPO-token, arXiv 2507.18071, eq. 13 and 14).
+
+    .. math:: s_t = \mathrm{sg}\Big[\Big(\frac{\pi(y)}{\pi_{old}(y)}\Big)^{1/|y|}\Big] \cdot
+              \frac{\pi(y_t)}{\mathrm{sg}[\pi(y_t)]}
+
+    where sg stops the gradient: all tokens have the geometric mean of their ratios, and each its own gradient. With equal
+    advantages within a response, the mean over its tokens is GSPO's objective, value and gradient (eq. 5 and 10).
+
+    Args:
+        log_probs: (N, R) of the response tokens, under the policy being trained.
+        old_log_probs: (N, R) under the policy that sampled them.
+        advantages: (N, R).
+        mask: (N, R) bool.
+        clip: :math:`\epsilon_{low}` and :math:`\epsilon_{high}`, above 0; the paper's are 3e-4 and 4e-4.
+
+    Returns:
+        See :func:`clipped_surrogate`.
+    """
+    check_shapes(mask, log_probs=log_probs, old_log_probs=old_log_probs, advantages=advantages)
+    new = full_precision(log_probs).masked_fill(~mask, 0.0)
+    log_ratio = (new.detach() - full_precision(old_log_probs.detach())).masked_fill(~mask, 0.0)
+    mean = masked_mean(log_ratio, mask, 1)[:, None]  # (N, 1)
+    return _clipped((mean + (new - new.detach())).masked_fill(~mask, 0.0), advantages, mask, clip, None)
+
+
+def _clipped(
+    log_ratio: Tensor, advantages: Tensor, mask: Tensor, clip: tuple[float, float], dual_clip: float | None
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """See :func:`clipped_surrogate`; (N, R) log-ratios are 0 where masked."""
+    low, high = clip
+    if not (low > 0 and high > 0):
         raise ValueError(f"clip must be above 0, got {clip}")
     if dual_clip is not None and not dual_clip > 1:
         raise ValueError(f"dual_clip must be above 1 (None to switch it off), got {dual_clip}")
     advantages = full_precision(advantages.detach()).masked_fill(~mask, 0.0)
-    log_ratio = (full_precision(log_probs) - full_precision(old_log_probs.detach())).masked_fill(~mask, 0.0)
     ratio = log_ratio.clamp(max=MAX_LOG_RATIO).exp()  # (N, R)
     plain = ratio * advantages
-    clipped = ratio.clamp(1 - clip, 1 + clip) * advantages
+    clipped = ratio.clamp(1 - low, 1 + high) * advantages
     objective = torch.minimum(plain, clipped)
-    statistics = {"clip_fraction": masked_mean(clipped < plain, mask), "ratio": masked_mean(ratio.detach(), mask)}
+    statistics = {"clip_fraction": (clipped < plain).to(objective.dtype)}
     if dual_clip is not None:
         floor = dual_clip * advantages
         floored = (advantages < 0) & (objective < floor)
         objective = torch.where(floored, floor, objective)
-        statistics["dual_clip_fraction"] = masked_mean(floored, mask)
-    return reduce_tokens(-objective, mask, reduction=reduction, total=total), statistics
+        statistics["dual_clip_fraction"] = floored.to(objective.dtype)
+    return -objective, statistics
 
 
 def clipped_value_loss(

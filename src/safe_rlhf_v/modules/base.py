@@ -1,14 +1,17 @@
 """What every training module shares: networks built late, one optimizer with parameter groups, exact resume."""
 
+import inspect
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, ClassVar, TypeVar
 
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable, ReduceLROnPlateau
+from lightning.pytorch.core.mixins.hparams_mixin import HyperparametersMixin
+from lightning.pytorch.utilities.parsing import collect_init_args
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import AdamW
 
 from safe_rlhf_v.data_modules.contract import data_of
@@ -23,16 +26,16 @@ from safe_rlhf_v.records.batches import Batch, PolicyBatch, PreferenceBatch, Sup
 from safe_rlhf_v.training.broken_numbers import refuse_broken_state
 from safe_rlhf_v.training.checkpoints import (
     CheckpointError,
+    checked_stage,
     compare_fingerprints,
     compare_names,
     fingerprint,
     load_stage,
-    read_stage,
 )
 from safe_rlhf_v.training.named import made
 from safe_rlhf_v.training.optim import Schedule, group_names, parameter_groups, run_length
 from safe_rlhf_v.training.resume import StepBoundary, UserOptions, restore_random_states
-from safe_rlhf_v.training.runs import say
+from safe_rlhf_v.training.runs import Source, say, stage_of
 
 Moved = TypeVar("Moved")
 Prepared_ = TypeVar("Prepared_")
@@ -62,24 +65,33 @@ class BaseModule(SplitMetrics):
         self,
         optimizer: OptimizerCallable = AdamW,
         scheduler: LRSchedulerCallable | None = None,
-        init_from: str | None = None,
+        init_from: Source | None = None,
         lr_scale: dict[str, float] | None = None,
     ) -> None:
         """
         Args:
             optimizer: Called with the parameter groups.
             scheduler: Called with the optimizer; stepped after every optimizer step.
-            init_from: Run folder or checkpoint of an earlier stage whose backbone this one starts from.
+            init_from: Run folder or checkpoint of an earlier stage whose backbone this one starts from; in Python also the
+                trained module itself.
             lr_scale: Prefix of a parameter's name to a factor of its learning rate (``{head: 3.0}``).
         """
         super().__init__()
-        self.save_hyperparameters()
+        frame = inspect.currentframe()
+        assert frame is not None, "CPython keeps its frames"
+        given = [
+            items for call in collect_init_args(frame, [], classes=(HyperparametersMixin,)) for items in call.items()
+        ]
+        # Lightning would copy the networks of earlier stages.
+        self.save_hyperparameters(ignore=[name for name, value in given if holds_network(value)])
         # What is not plain data would be pickled into the checkpoint; run configs travel as text instead.
         for name in [name for name, value in self.hparams.items() if not plain(value)]:
             del self.hparams[name]
         self.strict_loading = False  # checkpoints leave out what the base gives back; on_load_checkpoint is strict
         self.optimizer_factory, self.scheduler_factory = optimizer, scheduler
-        self.init_from, self.lr_scale = init_from, lr_scale or {}
+        # In a dict, so that a module of an earlier stage becomes no part of this one.
+        self.sources: dict[str, Source | None] = {"init_from": init_from}
+        self.lr_scale = lr_scale or {}
         self._fingerprint: dict[str, str] = {}
         self._rebuilt: set[str] = set()
         self._kept: dict[str, Any] | None = None
@@ -130,6 +142,7 @@ class BaseModule(SplitMetrics):
                 "checkpoints in pieces cannot be resumed: set trainer.strategy.init_args.save_distributed_checkpoint: false"
             )
         self.assemble()
+        self.sources.clear()  # modules of earlier stages may go
         if self.device_mesh is not None:
             shard(self, self.device_mesh)
 
@@ -139,7 +152,8 @@ class BaseModule(SplitMetrics):
         Raises:
             CheckpointError: If ``init_from`` does not fit.
         """
-        stage = read_stage(self.init_from) if self.init_from else None  # refuse a bad path before anything is built
+        source = self.sources["init_from"]
+        stage = stage_of(source, "init_from") if source else None  # refuse a bad path before anything is built
         self.build()
         self._fingerprint = fingerprint(self.backbone)
         if self._fingerprint["base"]:
@@ -149,6 +163,28 @@ class BaseModule(SplitMetrics):
             load_stage(stage, self.backbone, self._fingerprint)
             self._rebuilt -= set(stage["state_dict"])
             say(f"started from the backbone in {stage['file']} (step {stage.get('global_step', 0)})")
+
+    def as_stage(self) -> dict[str, Any]:
+        """What later stages start from, as they read it from a checkpoint of this module; tensors are not copied.
+
+        Raises:
+            CheckpointError: If there are no networks yet, or they cannot be used.
+        """
+        name = f"the given {type(self).__name__}"
+        if not self._fingerprint:
+            raise CheckpointError(f"{name}: has no networks yet; train it first, or name its run")
+        weights = {key: value.detach() for key, value in self.state_dict().items() if key not in self._rebuilt}
+        if any(hasattr(value, "full_tensor") for value in weights.values()):
+            raise CheckpointError(f"{name}: its networks are sharded over the ranks; name its checkpoint")
+        return checked_stage(
+            {
+                "file": name,
+                "state_dict": weights,
+                "fingerprint": self._fingerprint,
+                "rebuilt": sorted(self._rebuilt),
+                "global_step": self.global_step,
+            }
+        )
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """One optimizer over the trainable parameters; the schedule moves once per optimizer step."""
@@ -187,6 +223,13 @@ class BaseModule(SplitMetrics):
             return value
         reduced: Tensor = self.trainer.strategy.reduce(value.clone(), reduce_op="sum")
         return reduced
+
+    def gather(self, value: Tensor) -> Tensor:
+        """(N, ...) of all ranks one after the other; N is the same on every rank."""
+        if self._trainer is None or self.trainer.world_size == 1:
+            return value
+        gathered: Any = self.all_gather(value.contiguous())  # (ranks, N, ...)
+        return gathered.flatten(0, 1)  # type: ignore[no-any-return]
 
     def admit(self, batch: Batch, prepare: Callable[[Batch], Prepared_]) -> tuple[Batch, Prepared_]:
         """``prepare(batch)`` and the batch; rows that the processor refuses are masked in both, or named in an error.
@@ -308,6 +351,13 @@ def pairs_seen(batch: PreferenceBatch, prepared: Prepared) -> dict[str, Tensor |
     valid = batch.valid.cpu()
     truncated = prepared.truncated.view(len(valid), -1) & valid[:, None]
     return {"truncated_responses": truncated.sum(), "equal_pairs": (prepared.same & valid).sum()}
+
+
+def holds_network(value: Any) -> bool:
+    """Whether a constructor's argument is a network, or a factory that was given one."""
+    if isinstance(value, partial):
+        return any(map(holds_network, (*value.args, *value.keywords.values())))
+    return isinstance(value, nn.Module)
 
 
 def plain(value: Any) -> bool:

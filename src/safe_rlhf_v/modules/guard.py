@@ -22,6 +22,7 @@ from safe_rlhf_v.modules.loss_module import TAKEN, LossModule
 from safe_rlhf_v.records.batches import UNKNOWN_LEVEL, ImageMode, PreferenceBatch, Prompts, hazard
 from safe_rlhf_v.records.taxonomy import BEAVERTAILS_V_CATEGORIES, MIN_LEVEL, NUM_LEVELS, Taxonomy
 from safe_rlhf_v.training.named import made
+from safe_rlhf_v.training.runs import Source
 
 HARM_BOUNDARY = -MIN_LEVEL
 """Class indices below this one are harmful levels."""
@@ -142,7 +143,7 @@ class GuardModule(LossModule):
         images: ImageMode = "real",
         optimizer: OptimizerCallable = AdamW,
         scheduler: LRSchedulerCallable | None = None,
-        init_from: str | None = None,
+        init_from: Source | None = None,
         lr_scale: dict[str, float] | None = None,
     ) -> None:
         """

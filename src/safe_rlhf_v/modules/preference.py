@@ -20,6 +20,7 @@ from safe_rlhf_v.objectives import PreferenceObjective
 from safe_rlhf_v.objectives.base import checked_shares
 from safe_rlhf_v.records.batches import ImageMode, PreferenceBatch, Prompts, to_device, without_order
 from safe_rlhf_v.training.named import made
+from safe_rlhf_v.training.runs import Source
 
 OTHER_IMAGES: tuple[ImageMode, ImageMode] = ("shuffled", "blank")
 
@@ -42,7 +43,7 @@ class PreferenceModule(LossModule):
         grounding: bool = True,
         optimizer: OptimizerCallable = AdamW,
         scheduler: LRSchedulerCallable | None = None,
-        init_from: str | None = None,
+        init_from: Source | None = None,
         lr_scale: dict[str, float] | None = None,
     ) -> None:
         """

@@ -21,9 +21,9 @@ from safe_rlhf_v.modules.loss_module import TAKEN, LossModule
 from safe_rlhf_v.objectives.base import checked_shares
 from safe_rlhf_v.objectives.preference_optimisation import DirectObjective
 from safe_rlhf_v.records.batches import UNKNOWN_LEVEL, PreferenceBatch, Prompts, without_order
-from safe_rlhf_v.training.checkpoints import load_stage, read_stage
+from safe_rlhf_v.training.checkpoints import load_stage
 from safe_rlhf_v.training.named import made
-from safe_rlhf_v.training.runs import say
+from safe_rlhf_v.training.runs import Source, say, stage_of
 
 
 class Inputs(NamedTuple):
@@ -67,19 +67,20 @@ class PreferenceOptimisationModule(LossModule):
         self,
         backbone: Callable[[], Backbone],
         objective: Callable[[], DirectObjective],
-        reference: str | None = None,
+        reference: Source | None = None,
         packed: bool = True,
         ptx_weight: float = 0.0,
         optimizer: OptimizerCallable = AdamW,
         scheduler: LRSchedulerCallable | None = None,
-        init_from: str | None = None,
+        init_from: Source | None = None,
         lr_scale: dict[str, float] | None = None,
     ) -> None:
         """
         Args:
             backbone: Makes the vision-language model.
             objective: Makes the loss.
-            reference: Run folder or checkpoint whose backbone is the reference; ``None`` for the policy's own start.
+            reference: Run folder or checkpoint whose backbone is the reference, in Python also a trained module; ``None`` for the
+                policy's own start.
             packed: Run both responses behind one shared prompt (the same log-probabilities, less work).
             ptx_weight: Of the loss on demonstrations (PTX), which hold the policy to what it could say; they come from
                 :class:`~safe_rlhf_v.data_modules.PTXPreferenceDataModule`.
@@ -90,14 +91,15 @@ class PreferenceOptimisationModule(LossModule):
         """
         super().__init__(optimizer, scheduler, init_from, lr_scale)
         self.make_backbone, self.make_objective = backbone, objective
-        self.reference_from, self.packed, self.ptx_weight = reference, packed, ptx_weight
+        self.sources["reference"] = reference
+        self.packed, self.ptx_weight = packed, ptx_weight
 
     def build(self) -> None:
         """Create policy and objective, and a reference that is not the policy's start before the start is loaded."""
         self.backbone = made("backbone", self.make_backbone)
         switch_off_dropout(self.backbone)  # in the reference, a copy, too: their difference is not to be noise
         self.objective = made("objective", self.make_objective)
-        if self.reference_from:
+        if self.sources["reference"]:
             self.reference = FrozenCopy(self.backbone, shared=())
 
     def assemble(self) -> None:
@@ -106,7 +108,8 @@ class PreferenceOptimisationModule(LossModule):
         Raises:
             CheckpointError: If ``init_from`` or ``reference`` does not fit.
         """
-        stage = read_stage(self.reference_from) if self.reference_from else None  # before anything is built
+        source = self.sources["reference"]
+        stage = stage_of(source, "reference", ("policy",)) if source else None  # before anything is built
         super().assemble()
         if stage is None:
             self.reference = FrozenCopy(self.backbone)

@@ -14,6 +14,7 @@ from safe_rlhf_v.modules.base import demonstrations_seen
 from safe_rlhf_v.modules.loss_module import TAKEN, LossModule
 from safe_rlhf_v.records.batches import SupervisedBatch
 from safe_rlhf_v.training.named import made
+from safe_rlhf_v.training.runs import Source
 
 
 class SupervisedModule(LossModule):
@@ -36,7 +37,7 @@ class SupervisedModule(LossModule):
         backbone: Callable[[], Backbone],
         optimizer: OptimizerCallable = AdamW,
         scheduler: LRSchedulerCallable | None = None,
-        init_from: str | None = None,
+        init_from: Source | None = None,
         lr_scale: dict[str, float] | None = None,
     ) -> None:
         """

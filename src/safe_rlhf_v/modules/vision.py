@@ -15,6 +15,7 @@ from safe_rlhf_v.models.types import ImageInputs
 from safe_rlhf_v.modules.loss_module import TAKEN, LossModule
 from safe_rlhf_v.records.batches import Prompts, SupervisedBatch
 from safe_rlhf_v.training.named import made
+from safe_rlhf_v.training.runs import Source
 
 
 class VisionModule(LossModule):
@@ -41,7 +42,7 @@ class VisionModule(LossModule):
         attributes: dict[str, int],
         optimizer: OptimizerCallable = AdamW,
         scheduler: LRSchedulerCallable | None = None,
-        init_from: str | None = None,
+        init_from: Source | None = None,
         lr_scale: dict[str, float] | None = None,
     ) -> None:
         """

@@ -1,4 +1,4 @@
-"""Constrained policies: rollout, roles, advantages and the update."""
+"""Constrained policies: rollout, roles, advantages, surrogates and the update."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -8,24 +8,35 @@ if TYPE_CHECKING:
     from safe_rlhf_v.policy.module import ConstrainedPolicyModule
     from safe_rlhf_v.policy.roles import Roles, SeparateRoles
     from safe_rlhf_v.policy.shared_roles import SharedRoles
+    from safe_rlhf_v.policy.surrogates import GSPO, ClipHigher, PPOClip, Surrogate, TokenLosses
 
 _HOME = {
     "AdvantageEstimator": "advantages",
+    "ClipHigher": "surrogates",
     "ConstrainedPolicyModule": "module",
     "GAE": "advantages",
+    "GSPO": "surrogates",
     "GroupRelative": "advantages",
+    "PPOClip": "surrogates",
     "Roles": "roles",
     "SeparateRoles": "roles",
     "SharedRoles": "shared_roles",
+    "Surrogate": "surrogates",
+    "TokenLosses": "surrogates",
 }
 __all__ = [
     "GAE",
+    "GSPO",
     "AdvantageEstimator",
+    "ClipHigher",
     "ConstrainedPolicyModule",
     "GroupRelative",
+    "PPOClip",
     "Roles",
     "SeparateRoles",
     "SharedRoles",
+    "Surrogate",
+    "TokenLosses",
 ]
 
 

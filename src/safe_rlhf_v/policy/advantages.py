@@ -18,7 +18,7 @@ from safe_rlhf_v.functional.policy import (
     moments,
     standardise,
 )
-from safe_rlhf_v.policy.types import Values
+from safe_rlhf_v.policy.rollout import Values
 
 
 class Signals(NamedTuple):

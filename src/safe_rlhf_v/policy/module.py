@@ -6,11 +6,10 @@ max E[R] - lam (E[C] - d), lam moved by a dual controller. One batch of prompts 
 What differs from the released code, and why:
 
 * only real response tokens count; the score is read at each response's own end (theirs: padding included);
-* the multiplier moves once per rollout, before the update, by a rule that can be chosen (theirs: after, and from 10, where a
-  step is ten times that at 1);
+* the multiplier moves once per rollout, before the update, by a chosen rule (theirs: after, and from 10, where a step is ten
+  times that at 1);
 * no pass is made twice: log-probabilities are recorded while sampling, values come from the critics' training pass (with one
-  update per rollout), frozen towers that are equal encode an image once for all roles, and the LM head is met by actor,
-  reference and those scorers whose heads read log-probabilities;
+  update per rollout), equal frozen towers encode an image once, the LM head runs only where log-probabilities are read;
 * advantages are centred, combined and whitened; scores are normalised by the starting policy's (released: neither);
 * the multiplier sees costs as they are; scores that are trained on are limited about their own median (released: signals of
   more than 50 are cut off);
@@ -19,6 +18,7 @@ What differs from the released code, and why:
 Shapes: B prompts, K samples per prompt, N = B x K responses, R response tokens, C constraints.
 """
 
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -29,27 +29,38 @@ from torch.optim import AdamW
 
 from safe_rlhf_v.dual import DualController
 from safe_rlhf_v.functional.masked import masked_median
-from safe_rlhf_v.functional.policy import kl_estimate, limit_scores, terminal_signal
+from safe_rlhf_v.functional.policy import kl_estimate, limit_scores, sequence_kl, terminal_signal
+from safe_rlhf_v.functional.shares import Share
 from safe_rlhf_v.models.backbone import Backbone
 from safe_rlhf_v.models.dropout import switch_off_dropout
 from safe_rlhf_v.models.sampling import SamplingOptions
-from safe_rlhf_v.modules.base import BaseModule
+from safe_rlhf_v.models.types import Generation
+from safe_rlhf_v.modules.base import demonstrations_seen
 from safe_rlhf_v.policy.advantages import GAE, AdvantageEstimator, Signals
-from safe_rlhf_v.policy.evaluation import PolicyEvaluation
-from safe_rlhf_v.policy.report import iteration_report
-from safe_rlhf_v.policy.roles import Roles
-from safe_rlhf_v.policy.rollout import generator, make_rollout
+from safe_rlhf_v.policy.evaluation import EVALUATION_STREAM, PolicyEvaluation, sampled_rows
+from safe_rlhf_v.policy.report import constraint_curves, iteration_curves
+from safe_rlhf_v.policy.roles import SCORERS, Roles
+from safe_rlhf_v.policy.rollout import MicroBatch, Rollout, Scores, assemble, generator, make_rollout
 from safe_rlhf_v.policy.settings import KLPenalty, ScoreSettings, StartSettings, UpdateSettings
-from safe_rlhf_v.policy.start import ScoreScale, measure_start
-from safe_rlhf_v.policy.types import Rollout, Scores, assemble
-from safe_rlhf_v.policy.update import Learned, PolicyUpdate
-from safe_rlhf_v.records.batches import PolicyBatch, to_device
+from safe_rlhf_v.policy.start import (
+    START_STREAM,
+    ScoreScale,
+    check_budgets,
+    check_cost_model,
+    check_reference,
+    first_scores,
+    labelled_costs,
+)
+from safe_rlhf_v.policy.surrogates import PPOClip, Surrogate
+from safe_rlhf_v.policy.update import Learned, OptimizerSteps, PolicyUpdate
+from safe_rlhf_v.records.batches import PolicyBatch, SupervisedBatch, to_device
 from safe_rlhf_v.scoring.judge import Judge
+from safe_rlhf_v.scoring.rows import Row
 from safe_rlhf_v.training.checkpoints import CheckpointError
 from safe_rlhf_v.training.named import made
 
 
-class ConstrainedPolicyModule(PolicyEvaluation, BaseModule):
+class ConstrainedPolicyModule(PolicyEvaluation):
     """Rollout, score, dual step, shape, update: five methods, each of which a subclass can replace.
 
     YAML::
@@ -73,6 +84,7 @@ class ConstrainedPolicyModule(PolicyEvaluation, BaseModule):
         roles: Callable[[], Roles],
         dual: Callable[[], DualController],
         advantages: Callable[[], AdvantageEstimator] = GAE,
+        surrogate: Callable[[], Surrogate] = PPOClip,
         samples: int = 1,
         sampling: SamplingOptions | None = None,
         kl: KLPenalty | None = None,
@@ -92,6 +104,7 @@ class ConstrainedPolicyModule(PolicyEvaluation, BaseModule):
             roles: Makes the other roles; they say which run the policy starts from.
             dual: Makes the rule of the multiplier, with the budget.
             advantages: Makes the advantage estimator.
+            surrogate: Makes the actor's loss, which compares the policy that is trained with the one that sampled.
             samples: K, responses per prompt; their prompt runs once.
             sampling: How responses are drawn. Anything but temperature 1 and top_p 1 makes the recorded log-probabilities those
                 of another distribution than the sampled one.
@@ -118,7 +131,7 @@ class ConstrainedPolicyModule(PolicyEvaluation, BaseModule):
             raise ValueError(f"constraints: category {twice[0]!r} stands in two of them; they must be disjoint")
         self.automatic_optimization = False
         self.make_backbone, self.make_roles, self.make_dual = backbone, roles, dual
-        self.make_advantages, self.make_judge = advantages, judge
+        self.make_advantages, self.make_surrogate, self.make_judge = advantages, surrogate, judge
         self.samples, self.sampling = samples, sampling or SamplingOptions()
         self.kl, self.score_settings = kl or KLPenalty(), scores or ScoreSettings()
         self.update_settings, self.start_settings = update or UpdateSettings(), start or StartSettings()
@@ -132,15 +145,12 @@ class ConstrainedPolicyModule(PolicyEvaluation, BaseModule):
         Raises:
             ValueError: If they do not fit one another.
         """
-        self.roles, self.backbone, self.dual = (
-            made("roles", self.make_roles),
-            made("backbone", self.make_backbone),
-            made("dual", self.make_dual),
-        )
-        self.advantages, self.scale = (
-            made("advantages", self.make_advantages),
-            ScoreScale(self.score_settings.normalise),
-        )
+        self.roles = made("roles", self.make_roles)
+        self.backbone = made("backbone", self.make_backbone)
+        self.dual = made("dual", self.make_dual)
+        self.advantages = made("advantages", self.make_advantages)
+        self.surrogate = made("surrogate", self.make_surrogate)
+        self.scale = ScoreScale(self.score_settings.normalise)
         self.judge = made("judge", self.make_judge) if self.make_judge is not None else None
         wanted = len(self.constraints or {"": []})
         if len(self.dual.lam) != wanted:
@@ -149,13 +159,19 @@ class ConstrainedPolicyModule(PolicyEvaluation, BaseModule):
             raise ValueError(
                 f"kl.where is {self.kl.where!r}, but {type(self.advantages).__name__} reads no token signals: set it to 'loss'"
             )
+        if self.update_settings.reduction not in self.surrogate.reductions:
+            raise ValueError(
+                f"update.reduction is {self.update_settings.reduction!r}, but {type(self.surrogate).__name__} is defined with "
+                f"another mean: set it to {' or '.join(map(repr, self.surrogate.reductions))}"
+            )
         self.roles.build(self.backbone, self.advantages.critics)
         switch_off_dropout(self)  # recorded log-probabilities are those of the network without dropout
 
     def assemble(self) -> None:
         """As every stage; frozen roles are given back by their runs and stay out of checkpoints."""
         super().assemble()
-        kept, given = ({f"backbone.{n}" for n in self.roles.started}, {f"roles.{n}" for n in self.roles.rebuilt()})
+        kept = {f"backbone.{name}" for name in self.roles.started}
+        given = {f"roles.{name}" for name in self.roles.rebuilt()}
         self._rebuilt = (self._rebuilt - kept | given) & set(self.state_dict())
 
     # --- one iteration ----------------------------------------------------------------------------------------------
@@ -172,16 +188,16 @@ class ConstrainedPolicyModule(PolicyEvaluation, BaseModule):
     def rollout(self, batch: PolicyBatch) -> Rollout:
         """Sample K responses to each prompt; every picture is encoded once, here."""
         draws = generator(self.seed, self.global_step, self.global_rank)
-        _, rollout = self.admit(batch, lambda b: make_rollout(self, b, draws, self.samples, self.update_settings))
+        _, rollout = self.admit(batch, lambda b: self.sample(b, draws, self.samples, self.update_settings))
         return rollout
 
     def score(self, rollout: Rollout) -> Scores:
         """Reward, cost and reference log-probabilities of every response: the frozen roles' only passes."""
         micro_batches, width = rollout.micro_batches, rollout.mask.shape[1]
         with torch.no_grad():
-            judged = [self.roles.judge(self.backbone, micro_batch) for micro_batch in micro_batches]
-            reference = [self.roles.reference_log_probs(self.backbone, micro_batch) for micro_batch in micro_batches]
-        raw_reward, raw_cost = (assemble(micro_batches, [pair[i] for pair in judged], width) for i in (0, 1))
+            by_scorer = [[self.roles.score(name, micro_batch) for micro_batch in micro_batches] for name in SCORERS]
+            reference = [self.roles.log_probs("reference", micro_batch) for micro_batch in micro_batches]
+        raw_reward, raw_cost = (assemble(micro_batches, pieces, width) for pieces in by_scorer)
         reward, cost = self.scale.normalise(raw_reward, raw_cost)
         return Scores(reward, cost, raw_reward, raw_cost, assemble(micro_batches, reference, width))
 
@@ -197,9 +213,8 @@ class ConstrainedPolicyModule(PolicyEvaluation, BaseModule):
         mask, constraint_mask = rollout.mask, rollout.constraint_mask
         charged = self.dual.penalty(scores.cost[:, None].expand_as(constraint_mask))  # (N, C)
         reward_score = self._limited(scores.reward[:, None], rollout.valid[:, None]).squeeze(1)  # (N,)
-        cost_score = (
-            self._limited(charged, constraint_mask).masked_fill(~constraint_mask, 0.0).sum(1)
-        )  # disjoint: one constraint, or none
+        limited = self._limited(charged, constraint_mask)
+        cost_score = limited.masked_fill(~constraint_mask, 0.0).sum(1)  # disjoint: one constraint, or none
         # Half in each, like the KL: (-p/2 - lam p/2) / (1 + lam) is -p/2 for every multiplier.
         unfinished = self.score_settings.unfinished_penalty / 2 * ~rollout.generation.finished
         reward_score, cost_score = reward_score - unfinished, cost_score + unfinished
@@ -223,21 +238,60 @@ class ConstrainedPolicyModule(PolicyEvaluation, BaseModule):
         return limit_scores(scores, masked_median(self.gather(scores), self.gather(valid)), clip)
 
     def update(self, rollout: Rollout, scores: Scores, signals: Signals, lam: Tensor, batch: PolicyBatch) -> Learned:
-        """Critics, PTX and actor learn from the rollout, one after the other."""
-        return PolicyUpdate(self, rollout, scores, signals, lam, batch.demonstrations)()
+        """Critics, demonstrations (PTX) and actor learn from the rollout, one after the other."""
+        settings = self.update_settings
+        ptx: Callable[[], Share] | None = None
+        seen: dict[str, Tensor | int] = {}
+        if settings.ptx_weight and batch.demonstrations is not None:
+            ptx, seen = self.ptx(batch.demonstrations)
+        learned = PolicyUpdate(
+            rollout,
+            scores,
+            signals,
+            lam,
+            roles=self.roles,
+            advantages=self.advantages,
+            surrogate=self.surrogate,
+            settings=settings,
+            kl=self.kl,
+            optimizer=OptimizerSteps(self, self.roles.trained(), settings.max_grad_norm),
+            total=self.total,
+            ranks=self.trainer.world_size,
+            ptx=ptx,
+        )()
+        return learned._replace(seen=seen)
 
     def report(self, rollout: Rollout, scores: Scores, learned: Learned) -> None:
         """Log what people watch; one sum over the ranks."""
-        iteration_report(self, rollout, scores, learned)
+        now = time.monotonic()
+        seconds = None if self.last_report is None else now - self.last_report
+        self.last_report = now
+        curves = iteration_curves(rollout, scores, learned, self.total, self.trainer.world_size, seconds)
+        curves |= constraint_curves(self.dual, self.lam_before, list(self.constraints or [""]))
+        self.log_counts(learned.seen)
+        self.log_dict(curves)
+        multiplier = next(name for name in curves if "/lambda" in name)
+        shown = {"reward": "rollout/reward", "cost": "constraint/cost", "lam": multiplier}
+        self.log_dict({short: curves[name] for short, name in shown.items()}, prog_bar=True, logger=False)
 
     # --- what they share --------------------------------------------------------------------------------------------
 
-    def gather(self, value: Tensor) -> Tensor:
-        """(N, ...) of all ranks one after the other; N is the same on every rank."""
-        if self._trainer is None or self.trainer.world_size == 1:
-            return value
-        gathered: Any = self.all_gather(value.contiguous())  # (ranks, N, ...)
-        return gathered.flatten(0, 1)  # type: ignore[no-any-return]
+    def sample(
+        self, batch: PolicyBatch, draws: torch.Generator, samples: int = 1, settings: UpdateSettings | None = None
+    ) -> Rollout:
+        """K responses of the actor to each prompt, in minibatches and micro-batches as the settings say, or in one."""
+        with self.roles.network("actor") as actor:
+            return make_rollout(actor, batch, self.constraint_mask(batch), self.sampling, draws, samples, settings)
+
+    def ptx(self, demonstrations: SupervisedBatch) -> tuple[Callable[[], Share], dict[str, Tensor | int]]:
+        """The actor's loss on demonstrations (PTX), to be asked for at every step, and numbers of them to be logged."""
+        inputs, mask = self.demonstration_inputs(demonstrations)
+
+        def share() -> Share:
+            with self.roles.network("actor"):
+                return self.likelihood_share(inputs, mask)
+
+        return share, demonstrations_seen(demonstrations, inputs, mask)
 
     def constraint_mask(self, batch: PolicyBatch) -> Tensor:
         """(B, C) bool: which constraint each prompt counts for: the first that names one of its categories.
@@ -251,8 +305,20 @@ class ConstrainedPolicyModule(PolicyEvaluation, BaseModule):
             return batch.valid[:, None]
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
         index = [[data.taxonomy.category_index(name) for name in names] for names in self.constraints.values()]
-        found = torch.stack([(batch.category[:, wanted] == 1).any(1) for wanted in index], 1)  # (B, C)
-        return found & (found.cumsum(1) == 1) & batch.valid[:, None]
+        named = torch.stack([(batch.category[:, wanted] == 1).any(1) for wanted in index], 1)  # (B, C)
+        return named & (named.cumsum(1) == 1) & batch.valid[:, None]
+
+    def response_rows(self, batch: PolicyBatch, batch_idx: int, loader: int) -> list[Row]:
+        """See :class:`PolicyEvaluation`: learned ``reward`` and ``cost`` (normalised), ``violating``, ``kl``, and the judge's."""
+        draws = generator(self.seed, EVALUATION_STREAM, loader, batch_idx, self.global_rank)
+        with self.roles.network("actor") as actor:
+            return sampled_rows(actor, batch, self.sampling, draws, self._learned_values, self.judge)
+
+    def _learned_values(self, generation: Generation, micro_batch: MicroBatch) -> dict[str, Tensor]:
+        reward, cost = self.scale.normalise(*(self.roles.score(name, micro_batch) for name in SCORERS))
+        reference = self.roles.log_probs("reference", micro_batch)
+        kl = sequence_kl(kl_estimate(generation.log_probs, reference, generation.mask), generation.mask)
+        return {"reward": reward, "cost": cost, "violating": (cost > 0).float(), "kl": kl}
 
     # --- Lightning ----------------------------------------------------------------------------------------------------
 
@@ -273,8 +339,43 @@ class ConstrainedPolicyModule(PolicyEvaluation, BaseModule):
 
     def on_train_start(self) -> None:
         """Measure the starting policy (a resumed run only compares towers), then finish a resume."""
-        measure_start(self)
+        self.measure_start()
         super().on_train_start()
+
+    @torch.no_grad()
+    def measure_start(self) -> None:
+        """Compare towers; before the first step also check the pieces, measure the scores and print where the budget lies.
+
+        Raises:
+            ValueError: If the data module gives no prompts to look at, a budget cannot be expressed by the training signal, or
+                the cost model cannot tell harm.
+            CheckpointError: If the actor is not its own reference.
+        """
+        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        if not hasattr(data, "first_prompts"):
+            raise ValueError(
+                "policy training needs PromptDataModule (or a data module with first_prompts and labelled)"
+            )
+        draws = generator(self.seed, START_STREAM, self.global_rank)
+        batches = []
+        for batch in data.first_prompts(self.start_settings.prompts):
+            batch = self.transfer_batch_to_device(batch, self.device, 0)
+            with self.trainer.precision_plugin.train_step_context():  # in the arithmetic of the steps to come
+                _, rollout = self.admit(batch, lambda b: self.sample(b, draws))
+                batches.append(first_scores(self.roles, rollout))
+            if self.global_step > 0:
+                return  # resumed: only the towers had to be compared
+        reward, cost, kl, constraint_mask = (self.gather(torch.cat(column)) for column in zip(*batches, strict=True))
+        real = ~kl.isnan()
+        check_reference(float(kl[real].abs().mean()))
+        self.scale.measure(reward[real], cost[real])
+        self.roles.start_critics(*self.scale.applied)
+        _, costs = self.scale.normalise(reward, cost)
+        names, clip = list(self.constraints or [""]), self.score_settings.clip
+        check_budgets(self.dual, costs, constraint_mask, names, normalised=self.score_settings.normalise, clip=clip)
+        if (labelled := data.labelled(self.start_settings.labelled)) is not None:
+            pairs = (self.admit(batch, lambda b: labelled_costs(self.roles, b)) for batch in labelled)
+            check_cost_model(pairs, self.start_settings.min_sign_accuracy, self.device)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add hashes of the frozen roles that stay out."""
@@ -292,5 +393,6 @@ class ConstrainedPolicyModule(PolicyEvaluation, BaseModule):
         for role, stored in checkpoint["roles"].items():
             if now.get(role) != stored:
                 raise CheckpointError(
-                    f"the checkpoint was trained with another {role} model; name the run it was made with"
+                    f"the checkpoint was trained with another {role} model; name the run it was made with (in Python, give the "
+                    "module it was made with)"
                 )

@@ -1,57 +1,73 @@
 """The curves of one policy iteration."""
 
-import time
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
+from safe_rlhf_v.dual import DualController
 from safe_rlhf_v.functional.masked import masked_sum
 from safe_rlhf_v.functional.policy import kl_estimate, sequence_kl
 from safe_rlhf_v.functional.policy_losses import explained_variance
-from safe_rlhf_v.policy.types import Rollout, Scores
+from safe_rlhf_v.policy.rollout import Rollout, Scores
 from safe_rlhf_v.policy.update import Learned
 from safe_rlhf_v.scoring.rows import REFUSALS
 
-if TYPE_CHECKING:
-    from safe_rlhf_v.policy.module import ConstrainedPolicyModule
 
-
-def iteration_report(module: "ConstrainedPolicyModule", rollout: Rollout, scores: Scores, learned: Learned) -> None:
-    """Log one iteration: means over the responses of all ranks, brought together by one sum; scores are not clipped.
+def iteration_curves(
+    rollout: Rollout,
+    scores: Scores,
+    learned: Learned,
+    total: Callable[[Tensor], Tensor],
+    ranks: int,
+    seconds: float | None,
+) -> dict[str, float]:
+    """Means over the responses of all ranks, brought together by one sum; scores are not clipped.
 
     Args:
-        module: Whose logger to use.
         rollout: What was sampled.
         scores: What it earned.
         learned: What the updates showed.
+        total: Sums a tensor over all ranks.
+        ranks: How many there are.
+        seconds: Since the iteration before; ``None`` in the first one.
     """
-    means = _means(module, rollout, scores)
-    names = list(means)
-    sums = torch.stack([torch.stack([total, count]) for total, count in means.values()])  # (names, 2)
-    totals = module.total(sums).unbind(1)
-    values = dict(zip(names, (totals[0] / totals[1].clamp(min=1)).tolist(), strict=True))
+    means = _means(rollout, scores)
+    sums = torch.stack([torch.stack([value, count]) for value, count in means.values()])  # (names, 2)
+    values, counts = total(sums).unbind(1)
+    curves = dict(zip(means, (values / counts.clamp(min=1)).tolist(), strict=True))
     losses = _losses(learned)
-    shares = module.total(torch.stack([torch.stack(entries).mean().double() for entries in losses.values()]))
-    values |= dict(zip(losses, (shares / module.trainer.world_size).tolist(), strict=True))  # as DDP averages gradients
-    module.log_counts(learned.seen)
+    shares = total(torch.stack([torch.stack(entries).mean().double() for entries in losses.values()]))
+    curves |= dict(zip(losses, (shares / ranks).tolist(), strict=True))  # as DDP averages gradients
     if learned.values is not None and learned.returns is not None:
         for name in ("reward", "cost"):
             explained = explained_variance(getattr(learned.values, name), getattr(learned.returns, name), rollout.mask)
-            values[f"critic/{name}_explained_variance"] = float(explained)
-    values |= _constraint(module)
-    now = time.monotonic()
-    if module.last_report is not None:
-        values["rollout/tokens_per_second"] = float(totals[0][names.index("rollout/length")]) / (
-            now - module.last_report
-        )
-    module.last_report = now
-    module.log_dict(values)
-    shown = {"reward": "rollout/reward", "cost": "constraint/cost", "lam": next(n for n in values if "/lambda" in n)}
-    module.log_dict({short: values[name] for short, name in shown.items()}, prog_bar=True, logger=False)
+            curves[f"critic/{name}_explained_variance"] = float(explained)
+    if seconds is not None:
+        curves["rollout/tokens_per_second"] = float(values[list(means).index("rollout/length")]) / seconds
+    return curves
 
 
-def _means(module: "ConstrainedPolicyModule", rollout: Rollout, scores: Scores) -> dict[str, tuple[Tensor, Tensor]]:
+def constraint_curves(dual: DualController, before: Tensor, names: Sequence[str]) -> dict[str, float]:
+    """Multiplier, budget, windowed cost and gap of every constraint.
+
+    Args:
+        dual: After its step.
+        before: (C,) the multipliers before it.
+        names: Of the C constraints; "" where there is only one, on all prompts.
+    """
+    curves: dict[str, float] = {}
+    for i, name in enumerate(names):
+        suffix = f"_{name}" if name else ""
+        curves[f"constraint/lambda{suffix}"] = float(dual.lam[i])
+        curves[f"constraint/budget{suffix}"] = float(dual.budget[i])
+        curves[f"constraint/windowed_cost{suffix}"] = float(dual.mean_cost[i])
+        curves[f"constraint/gap{suffix}"] = float(dual.gap[i])
+        curves[f"constraint/lambda_step{suffix}"] = float(dual.lam[i] - before[i])
+    return curves
+
+
+def _means(rollout: Rollout, scores: Scores) -> dict[str, tuple[Tensor, Tensor]]:
     """(sum, count), float64, of what is averaged over responses or tokens."""
     mask, valid = rollout.mask, rollout.valid
     kl = kl_estimate(rollout.generation.log_probs, scores.reference, mask)  # (N, R)
@@ -68,39 +84,24 @@ def _means(module: "ConstrainedPolicyModule", rollout: Rollout, scores: Scores) 
         "policy/kl": sequence_kl(kl, mask),
     }
     count = valid.sum().double()
-    found = {name: (masked_sum(x.double(), valid), count) for name, x in responses.items()}
+    means = {name: (masked_sum(x.double(), valid), count) for name, x in responses.items()}
     tokens = mask.sum().double()
-    found["policy/kl_per_token"] = (kl.double().sum(), tokens)
-    found["policy/entropy"] = (-masked_sum(rollout.generation.log_probs.double(), mask), tokens)
-    return found
+    means["policy/kl_per_token"] = (kl.double().sum(), tokens)
+    means["policy/entropy"] = (-masked_sum(rollout.generation.log_probs.double(), mask), tokens)
+    return means
 
 
 def _losses(learned: Learned) -> dict[str, list[Tensor]]:
-    """Losses and gradient norms under the names of the curves."""
-    curves = {
+    """Losses, statistics of the surrogate and gradient norms under the names of the curves."""
+    names = {
         "policy": "policy/loss",
         "kl": "policy/kl_loss",
-        "clip_fraction": "policy/clip_fraction",
         "ptx": "policy/ptx_loss",
         "reward_value": "critic/reward_loss",
         "cost_value": "critic/cost_loss",
     }
-    found = {curves[name]: entries for name, entries in learned.losses.items()}
+    curves = {names.get(name, f"policy/{name}"): entries for name, entries in learned.losses.items()}
     for role, entries in learned.gradient_norms.items():
-        home = "policy/gradient_norm" if role == "actor" else f"critic/{role.removesuffix('_critic')}_gradient_norm"
-        found[home] = entries
-    return found
-
-
-def _constraint(module: "ConstrainedPolicyModule") -> dict[str, float]:
-    """Multiplier, budget, windowed cost and gap of every constraint."""
-    dual = module.dual
-    found: dict[str, float] = {}
-    names = [""] if module.constraints is None else [f"_{name}" for name in module.constraints]
-    for i, suffix in enumerate(names):
-        found[f"constraint/lambda{suffix}"] = float(dual.lam[i])
-        found[f"constraint/budget{suffix}"] = float(dual.budget[i])
-        found[f"constraint/windowed_cost{suffix}"] = float(dual.mean_cost[i])
-        found[f"constraint/gap{suffix}"] = float(dual.gap[i])
-        found[f"constraint/lambda_step{suffix}"] = float(dual.lam[i] - module.lam_before[i])
-    return found
+        name = "policy/gradient_norm" if role == "actor" else f"critic/{role.removesuffix('_critic')}_gradient_norm"
+        curves[name] = entries
+    return curves

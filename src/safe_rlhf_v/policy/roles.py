@@ -4,10 +4,11 @@ Shapes: n responses of one micro-batch of a rollout, R response tokens, D hidden
 """
 
 import copy
+import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Self, TypeVar
+from typing import Self, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -16,31 +17,37 @@ from safe_rlhf_v.models.backbone import Backbone, before_tokens
 from safe_rlhf_v.models.float32 import Float32Module
 from safe_rlhf_v.models.heads import Head, ScalarHead
 from safe_rlhf_v.models.sharding import assign
-from safe_rlhf_v.models.types import ImageFeatures
-from safe_rlhf_v.policy.types import MicroBatch
+from safe_rlhf_v.models.types import ImageFeatures, ResponseStates
+from safe_rlhf_v.policy.rollout import MicroBatch
 from safe_rlhf_v.training.checkpoints import CheckpointError, fingerprint, load_stage, tensor_hash
-from safe_rlhf_v.training.runs import StoredRun, load_opened, open_run, say
+from safe_rlhf_v.training.runs import Source, StoredRun, load_scorer, open_run, say
+
+SCORERS = ("reward", "cost")
+"""Roles that score a response; each has a critic, ``reward_critic`` and ``cost_critic``, where the estimator needs critics."""
 
 Frozen = TypeVar("Frozen", bound=nn.Module)
 
 
 class Roles(nn.Module, ABC):
-    """Who acts, who is compared with, who judges and who predicts.
+    """Who acts, who is compared with, who scores and who predicts.
 
-    The actor is the policy module's own backbone, handed to every method; a subclass holds the others.
+    :meth:`build` keeps the actor, which is the policy module's own backbone; the other networks belong to this module. Every
+    network is read through :meth:`network`. A subclass writes :meth:`create`, :meth:`network`, :meth:`trained` and
+    :meth:`frozen`; in :meth:`create` it also adds the heads, with :meth:`add_heads`.
 
     Attributes:
+        critics: Names of the scorers that have a critic: both or none.
         same_features: Whether every role reads the actor's image features (set by :meth:`compare_towers`); then a picture
             is encoded once for all of them.
         started: Names of the actor's tensors that a start run gave: its base does not, so checkpoints keep them.
     """
 
+    critics: tuple[str, ...] = ()
     same_features: bool = False
     started: frozenset[str] = frozenset()
 
-    @abstractmethod
     def build(self, actor: Backbone, critics: bool) -> None:
-        """Start the actor and create the other networks.
+        """Keep the actor, give it its start, and create the other networks.
 
         Args:
             actor: Freshly built.
@@ -49,40 +56,82 @@ class Roles(nn.Module, ABC):
         Raises:
             CheckpointError: If a run cannot be read or does not fit the actor.
         """
+        self._actor = (actor,)  # in a tuple, since its tensors are the policy module's and not ours
+        self.critics = SCORERS if critics else ()
+        self.create(actor)
 
-    def acting(self, actor: Backbone) -> AbstractContextManager[None]:
-        """In this context the actor's own methods (sampling, export) are those of the policy."""
-        return nullcontext()
+    @property
+    def actor(self) -> Backbone:
+        """The policy's backbone."""
+        return self._actor[0]
 
-    @abstractmethod
-    def log_probs(self, actor: Backbone, micro_batch: MicroBatch) -> Tensor:
-        """(n, R) float32 log-probability of each response token under the policy, 0 where masked."""
-
-    @abstractmethod
-    def reference_log_probs(self, actor: Backbone, micro_batch: MicroBatch) -> Tensor:
-        """(n, R) float32 log-probability of each response token under the frozen start, 0 where masked."""
+    # --- what a subclass writes -------------------------------------------------------------------------------------
 
     @abstractmethod
-    def judge(self, actor: Backbone, micro_batch: MicroBatch) -> tuple[Tensor, Tensor]:
-        """(n,) float32 reward and (n,) float32 cost, as the frozen models give them."""
+    def create(self, actor: Backbone) -> None:
+        """Give the actor its start, and create the other networks; see :meth:`build`."""
 
     @abstractmethod
-    def value(self, actor: Backbone, micro_batch: MicroBatch, name: str) -> Tensor:
-        """(n, R) float32 predictions of one critic, ``reward`` or ``cost``, before each token, 0 where masked."""
+    def network(self, role: str) -> AbstractContextManager[Backbone]:
+        """A context in which the backbone that it gives is that of a role.
+
+        Args:
+            role: ``actor``, ``reference``, ``reward``, ``cost``, ``reward_critic`` or ``cost_critic``.
+        """
 
     @abstractmethod
-    def trained(self, actor: Backbone) -> dict[str, list[nn.Parameter]]:
+    def trained(self) -> dict[str, list[nn.Parameter]]:
         """Trainable parameters of each role that has any: each role's gradient is clipped by itself."""
 
     @abstractmethod
-    def rebuilt(self) -> Iterator[str]:
-        """Names of tensors, below this module, that :meth:`build` gives back: checkpoints leave them out."""
+    def frozen(self) -> dict[str, list[str]]:
+        """Names of the modules, below this one, of each frozen role that :meth:`build` gives back: checkpoints leave them out."""
 
-    @abstractmethod
-    def identity(self) -> dict[str, str]:
-        """A hash for each frozen role that is not in checkpoints, to recognise it on resume."""
+    # --- what every one does ----------------------------------------------------------------------------------------
 
-    @abstractmethod
+    def add_heads(self, name: str, head: Head, hidden_size: int) -> None:
+        """Add a scorer's head, frozen, and the value head of its critic, if it has one.
+
+        Args:
+            name: ``reward`` or ``cost``.
+            head: Of the scorer.
+            hidden_size: D of its critic.
+        """
+        self.add_module(f"{name}_head", frozen_module(head))
+        if name in self.critics:
+            self.add_module(f"{name}_value", Critic(hidden_size))
+
+    def read(self, role: str, micro_batch: MicroBatch, *, log_probs: bool = False) -> ResponseStates:
+        """The states of a micro-batch's responses in a role's network.
+
+        Args:
+            role: See :meth:`network`.
+            micro_batch: n responses.
+            log_probs: Whether the log-probabilities of their tokens are needed, too.
+        """
+        with self.network(role) as network:
+            features = micro_batch.features if self.same_features else network.encode_images(micro_batch.images)
+            return network.read(micro_batch.tokens, features, log_probs=log_probs)
+
+    def log_probs(self, role: str, micro_batch: MicroBatch) -> Tensor:
+        """(n, R) float32 log-probability of each response token under the actor or the reference, 0 where masked."""
+        states = self.read(role, micro_batch, log_probs=True)
+        assert states.log_probs is not None
+        return states.log_probs
+
+    def score(self, name: str, micro_batch: MicroBatch) -> Tensor:
+        """(n,) float32 score of each response, as the frozen ``reward`` or ``cost`` model gives it."""
+        head = self.get_submodule(f"{name}_head")
+        assert isinstance(head, Head)
+        score: Tensor = head(self.read(name, micro_batch, log_probs=head.needs_log_probs))[:, 0]
+        return score
+
+    def value(self, name: str, micro_batch: MicroBatch) -> Tensor:
+        """(n, R) float32 predictions of the ``reward`` or ``cost`` critic before each token, 0 where masked."""
+        states = self.read(f"{name}_critic", micro_batch)
+        value: Tensor = self.get_submodule(f"{name}_value")(states.prompt, states.hidden, states.mask)
+        return value
+
     def start_critics(self, mean: Tensor, scales: Tensor) -> None:
         """Put the critics where the scorers are: V = (score - mean) / scale, where the score is linear in the state.
 
@@ -90,10 +139,45 @@ class Roles(nn.Module, ABC):
             mean: (2,) what is subtracted from reward and cost.
             scales: (2,) what they are divided by.
         """
+        for i, name in enumerate(self.critics):
+            head, value = self.get_submodule(f"{name}_head"), self.get_submodule(f"{name}_value")
+            assert isinstance(head, Head)
+            assert isinstance(value, Critic)
+            value.start_from(head, mean[i], scales[i])
 
-    @abstractmethod
-    def compare_towers(self, actor: Backbone, micro_batch: MicroBatch) -> None:
+    def compare_towers(self, micro_batch: MicroBatch) -> None:
         """Find out, on one micro-batch of a rollout, whether all roles see the same frozen image features."""
+        features: dict[int, list[Tensor]] = {}  # by network: roles may share one
+        for role in ("actor", "reference", *SCORERS, *(f"{name}_critic" for name in self.critics)):
+            with torch.enable_grad(), self.network(role) as network:
+                if id(network) not in features:
+                    features[id(network)] = _flat(network.encode_images(micro_batch.images))
+        first, *rest = features.values()
+        frozen = not any(tensor.requires_grad for tensors in (first, *rest) for tensor in tensors)
+        self.same_features = frozen and all(
+            len(first) == len(other) and all(map(torch.equal, first, other)) for other in rest
+        )
+
+    def rebuilt(self) -> Iterator[str]:
+        """Names of the tensors, below this module, that :meth:`build` gives back."""
+        for names in self.frozen().values():
+            for name in names:
+                yield from (f"{name}.{tensor}" for tensor in self.get_submodule(name).state_dict())
+
+    def identity(self) -> dict[str, str]:
+        """A hash for each frozen role that is not in checkpoints, to recognise it on resume."""
+        if not hasattr(self, "_identity"):  # they never change, and a hash of large networks takes seconds
+            modules = {role: [self.get_submodule(name) for name in names] for role, names in self.frozen().items()}
+            self._identity = {role: module_hash(nn.ModuleList(found)) for role, found in modules.items()}
+        return self._identity
+
+    def train(self, mode: bool = True) -> Self:
+        """Set training mode; what has nothing to train stays in evaluation mode."""
+        super().train(mode)
+        for module in self.children():
+            if not any(parameter.requires_grad for parameter in module.parameters()):
+                module.eval()
+        return self
 
 
 class Critic(Float32Module):
@@ -127,6 +211,10 @@ class Critic(Float32Module):
 class SeparateRoles(Roles):
     """Six networks, as in Safe RLHF-V (arXiv 2503.17682): the critics start from the reward and cost models.
 
+    In Python the modules of earlier stages can stand in the place of their runs; their networks are copied::
+
+        SeparateRoles(reward=reward_module, cost=cost_module, start=supervised_module)
+
     YAML::
 
         roles:
@@ -137,134 +225,72 @@ class SeparateRoles(Roles):
             cost: runs/quickstart/cost
     """
 
-    def __init__(self, reward: str, cost: str, start: str | None = None, trust: list[str] | None = None) -> None:
+    def __init__(
+        self, reward: Source, cost: Source, start: Source | None = None, trust: list[str] | None = None
+    ) -> None:
         """
         Args:
-            reward: Run folder or checkpoint of a reward model.
-            cost: Run folder or checkpoint of a cost model.
-            start: Run folder or checkpoint whose policy the actor starts from and is compared with; ``None`` for the
-                backbone as it is built (pretrained weights).
+            reward: Run folder or checkpoint of a reward model; in Python also the trained module.
+            cost: Run folder or checkpoint of a cost model; in Python also the trained module.
+            start: Run folder or checkpoint whose policy the actor starts from and is compared with, in Python also the module;
+                ``None`` for the backbone as it is built (pretrained weights).
             trust: Packages whose classes those runs may name, beside this library's (``--trust`` adds to them).
         """
         super().__init__()
-        self.start_run, self.runs, self.trust = start, {"reward": reward, "cost": cost}, tuple(trust or ())
+        self.sources: dict[str, Source | None] = {"reward": reward, "cost": cost, "start": start}
+        self.trust = tuple(trust or ())
         self._in_checkpoint: set[str] = set()
-        self._identity: dict[str, str] = {}
 
-    def build(self, actor: Backbone, critics: bool) -> None:
+    def create(self, actor: Backbone) -> None:
         """See :class:`Roles`."""
-        opened, start = open_roles(actor, self.runs, self.start_run, self.trust)
+        scorers, start = open_roles(actor, self.sources, self.trust)
         if start is not None:
-            load_stage(start, actor, fingerprint(actor))
-            self.started = frozenset(name.removeprefix("backbone.") for name in start["state_dict"])
-        if start is None and actor.base is None:  # nothing gives random weights back
+            load_stage(start.stage, actor, fingerprint(actor))
+            self.started = frozenset(name.removeprefix("backbone.") for name in start.stage["state_dict"])
+        elif actor.base is None:  # nothing gives random weights back
             self._in_checkpoint = {"reference"}
-        self.reference = _frozen(copy.deepcopy(actor))
-        for name, run in opened.items():
-            module: Any = load_opened(run, f"{name} model")
-            _same_tokens(run.file, module.backbone, actor)
-            if critics:  # what its stage trained, trains on
-                critic = copy.deepcopy(module.backbone)
+        self.reference = frozen_module(copy.deepcopy(actor))
+        for name, run in scorers.items():
+            network, head = load_scorer(run, f"{name} model")
+            _same_tokens(run.file, network, actor)
+            if name in self.critics:  # what its stage trained, trains on
+                critic = copy.deepcopy(network)
                 critic.freeze_unused_lm_head()
                 self.add_module(f"{name}_critic", critic)
-                self.add_module(f"{name}_value", Critic(critic.hidden_size))
-            self.add_module(name, _frozen(module.backbone))
-            self.add_module(f"{name}_head", _frozen(module.head))
-        self.critics = critics
+            self.add_heads(name, head, network.hidden_size)
+            self.add_module(name, frozen_module(network))
+        self.sources.clear()  # modules of earlier stages may go
 
-    def train(self, mode: bool = True) -> Self:
-        """Set training mode; frozen roles stay in evaluation mode."""
-        super().train(mode)
-        for role in ("reference", *self.runs):
-            if hasattr(self, role):
-                self.get_submodule(role).eval()
-        return self
-
-    def _features(self, backbone: Backbone, micro_batch: MicroBatch) -> ImageFeatures:
-        return micro_batch.features if self.same_features else backbone.encode_images(micro_batch.images)
-
-    def log_probs(self, actor: Backbone, micro_batch: MicroBatch) -> Tensor:
+    def network(self, role: str) -> AbstractContextManager[Backbone]:
         """See :class:`Roles`."""
-        states = actor.read(micro_batch.tokens, self._features(actor, micro_batch), log_probs=True)
-        assert states.log_probs is not None
-        return states.log_probs
+        network = self.actor if role == "actor" else self.get_submodule(role)
+        assert isinstance(network, Backbone)
+        return nullcontext(network)
 
-    def reference_log_probs(self, actor: Backbone, micro_batch: MicroBatch) -> Tensor:
+    def trained(self) -> dict[str, list[nn.Parameter]]:
         """See :class:`Roles`."""
-        return self.log_probs(self.reference, micro_batch)
+        modules: dict[str, list[nn.Module]] = {"actor": [self.actor]}
+        for name in self.critics:
+            modules[f"{name}_critic"] = [self.get_submodule(f"{name}_critic"), self.get_submodule(f"{name}_value")]
+        return {
+            role: [p for module in members for p in module.parameters() if p.requires_grad]
+            for role, members in modules.items()
+        }
 
-    def judge(self, actor: Backbone, micro_batch: MicroBatch) -> tuple[Tensor, Tensor]:
+    def frozen(self) -> dict[str, list[str]]:
         """See :class:`Roles`."""
-        return self._score("reward", micro_batch), self._score("cost", micro_batch)
-
-    def _score(self, name: str, micro_batch: MicroBatch) -> Tensor:
-        backbone, head = self.get_submodule(name), self.get_submodule(f"{name}_head")
-        assert isinstance(backbone, Backbone)
-        assert isinstance(head, Head)
-        states = backbone.read(
-            micro_batch.tokens, self._features(backbone, micro_batch), log_probs=head.needs_log_probs
-        )
-        score: Tensor = head(states)[:, 0]
-        return score
-
-    def value(self, actor: Backbone, micro_batch: MicroBatch, name: str) -> Tensor:
-        """See :class:`Roles`."""
-        backbone = self.get_submodule(f"{name}_critic")
-        assert isinstance(backbone, Backbone)
-        states = backbone.read(micro_batch.tokens, self._features(backbone, micro_batch))
-        value: Tensor = self.get_submodule(f"{name}_value")(states.prompt, states.hidden, states.mask)
-        return value
-
-    def trained(self, actor: Backbone) -> dict[str, list[nn.Parameter]]:
-        """See :class:`Roles`."""
-        found = {"actor": [p for p in actor.parameters() if p.requires_grad]}
-        for name in self.runs if self.critics else ():
-            modules = (self.get_submodule(f"{name}_critic"), self.get_submodule(f"{name}_value"))
-            found[f"{name}_critic"] = [p for module in modules for p in module.parameters() if p.requires_grad]
-        return found
-
-    def rebuilt(self) -> Iterator[str]:
-        """See :class:`Roles`."""
-        for role in ("reference", *self.runs, *(f"{name}_head" for name in self.runs)):
-            if role not in self._in_checkpoint:
-                yield from (f"{role}.{name}" for name in self.get_submodule(role).state_dict())
-
-    def identity(self) -> dict[str, str]:
-        """See :class:`Roles`."""
-        if not self._identity:  # they never change, and a hash of large networks takes seconds
-            roles = [role for role in ("reference", *self.runs) if role not in self._in_checkpoint]
-            self._identity = {role: module_hash(self.get_submodule(role)) for role in roles}
-        return self._identity
-
-    def start_critics(self, mean: Tensor, scales: Tensor) -> None:
-        """See :class:`Roles`."""
-        for i, name in enumerate(self.runs if self.critics else ()):
-            head, value = self.get_submodule(f"{name}_head"), self.get_submodule(f"{name}_value")
-            assert isinstance(head, Head)
-            assert isinstance(value, Critic)
-            value.start_from(head, mean[i], scales[i])
-
-    def compare_towers(self, actor: Backbone, micro_batch: MicroBatch) -> None:
-        """See :class:`Roles`."""
-        names = ["reference", *self.runs, *(f"{name}_critic" for name in self.runs if self.critics)]
-        others = [module for module in map(self.get_submodule, names) if isinstance(module, Backbone)]
-        with torch.enable_grad():
-            first, *rest = [_flat(backbone.encode_images(micro_batch.images)) for backbone in (actor, *others)]
-        frozen = not any(tensor.requires_grad for features in (first, *rest) for tensor in features)
-        self.same_features = frozen and all(
-            len(first) == len(other) and all(map(torch.equal, first, other)) for other in rest
-        )
+        names = {"reference": ["reference"], **{name: [name, f"{name}_head"] for name in SCORERS}}
+        return {role: found for role, found in names.items() if role not in self._in_checkpoint}
 
 
 def open_roles(
-    actor: Backbone, runs: dict[str, str], start: str | None, trust: tuple[str, ...], base: str | None = None
-) -> tuple[dict[str, StoredRun], dict[str, Any] | None]:
-    """Runs of the scorers, and the checkpoint of the start: a bad one is refused before anything is built.
+    actor: Backbone, sources: Mapping[str, Source | None], trust: tuple[str, ...], base: str | None = None
+) -> tuple[dict[str, StoredRun], StoredRun | None]:
+    """Runs of the scorers, and of the start: a bad one is refused before anything is built.
 
     Args:
         actor: Freshly built; the others may be trained on its base.
-        runs: By role, ``reward`` and ``cost``.
-        start: Run of a policy.
+        sources: Of ``reward``, ``cost`` and ``start``; a start may be missing.
         trust: Packages whose classes may be imported.
         base: Stands for the base of every run, as none is built; ``None`` if they build their own.
 
@@ -272,34 +298,34 @@ def open_roles(
         CheckpointError: If one cannot be read, or trains something else.
     """
     bases = {actor.base, actor.base.partition("@")[0]} if actor.base else set()
-    opened = {
-        name: open_run(path, f"{name} model", (name,), trust=trust, base=base, known_bases=bases)
-        for name, path in runs.items()
+    scorers = {
+        name: open_run(source, f"{name} model", (name,), trust=trust, base=base, known_bases=bases)
+        for name, source in sources.items()
+        if name != "start" and source is not None
     }
-    if start is None:
-        return opened, None
-    first = open_run(start, "start", ("policy",), trust=trust, parts=())
-    say(first.named("start"))
-    return opened, first.stage
+    if (first := sources["start"]) is None:
+        return scorers, None
+    start = open_run(first, "start", ("policy",), trust=trust, parts=())
+    say(start.named("start"))
+    return scorers, start
 
 
 def module_hash(module: nn.Module) -> str:
     """One hash (hex) over every tensor of a module, names included."""
-    import hashlib
-
     digest = hashlib.sha256()
     for name, value in sorted(module.state_dict().items()):
         digest.update(f"{name} {tensor_hash(value)}\n".encode())
     return digest.hexdigest()
 
 
-def _flat(features: ImageFeatures) -> list[Tensor]:
-    return [*features.tokens, *(level for levels in features.levels for level in levels)]
-
-
-def _frozen(module: Frozen) -> Frozen:
+def frozen_module(module: Frozen) -> Frozen:
+    """The module itself, without anything to train and in evaluation mode."""
     module.requires_grad_(False)
     return module.eval()
+
+
+def _flat(features: ImageFeatures) -> list[Tensor]:
+    return [*features.tokens, *(level for levels in features.levels for level in levels)]
 
 
 def _same_tokens(file: str, scorer: Backbone, actor: Backbone) -> None:

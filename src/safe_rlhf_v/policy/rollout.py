@@ -1,6 +1,10 @@
-"""Sampling a rollout, and cutting it into the micro-batches that run through the networks together."""
+"""A rollout: responses are sampled, and split into micro-batches that run through the networks together.
 
-from typing import TYPE_CHECKING
+Shapes: B prompts, K samples per prompt, N = B x K responses (prompt by prompt), R response tokens, C constraints; n responses of
+one micro-batch, r of their tokens. Masks are bool, True = a real token of a response that counts.
+"""
+
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -9,13 +13,90 @@ from torch import Tensor
 from safe_rlhf_v.models.backbone import Backbone
 from safe_rlhf_v.models.layout import PromptTokens, layout
 from safe_rlhf_v.models.sampling import SamplingOptions, generate
-from safe_rlhf_v.models.types import Generation, ImageFeatures, ImageInputs
+from safe_rlhf_v.models.types import Generation, ImageFeatures, ImageInputs, TokenBatch
 from safe_rlhf_v.policy.settings import UpdateSettings
-from safe_rlhf_v.policy.types import MicroBatch, Rollout
 from safe_rlhf_v.records.batches import PolicyBatch, Prompts, to_device
 
-if TYPE_CHECKING:
-    from safe_rlhf_v.policy.module import ConstrainedPolicyModule
+
+class MicroBatch(NamedTuple):
+    """Responses that run through the networks together: all of a rollout, or a micro-batch of similar lengths.
+
+    Attributes:
+        tokens: Prompts with their n responses.
+        images: The pictures of these prompts.
+        features: The same, as the actor's tower encodes them.
+        rows: (n,) int64, which of the N responses these are.
+    """
+
+    tokens: TokenBatch
+    images: ImageInputs
+    features: ImageFeatures
+    rows: Tensor
+
+
+class Rollout(NamedTuple):
+    """N sampled responses.
+
+    Attributes:
+        generation: Tokens, text and the log-probabilities recorded while sampling.
+        mask: (N, R) bool: ``generation.mask`` without padding rows.
+        valid: (N,) bool, False for the responses to padding rows.
+        constraint_mask: (N, C) bool, which constraints a response counts for.
+        samples: K.
+        minibatches: The rollout cut up: per optimizer step the micro-batches whose gradients are added.
+    """
+
+    generation: Generation
+    mask: Tensor
+    valid: Tensor
+    constraint_mask: Tensor
+    samples: int
+    minibatches: tuple[tuple[MicroBatch, ...], ...]
+
+    @property
+    def micro_batches(self) -> tuple[MicroBatch, ...]:
+        """Every micro-batch once."""
+        return tuple(micro_batch for minibatch in self.minibatches for micro_batch in minibatch)
+
+
+class Scores(NamedTuple):
+    """What the frozen roles say about N responses.
+
+    Attributes:
+        reward: (N,) float32, in the policy's units (normalised where wished); neither clipped nor penalised.
+        cost: (N,) float32, likewise; above 0 is harmful. The constraint is measured on it.
+        raw_reward: (N,) float32, as the reward model gave it.
+        raw_cost: (N,) float32, as the cost model gave it.
+        reference: (N, R) float32 log-probability of each token under the reference, 0 where masked.
+    """
+
+    reward: Tensor
+    cost: Tensor
+    raw_reward: Tensor
+    raw_cost: Tensor
+    reference: Tensor
+
+
+class Values(NamedTuple):
+    """One tensor of the reward critic and one of the cost critic.
+
+    Attributes:
+        reward: (N, R) float32, 0 where masked.
+        cost: (N, R) float32, 0 where masked.
+    """
+
+    reward: Tensor
+    cost: Tensor
+
+
+def assemble(micro_batches: tuple[MicroBatch, ...], pieces: list[Tensor], width: int) -> Tensor:
+    """(N,) or (N, R): per-micro-batch results, (n,) or (n, r <= R), back in rollout order; 0 beyond a micro-batch's width."""
+    if pieces[0].dim() == 1:
+        flat = torch.cat(pieces)
+    else:
+        flat = torch.cat([torch.nn.functional.pad(piece, (0, width - piece.shape[1])) for piece in pieces])
+    order = torch.cat([micro_batch.rows for micro_batch in micro_batches])
+    return flat[order.argsort()]
 
 
 def generator(*words: int) -> torch.Generator:
@@ -32,7 +113,7 @@ def draw(
     samples: int = 1,
     settings: UpdateSettings | None = None,
 ) -> tuple[Generation, tuple[tuple[MicroBatch, ...], ...]]:
-    """Sample K responses to every prompt, and cut them into minibatches and micro-batches. Every picture is encoded once.
+    """Sample K responses to every prompt, and split them into minibatches and micro-batches. Every picture is encoded once.
 
     Args:
         backbone: The policy.
@@ -40,22 +121,30 @@ def draw(
         sampling: How to draw.
         draws: Source of all randomness, on the CPU.
         samples: K.
-        settings: How to cut; ``None`` leaves one micro-batch.
+        settings: Sizes of minibatches and micro-batches; ``None`` gives one micro-batch.
+
+    Returns:
+        The N responses, and per optimizer step its micro-batches.
     """
     device = next(backbone.parameters()).device
     prompt_tokens, images = backbone.checked_prompts(prompts)
     images = to_device(images, device)
     features = backbone.encode_images(images)
-    laid = layout(prompt_tokens, [[] for _ in prompt_tokens.ids], pad_id=backbone.pad_id, side="left")
-    drawn = generate(backbone, to_device(laid, device), features, sampling, draws, samples)
-    cutter = Cutter(backbone, prompt_tokens, images, features, drawn, samples)
-    plan = cutter.plan(settings or UpdateSettings(), draws)
-    return drawn, tuple(tuple(to_device(cutter.micro_batch(rows), device) for rows in minibatch) for minibatch in plan)
+    rows = layout(prompt_tokens, [[] for _ in prompt_tokens.ids], pad_id=backbone.pad_id, side="left")
+    generation = generate(backbone, to_device(rows, device), features, sampling, draws, samples)
+    splitter = Splitter(backbone, prompt_tokens, images, features, generation, samples)
+    plan = splitter.plan(settings or UpdateSettings(), draws)
+    minibatches = (
+        tuple(to_device(splitter.micro_batch(numbers), device) for numbers in minibatch) for minibatch in plan
+    )
+    return generation, tuple(minibatches)
 
 
 def make_rollout(
-    module: "ConstrainedPolicyModule",
+    actor: Backbone,
     batch: PolicyBatch,
+    constraint_mask: Tensor,
+    sampling: SamplingOptions,
     draws: torch.Generator,
     samples: int = 1,
     settings: UpdateSettings | None = None,
@@ -63,21 +152,23 @@ def make_rollout(
     """:func:`draw` for a batch, with the masks that say what counts.
 
     Args:
-        module: Whose policy acts, as it is configured.
+        actor: The policy.
         batch: B prompts.
+        constraint_mask: (B, C) bool, which constraints each prompt counts for.
+        sampling: See :func:`draw`.
         draws: See :func:`draw`.
         samples: K.
         settings: See :func:`draw`.
     """
-    with torch.no_grad(), module.roles.acting(module.backbone):
-        drawn, minibatches = draw(module.backbone, batch.prompts, module.sampling, draws, samples, settings)
+    with torch.no_grad():
+        generation, minibatches = draw(actor, batch.prompts, sampling, draws, samples, settings)
     valid = batch.valid.repeat_interleave(samples)  # (N,)
-    constraint_mask = module.constraint_mask(batch).repeat_interleave(samples, 0)  # (N, C)
-    return Rollout(drawn, drawn.mask & valid[:, None], valid, constraint_mask, samples, minibatches)
+    constraint_mask = constraint_mask.repeat_interleave(samples, 0)  # (N, C)
+    return Rollout(generation, generation.mask & valid[:, None], valid, constraint_mask, samples, minibatches)
 
 
-class Cutter:
-    """Cuts a rollout along its prompts; all samples of a prompt stay behind it."""
+class Splitter:
+    """Splits a rollout along its prompts; all samples of a prompt stay behind it."""
 
     def __init__(
         self,
@@ -85,7 +176,7 @@ class Cutter:
         prompts: PromptTokens,
         images: ImageInputs,
         features: ImageFeatures,
-        drawn: Generation,
+        generation: Generation,
         samples: int,
     ) -> None:
         """
@@ -94,14 +185,14 @@ class Cutter:
             prompts: B prompts.
             images: Their pictures.
             features: The same, encoded.
-            drawn: N = B x K responses.
+            generation: N = B x K responses.
             samples: K.
         """
         self.backbone, self.prompts, self.images, self.features = backbone, prompts, images, features
         self.samples = samples
-        lengths = drawn.mask.sum(1).tolist()
-        said = [row[:length] for row, length in zip(drawn.tokens.tolist(), lengths, strict=True)]
-        self.responses = [said[i : i + samples] for i in range(0, len(said), samples)]  # per prompt
+        lengths = generation.mask.sum(1).tolist()
+        ids = [row[:length] for row, length in zip(generation.tokens.tolist(), lengths, strict=True)]
+        self.responses = [ids[i : i + samples] for i in range(0, len(ids), samples)]  # per prompt
 
     def plan(self, settings: UpdateSettings, draws: torch.Generator) -> list[list[list[int]]]:
         """Prompt numbers of every micro-batch of every minibatch; within a minibatch neighbours have similar lengths."""

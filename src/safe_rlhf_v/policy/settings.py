@@ -102,8 +102,6 @@ class UpdateSettings:
         minibatch_size: Prompts per optimizer step and device; ``None`` for all.
         micro_batch_size: Prompts per forward and backward pass and device, for memory; ``None`` for all of a minibatch.
             Neighbours in length go together, and the gradient is that of the whole minibatch.
-        clip: Of the probability ratio.
-        dual_clip: Lower bound of the surrogate for bad tokens, in advantages (arXiv 1912.09729).
         value_clip: Of the change of a value; ``None`` for none.
         value_weight: Of each critic's loss; critics share no weights with the actor, so it only scales gradients.
         reduction: ``token``: mean over all tokens; ``sequence``: over responses, each with the mean of its tokens (as
@@ -115,8 +113,6 @@ class UpdateSettings:
     epochs: int = 1
     minibatch_size: int | None = None
     micro_batch_size: int | None = None
-    clip: float = 0.2
-    dual_clip: float | None = None
     value_clip: float | None = 5.0
     value_weight: float = 1.0
     reduction: Reduction = "token"

@@ -4,28 +4,31 @@ Shapes: n responses of one micro-batch of a rollout, R response tokens, D hidden
 """
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
-from typing import Self
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from safe_rlhf_v.models.adapters import DEFAULT, Adapter, adapter, adapter_tensors, keep_to_default
+from safe_rlhf_v.models.adapters import DEFAULT, Adapter, adapter, adapter_of, adapter_tensors, keep_to_default
 from safe_rlhf_v.models.backbone import Backbone
-from safe_rlhf_v.models.heads import Head
-from safe_rlhf_v.models.types import ImageFeatures, ResponseStates
-from safe_rlhf_v.policy.roles import Critic, Roles, module_hash, open_roles
-from safe_rlhf_v.policy.shared_base import adapter_of_run, backbone_tensors, changed_by, check_adapters, check_trained
-from safe_rlhf_v.policy.types import MicroBatch
-from safe_rlhf_v.training.checkpoints import fingerprint, load_stage
-from safe_rlhf_v.training.runs import load_head, say
+from safe_rlhf_v.policy.roles import SCORERS, Roles, open_roles
+from safe_rlhf_v.training.checkpoints import (
+    CheckpointError,
+    compare_fingerprints,
+    compare_names,
+    fingerprint,
+    load_stage,
+)
+from safe_rlhf_v.training.runs import Source, StoredRun, load_head, say
 
 
 class SharedRoles(Roles):
     """One base, and an adapter each for actor, reward, cost and the two critics, which start from reward and cost.
 
     The reference is the base without adapters, or, where the actor starts from a trained adapter, a frozen copy of that. All
-    runs must be LoRA runs on the same base, with the same settings; of their networks only the adapters are loaded.
+    runs must be LoRA runs on the same base, with the same settings; of their networks only the adapters are loaded. In Python
+    trained modules can stand in the place of runs, as with :class:`SeparateRoles`.
 
     YAML::
 
@@ -40,146 +43,166 @@ class SharedRoles(Roles):
         adapters: By role; the actor's is the backbone's own.
     """
 
-    def __init__(self, reward: str, cost: str, start: str | None = None, trust: list[str] | None = None) -> None:
+    def __init__(
+        self, reward: Source, cost: Source, start: Source | None = None, trust: list[str] | None = None
+    ) -> None:
         """
         Args:
-            reward: Run folder or checkpoint of a reward model.
-            cost: Run folder or checkpoint of a cost model.
-            start: Run folder or checkpoint whose policy the actor starts from and is compared with; ``None`` for the
-                backbone as it is built.
+            reward: Run folder or checkpoint of a reward model; in Python also the trained module.
+            cost: Run folder or checkpoint of a cost model; in Python also the trained module.
+            start: Run folder or checkpoint whose policy the actor starts from and is compared with, in Python also the module;
+                ``None`` for the backbone as it is built.
             trust: Packages whose classes those runs may name, beside this library's (``--trust`` adds to them).
         """
         super().__init__()
-        self.start_run, self.runs, self.trust = start, {"reward": reward, "cost": cost}, tuple(trust or ())
+        self.sources: dict[str, Source | None] = {"reward": reward, "cost": cost, "start": start}
+        self.trust = tuple(trust or ())
         self.adapters = nn.ModuleDict()
-        self.critics = False
-        self._identity: dict[str, str] = {}
 
-    def build(self, actor: Backbone, critics: bool) -> None:
+    def create(self, actor: Backbone) -> None:
         """See :class:`Roles`.
 
         Raises:
             ValueError: If the actor trains anything but adapters.
         """
-        opened, start = open_roles(actor, self.runs, self.start_run, self.trust, actor.base)
-        stages = {name: run.stage for name, run in opened.items()}
+        scorers, start = open_roles(actor, self.sources, self.trust, actor.base)
+        tensors = self._starts(actor, scorers, start)
+        keep_to_default(actor)
+        for role, values in tensors.items():
+            actor.add_adapter(role)
+            self.adapters[role] = Adapter(actor, role)
+            self.adapters[role].load_state_dict(values)
+        for name, run in scorers.items():
+            say(run.named(f"{name} model"))
+            self.add_heads(name, load_head(run, actor), actor.hidden_size)
+        actor.requires_grad_(False)
+        for trained in (Adapter(actor, DEFAULT), *(self.adapters[f"{name}_critic"] for name in self.critics)):
+            trained.requires_grad_(True)
+        self.sources.clear()  # modules of earlier stages may go
+
+    def _starts(
+        self, actor: Backbone, scorers: dict[str, StoredRun], start: StoredRun | None
+    ) -> dict[str, dict[str, Tensor]]:
+        """The first tensors of each role's adapter; the actor gets its own here.
+
+        Raises:
+            ValueError: If the actor trains anything but adapters.
+            CheckpointError: If a run does not fit it.
+        """
         check_trained(actor)
         now = fingerprint(actor)
-        for stage in (*stages.values(), *([start] if start else [])):
-            check_adapters(stage, actor, now)
+        for run in (*scorers.values(), *([start] if start else [])):
+            check_adapters(run.stage, actor, now)
         changed: set[str] = set()
         if start is not None:
-            changed = changed_by(start, actor)
-            load_stage(start, actor, now)
-            self.started = frozenset(backbone_tensors(start))
-        found = {name: adapter_of_run(stage, actor, changed) for name, stage in stages.items()}
-        begin = adapter_tensors(actor.state_dict())
-        if any(value.any() for name, value in begin.items() if "lora_B" in name):  # the actor starts away from the base
-            found["reference"] = begin
-        if critics:
-            found |= {f"{name}_critic": found[name] for name in self.runs}
-        keep_to_default(actor)
-        for name, tensors in found.items():
-            actor.add_adapter(name)
-            self.adapters[name] = Adapter(actor, name)
-            self.adapters[name].load_state_dict(tensors)
-        for name, run in opened.items():
-            say(run.named(f"{name} model"))
-            self.add_module(f"{name}_head", load_head(run, actor).requires_grad_(False).eval())
-            if critics:
-                self.add_module(f"{name}_value", Critic(actor.hidden_size))
-        self.critics = critics
-        actor.requires_grad_(False)
-        for trained in (Adapter(actor, DEFAULT), *(self.adapters[f"{name}_critic"] for name in self._critics())):
-            trained.requires_grad_(True)
+            changed = changed_by(start.stage, actor)
+            load_stage(start.stage, actor, now)
+            self.started = frozenset(backbone_tensors(start.stage))
+        tensors = {name: adapter_of_run(run.stage, actor, changed) for name, run in scorers.items()}
+        first = adapter_tensors(actor.state_dict())
+        if any(value.any() for name, value in first.items() if "lora_B" in name):  # the actor starts away from the base
+            tensors["reference"] = first
+        return tensors | {f"{name}_critic": tensors[name] for name in self.critics}
 
-    def train(self, mode: bool = True) -> Self:
-        """Set training mode; frozen heads stay in evaluation mode."""
-        super().train(mode)
-        for name in self.runs:
-            if hasattr(self, f"{name}_head"):
-                self.get_submodule(f"{name}_head").eval()
-        return self
-
-    def acting(self, actor: Backbone) -> AbstractContextManager[None]:
+    @contextmanager
+    def network(self, role: str) -> Iterator[Backbone]:
         """See :class:`Roles`."""
-        return adapter(actor, DEFAULT)
+        base_alone = role == "reference" and role not in self.adapters
+        name = DEFAULT if role == "actor" else role
+        with adapter(self.actor, None if base_alone else name):
+            yield self.actor
 
-    def _read(
-        self, actor: Backbone, micro_batch: MicroBatch, name: str | None, *, log_probs: bool = False
-    ) -> ResponseStates:
-        with adapter(actor, name):
-            features: ImageFeatures = (
-                micro_batch.features if self.same_features else actor.encode_images(micro_batch.images)
-            )
-            return actor.read(micro_batch.tokens, features, log_probs=log_probs)
-
-    def log_probs(self, actor: Backbone, micro_batch: MicroBatch) -> Tensor:
+    def trained(self) -> dict[str, list[nn.Parameter]]:
         """See :class:`Roles`."""
-        states = self._read(actor, micro_batch, DEFAULT, log_probs=True)
-        assert states.log_probs is not None
-        return states.log_probs
-
-    def reference_log_probs(self, actor: Backbone, micro_batch: MicroBatch) -> Tensor:
-        """See :class:`Roles`."""
-        name = "reference" if "reference" in self.adapters else None
-        states = self._read(actor, micro_batch, name, log_probs=True)
-        assert states.log_probs is not None
-        return states.log_probs
-
-    def judge(self, actor: Backbone, micro_batch: MicroBatch) -> tuple[Tensor, Tensor]:
-        """See :class:`Roles`."""
-        return self._score(actor, "reward", micro_batch), self._score(actor, "cost", micro_batch)
-
-    def _score(self, actor: Backbone, name: str, micro_batch: MicroBatch) -> Tensor:
-        head = self.get_submodule(f"{name}_head")
-        assert isinstance(head, Head)
-        score: Tensor = head(self._read(actor, micro_batch, name, log_probs=head.needs_log_probs))[:, 0]
-        return score
-
-    def value(self, actor: Backbone, micro_batch: MicroBatch, name: str) -> Tensor:
-        """See :class:`Roles`."""
-        states = self._read(actor, micro_batch, f"{name}_critic")
-        value: Tensor = self.get_submodule(f"{name}_value")(states.prompt, states.hidden, states.mask)
-        return value
-
-    def _critics(self) -> tuple[str, ...]:
-        return tuple(self.runs) if self.critics else ()
-
-    def trained(self, actor: Backbone) -> dict[str, list[nn.Parameter]]:
-        """See :class:`Roles`."""
-        found = {"actor": list(Adapter(actor, DEFAULT).parameters())}
-        for name in self._critics():
+        parameters = {"actor": list(Adapter(self.actor, DEFAULT).parameters())}
+        for name in self.critics:
             modules = (self.adapters[f"{name}_critic"], self.get_submodule(f"{name}_value"))
-            found[f"{name}_critic"] = [p for module in modules for p in module.parameters()]
-        return found
+            parameters[f"{name}_critic"] = [p for module in modules for p in module.parameters()]
+        return parameters
 
-    def rebuilt(self) -> Iterator[str]:
+    def frozen(self) -> dict[str, list[str]]:
         """See :class:`Roles`."""
-        places = [f"adapters.{name}" for name in ("reference", *self.runs) if name in self.adapters]
-        for place in (*places, *(f"{name}_head" for name in self.runs)):
-            yield from (f"{place}.{name}" for name in self.get_submodule(place).state_dict())
+        names = {name: [f"adapters.{name}", f"{name}_head"] for name in SCORERS}
+        return {"reference": ["adapters.reference"] if "reference" in self.adapters else [], **names}
 
-    def identity(self) -> dict[str, str]:
-        """See :class:`Roles`."""
-        if not self._identity:  # they never change, and a hash of large adapters takes a second
-            networks = {name: [self.adapters[name], self.get_submodule(f"{name}_head")] for name in self.runs}
-            self._identity = {name: module_hash(nn.ModuleList(found)) for name, found in networks.items()}
-            own = "reference" in self.adapters
-            self._identity["reference"] = module_hash(self.adapters["reference"]) if own else "the base"
-        return self._identity
 
-    def start_critics(self, mean: Tensor, scales: Tensor) -> None:
-        """See :class:`Roles`."""
-        for i, name in enumerate(self._critics()):
-            head, value = self.get_submodule(f"{name}_head"), self.get_submodule(f"{name}_value")
-            assert isinstance(head, Head)
-            assert isinstance(value, Critic)
-            value.start_from(head, mean[i], scales[i])
+def check_trained(actor: Backbone) -> None:
+    """Raises: ValueError: If the actor trains anything but adapters: the other roles would change with it."""
+    if actor.lora is None:
+        raise ValueError("SharedRoles puts adapters on one base: give the backbone lora settings, or use SeparateRoles")
+    other = [name for name, value in actor.named_parameters() if value.requires_grad and adapter_of(name) is None]
+    if other:
+        more = f" (+{len(other) - 1})" if len(other) > 1 else ""
+        raise ValueError(
+            f"the backbone trains {other[0]}{more} beside its adapters, under all roles of SharedRoles: freeze it "
+            "(freeze_tower, freeze_projector: true), or use SeparateRoles"
+        )
 
-    def compare_towers(self, actor: Backbone, micro_batch: MicroBatch) -> None:
-        """See :class:`Roles`: there is one tower, so it only has to be frozen."""
-        with torch.enable_grad():
-            features = actor.encode_images(micro_batch.images)
-        tensors = [*features.tokens, *(level for levels in features.levels for level in levels)]
-        self.same_features = not any(tensor.requires_grad for tensor in tensors)
+
+def check_adapters(stage: dict[str, Any], actor: Backbone, now: dict[str, str]) -> None:
+    """Refuse a run whose adapters are not like the actor's.
+
+    Args:
+        stage: The run's checkpoint.
+        actor: Freshly built.
+        now: Its fingerprint.
+
+    Raises:
+        CheckpointError: If the run has no adapters, other settings or another base.
+    """
+    file, theirs = stage["file"], {"lora": "", **stage["fingerprint"]}
+    layers = adapter_tensors(backbone_tensors(stage)).keys()
+    if not layers:
+        raise CheckpointError(
+            f"{file}: was trained without adapters; give its backbone lora settings, or use SeparateRoles"
+        )
+    compare_fingerprints(file, theirs, now, base=bool(stage["rebuilt"]))
+    for name in ("base", "lora"):  # the base by its name, too: all of it is shared, and only one tensor has a hash
+        if theirs[name] != now[name]:
+            raise CheckpointError(
+                f"{file}: its {name} is {theirs[name]!r}, the policy's is {now[name]!r}; give both the same"
+            )
+    if other := layers ^ adapter_tensors(actor.state_dict()).keys():
+        raise CheckpointError(
+            f"{file}: adapts other layers than the policy ({min(other)}); give both the same lora.target_modules"
+        )
+
+
+def changed_by(start: dict[str, Any], actor: Backbone) -> set[str]:
+    """Names of the base's tensors that a start run is going to change in an actor."""
+    own = actor.state_dict()
+    stored = backbone_tensors(start)
+    return {name for name, value in stored.items() if adapter_of(name) is None and not _same(value, own.get(name))}
+
+
+def adapter_of_run(stage: dict[str, Any], actor: Backbone, changed: set[str]) -> dict[str, Tensor]:
+    """The adapter of a run on the actor's base.
+
+    Args:
+        stage: The run's checkpoint.
+        actor: With the base as the policy has it.
+        changed: Tensors of it that are not those of the pretrained base.
+
+    Raises:
+        CheckpointError: If the run's base is another one.
+    """
+    file, stored, own = stage["file"], backbone_tensors(stage), actor.state_dict()
+    rebuilt = {name.removeprefix("backbone.") for name in stage["rebuilt"] if name.startswith("backbone.")}
+    compare_names(file, set(own), set(stored), rebuilt)
+    other = [name for name, value in stored.items() if adapter_of(name) is None and not _same(value, own[name])]
+    if other := sorted([*other, *(changed & rebuilt)]):
+        raise CheckpointError(
+            f"{file}: its {other[0]} is not the policy's, so it has another base; start policy, reward and cost model from "
+            "the same run, or use SeparateRoles"
+        )
+    return adapter_tensors(stored)
+
+
+def backbone_tensors(stage: dict[str, Any]) -> dict[str, Tensor]:
+    """What a checkpoint holds of its backbone, under the backbone's own names."""
+    own = {name: value for name, value in stage["state_dict"].items() if name.startswith("backbone.")}
+    return {name.removeprefix("backbone."): value for name, value in own.items()}
+
+
+def _same(value: Tensor, other: Tensor | None) -> bool:
+    return other is not None and value.dtype == other.dtype and torch.equal(value.to(other.device), other)

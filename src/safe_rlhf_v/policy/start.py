@@ -1,25 +1,22 @@
 """What is looked at before the first step: the scale of the scores, the budget, and whether the pieces fit."""
 
-import logging
 import math
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 import torch
-from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
+from safe_rlhf_v.dual import DualController
 from safe_rlhf_v.functional.policy import kl_estimate, sequence_kl
 from safe_rlhf_v.metrics import Collected, harmful_label, score_values
 from safe_rlhf_v.models.float32 import Float32Module
-from safe_rlhf_v.policy.rollout import generator, make_rollout
-from safe_rlhf_v.policy.types import MicroBatch
-from safe_rlhf_v.records.batches import PolicyBatch, PreferenceBatch
+from safe_rlhf_v.policy.roles import Roles
+from safe_rlhf_v.policy.rollout import MicroBatch, Rollout
+from safe_rlhf_v.records.batches import PreferenceBatch, to_device
 from safe_rlhf_v.training.checkpoints import CheckpointError
+from safe_rlhf_v.training.runs import say
 
-if TYPE_CHECKING:
-    from safe_rlhf_v.policy.module import ConstrainedPolicyModule
-
-log = logging.getLogger(__name__)
 START_STREAM = 2**31  # no step has this number
 
 
@@ -72,58 +69,92 @@ class ScoreScale(Float32Module):
         return (reward - mean[0]) / spread[0], (cost - mean[1]) / spread[1]
 
 
-@torch.no_grad()
-def measure_start(module: "ConstrainedPolicyModule") -> None:
-    """Compare towers; before the first step also check the pieces, measure the scores and say where the budget lies.
+class FirstScores(NamedTuple):
+    """What the frozen roles make of the starting policy's responses; what stands in padding rows is NaN.
 
-    Raises:
-        ValueError: If the data module gives no prompts to look at, a budget cannot be expressed by the training signal, or
-            the cost model cannot tell harm.
-        CheckpointError: If the actor is not its own reference.
+    Attributes:
+        reward: (N,) as the reward model gives it.
+        cost: (N,) as the cost model gives it.
+        kl: (N,) from the reference.
+        constraint_mask: (N, C) bool, which constraints a response counts for.
     """
-    data: Any = module.trainer.datamodule  # type: ignore[attr-defined]
-    if not hasattr(data, "first_prompts"):
-        raise ValueError("policy training needs PromptDataModule (or a data module with first_prompts and labelled)")
-    draws = generator(module.seed, START_STREAM, module.global_rank)
-    found = []
-    for batch in data.first_prompts(module.start_settings.prompts):
-        batch = module.transfer_batch_to_device(batch, module.device, 0)
-        with module.trainer.precision_plugin.train_step_context():  # in the arithmetic of the steps to come
-            found.append(_look(module, batch, draws))
-        if module.global_step > 0:
-            break  # resumed: only the towers had to be compared
-    if module.global_step == 0:
-        reward, cost, kl, constraint_mask = (module.gather(torch.cat(x)) for x in zip(*found, strict=True))
-        real = ~kl.isnan()
-        _check_reference(float(kl[real].abs().mean()))
-        module.scale.measure(reward[real], cost[real])
-        module.roles.start_critics(*module.scale.applied)
-        _, normalised = module.scale.normalise(reward, cost)
-        _budgets(module, normalised, constraint_mask)
-        _gate(module, data.labelled(module.start_settings.labelled))
+
+    reward: Tensor
+    cost: Tensor
+    kl: Tensor
+    constraint_mask: Tensor
 
 
-def _budgets(module: "ConstrainedPolicyModule", costs: Tensor, constraint_mask: Tensor) -> None:
-    """Say where each constraint's costs lie, and refuse a budget that the training signal cannot express.
+@torch.no_grad()
+def first_scores(roles: Roles, rollout: Rollout) -> FirstScores:
+    """Score one rollout of the starting policy, and compare the roles' towers on it.
 
     Args:
-        module: The policy module.
+        roles: All of them.
+        rollout: Of one micro-batch.
+
+    Raises:
+        RuntimeError: If a token was sampled that must never be.
+    """
+    (micro_batch,) = rollout.micro_batches
+    if micro_batch.images.ids:
+        roles.compare_towers(micro_batch)
+    reward, cost = (roles.score(name, micro_batch) for name in ("reward", "cost"))
+    reference, log_probs = (roles.log_probs(role, micro_batch) for role in ("reference", "actor"))
+    kl = sequence_kl(kl_estimate(log_probs, reference, rollout.mask), rollout.mask)
+    banned = torch.tensor(roles.actor.banned_ids, device=rollout.mask.device)
+    if torch.isin(rollout.generation.tokens[rollout.mask], banned).any():
+        raise RuntimeError("a placeholder token was sampled: the backbone's banned_ids are not respected")
+    reward, cost, kl = (x.float().masked_fill(~rollout.valid, torch.nan) for x in (reward, cost, kl))
+    return FirstScores(reward, cost, kl, rollout.constraint_mask)
+
+
+def check_reference(kl: float) -> None:
+    """Refuse an actor that is not its own reference.
+
+    Args:
+        kl: Mean size of the divergence per response, before the first step.
+
+    Raises:
+        CheckpointError: If it is not 0.
+    """
+    if kl > 0.02:
+        raise CheckpointError(
+            f"before the first step KL(actor || reference) is {kl:.3f} per response, not 0: actor and reference start from "
+            "different weights; name the same run as roles.start"
+        )
+
+
+def check_budgets(
+    dual: DualController,
+    costs: Tensor,
+    constraint_mask: Tensor,
+    names: Sequence[str],
+    *,
+    normalised: bool,
+    clip: float | None,
+) -> None:
+    """Print where each constraint's costs lie, and refuse a budget that the training signal cannot express.
+
+    Args:
+        dual: Has the budgets.
         costs: (N,) of the starting policy's responses, in the policy's units.
         constraint_mask: (N, C) bool, which constraints they count for.
+        names: Of the C constraints.
+        normalised: Whether the unit is the spread of the starting policy's cost.
+        clip: How far the training signal reaches from their median; ``None`` for no limit.
 
     Raises:
         ValueError: Naming the budget and the range.
     """
-    dual, clip = module.dual, module.score_settings.clip
-    found = [costs[counts] for counts in constraint_mask.unbind(1)]
-    names = list(module.constraints or {"": []})
+    by_constraint = [costs[counts] for counts in constraint_mask.unbind(1)]
     budgets = dual.budget.tolist()
-    for name, seen, budget in zip(names, found, budgets, strict=True):
-        _say(start_line(seen, budget, module.scale.normalises, clip, name))
+    for name, own, budget in zip(names, by_constraint, budgets, strict=True):
+        say(start_line(own, budget, normalised, clip, name))
     if dual.minimum == dual.maximum:
         return  # a multiplier that never moves reads no budget
-    for name, seen, budget in zip(names, found, budgets, strict=True):
-        refuse_unexpressed(seen, budget, clip, name)
+    for name, own, budget in zip(names, by_constraint, budgets, strict=True):
+        refuse_unexpressed(own, budget, clip, name)
 
 
 def refuse_unexpressed(costs: Tensor, budget: float, clip: float | None, name: str = "") -> None:
@@ -155,64 +186,6 @@ def signal_range(costs: Tensor, clip: float | None) -> tuple[float, float]:
     return (centre - clip, centre + clip) if clip is not None else (-math.inf, math.inf)
 
 
-def _look(module: "ConstrainedPolicyModule", batch: PolicyBatch, draws: torch.Generator) -> tuple[Tensor, ...]:
-    """(N,) raw reward, raw cost and KL from the reference of one batch's responses, NaN in padding rows; (N, C) mask."""
-    _, rollout = module.admit(batch, lambda b: make_rollout(module, b, draws))
-    (micro_batch,) = rollout.micro_batches
-    if micro_batch.images.ids:
-        module.roles.compare_towers(module.backbone, micro_batch)
-    reward, cost = module.roles.judge(module.backbone, micro_batch)
-    reference = module.roles.reference_log_probs(module.backbone, micro_batch)
-    with module.roles.acting(module.backbone):
-        log_probs = module.roles.log_probs(module.backbone, micro_batch)
-    kl = sequence_kl(kl_estimate(log_probs, reference, rollout.mask), rollout.mask)
-    banned = torch.tensor(module.backbone.banned_ids, device=rollout.mask.device)
-    if torch.isin(rollout.generation.tokens[rollout.mask], banned).any():
-        raise RuntimeError("a placeholder token was sampled: the backbone's banned_ids are not respected")
-    return *(x.float().masked_fill(~rollout.valid, torch.nan) for x in (reward, cost, kl)), rollout.constraint_mask
-
-
-def _check_reference(kl: float) -> None:
-    """Raises: CheckpointError: If the actor differs from its reference before the first step."""
-    if kl > 0.02:
-        raise CheckpointError(
-            f"before the first step KL(actor || reference) is {kl:.3f} per response, not 0: actor and reference start from "
-            "different weights; name the same run as roles.start"
-        )
-
-
-def _gate(module: "ConstrainedPolicyModule", labelled: Any) -> None:
-    """Raises: ValueError: If the cost model cannot tell harmful from harmless on labelled responses."""
-    if labelled is None:
-        return
-    metric = Collected(score_values).to(module.device)
-    for batch in labelled:
-        batch, scores = module.admit(batch, lambda b: pair_costs(module, b))
-        metric.update(scores, harmful_label(batch.is_safe.to(module.device)), batch.valid.to(module.device))
-    values = metric.compute()
-    if not isinstance(values, dict) or "balanced_accuracy" not in values:
-        _say("cost model: not measured, the labelled responses are not of both kinds, safe and unsafe")
-        return
-    accuracy = float(values["balanced_accuracy"])
-    _say(f"cost model: balanced sign accuracy {accuracy:.3f} on labelled responses")
-    if accuracy < module.start_settings.min_sign_accuracy:
-        raise ValueError(
-            f"the cost model's balanced sign accuracy on labelled responses is {accuracy:.3f}, below "
-            f"start.min_sign_accuracy {module.start_settings.min_sign_accuracy}: a policy would learn to please a judge "
-            "that cannot tell harm; train the cost model longer, or lower the limit"
-        )
-
-
-def pair_costs(module: "ConstrainedPolicyModule", batch: PreferenceBatch) -> Tensor:
-    """(B, K) raw cost of labelled responses."""
-    backbone = module.backbone
-    prepared = module.move(backbone.prepare(batch.prompts, batch.responses, packed=True))
-    rows = torch.arange(len(prepared.tokens.response_row), device=module.device)
-    micro_batch = MicroBatch(prepared.tokens, prepared.images, backbone.encode_images(prepared.images), rows)
-    _, cost = module.roles.judge(backbone, micro_batch)
-    return cost.view(len(batch.responses), -1)
-
-
 def start_line(costs: Tensor, budget: float, normalised: bool, clip: float | None = None, name: str = "") -> str:
     """One line: where the starting policy's cost lies, and what that means for the budget.
 
@@ -241,6 +214,44 @@ def start_line(costs: Tensor, budget: float, normalised: bool, clip: float | Non
     )
 
 
-@rank_zero_only
-def _say(text: str) -> None:
-    print(text, flush=True)
+def labelled_costs(roles: Roles, batch: PreferenceBatch) -> Tensor:
+    """(B, K) cost of labelled responses, as the cost model gives it.
+
+    Args:
+        roles: Whose cost model is checked.
+        batch: B rows of K responses.
+    """
+    actor = roles.actor
+    device = next(actor.parameters()).device
+    prepared = to_device(actor.prepare(batch.prompts, batch.responses, packed=True), device)
+    rows = torch.arange(len(prepared.tokens.response_row), device=device)
+    micro_batch = MicroBatch(prepared.tokens, prepared.images, actor.encode_images(prepared.images), rows)
+    return roles.score("cost", micro_batch).view(len(batch.responses), -1)
+
+
+def check_cost_model(labelled: Iterable[tuple[PreferenceBatch, Tensor]], minimum: float, device: torch.device) -> None:
+    """Print how well the cost model tells harmful from harmless, and refuse one that cannot.
+
+    Args:
+        labelled: Batches with the (B, K) costs of their responses.
+        minimum: Least balanced sign accuracy.
+        device: Of the costs.
+
+    Raises:
+        ValueError: If it is below the minimum.
+    """
+    metric = Collected(score_values).to(device)
+    for batch, costs in labelled:
+        metric.update(costs, harmful_label(batch.is_safe.to(device)), batch.valid.to(device))
+    values = metric.compute()
+    if not isinstance(values, dict) or "balanced_accuracy" not in values:
+        say("cost model: not measured, the labelled responses are not of both kinds, safe and unsafe")
+        return
+    accuracy = float(values["balanced_accuracy"])
+    say(f"cost model: balanced sign accuracy {accuracy:.3f} on labelled responses")
+    if accuracy < minimum:
+        raise ValueError(
+            f"the cost model's balanced sign accuracy on labelled responses is {accuracy:.3f}, below "
+            f"start.min_sign_accuracy {minimum}: a policy would learn to please a judge "
+            "that cannot tell harm; train the cost model longer, or lower the limit"
+        )

@@ -334,6 +334,11 @@ def read_stage(path: str) -> dict[str, Any]:
     stage = read_checkpoint(path)
     if "fingerprint" not in stage:
         raise CheckpointError(f"{stage['file']}: holds no fingerprint; init_from takes checkpoints of this library")
+    return checked_stage(stage)
+
+
+def checked_stage(stage: dict[str, Any]) -> dict[str, Any]:
+    """The stage itself. Raises: CheckpointError: If a weight of its networks is NaN or infinite."""
     networks = ("backbone.", "head.")  # not the buffers of a policy's controller, which may hold infinity
     refuse_non_finite({k: v for k, v in stage["state_dict"].items() if k.startswith(networks)}, stage["file"])
     return stage

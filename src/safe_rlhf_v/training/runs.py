@@ -3,12 +3,16 @@
 A run is read as a stranger's file: see :mod:`safe_rlhf_v.training.stored_config`. Of its configuration only the model's
 section is used. What the model was built from stands in the checkpoint; a pretrained base is named by the user, or found
 below the working directory or in the local hub cache, and never fetched.
+
+In Python, a module that a ``Trainer`` has trained stands wherever a run can be named (:data:`Source`).
 """
 
+import copy
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
+from jsonargparse.typing import register_type
 from lightning_utilities.core.rank_zero import rank_zero_only
 
 from safe_rlhf_v.models.backbone import Backbone
@@ -40,20 +44,41 @@ KINDS = {
 """What ``BaseModule.trains`` may be, in words."""
 
 
+class TrainedModule(Protocol):
+    """A module that was trained in Python; every :class:`~safe_rlhf_v.modules.base.BaseModule` is one."""
+
+    def as_stage(self) -> dict[str, Any]:
+        """What :func:`~safe_rlhf_v.training.checkpoints.read_stage` would read from a checkpoint of the module."""
+
+
+Source = str | TrainedModule
+"""Where the weights of an earlier stage come from: a run folder, a checkpoint, or in Python the module itself."""
+
+
+def _refuse(value: Any) -> Any:
+    raise ValueError("name a run folder or a checkpoint; a module itself can be given in Python only")
+
+
+# For configurations a source is a text; without this, its help would offer to build a module.
+register_type(TrainedModule, serializer=repr, deserializer=_refuse, fail_already_registered=False)
+
+
 class StoredRun(NamedTuple):
-    """A run's checkpoint, read and checked; nothing is built yet.
+    """A run's checkpoint, read and checked, and nothing is built yet; or a module that was given in its place.
 
     Attributes:
-        file: The checkpoint.
+        file: The checkpoint, or which module was given.
         stage: Its content.
-        model: Section of its configuration, with the checkpoint in place of files that it carries.
+        model: Section of its configuration, with the checkpoint in place of files that it carries; empty for a given module.
         cls: The module's class.
+        module: The given module; ``None`` for a run.
     """
 
     file: str
     stage: dict[str, Any]
     model: dict[str, Any]
     cls: Any
+    module: Any = None
 
     @property
     def steps(self) -> int:
@@ -66,7 +91,7 @@ class StoredRun(NamedTuple):
 
 
 def open_run(
-    path: str | Path,
+    path: Source | Path,
     role: str = "run",
     kinds: Collection[str] = (),
     *,
@@ -79,7 +104,7 @@ def open_run(
     """Read and check a run's newest checkpoint.
 
     Args:
-        path: Run folder or checkpoint.
+        path: Run folder or checkpoint, or a trained module in its place.
         role: What it is meant to be, for messages: ``reward model``.
         kinds: What it may train (:data:`KINDS`); empty for anything.
         trust: Packages whose classes may be imported.
@@ -91,6 +116,8 @@ def open_run(
     Raises:
         CheckpointError: If there is no readable checkpoint of this library, or it is not what it is meant to be.
     """
+    if not isinstance(path, (str, Path)):
+        return _given(path, role, kinds)
     stage = read_stage(str(path))
     file = stage["file"]
     model = read_stored(stage)["model"]
@@ -110,19 +137,51 @@ def open_run(
     return StoredRun(file, stage, model, cls)
 
 
+def stage_of(source: Source, role: str, kinds: Collection[str] = ()) -> dict[str, Any]:
+    """What a later stage starts from; nothing is built.
+
+    Args:
+        source: Run folder, checkpoint or trained module.
+        role: What it is meant to be, for messages about a module.
+        kinds: What a module may train (:data:`KINDS`); empty for anything.
+
+    Raises:
+        CheckpointError: If it cannot be read, or is something else.
+    """
+    return read_stage(source) if isinstance(source, (str, Path)) else _given(source, role, kinds).stage
+
+
+def _given(module: TrainedModule, role: str, kinds: Collection[str]) -> StoredRun:
+    """A module in the place of a run. Raises: CheckpointError: If it is none of ours, or not what it is meant to be."""
+    cls: Any = type(module)
+    if not hasattr(module, "as_stage"):
+        raise CheckpointError(
+            f"{role}: a {cls.__name__} was given; give a run folder, a checkpoint or a module of this library"
+        )
+    if fault := _unfit(cls, kinds):
+        raise CheckpointError(f"{role}: the given {cls.__name__} {fault}")
+    stage = module.as_stage()
+    return StoredRun(stage["file"], stage, {}, cls, module)
+
+
 def _class_of(file: str, role: str, kinds: Collection[str], path: str) -> Any:
     """A run's class. Raises: CheckpointError: If there is none, or it trains something else than it is meant for."""
     try:
         cls = find_class(path)
     except ValueError as error:
         raise CheckpointError(f"{file}: {error}") from None
-    trains = getattr(cls, "trains", "")
-    if kinds and trains not in kinds:
-        wanted = " or ".join(KINDS[kind] for kind in kinds)
-        raise CheckpointError(
-            f"{role} {file}: is {KINDS.get(trains, trains)} ({cls.__name__}), {wanted} is needed; name the run of one"
-        )
+    if fault := _unfit(cls, kinds):
+        raise CheckpointError(f"{role} {file}: {fault}; name the run of one")
     return cls
+
+
+def _unfit(cls: Any, kinds: Collection[str]) -> str:
+    """What is wrong with a module's class, or "" if it trains what is needed."""
+    trains = getattr(cls, "trains", "")
+    if not kinds or trains in kinds:
+        return ""
+    wanted = " or ".join(KINDS[kind] for kind in kinds)
+    return f"is {KINDS.get(trains, trains)} ({cls.__name__}), {wanted} is needed"
 
 
 def _replace_sources(
@@ -250,6 +309,22 @@ def build_module(run: StoredRun) -> "LightningModule":
     return module
 
 
+def load_scorer(run: StoredRun, role: str) -> tuple[Backbone, Head]:
+    """Network and head of a reward or cost model, on the CPU and in evaluation mode; those of a given module are copied.
+
+    Args:
+        run: The run.
+        role: See :func:`open_run`.
+    """
+    if run.module is None:
+        module: Any = load_opened(run, role)
+        return module.backbone, module.head
+    say(run.named(role))
+    backbone: Backbone = copy.deepcopy(run.module.backbone).cpu().eval()
+    head: Head = copy.deepcopy(run.module.head).cpu().eval()
+    return backbone, head
+
+
 def load_head(run: StoredRun, backbone: Backbone) -> Head:
     """The head of a reward or cost model, reading a backbone that exists already: no second one is built.
 
@@ -257,6 +332,9 @@ def load_head(run: StoredRun, backbone: Backbone) -> Head:
         run: The run.
         backbone: Stands where the run's own stood.
     """
+    if run.module is not None:
+        copied: Head = copy.deepcopy(run.module.head).cpu()
+        return copied
     module: Any = build_module(run)
     module.make_backbone = lambda: backbone
     module.build()

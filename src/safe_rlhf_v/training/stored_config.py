@@ -57,7 +57,10 @@ def read_stored(stage: dict[str, Any]) -> dict[str, Any]:
     file = stage["file"]
     text = stage.get("config_yaml")
     if not isinstance(text, str):
-        raise CheckpointError(f"{file}: holds no configuration; train it by 'python -m safe_rlhf_v fit'")
+        raise CheckpointError(
+            f"{file}: holds no configuration, as runs of a plain Trainer do; train it by 'python -m safe_rlhf_v fit', or in "
+            "Python load it with its class's load_from_checkpoint and give the module in place of the run"
+        )
     if len(text) > _MAX_CHARACTERS:
         raise CheckpointError(f"{file}: its configuration has {len(text)} characters, more than any real one")
     try:
