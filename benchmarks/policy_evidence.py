@@ -61,8 +61,8 @@ def curves(run: Run, name: str) -> dict[str, list[float]]:
 def control(run: Run, name: str) -> dict[str, float]:
     """How well a controller steered.
 
-    The values: iterations until the windowed cost met the budget, distance below the budget at the end (budget minus mean of the
-    last 15 iterations), the largest excess after the budget was met, and the range of its multiplier.
+    The values: iterations until the windowed cost met the budget, the mean cost of the last 15 iterations minus the budget, the
+    largest excess of the windowed cost after the budget was met, and the largest and the last multiplier.
     """
     found = curves(run, name)
     windowed, lam = found["windowed"], found["lam"]

@@ -1,4 +1,4 @@
-"""What every data module shares: explicit ranks, exact plans, and a position that lives in the checkpoint."""
+"""The base of all data modules: explicit ranks, exact plans, and a position that is stored in the checkpoint."""
 
 from abc import abstractmethod
 from collections.abc import Callable
@@ -16,11 +16,11 @@ STATE_VERSION = 1
 
 
 class ShardDataModule(LightningDataModule):
-    """Splits of one shard folder, each sample seen exactly as the plan says.
+    """Splits of one shard folder, in the exact order of a plan.
 
-    Training order depends on seed and epoch only; evaluation sees every sample once with equal steps on all ranks (the last
-    batch is padded with masked rows). The position is saved with the checkpoint: a run killed in mid-epoch goes on with the
-    next sample, on any number of ranks that keeps the global batch size.
+    Training order depends on seed and epoch only; evaluation reads every sample once with equal steps on all ranks (the last
+    batch is padded with masked rows). The position is saved in the checkpoint: a run that was killed within an epoch continues
+    with the next sample, on any number of ranks with the same global batch size.
     """
 
     def __init__(
@@ -39,18 +39,19 @@ class ShardDataModule(LightningDataModule):
         images: ImageOptions | None = None,
         verify: Literal["size", "sha256"] = "size",
     ) -> None:
-        """
+        """Choose the options; shards are opened later.
+
         Args:
             path: Shard folder (with ``manifest.json``).
             train_split: Split to train on.
-            validation_splits: Splits of validation, each its own loader.
-            test_splits: Splits of testing, each its own loader.
+            validation_splits: Splits for validation, each with its own loader.
+            test_splits: Splits for testing, each with its own loader.
             batch_size: Records per device and training step.
             eval_batch_size: Records per device and evaluation step; ``None`` is ``batch_size``.
-            num_workers: Worker processes for reading and decoding; 0 is best on two cores.
+            num_workers: Number of worker processes for reading and decoding; 0 is best on two cores.
             seed: Seed of the training order.
             max_samples: Train on this many samples only; a smaller subset is part of a larger one.
-            categories: Train on these harm categories only; prompts of none, or of an unknown one, are left out.
+            categories: Train on these harm categories only; prompts without category, or with an unknown one, are left out.
             on_bad_sample: ``error`` or ``skip-and-count`` (a masked row, named in the log).
             images: Decoding limits and size.
             verify: Compare shards with the manifest by ``size`` or by every byte (``sha256``).
@@ -60,20 +61,26 @@ class ShardDataModule(LightningDataModule):
         """
         super().__init__()
         images = images or ImageOptions()
-        least = {
+        minima = {
             "batch_size": (batch_size, 1),
             "eval_batch_size": (eval_batch_size, 1),
             "num_workers": (num_workers, 0),
+            "max_samples": (max_samples, 1),
+            "images.size": (images.size, 1),
+            "images.max_pixels": (images.max_pixels, 1),
         }
-        least |= {"max_samples": (max_samples, 1), "images.size": (images.size, 1)}
-        for name, (value, bound) in {**least, "images.max_pixels": (images.max_pixels, 1)}.items():
-            if value is not None and value < bound:
-                raise ValueError(f"data.{name} is {value}; it must be at least {bound}")
-        self.path, self.train_split = path, train_split
+        for name, (value, minimum) in minima.items():
+            if value is not None and value < minimum:
+                raise ValueError(f"data.{name} is {value}; it must be at least {minimum}")
+        self.path = path
+        self.train_split = train_split
         self.splits = {"validate": tuple(validation_splits), "test": tuple(test_splits)}
-        self.batch_size, self.eval_batch_size = batch_size, eval_batch_size or batch_size
-        self.num_workers, self.seed = num_workers, seed
-        self.max_samples, self.categories = max_samples, categories
+        self.batch_size = batch_size
+        self.eval_batch_size = eval_batch_size or batch_size
+        self.num_workers = num_workers
+        self.seed = seed
+        self.max_samples = max_samples
+        self.categories = categories
         self.on_bad_sample: OnBadSample = on_bad_sample
         self.images = images
         self.verify: Literal["size", "sha256"] = verify
@@ -101,14 +108,14 @@ class ShardDataModule(LightningDataModule):
         return self.splits[stage]
 
     gives: ClassVar[type]
-    """What its batches are."""
+    """Type of its batches."""
 
     def setup(self, stage: str) -> None:
-        """A fresh run starts at the beginning; a trainer that fits once more goes on where it stopped.
+        """Check the data; a new run starts at the first sample, and a trainer that fits again continues at its position.
 
         Raises:
-            ValueError: Before a model is built: if the module learns from other batches, a split does not exist or is damaged, or
-                the categories leave nothing to train on.
+            ValueError: Before a model is built: if the module needs other batches, a split does not exist or is damaged, or no
+                record has the chosen categories.
         """
         if self.trainer is not None:
             check: Any = getattr(self.trainer.lightning_module, "check_data", None)
@@ -116,10 +123,11 @@ class ShardDataModule(LightningDataModule):
                 check(self)
             self.check_splits(stage)
         if stage == "fit" and self.trainer is not None and self.trainer.global_step == 0:
-            self._loader, self._position = None, Position(0, 0)
+            self._loader = None
+            self._position = Position(0, 0)
 
     def train_dataloader(self) -> PlannedLoader:
-        """The training loader, where the loader before it stood or the checkpoint says."""
+        """The training loader, at the position of the previous loader or of the checkpoint."""
         split = self.split(self.train_split)
         rows = nested_subset(self._chosen(split), self.max_samples, self.seed)
         position = self._loader.position if self._loader else self._position
@@ -128,7 +136,7 @@ class ShardDataModule(LightningDataModule):
         return self._loader
 
     def train_samples(self) -> PlannedLoader:
-        """The training samples, each once and in stored order: for counting what training sees."""
+        """The training samples, each once and in stored order, to count what training reads."""
         split = self.split(self.train_split)
         rows = nested_subset(self._chosen(split), self.max_samples, self.seed)
         return self._make(split, rows, self.eval_batch_size, None)
@@ -146,27 +154,27 @@ class ShardDataModule(LightningDataModule):
         return self.test_dataloader()
 
     def check_splits(self, stage: str) -> None:
-        """Open what a stage will read.
+        """Open the splits that a stage will read.
 
         Raises:
-            ValueError: Naming the option, if a split does not exist, or the categories leave nothing to train on.
+            ValueError: Naming the option, if a split does not exist, or no record has the chosen categories.
         """
         validating = stage == "validate" or (
             stage == "fit" and self.trainer is not None and self.trainer.enable_validation
         )
-        wanted = [("train_split", name) for name in (self.train_split,) if stage == "fit"]
-        wanted += [("validation_splits", name) for name in self.splits["validate"] if validating]
-        wanted += [("test_splits", name) for name in self.splits["test"] if stage in ("test", "predict")]
-        for option, name in wanted + self.other_splits(stage):
-            known = Manifest.load(self.path).splits
-            if name not in known:
-                raise ValueError(f"data.{option} names {name!r}, but {self.path} has only {', '.join(known)}")
+        needed = [("train_split", name) for name in (self.train_split,) if stage == "fit"]
+        needed += [("validation_splits", name) for name in self.splits["validate"] if validating]
+        needed += [("test_splits", name) for name in self.splits["test"] if stage in ("test", "predict")]
+        for option, name in needed + self.other_splits(stage):
+            splits = Manifest.load(self.path).splits
+            if name not in splits:
+                raise ValueError(f"data.{option} names {name!r}, but {self.path} has only {', '.join(splits)}")
             self.split(name)
         if stage == "fit":
             self._chosen(self.split(self.train_split))
 
     def other_splits(self, stage: str) -> list[tuple[str, str]]:
-        """(option, split) of whatever else a stage will read."""
+        """(option, split) of further splits that a stage will read."""
         return []
 
     def _evaluation(self, name: str) -> PlannedLoader:
@@ -174,10 +182,10 @@ class ShardDataModule(LightningDataModule):
         return self._make(split, list(range(len(split))), self.eval_batch_size, None)
 
     def _chosen(self, split: ShardedSplit) -> list[int]:
-        """Rows of the wanted categories.
+        """Rows with the chosen categories.
 
         Raises:
-            ValueError: If none is left, or a category is unknown.
+            ValueError: If there are none, or a category is unknown.
         """
         if self.categories is None:
             return list(range(len(split)))
@@ -199,14 +207,14 @@ class ShardDataModule(LightningDataModule):
         seed: int | None,
         collate: Callable[[list[Sample]], Any] | None = None,
     ) -> PlannedLoader:
-        # Rank and world size are passed on explicitly: guessed inside workers they are silently wrong under spawn.
+        # Rank and world size are passed explicitly: read inside spawned workers they would be silently wrong.
         world = self.trainer.world_size if self.trainer else 1
         rank = self.trainer.global_rank if self.trainer else 0
         source = Source(split, rows, collate or self.collate(split), self.images, self.on_bad_sample)
         return PlannedLoader(source, Plan(len(rows), batch_size, world, rank, seed), workers=self.num_workers)
 
     def _stream(self) -> dict[str, Any]:
-        """What must be equal for a position to mean the same sample."""
+        """Settings that must be equal for a position to mean the same sample."""
         world = self.trainer.world_size if self.trainer else 1
         return {
             "seed": self.seed,
@@ -218,7 +226,7 @@ class ShardDataModule(LightningDataModule):
         }
 
     def state_dict(self) -> dict[str, Any]:
-        """The position, and what it refers to."""
+        """The position, and the settings that it refers to."""
         position = self._loader.position if self._loader else self._position
         return {"version": STATE_VERSION, **position._asdict(), "stream": self._stream()}
 
@@ -226,10 +234,10 @@ class ShardDataModule(LightningDataModule):
         """Continue at a saved position.
 
         Raises:
-            ValueError: Naming what differs, if the position would mean another sample now.
+            ValueError: Naming the difference, if the position would mean another sample.
         """
         if self.trainer is not None and self.trainer.state.fn != "fit":
-            return  # evaluating a checkpoint on other data is no continuation
+            return  # a checkpoint may be evaluated on other data
         if state_dict["version"] != STATE_VERSION:
             raise ValueError(f"the checkpoint's data position has version {state_dict['version']}, not {STATE_VERSION}")
         now = self._stream()
@@ -241,8 +249,8 @@ class ShardDataModule(LightningDataModule):
                     hint = f": set batch_size to {value // world} on {world} rank(s)" if value % world == 0 else ""
                 raise ValueError(
                     f"the checkpoint's data position was saved with {name} = {value!r}, now it is {now[name]!r}{hint}; "
-                    "resume with the same data, or start anew with init_from"
+                    "resume with the same data, or start a new run with init_from"
                 )
         self._position = Position(state_dict["epoch"], state_dict["batch"])
-        if self._loader is not None:  # some strategies restore after the loader was made
+        if self._loader is not None:  # some strategies restore after the loader was created
             self._loader.position = self._position

@@ -1,4 +1,4 @@
-"""Samples to typed batches. A masked row (record ``None``) has empty text, no images and unknown labels."""
+"""Collate samples to typed batches; a masked row (record ``None``) has empty text, no images and unknown labels."""
 
 import dataclasses
 import math
@@ -22,7 +22,7 @@ from safe_rlhf_v.records.batches import (
 from safe_rlhf_v.records.taxonomy import Taxonomy, is_harmful
 
 DemonstrationsFrom = Literal["helpful", "safe", "helpful_and_safe"]
-"""Which response of a record is imitated: see :func:`demonstration`."""
+"""Which response of a record is learned; see :func:`demonstration`."""
 
 
 def prompts(samples: list[Sample]) -> Prompts:
@@ -35,38 +35,39 @@ def prompts(samples: list[Sample]) -> Prompts:
 
 
 def demonstration(record: Record, chosen: DemonstrationsFrom) -> str | None:
-    """The response to imitate, ``None`` if the record has none of that kind.
+    """The response to learn from, ``None`` if the record has none of that kind.
 
-    The only response of the kind; of several the one that the record's preference names, without such a preference the one
-    with the highest rating. A response is safe if its safety label says so, or its level where only that is given; one
-    without either is not known to be safe.
+    This is the only response of the kind; of several the one that the record's preference names, or without a preference the
+    one with the highest rating. A response is safe by its safety label, or by its level if it has no safety label; without
+    both it counts as not safe.
 
     Args:
-        record: With its labels.
-        chosen: ``helpful``: the more helpful response, whatever its safety; ``safe``: of the safe responses the safer;
-            ``helpful_and_safe``: of the safe responses the more helpful.
+        record: The record.
+        chosen: ``helpful``: the more helpful response, whatever its safety; ``safe``: the safer of the safe responses;
+            ``helpful_and_safe``: the more helpful of the safe responses.
     """
     kind = [i for i, x in enumerate(record.responses) if chosen == "helpful" or is_safe(x)]
     preferred = record.safer if chosen == "safe" else record.more_helpful
     if len(kind) == 1 or preferred in kind:
         return record.responses[preferred if preferred in kind else kind[0]].text
     rated = [(x.safety if chosen == "safe" else x.helpfulness, i) for i in kind for x in [record.responses[i]]]
-    known = sorted((rating, i) for rating, i in rated if rating is not None)
-    if not known or len(known) < len(rated) or known[-1][0] == known[-2][0]:
+    ranking = sorted((rating, i) for rating, i in rated if rating is not None)
+    if not ranking or len(ranking) < len(rated) or ranking[-1][0] == ranking[-2][0]:
         return None
-    return record.responses[known[-1][1]].text
+    return record.responses[ranking[-1][1]].text
 
 
 class CollateSupervised:
     """Demonstrations and, for synthetic data, what the pictures show; a record without a demonstration is a masked row."""
 
     def __init__(self, chosen: DemonstrationsFrom) -> None:
-        """
+        """Choose the demonstrations.
+
         Args:
-            chosen: See :func:`demonstration`.
+            chosen: Which response of a record is learned; see :func:`demonstration`.
 
         Raises:
-            ValueError: If it is another word.
+            ValueError: If ``chosen`` is not one of them.
         """
         if chosen not in get_args(DemonstrationsFrom):
             names = ", ".join(get_args(DemonstrationsFrom))
@@ -77,27 +78,28 @@ class CollateSupervised:
         """Collate."""
         texts = [demonstration(sample.record, self.chosen) if sample.record else None for sample in samples]
         without = sum(s.record is not None and text is None for s, text in zip(samples, texts, strict=True))
-        kept = [s if text is not None else MASKED for s, text in zip(samples, texts, strict=True)]
-        truths = [sample.record.truth.attributes if sample.record and sample.record.truth else {} for sample in kept]
+        rows = [s if text is not None else MASKED for s, text in zip(samples, texts, strict=True)]
+        truths = [sample.record.truth.attributes if sample.record and sample.record.truth else {} for sample in rows]
         names = sorted({name for truth in truths for name in truth})
         return SupervisedBatch(
-            prompts=prompts(kept),
+            prompts=prompts(rows),
             responses=tuple(text or "" for text in texts),
             attributes={name: torch.tensor([truth.get(name, -1) for truth in truths]) for name in names},
-            valid=torch.tensor([sample.record is not None for sample in kept]),
-            keys=tuple(sample.record.key if sample.record else "" for sample in kept),
-            shards=tuple(sample.shard for sample in kept),
+            valid=torch.tensor([sample.record is not None for sample in rows]),
+            keys=tuple(sample.record.key if sample.record else "" for sample in rows),
+            shards=tuple(sample.shard for sample in rows),
             without_demonstration=without,
         )
 
 
 class CollatePrompts:
-    """Prompts alone; what is known about them travels along for judges."""
+    """Prompts alone, with their records for judges."""
 
     def __init__(self, taxonomy: Taxonomy) -> None:
-        """
+        """Choose the categories.
+
         Args:
-            taxonomy: Names of the categories.
+            taxonomy: Harm categories of the records.
         """
         self.taxonomy = taxonomy
 
@@ -115,20 +117,22 @@ class CollatePrompts:
 
 
 class CollatePreference:
-    """Records with K responses each, and every label they have."""
+    """Records with K responses each, and all their labels."""
 
     def __init__(self, taxonomy: Taxonomy, responses: int) -> None:
-        """
+        """Choose categories and number of responses.
+
         Args:
-            taxonomy: Names of the categories.
-            responses: K, responses per record.
+            taxonomy: Harm categories of the records.
+            responses: Number K of responses per record.
         """
-        self.taxonomy, self.k = taxonomy, responses
+        self.taxonomy = taxonomy
+        self.k = responses
 
     def problem(self, record: Record) -> str:
         """Why a record does not fit into a batch, or ""."""
-        found = len(record.responses)
-        return "" if found == self.k else f"has {found} responses, the others have {self.k}"
+        count = len(record.responses)
+        return "" if count == self.k else f"has {count} responses, the others have {self.k}"
 
     def __call__(self, samples: list[Sample]) -> PreferenceBatch:
         """Collate; raises ``ValueError`` for a record with another number of responses."""
@@ -154,7 +158,7 @@ class CollatePreference:
         )
 
     def _truth(self, records: list[Record | None]) -> TrueValues | None:
-        """Noise-free values, if a record has any."""
+        """Noise-free values, if any record has them."""
         if not any(record is not None and record.truth is not None for record in records):
             return None
         return TrueValues(
@@ -176,7 +180,7 @@ class CollatePreference:
 
 
 def _category(taxonomy: Taxonomy, records: list[Record | None]) -> Tensor:
-    """(B, C) int64: 1 of the category, 0 not, -1 unknown."""
+    """(B, C) int64: 1 if the record has the category, 0 if not, -1 unknown."""
     rows = [taxonomy.labels(record.category if record else None) for record in records]
     return torch.tensor(rows, dtype=torch.int64).reshape(len(rows), len(taxonomy.categories))
 
@@ -186,7 +190,7 @@ def _ints(values: Iterable[int | None], unknown: int) -> Tensor:
 
 
 def is_safe(response: Response) -> bool | None:
-    """The yes/no label, or what the level says where only that is given (below 0 is harmful)."""
+    """The binary safety label, or, if there is none, whether the level is 0 or higher."""
     if response.is_safe is None and response.safety is not None:
         return not is_harmful(response.safety)
     return response.is_safe

@@ -1,4 +1,4 @@
-"""A loader with an exact length and a position that outlives it."""
+"""A loader with an exact length and a position that can be restored."""
 
 import logging
 from collections.abc import Iterator
@@ -15,28 +15,28 @@ log = logging.getLogger(__name__)
 
 
 class TooManyBadSamples(RuntimeError):
-    """A long run of broken samples: the data set, not a sample, is at fault."""
+    """Many broken samples in a row, so that the data set and not a sample is at fault."""
 
 
 class ResumableLoader:
-    """Tells Lightning that a loader goes on where it stopped. The data module keeps the position: for all ranks, and early."""
+    """Tells Lightning that a loader can resume; the data module holds the position, for all ranks."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Nothing."""
+        """Empty, because the data module holds the position."""
         return {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Nothing to do."""
+        """Do nothing, because the data module holds the position."""
 
 
 class PlannedLoader(ResumableLoader):
     """Typed batches in the plan's order.
 
-    Worker processes get finished lists of sample numbers, so their count and start method cannot change the data. For
-    training, the position moves on *before* a batch is given out (a checkpoint written while the batch is held must not
-    repeat it) and runs on across passes, so that a limited pass walks through all data in time.
+    Worker processes get complete lists of sample numbers, so their count and start method cannot change the data. For
+    training, the position advances *before* a batch is yielded (a checkpoint written while the batch is in use must not
+    repeat it) and continues across passes, so that limited passes cover all data over time.
 
-    It is deliberately no ``DataLoader`` and has none of its attributes: Lightning would inject samplers.
+    It deliberately is not a ``DataLoader`` and has none of its attributes: Lightning would inject samplers.
     """
 
     def __init__(
@@ -49,18 +49,21 @@ class PlannedLoader(ResumableLoader):
         start_method: str | None = None,
         max_bad_in_a_row: int = 100,
     ) -> None:
-        """
+        """Create the loader.
+
         Args:
             source: The samples.
             plan: Their order for this rank.
-            workers: Worker processes.
+            workers: Number of worker processes.
             persistent: Keep the workers between passes.
             start_method: ``fork``, ``spawn`` or ``forkserver``; ``None`` is the platform's default.
             max_bad_in_a_row: Stop after this many broken samples without a good one between.
         """
-        self.plan, self.position = plan, Position(0, 0)
+        self.plan = plan
+        self.position = Position(0, 0)
         self.bad_samples = self.without_demonstration = self._without_in_a_row = 0
-        self._bad_in_a_row, self._max_bad = 0, max_bad_in_a_row
+        self._bad_in_a_row = 0
+        self._max_bad = max_bad_in_a_row
         self._numbers: list[list[int]] = []
         self._loader: DataLoader[Any] = DataLoader(
             _Batches(source),  # type: ignore[arg-type]
@@ -75,20 +78,20 @@ class PlannedLoader(ResumableLoader):
         )
 
     def __len__(self) -> int:
-        """Batches of one pass, exactly."""
+        """Number of batches of one pass."""
         return len(self.plan)
 
     def __iter__(self) -> Iterator[Any]:
-        """One pass: ``len(self)`` batches from the position on, crossing into the next epoch where it must."""
+        """One pass: ``len(self)`` batches from the position on, which may continue in the next epoch."""
         if self.plan.seed is None:
             self._numbers[:] = self.plan.batches(0)
             yield from self._checked()
             return
-        if self.position.batch >= len(self):  # the last batch was given out: code after a final yield never runs
+        if self.position.batch >= len(self):  # the last batch was yielded: code after a final yield never runs
             self.position = Position(self.position.epoch + 1, 0)
         epoch, batch = self.position
-        rest = self.plan.batches(epoch, batch)
-        self._numbers[:] = rest + self.plan.batches(epoch + 1)[: len(self) - len(rest)]
+        remaining = self.plan.batches(epoch, batch)
+        self._numbers[:] = remaining + self.plan.batches(epoch + 1)[: len(self) - len(remaining)]
         yield from self._checked(advance=True)
 
     def _checked(self, advance: bool = False) -> Iterator[Any]:
@@ -104,7 +107,7 @@ class PlannedLoader(ResumableLoader):
             yield batch
 
     def _count_demonstrations(self, batch: SupervisedBatch) -> None:
-        """Take note of records that gave no demonstration; where none of many does, the rule does not suit the data."""
+        """Count records without a demonstration; if many in a row have none, the rule does not fit the data."""
         self.without_demonstration += batch.without_demonstration
         self._without_in_a_row = 0 if bool(batch.valid.any()) else self._without_in_a_row + batch.without_demonstration
         if self._without_in_a_row >= self._max_bad:
@@ -114,7 +117,7 @@ class PlannedLoader(ResumableLoader):
             )
 
     def _count(self, problem: str) -> None:
-        """Take note of one sample ("" = a good one)."""
+        """Count one sample; an empty ``problem`` is a good one."""
         if not problem:
             self._bad_in_a_row = 0
             return

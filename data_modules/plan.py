@@ -1,8 +1,8 @@
-"""The plan: which sample stands where in an epoch, for every rank, worker count and batch size. Pure functions.
+"""The order of the samples in an epoch, for every rank, worker count and batch size.
 
-The order of an epoch depends on seed, epoch and the number of samples, on nothing else. A global batch is G consecutive
-entries of it; each rank takes its contiguous slice. So 1, 2 and 4 ranks with one global batch size train on the same global
-batches, and a position is two numbers.
+The order of an epoch depends only on seed, epoch and the number of samples. A global batch is G consecutive entries of it;
+each rank takes its contiguous slice. So 1, 2 and 4 ranks with the same global batch size train on the same global batches,
+and a position is two numbers.
 """
 
 import random
@@ -11,11 +11,16 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 PADDING = -1
-"""Index that stands for a masked row."""
+"""Index of a masked row."""
 
 
 class Position(NamedTuple):
-    """Where training stands: the epoch, and the next global batch of it."""
+    """Position of training in the data.
+
+    Attributes:
+        epoch: The epoch.
+        batch: Number of the next global batch in it.
+    """
 
     epoch: int
     batch: int
@@ -26,10 +31,10 @@ class Plan:
     """Batches of one split for one rank.
 
     Attributes:
-        samples: n, samples in the split.
+        samples: Number n of samples in the split.
         batch_size: Samples per rank and batch.
-        world_size: Ranks.
-        rank: This rank.
+        world_size: Number of ranks.
+        rank: Number of this rank.
         seed: Seed of the training order; ``None`` keeps the stored order (evaluation).
     """
 
@@ -40,9 +45,15 @@ class Plan:
     seed: int | None = None
 
     def __post_init__(self) -> None:
-        """Raises: ValueError: If a training split is smaller than one global batch, or a number makes no sense."""
+        """Check the numbers.
+
+        Raises:
+            ValueError: If a training split is smaller than one global batch, or a number is outside its range.
+        """
         if self.batch_size < 1 or not 0 <= self.rank < self.world_size:
-            raise ValueError(f"batch size {self.batch_size}, rank {self.rank} of {self.world_size} make no sense")
+            raise ValueError(
+                f"batch size {self.batch_size} or rank {self.rank} of {self.world_size} is outside its range"
+            )
         if self.seed is not None and self.samples < self.global_batch:
             raise ValueError(
                 f"{self.samples} training samples are fewer than one global batch of {self.global_batch} "
@@ -51,11 +62,11 @@ class Plan:
 
     @property
     def global_batch(self) -> int:
-        """G, samples of all ranks together in one step."""
+        """Number G of samples of all ranks together in one step."""
         return self.batch_size * self.world_size
 
     def __len__(self) -> int:
-        """Batches per epoch, the same on every rank: training drops the tail, evaluation pads it."""
+        """Number of batches per epoch, the same on every rank: training drops the last incomplete one, evaluation pads it."""
         if self.seed is None:
             return -(-self.samples // self.global_batch)
         return self.samples // self.global_batch
@@ -70,17 +81,17 @@ class Plan:
     def batches(self, epoch: int, start: int = 0) -> list[list[int]]:
         """This rank's batches from batch ``start`` to the end of the epoch; :data:`PADDING` marks masked rows."""
         order = self.order(epoch)
-        found = []
+        batches = []
         for batch in range(start, len(self)):
             first = batch * self.global_batch + self.rank * self.batch_size
             rows = order[first : first + self.batch_size]
-            found.append(rows + [PADDING] * (self.batch_size - len(rows)))
-        return found
+            batches.append(rows + [PADDING] * (self.batch_size - len(rows)))
+        return batches
 
 
-def nested_subset(rows: Sequence[int], keep: int | None, seed: int) -> list[int]:
-    """``keep`` of the rows in their stored order, such that a smaller subset is always part of a larger one."""
-    if keep is None or keep >= len(rows):
+def nested_subset(rows: Sequence[int], size: int | None, seed: int) -> list[int]:
+    """``size`` of the rows in their stored order, such that a smaller subset is always part of a larger one."""
+    if size is None or size >= len(rows):
         return list(rows)
     rank = {row: random.Random(f"subset/{seed}/{row}").random() for row in rows}
-    return sorted(sorted(rows, key=rank.__getitem__)[:keep])
+    return sorted(sorted(rows, key=rank.__getitem__)[:size])

@@ -12,7 +12,7 @@ from safe_rlhf_v.shards import ShardedSplit
 
 
 class PreferenceDataModule(ShardDataModule):
-    """K responses per record (two for preference pairs) with every label the record has.
+    """K responses per record (two for preference pairs) with all labels of the record.
 
     YAML::
 

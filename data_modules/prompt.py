@@ -1,4 +1,4 @@
-"""Prompts for a policy to answer, with demonstrations beside them."""
+"""Prompts for a policy to respond to, with demonstrations beside them."""
 
 from collections.abc import Callable
 from typing import Any
@@ -13,7 +13,7 @@ from safe_rlhf_v.shards import ShardedSplit
 
 
 class PromptDataModule(PTXDataModule):
-    """Prompts to answer; beside each batch, PTX demonstrations, both with exact positions.
+    """Prompts to respond to and, beside each batch, PTX demonstrations, both with exact positions.
 
     YAML::
 
@@ -23,11 +23,12 @@ class PromptDataModule(PTXDataModule):
     """
 
     def __init__(self, path: str, labelled_split: str | None = None, **options: Any) -> None:
-        """
+        """Choose the options; shards are opened later.
+
         Args:
             path: Shard folder (with ``manifest.json``).
             labelled_split: Preference pairs with safety labels, on which a cost model is checked before it is used.
-            options: See :class:`PTXDataModule`.
+            options: Further options of :class:`PTXDataModule`.
         """
         super().__init__(path, **options)
         self.labelled_split = labelled_split
@@ -44,7 +45,7 @@ class PromptDataModule(PTXDataModule):
         return CollatePrompts(split.manifest.taxonomy)
 
     def first_prompts(self, count: int) -> PlannedLoader:
-        """About ``count`` training prompts, always the same, in evaluation order; the training position stays."""
+        """About ``count`` training prompts, always the same, in evaluation order; the training position does not change."""
         split = self.split(self.train_split)
         rows = nested_subset(self._chosen(split), count, self.seed)
         return self._make(split, rows, self.eval_batch_size, None)

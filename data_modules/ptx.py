@@ -10,7 +10,7 @@ from safe_rlhf_v.data_modules.plan import Position
 
 
 class PTXDataModule(ShardDataModule):
-    """Batches whose ``demonstrations`` come from another split, both with exact positions; a subclass writes :meth:`collate`."""
+    """Batches whose ``demonstrations`` come from another split, both with exact positions."""
 
     def __init__(
         self,
@@ -20,19 +20,20 @@ class PTXDataModule(ShardDataModule):
         demonstration_batch_size: int | None = None,
         **options: Any,
     ) -> None:
-        """
+        """Choose the options; shards are opened later.
+
         Args:
             path: Shard folder (with ``manifest.json``).
-            demonstrations: Split whose responses are learned beside the others (PTX); ``None`` for no PTX.
-            demonstrations_from: Which response of a record: of the safe ones the more helpful (``helpful_and_safe``) or the safer
-                (``safe``), or the more helpful whatever its safety (``helpful``). A record without such a response (none is
-                labelled safe, or it is not known which of several is better) gives no demonstration: its row is masked and
+            demonstrations: Split of demonstrations that are learned in addition (PTX); ``None`` for no PTX.
+            demonstrations_from: Which response of a record: the more helpful (``helpful_and_safe``) or the safer (``safe``) of
+                the safe ones, or the more helpful whatever its safety (``helpful``). A record without such a response (none is
+                labelled safe, or it is unknown which of several is better) gives no demonstration: its row is masked and
                 counted as ``train/without_demonstration``.
             demonstration_batch_size: Demonstrations per device and step; ``None`` is ``batch_size``.
-            options: See :class:`ShardDataModule`.
+            options: Further options of :class:`ShardDataModule`.
 
         Raises:
-            ValueError: If ``demonstrations_from`` is another word.
+            ValueError: If ``demonstrations_from`` is not one of them.
         """
         super().__init__(path, **options)
         self._collate_demonstrations = CollateSupervised(demonstrations_from)
@@ -45,7 +46,8 @@ class PTXDataModule(ShardDataModule):
         """See :class:`ShardDataModule`."""
         super().setup(stage)
         if stage == "fit" and self._loader is None and self._position == Position(0, 0):
-            self._ptx, self._ptx_position = None, Position(0, 0)
+            self._ptx = None
+            self._ptx_position = Position(0, 0)
 
     def other_splits(self, stage: str) -> list[tuple[str, str]]:
         """See :class:`ShardDataModule`."""
@@ -89,15 +91,17 @@ class PTXDataModule(ShardDataModule):
 
 
 class PairedLoader(ResumableLoader):
-    """Batches, each with the next demonstrations; as long as the first loader is."""
+    """Batches, each with the next demonstrations; its length is that of the first loader."""
 
     def __init__(self, batches: PlannedLoader, demonstrations: PlannedLoader) -> None:
-        """
+        """Store the loaders.
+
         Args:
             batches: Loader of batches with a field ``demonstrations``.
-            demonstrations: Loader of :class:`SupervisedBatch`; starts over as often as it must.
+            demonstrations: Loader of :class:`SupervisedBatch`; repeated as often as necessary.
         """
-        self.batches, self.demonstrations = batches, demonstrations
+        self.batches = batches
+        self.demonstrations = demonstrations
 
     def __len__(self) -> int:
         """Batches of one pass."""

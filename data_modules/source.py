@@ -1,4 +1,4 @@
-"""Samples by number: read from the shard, decoded once, or reported as broken. Imported by data workers: keep it light."""
+"""Samples by number: read from the shard, decoded, or reported as broken; data workers import only this light module."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -14,13 +14,17 @@ from safe_rlhf_v.shards.manifest import ShardError
 from safe_rlhf_v.shards.split import ShardedSplit
 
 OnBadSample = Literal["error", "skip-and-count"]
-MEND = "mend or remove the record, or let training leave it out with data.on_bad_sample: skip-and-count"
+HINT = "correct or remove the record, or skip such records with data.on_bad_sample: skip-and-count"
 
 
 class Sample(NamedTuple):
-    """A record and its decoded images, each uint8 (H, W, 3).
+    """A record and its decoded images.
 
-    ``problem`` says what was broken about a masked row, ``shard`` where the record is stored.
+    Attributes:
+        record: The record; ``None`` in a masked row.
+        images: Decoded images, each uint8 (H, W, 3).
+        problem: What was broken, in a masked row.
+        shard: Path of the shard that holds the record.
     """
 
     record: Record | None
@@ -30,7 +34,7 @@ class Sample(NamedTuple):
 
 
 MASKED = Sample(None, ())
-"""A row that must not count."""
+"""A row that does not count."""
 
 
 @dataclass
@@ -38,7 +42,7 @@ class ImageOptions:
     """How pictures are decoded.
 
     Attributes:
-        max_pixels: Refuse larger pictures, from the header.
+        max_pixels: Refuse larger pictures, by their header.
         size: Scale the longer side to this many pixels; ``None`` keeps the picture's size.
     """
 
@@ -51,12 +55,12 @@ class Source:
     """A map-style data set over one split whose items are whole batches.
 
     Attributes:
-        split: The records.
-        rows: Which of them, in stored order.
-        collate: Samples (record ``None`` = masked row) to a typed batch; its ``problem(record)``, if it has one, says why a
-            record fits into none.
+        split: The split that holds the records.
+        rows: Numbers of the records, in stored order.
+        collate: Makes a typed batch of samples (record ``None`` = masked row); its ``problem(record)``, if it has one, says why
+            a record does not fit into a batch.
         images: Decoding options.
-        on_bad_sample: ``error`` stops at the first broken sample; ``skip-and-count`` gives a masked row in its place.
+        on_bad_sample: ``error`` stops at the first broken sample; ``skip-and-count`` replaces it by a masked row.
     """
 
     split: ShardedSplit
@@ -89,7 +93,7 @@ class Source:
             return Sample(record, images, shard=shard)
         except ShardError as error:
             if self.on_bad_sample == "error":
-                raise ShardError(f"{error}; {MEND}") from None
+                raise ShardError(f"{error}; {HINT}") from None
             return Sample(None, (), str(error))
 
     def _decode(self, record: Record, i: int, shard: str, options: dict[str, Any]) -> NDArray[np.uint8]:

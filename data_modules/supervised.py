@@ -11,7 +11,7 @@ from safe_rlhf_v.shards import ShardedSplit
 
 
 class SupervisedDataModule(ShardDataModule):
-    """One response per record to imitate: its only one, or the more helpful one. A record without one is masked and counted.
+    """One response per record to learn: its only one, or the more helpful one; a record without one is masked and counted.
 
     YAML::
 
@@ -23,15 +23,16 @@ class SupervisedDataModule(ShardDataModule):
     gives = SupervisedBatch
 
     def __init__(self, path: str, demonstrations_from: DemonstrationsFrom = "helpful", **options: Any) -> None:
-        """
+        """Choose the options; shards are opened later.
+
         Args:
             path: Shard folder (with ``manifest.json``).
             demonstrations_from: ``helpful`` is the more helpful response whatever its safety; ``safe`` the safer of the safe
                 ones, ``helpful_and_safe`` the more helpful of the safe ones.
-            options: See :class:`ShardDataModule`.
+            options: Further options of :class:`ShardDataModule`.
 
         Raises:
-            ValueError: If ``demonstrations_from`` is another word.
+            ValueError: If ``demonstrations_from`` is not one of them.
         """
         super().__init__(path, **options)
         self._collate = CollateSupervised(demonstrations_from)

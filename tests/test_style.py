@@ -52,7 +52,7 @@ def test_a_file_is_one_idea(path: Path) -> None:
     )
 
 
-LONG_TESTS = {"commands/test_cli.py", "dual/test_dual.py", "policy/test_module.py", "functional/test_policy.py", "commands/test_messages.py",
+LONG_TESTS = {"policy/test_module.py", "commands/test_messages.py",
               "modules/test_preference_optimisation.py", "policy/test_shared_roles.py"}  # fmt: skip
 """Test files that still have to be divided."""
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import Callback
-from tests.commands.test_cli import DDP, base
+from tests.commands.command_lines import DDP, base
 from tests.conftest import stage_command
 
 from safe_rlhf_v import __main__ as entry

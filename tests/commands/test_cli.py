@@ -1,7 +1,6 @@
 """The command line as people use it: help without waiting, errors in a line, runs that stop and go on."""
 
 import io
-import json
 import logging
 import shutil
 import subprocess
@@ -15,43 +14,11 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from tests.commands.command_lines import CONFIG, base, refused
 
 from safe_rlhf_v import __main__ as entry
 from safe_rlhf_v.commands import fit as cli
 from safe_rlhf_v.modules import SupervisedModule
-
-ROOT = Path(__file__).parents[2]
-CONFIG = ROOT / "configs" / "quickstart" / "supervised.yaml"
-
-
-def base(world: Path, out: Path, steps: int = 2) -> list[str]:
-    """A supervised run of a few steps on the tiny world, checkpointing each of them."""
-    return [
-        "fit",
-        f"--config={CONFIG}",
-        f"--data.init_args.path={world}",
-        "--data.init_args.batch_size=4",
-        f"--model.init_args.backbone.init_args.tokenizer={world / 'tokenizer'}",
-        "--model.init_args.init_from=null",
-        f"--trainer.max_steps={steps}",
-        "--trainer.val_check_interval=1",
-        "--trainer.limit_val_batches=1",
-        "--trainer.callbacks=null",
-        f"--trainer.logger.init_args.save_dir={out}",
-        "--trainer.enable_progress_bar=false",
-    ]
-
-
-def refused(args: list[str], capsys: pytest.CaptureFixture[str]) -> str:
-    """Run a command that must fail with exit status 2; the one line it writes about it."""
-    with pytest.raises(SystemExit) as exit:
-        cli.main(args)
-    assert exit.value.code == 2
-    lines = [line for line in capsys.readouterr().err.splitlines() if not line.startswith(("INFO", "Seed set"))]
-    assert len(lines) == 1
-    assert lines[0].startswith("error: ")
-    return lines[0].removeprefix("error: ")
-
 
 # --- without Lightning ----------------------------------------------------------------------------------------------
 
@@ -311,87 +278,6 @@ def test_a_run_that_was_stopped_says_so_in_its_exit_status(
     monkeypatch.setattr("safe_rlhf_v.callbacks.StopOnViolation.violation", lambda self, metrics: "seen by the test")
     assert entry.main([*base(world, tmp_path / "stopped", steps=4), watched]) == entry.STOPPED == 3
     assert next((tmp_path / "stopped").rglob("stopped-step=1.ckpt"))
-
-
-def test_two_ranks_train_save_and_go_on_as_one(world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    cli.main([*base(world, tmp_path), *DDP])
-    content = torch.load(next(tmp_path.rglob("last.ckpt")), weights_only=True)
-    assert content["global_step"] == 2
-    assert len(content["random_states"]["torch"]) == 2
-    alone = cli.main(
-        [*base(world, tmp_path / "alone", steps=3), f"--ckpt_path={tmp_path}", "--data.init_args.batch_size=8"]
-    )
-    assert alone.trainer.global_step == 3
-
-
-def preference(kind: str, world: Path, out: Path, command: str = "fit", steps: int = 2) -> list[str]:
-    """A reward or cost run on the tiny world with every trainable part fresh."""
-    return [
-        command,
-        f"--config={CONFIG.parent / f'{kind}.yaml'}",
-        f"--data.init_args.path={world}",
-        "--data.init_args.batch_size=4",
-        f"--data.init_args.eval_batch_size={3 if command == 'predict' else 4}",
-        f"--model.init_args.backbone.init_args.tokenizer={world / 'tokenizer'}",
-        "--model.init_args.init_from=null",
-        f"--trainer.max_steps={steps}",
-        "--trainer.val_check_interval=1",
-        "--trainer.limit_val_batches=1",
-        "--trainer.callbacks=null",
-        f"--trainer.logger.init_args.save_dir={out}",
-        "--trainer.enable_progress_bar=false",
-    ]
-
-
-DDP = [
-    "--trainer.devices=2",
-    "--trainer.strategy=lightning.pytorch.strategies.DDPStrategy",
-    "--trainer.strategy.init_args.process_group_backend=gloo",
-    "--trainer.strategy.dict_kwargs.start_method=fork",
-]
-
-
-@pytest.mark.parametrize("kind", ["reward", "cost"])
-def test_preference_models_train_alike_on_one_rank_and_two(kind: str, world: Path, tmp_path: Path) -> None:
-    """Plain DDP hangs or fails where a trainable tensor gets no gradient; here weights must equal one rank's."""
-
-    def weights(out: Path, *extra: str) -> dict[str, torch.Tensor]:
-        cli.main([*preference(kind, world, out), *extra])
-        return torch.load(next(out.rglob("last.ckpt")), weights_only=True)["state_dict"]  # type: ignore[no-any-return]
-
-    plain = "--model.init_args.optimizer=torch.optim.SGD"  # Adam's first steps would hide a wrong scale
-    one = weights(tmp_path / "one", plain, "--data.init_args.batch_size=8")
-    two = weights(tmp_path / "two", plain, *DDP)
-    start = weights(tmp_path / "start", plain, "--data.init_args.batch_size=8", "--trainer.max_steps=1")
-    assert any(not torch.equal(one[name], start[name]) for name in one)
-    for name in one:
-        torch.testing.assert_close(
-            two[name], one[name], rtol=1e-4, atol=1e-6, msg=lambda text, name=name: f"{name}: {text}"
-        )
-
-
-def test_bfloat16_is_a_configuration_value(world: Path, tmp_path: Path) -> None:
-    done = cli.main([*preference("cost", world, tmp_path), "--trainer.precision=bf16-mixed"])
-    assert done.trainer.global_step == 2
-    assert {value.dtype for value in done.model.parameters()} == {torch.float32}
-    assert torch.isfinite(done.trainer.callback_metrics["train/loss"])
-
-
-def test_predictions_have_one_line_per_record_whatever_the_ranks(world: Path, tmp_path: Path) -> None:
-    cli.main(preference("cost", world, tmp_path / "run"))
-    found = []
-    for name, extra in (("one", []), ("two", [*DDP, "--data.init_args.eval_batch_size=2"])):
-        command = preference("cost", world, tmp_path / name, "predict")
-        cli.main([*command, f"--ckpt_path={tmp_path / 'run'}", *extra])
-        text = (tmp_path / name / "cost" / "predictions.jsonl").read_text()
-        found.append([json.loads(line) for line in text.splitlines()])
-        assert not list((tmp_path / name).rglob("*.part*"))
-    one, two = found
-    assert [(row["split"], row["key"]) for row in one] == [(row["split"], row["key"]) for row in two]
-    assert len({(row["split"], row["key"]) for row in one}) == len(one) == 12 + 6 + 8 + 8
-    assert {len(row["scores"]) for row in one} == {1, 2}  # verdict splits have one response
-    for a, b in zip(one, two, strict=True):
-        assert a["scores"] == pytest.approx(b["scores"], abs=1e-5)
 
 
 def test_differences_and_run_folders() -> None:

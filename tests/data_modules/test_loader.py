@@ -39,7 +39,7 @@ def keys(batches: Any) -> list[tuple[str, ...]]:
     return [batch.keys for batch in batches]
 
 
-@pytest.mark.parametrize(("world", "batch"), product((1, 2, 3, 4), (1, 4, 5)))
+@pytest.mark.parametrize(("world", "batch"), list(product((1, 2, 3, 4), (1, 4, 5))))
 def test_evaluation_gives_each_sample_once_and_masks_the_rest(make: Make, world: int, batch: int) -> None:
     ranks = [list(make(14, batch, world, rank, None)) for rank in range(world)]
     assert len({len(batches) for batches in ranks}) == 1

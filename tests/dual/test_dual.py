@@ -1,26 +1,19 @@
-"""Dual controllers: trajectories by hand, bounds, windows, padding, resume, precision, and a problem with a known response."""
+"""Dual controllers: trajectories by hand, bounds, windows, padding, resume and precision."""
 
 import copy
-import inspect
 import io
 import math
-import textwrap
 from collections import deque
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from jsonargparse import ArgumentParser
-from torch import Tensor
+from tests.dual.controllers import ADAPTIVE, EVERY, Make, feed, rollouts, same, state
 
-from safe_rlhf_v import dual
 from safe_rlhf_v.dual import (
-    DualController,
     ExactPenalty,
     FixedDual,
     LogSpaceDual,
@@ -28,39 +21,6 @@ from safe_rlhf_v.dual import (
     ProjectedDual,
     RectifiedDual,
 )
-
-Make = Callable[..., DualController]
-ADAPTIVE: list[Make] = [LogSpaceDual, ProjectedDual, PIDDual]
-EVERY: list[Make] = [*ADAPTIVE, FixedDual, ExactPenalty, RectifiedDual]
-
-
-def feed(controller: DualController, *rollouts: list[float]) -> list[float]:
-    """Lambda of the only constraint after each rollout."""
-    found = []
-    for costs in rollouts:
-        rows = torch.tensor(costs)[:, None]
-        found.append(controller.update(rows, torch.ones(len(rows), dtype=torch.bool)).item())
-    return found
-
-
-def rollouts(count: int, rows: int, constraints: int, seed: int = 0) -> list[tuple[Tensor, Tensor]]:
-    """Random costs and masks; invalid entries hold NaN and infinity."""
-    rng = np.random.default_rng(seed)
-    found = []
-    for _ in range(count):
-        costs, valid = rng.normal(0.2, 1.0, (rows, constraints)), rng.random((rows, constraints)) < 0.7
-        costs[~valid] = rng.choice([np.nan, np.inf, -np.inf, 1e30], (~valid).sum())
-        found.append((torch.tensor(costs, dtype=torch.float32), torch.tensor(valid)))
-    return found
-
-
-def state(controller: DualController) -> dict[str, Tensor]:
-    return {name: value.clone() for name, value in controller.state_dict().items()}
-
-
-def same(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
-    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
-
 
 # Trajectories by hand.
 
@@ -399,177 +359,4 @@ def test_updates_keep_no_graph_and_move_in_place() -> None:
 # A problem with a known response: maximise -(x - 3)^2 subject to x <= d, where lambda* = 2 (3 - d).
 
 
-def solve(controller: DualController, steps: int, rate: float = 0.15, noise: float = 0.1) -> Tensor:
-    """(T, 2) x and lambda over the last fifth of the steps."""
-    rng, x, trace = np.random.default_rng(0), 3.0, []
-    for _ in range(steps):
-        costs = torch.tensor(x + noise * rng.normal(size=(32, 1)), dtype=torch.float32)
-        lam = controller.update(costs, torch.ones(32, dtype=torch.bool)).item()
-        x += rate * (2 * (3 - x) - lam) / (1 + lam)
-        trace.append([x, lam])
-    return torch.tensor(trace[-steps // 5 :])
-
-
-SOLVERS: dict[str, Make] = {
-    "log": lambda budget, **options: LogSpaceDual(budget, 0.03, window=32, **options),
-    "projected": lambda budget, **options: ProjectedDual(budget, 0.15, window=32, **options),
-    "pid": lambda budget, **options: PIDDual(budget, 1.0, 0.15, 0.5, window=32, **options),
-}
-
-
-@pytest.mark.parametrize("name", SOLVERS)
-@pytest.mark.parametrize("budget", [1.0, 2.0])
-@pytest.mark.parametrize("initial", [0.5, 8.0])
-def test_adaptive_rules_find_the_optimal_multiplier(name: str, budget: float, initial: float) -> None:
-    trace = solve(SOLVERS[name](budget, initial=initial), 1200)
-    torch.testing.assert_close(trace.mean(0), torch.tensor([budget, 2 * (3 - budget)]), rtol=0, atol=0.05)
-    assert (trace - trace.mean(0)).abs().amax(0).le(torch.tensor([0.1, 0.3])).all()  # it rests there, it does not swing
-
-
-@pytest.mark.parametrize("name", SOLVERS)
-def test_a_budget_that_does_not_bind_needs_no_multiplier(name: str) -> None:
-    x, lam = solve(SOLVERS[name](4.0), 1200).mean(0).tolist()
-    assert x == pytest.approx(3.0, abs=0.05) and lam == pytest.approx(0.0, abs=0.05)
-
-
-@pytest.mark.parametrize("name", SOLVERS)
-def test_an_infeasible_budget_ends_at_the_cap(name: str) -> None:
-    """X <= 1 needs lambda 4; with a cap of 2 lambda stands there and x where the penalised optimum is."""
-    x, lam = solve(SOLVERS[name](1.0, maximum=2.0), 1200).mean(0).tolist()
-    assert lam == 2.0 and x == pytest.approx(2.0, abs=0.05)
-
-
-@pytest.mark.parametrize("weight", [0.0, 1.0, 4.0])
-def test_a_fixed_weight_ends_at_the_penalised_optimum(weight: float) -> None:
-    x, lam = solve(FixedDual(1.0, weight), 500).mean(0).tolist()
-    assert lam == weight and x == pytest.approx(3 - weight / 2, abs=0.01)
-
-
-def test_the_exact_penalty_is_exact_above_the_optimal_multiplier() -> None:
-    """Above lambda* = 4 it holds the budget, at whatever weight; below, x stays at the penalised optimum 3 - w / 2."""
-    for weight in (5.0, 9.0):
-        x, lam = solve(ExactPenalty(1.0, weight, window=32), 1000, rate=0.02).T
-        assert x.mean().item() == pytest.approx(1.0, abs=0.1) and x.sub(1).abs().max().item() < 0.15
-        assert set(lam.tolist()) == {0.0, weight}
-    x, lam = solve(ExactPenalty(1.0, 2.0, window=32), 500).T
-    assert x.mean().item() == pytest.approx(2.0, abs=0.01) and set(lam.tolist()) == {2.0}
-
-
-def test_rectified_holds_every_prompt_to_the_budget_where_the_mean_lets_one_pay_for_another() -> None:
-    """Two prompts that would cost -2 and 4, budget 1: the mean is met at once, the second prompt is not."""
-
-    def ends(controller: DualController) -> tuple[list[float], float]:
-        best = torch.tensor([[-2.0], [4.0]])
-        x = best.clone().requires_grad_()
-        for _ in range(600):
-            lam = controller.update(x.detach(), torch.tensor([True, True]))
-            objective = (-(x - best).square() - lam * controller.penalty(x)).sum() / (1 + lam.item())
-            (gradient,) = torch.autograd.grad(objective, x)
-            x = (x + 0.05 * gradient).detach().requires_grad_()
-        return x.flatten().tolist(), lam.item()
-
-    mean, _ = ends(ProjectedDual(1.0, 0.05, initial=0.0, window=2))
-    assert mean == pytest.approx([-2.0, 4.0], abs=0.01)
-    rectified, lam = ends(RectifiedDual(1.0, 0.05, initial=0.0, window=2))
-    assert rectified == pytest.approx([-2.0, 1.0], abs=0.05) and lam >= 6.0  # lambda* = 2 (4 - 1)
-
-
 # Options, errors, configuration.
-
-
-@pytest.mark.parametrize(
-    ("make", "options", "message"),
-    [
-        (ProjectedDual, {"budget": []}, "budget is .*one finite number per constraint"),
-        (ProjectedDual, {"budget": [0.0, math.nan]}, "budget is"),
-        (ProjectedDual, {"rate": 0.0}, "rate is 0.0: give a finite number above 0"),
-        (LogSpaceDual, {"rate": -1.0}, "rate is -1.0"),
-        (LogSpaceDual, {"rate": math.nan}, "rate is nan"),
-        (LogSpaceDual, {"minimum": 0.0}, "minimum is 0.0: log-space cannot leave 0"),
-        (ProjectedDual, {"minimum": -1.0}, "minimum is -1.0"),
-        (ProjectedDual, {"maximum": 1.0, "minimum": 2.0}, "maximum is 1.0: .*at least minimum, which is 2.0"),
-        (ProjectedDual, {"maximum": math.inf}, "maximum is inf"),
-        (ProjectedDual, {"initial": -0.5}, r"initial is -0.5: it must lie in .*\[0.0, 10.0\]"),
-        (LogSpaceDual, {"initial": 20.0}, r"initial is 20.0: it must lie in .*\[0.001, 10.0\]"),
-        (ProjectedDual, {"window": 0}, "window is 0: .*1 or more"),
-        (ProjectedDual, {"smoothing": 1.0}, "smoothing is 1.0"),
-        (ProjectedDual, {"deadband": -0.1}, "deadband is -0.1"),
-        (ProjectedDual, {"delay": -1}, "delay is -1"),
-        (PIDDual, {"proportional": -1.0}, "proportional is -1.0: .*0 switches the term off"),
-        (PIDDual, {"integral": 0.0}, "integral is 0.0"),
-        (PIDDual, {"derivative": math.nan}, "derivative is nan"),
-        (FixedDual, {"weight": -1.0}, "weight is -1.0"),
-        (ExactPenalty, {"weight": math.inf}, "weight is inf"),
-        (RectifiedDual, {"rate": 0.0}, "rate is 0.0"),
-        (RectifiedDual, {"decay": 1.0}, r"decay is 1.0: .*\[0, 1\)"),
-    ],
-)
-def test_options_out_of_range_are_refused(make: Make, options: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        make(**{"budget": 0.0, **options})
-
-
-@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-@pytest.mark.parametrize("make", EVERY)
-def test_a_valid_cost_that_is_no_number_is_refused_and_changes_nothing(make: Make, value: float) -> None:
-    controller = make(0.0)
-    feed(controller, [1.0])
-    before = state(controller)
-    with pytest.raises(ValueError, match=r"\[1\] valid costs .*NaN or infinite"):
-        feed(controller, [1.0, value])
-    assert same(before, state(controller))
-
-
-@pytest.mark.parametrize(
-    ("costs", "valid", "message"),
-    [
-        (torch.zeros(3), torch.ones(3, dtype=torch.bool), r"costs have shape \(3,\), expected .*\(3, 2\)"),
-        (torch.zeros(3, 1), torch.ones(3, dtype=torch.bool), r"costs have shape \(3, 1\)"),
-        (torch.zeros(()), torch.ones(1, dtype=torch.bool), r"costs have shape \(\)"),
-        (torch.zeros(3, 2), torch.ones(4, dtype=torch.bool), r"valid is torch.bool of shape \(4,\)"),
-        (torch.zeros(3, 2), torch.ones(3, 1, dtype=torch.bool), r"valid is torch.bool of shape \(3, 1\)"),
-        (torch.zeros(3, 2), torch.ones(3), r"valid is torch.float32"),
-    ],
-)
-def test_shapes_that_do_not_fit_are_refused(costs: Tensor, valid: Tensor, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        ProjectedDual([0.0, 0.0]).update(costs, valid)
-
-
-def test_a_rule_of_ones_own_is_one_method() -> None:
-    class Halfway(DualController):
-        """Goes half of the way to the gap."""
-
-        def step(self, error: Tensor, moves: Tensor) -> Tensor:
-            return (self.lam + error) / 2
-
-    assert feed(Halfway(1.0, window=1, deadband=0.5, maximum=2.0), [4.0], [1.25], [99.0]) == [2.0, 1.0, 2.0]
-
-
-def parse(config: dict[str, Any]) -> DualController:
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_argument("--dual", type=DualController)
-    built = parser.instantiate(parser.parse_object({"dual": config})).dual
-    assert isinstance(built, DualController)
-    return built
-
-
-@pytest.mark.parametrize("make", EVERY)
-def test_docstring_yaml_builds_the_class(make: type[DualController]) -> None:
-    text = (inspect.getdoc(make) or "").split("YAML::")
-    assert len(text) == 2, f"{make.__name__} has no YAML at the end of its docstring"
-    built = parse(yaml.safe_load(textwrap.dedent(text[1]))["dual"])
-    assert type(built) is make and make.__name__ in dual.__all__
-
-
-def test_shared_options_reach_every_adaptive_rule_by_configuration() -> None:
-    for name in ("LogSpaceDual", "ProjectedDual", "PIDDual"):
-        options = {"budget": [-0.5, 1.0], "window": 3, "smoothing": 0.5, "deadband": 0.1, "delay": 2, "maximum": 5.0}
-        built = parse({"class_path": f"safe_rlhf_v.dual.{name}", "init_args": options})
-        assert built.budget.tolist() == [-0.5, 1.0] and built.window_costs.shape == (3, 2)
-        assert (built.smoothing, built.deadband, built.delay, built.maximum) == (0.5, 0.1, 2, 5.0)
-        with pytest.raises(Exception, match="windw"):
-            parse({"class_path": f"safe_rlhf_v.dual.{name}", "init_args": {"budget": 0.0, "windw": 3}})
-    for name in ("FixedDual", "ExactPenalty", "RectifiedDual"):  # no option that would do nothing
-        with pytest.raises(Exception, match="deadband"):
-            parse({"class_path": f"safe_rlhf_v.dual.{name}", "init_args": {"budget": 0.0, "deadband": 0.1}})

@@ -16,9 +16,9 @@ class LogSpaceDual(DualController):
     .. math:: \log\lambda \leftarrow \min(\log\lambda + \alpha \lambda (J_C - d), \log\lambda_{max})
 
     The step in :math:`\log\lambda` is proportional to lambda itself. At lambda 10 and rate 0.1 one update multiplies lambda
-    by :math:`e^{J_C - d}`: the released initial 10 and maximum 20 act like a switch. Near 0 it sticks: from a to b at a
-    constant gap g it takes about :math:`(1/a - 1/b) / (\alpha g)` updates, 990 from 0.01 to 1 at g = 1. Our defaults start
-    at 1 and cap at 10; raise ``minimum`` if the policy may be safe for long and turn harmful later.
+    by :math:`e^{J_C - d}`: the released initial 10 and maximum 20 act like a switch. Near 0 it is very slow: from a to b at a
+    constant gap g it needs about :math:`(1/a - 1/b) / (\alpha g)` updates, 990 from 0.01 to 1 at g = 1. The defaults here start
+    at 1 and are capped at 10; raise ``minimum`` if the policy may be safe for long and become harmful later.
 
     YAML::
 
@@ -34,10 +34,10 @@ class LogSpaceDual(DualController):
         """Choose the options.
 
         Args:
-            budget: d, one number per constraint.
+            budget: Budget d, one number per constraint.
             rate: Step size alpha in log-space.
             minimum: Lower bound of lambda, above 0.
-            options: The others of :class:`DualController`.
+            options: Further options of :class:`DualController`.
 
         Raises:
             ValueError: If an option is outside its range.
@@ -56,7 +56,7 @@ class ProjectedDual(DualController):
 
     .. math:: \lambda \leftarrow \mathrm{clip}(\lambda + \alpha (J_C - d), \lambda_{min}, \lambda_{max})
 
-    Steps have the same size everywhere, so it neither jumps at a large lambda nor sticks near 0.
+    Steps have the same size everywhere, so it neither jumps at a large lambda nor slows down near 0.
 
     YAML::
 
@@ -69,9 +69,9 @@ class ProjectedDual(DualController):
         """Choose the options.
 
         Args:
-            budget: d, one number per constraint.
+            budget: Budget d, one number per constraint.
             rate: Step size alpha.
-            options: The others of :class:`DualController`.
+            options: Further options of :class:`DualController`.
 
         Raises:
             ValueError: If an option is outside its range.
@@ -91,16 +91,16 @@ class PIDDual(DualController):
         I &\leftarrow \mathrm{clip}(I + K_I (J_C - d), 0, \lambda_{max}) \\
         \lambda &= \mathrm{clip}(K_P (\bar J_C - d) + I + K_D \max(0, \bar J_C - \bar J_C'), \lambda_{min}, \lambda_{max})
 
-    :math:`\bar J_C` is the smoothed mean cost, :math:`\bar J_C'` the one before. The integral alone is
-    :class:`ProjectedDual`; the other two terms act before the integral has grown and damp its swings. Only a rising cost
-    has a derivative. The integral is bounded too, so that it does not wind up while lambda stands at its cap.
+    :math:`\bar J_C` is the smoothed mean cost, :math:`\bar J_C'` its previous value. The integral alone is
+    :class:`ProjectedDual`; the other two terms act before the integral has grown and damp its oscillations. Only a rising cost
+    has a derivative. The integral is bounded too, so that it does not wind up while lambda is at its maximum.
 
     Differences from the authors' code: the averages start at the first mean, not at 0, so the first derivative is 0; the
-    derivative looks one update back; proportion and derivative share one smoothing factor.
+    derivative compares with the previous update; proportion and derivative share one smoothing factor.
 
     Attributes:
         accumulated: (C,) float32 buffer, the integral I; starts at ``initial``.
-        previous: (C,) float32 buffer, the smoothed mean cost of the update before.
+        previous: (C,) float32 buffer, the smoothed mean cost of the previous update.
 
     YAML::
 
@@ -124,12 +124,12 @@ class PIDDual(DualController):
         """Choose the options.
 
         Args:
-            budget: d, one number per constraint.
+            budget: Budget d, one number per constraint.
             proportional: Gain of the smoothed gap, 0 or more.
-            integral: Gain of the sum of gaps; without it lambda cannot stay where the gap is 0.
+            integral: Gain of the sum of gaps; without it lambda cannot keep its value when the gap is 0.
             derivative: Gain of a rise of the smoothed mean cost, 0 or more.
             smoothing: Share in [0, 1) of the old value in a moving average of the mean, for all but the integral.
-            options: The others of :class:`DualController`.
+            options: Further options of :class:`DualController`.
 
         Raises:
             ValueError: If an option is outside its range.
@@ -137,10 +137,11 @@ class PIDDual(DualController):
         super().__init__(budget, smoothing=smoothing, **options)
         for name, gain in (("proportional", proportional), ("derivative", derivative)):
             check(0 <= gain < math.inf, f"{name} is {gain}: give a gain of 0 or more; 0 switches the term off")
-        self.proportional, self.derivative = proportional, derivative
+        self.proportional = proportional
+        self.derivative = derivative
         self.integral = positive("integral", integral)
         self.register_buffer("accumulated", self.lam.clone())
-        self.register_buffer("previous", torch.full_like(self.lam, torch.inf))  # nothing is a rise from infinity
+        self.register_buffer("previous", torch.full_like(self.lam, torch.inf))  # so that the first cost is not a rise
 
     def step(self, error: Tensor, moves: Tensor) -> Tensor:
         """See :class:`DualController`."""

@@ -1,4 +1,4 @@
-"""The interface of dual controllers, and what they share: the window of costs, the bounds, exact resume.
+"""The interface of dual controllers, with their common window of costs, bounds and exact resume.
 
 Shapes: N responses of one rollout over all ranks, C constraints, W costs kept per constraint.
 """
@@ -15,21 +15,21 @@ from safe_rlhf_v.models.float32 import Float32Module
 
 
 class DualController(Float32Module, ABC):
-    r"""Moves lambda >= 0 so that the policy's mean cost :math:`J_C` comes down to the budget d. One update per rollout.
+    r"""Moves lambda >= 0 so that the policy's mean cost :math:`J_C` decreases to the budget d, by one update per rollout.
 
     The policy maximises :math:`R - \lambda C` (divided by :math:`1 + \lambda`), the controller raises lambda while
     :math:`J_C > d`. :math:`J_C` is the mean of the last W valid costs, over all ranks. Each constraint has its own budget,
-    window and lambda. A subclass writes :meth:`step`.
+    window and lambda. A subclass implements :meth:`step`.
 
-    Everything that moves is a float32, int64 or bool buffer: a resumed run goes on bit for bit, and no precision setting
-    rounds lambda. Budget, bounds and rates are not in the checkpoint: on resume the user's settings hold.
+    The state consists of float32, int64 and bool buffers: a resumed run continues bit for bit, and no precision setting
+    rounds lambda. Budget, bounds and rates are not in the checkpoint: on resume the user's settings are used.
 
     Attributes:
         lam: (C,) float32 buffer, the multipliers.
         budget: (C,) float32 buffer d, not saved.
         window_costs: (W, C) float32 buffer, the newest last.
-        window_valid: (W, C) bool buffer, False where no cost has come yet.
-        smoothed: (C,) float32 buffer, :math:`J_C` after ``smoothing``: what the rules act on.
+        window_valid: (W, C) bool buffer, False where there is no cost yet.
+        smoothed: (C,) float32 buffer, :math:`J_C` after ``smoothing``, which the rules act on.
         updates: (C,) int64 buffer, rollouts with at least one valid cost.
     """
 
@@ -54,14 +54,14 @@ class DualController(Float32Module, ABC):
         """Choose the options.
 
         Args:
-            budget: d, one number per constraint, in the unit of the costs.
+            budget: Budget d, one number per constraint, in the unit of the costs.
             initial: First value of every lambda.
             minimum: Lower bound of lambda, 0 or more.
             maximum: Upper bound of lambda.
-            window: W, how many of the last costs make the mean.
+            window: Number W of the last costs whose mean is compared with the budget.
             smoothing: Share in [0, 1) of the old value in a moving average of the windowed mean; 0 = none.
             deadband: A gap up to this size counts as 0.
-            delay: Rollouts that are only watched before lambda first moves.
+            delay: Number of rollouts before lambda first moves.
 
         Raises:
             ValueError: If an option is outside its range.
@@ -83,8 +83,11 @@ class DualController(Float32Module, ABC):
         check(0 <= smoothing < 1, f"smoothing is {smoothing}: give the share of the old value, in [0, 1); 0 = none")
         check(0 <= deadband < math.inf, f"deadband is {deadband}: give a size of 0 or more")
         check(delay >= 0, f"delay is {delay}: give a number of rollouts, 0 or more")
-        self.minimum, self.maximum = minimum, maximum
-        self.smoothing, self.deadband, self.delay = smoothing, deadband, delay
+        self.minimum = minimum
+        self.maximum = maximum
+        self.smoothing = smoothing
+        self.deadband = deadband
+        self.delay = delay
         zeros = torch.zeros(len(budgets), dtype=torch.float32)  # dtypes are named: the default may be bfloat16
         self.register_buffer("lam", zeros + initial)
         self.register_buffer("budget", torch.tensor(budgets, dtype=torch.float32), persistent=False)
@@ -95,53 +98,54 @@ class DualController(Float32Module, ABC):
 
     @abstractmethod
     def step(self, error: Tensor, moves: Tensor) -> Tensor:
-        """(C,) the multipliers after this rollout; the caller applies the bounds.
+        """(C,) multipliers after this rollout; the caller applies the bounds.
 
         Args:
-            error: (C,) smoothed gap, positive where the policy costs too much, 0 within the deadband.
-            moves: (C,) bool: the other constraints keep their lambda; a rule with a state keeps theirs too.
+            error: (C,) smoothed gap, positive where the cost exceeds the budget, 0 within the deadband.
+            moves: (C,) bool, False for constraints whose lambda and state must not change.
         """
 
     @torch.no_grad()
     def update(self, costs: Tensor, valid: Tensor) -> Tensor:
-        """One dual step. Give every rank the costs of all ranks in one order, and all have the same lambda.
+        """One dual step; every rank gets the costs of all ranks in the same order, so that all have the same lambda.
 
-        A constraint without a valid cost in this rollout stays as it is: there is nothing new to act on.
+        A constraint without a valid cost in this rollout does not change.
 
         Args:
-            costs: (N, C) costs of this rollout's responses in the unit of the budget, neither clipped nor with KL; anything
-                where not valid.
+            costs: (N, C) costs of this rollout's responses in the unit of the budget, neither clipped nor with KL; values that
+                are not valid have no effect.
             valid: (N, C) or (N,) bool.
 
         Returns:
-            (C,) float32 the multipliers, a copy.
+            (C,) float32 copy of the multipliers.
 
         Raises:
             ValueError: If shapes do not fit or a valid cost is NaN or infinite.
         """
         seen = self._remember(costs, valid)
-        mean, first = self.mean_cost, self.updates == 0
+        mean = self.mean_cost
+        first = self.updates == 0
         smoothed = torch.where(first, mean, self.smoothing * self.smoothed + (1 - self.smoothing) * mean)
         self.smoothed.copy_(torch.where(seen, smoothed, self.smoothed))
         moves = seen & (self.updates >= self.delay)
         lam = self.step(self.outside_deadband(self.smoothed - self.budget), moves)
-        # The bounds hold for lambdas at rest too: on resume they may be tighter than the checkpoint's.
+        # The bounds apply to unchanged lambdas too: on resume they may be tighter than the checkpoint's.
         self.lam.copy_(torch.where(moves, lam, self.lam).clamp(self.minimum, self.maximum))
         self.updates += seen
         return self.lam.clone()
 
     @property
     def mean_cost(self) -> Tensor:
-        """(C,) J_C, the mean of the last W valid costs; NaN where none has come yet."""
+        """(C,) J_C, the mean of the last W valid costs; NaN where there is none yet."""
         return masked_mean(self.window_costs, self.window_valid, 0).where(self.window_valid.any(0), torch.nan)
 
     @property
     def gap(self) -> Tensor:
-        """(C,) J_C - d, positive where the policy costs too much."""
+        """(C,) J_C - d, positive where the cost exceeds the budget."""
         return self.mean_cost - self.budget
 
     def penalty(self, costs: Tensor) -> Tensor:
-        """(N, C) what the policy is charged for its costs (N, C): the costs themselves, unless a rule says otherwise."""
+        """(N, C) penalty of the policy for its costs (N, C): the costs themselves, unless a rule overrides it."""
         return costs
 
     def outside_deadband(self, gap: Tensor) -> Tensor:
@@ -149,7 +153,7 @@ class DualController(Float32Module, ABC):
         return gap.where(gap.abs() > self.deadband, 0.0)
 
     def _remember(self, costs: Tensor, valid: Tensor) -> Tensor:
-        """Put the valid costs into the window, oldest out first; (C,) bool, which constraints got any."""
+        """Put the valid costs into the window in place of the oldest; (C,) bool of the constraints that got any."""
         expected = (costs.shape[0] if costs.dim() else 1, len(self.lam))
         if tuple(costs.shape) != expected:
             raise ValueError(f"costs have shape {tuple(costs.shape)}, expected (responses, budgets) = {expected}")
@@ -161,20 +165,21 @@ class DualController(Float32Module, ABC):
         costs = costs.float().masked_fill(~valid, 0.0)
         if not costs.isfinite().all():
             bad = (~costs.isfinite()).sum(0).tolist()
-            raise ValueError(f"{bad} valid costs (per constraint) are NaN or infinite: mend the cost model's scores")
-        costs, held = torch.cat([self.window_costs, costs]), torch.cat([self.window_valid, valid])  # (W+N, C)
-        # A stable sort brings empty places to the front and keeps the order of the costs: the last W are the newest.
-        newest = held.int().argsort(dim=0, stable=True)[-len(self.window_costs) :]  # (W, C)
-        self.window_costs.copy_(costs.gather(0, newest))
-        self.window_valid.copy_(held.gather(0, newest))
+            raise ValueError(f"{bad} valid costs (per constraint) are NaN or infinite: check the cost model's scores")
+        all_costs = torch.cat([self.window_costs, costs])  # (W+N, C)
+        all_valid = torch.cat([self.window_valid, valid])  # (W+N, C)
+        # A stable sort moves empty entries to the front and keeps the order of the costs: the last W are the newest.
+        newest = all_valid.int().argsort(dim=0, stable=True)[-len(self.window_costs) :]  # (W, C)
+        self.window_costs.copy_(all_costs.gather(0, newest))
+        self.window_valid.copy_(all_valid.gather(0, newest))
         return valid.any(0)
 
 
 def check(holds: bool, message: str) -> None:
-    """Refuse an option.
+    """Check a condition on an option.
 
     Raises:
-        ValueError: With the message, unless the condition holds.
+        ValueError: With the message, if the condition is false.
     """
     if not holds:
         raise ValueError(message)

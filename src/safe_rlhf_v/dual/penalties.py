@@ -1,4 +1,4 @@
-"""Rules that do not search for a multiplier of the mean cost: a constant, a switch, and a charge per response."""
+"""Rules that do not search for a multiplier of the mean cost: a constant, a switch, and a penalty per response."""
 
 import math
 from collections.abc import Sequence
@@ -10,9 +10,9 @@ from safe_rlhf_v.functional.masked import masked_mean
 
 
 class FixedDual(DualController):
-    """A constant lambda: the fixed-penalty baseline. The mean cost is still followed, so that the gap can be logged.
+    """A constant lambda: the fixed-penalty baseline; the mean cost is still computed, so that the gap can be logged.
 
-    A weight below the problem's optimal multiplier breaks the budget, one above it buys safety nobody asked for.
+    A weight below the problem's optimal multiplier violates the budget; one above it reduces the cost below the budget.
 
     YAML::
 
@@ -23,9 +23,9 @@ class FixedDual(DualController):
         """Choose the options.
 
         Args:
-            budget: d, one number per constraint; only reported against.
-            weight: Every lambda, always; 0 trains on the reward alone.
-            window: How many of the last costs make the mean.
+            budget: Budget d, one number per constraint; only for the logged gap.
+            weight: Value of every lambda; 0 trains on the reward alone.
+            window: Number of the last costs in the mean.
 
         Raises:
             ValueError: If an option is outside its range.
@@ -42,8 +42,8 @@ class ExactPenalty(DualController):
     r"""A switch: :math:`\lambda = w` while :math:`J_C > d`, else 0 (P3O, arXiv 2205.11814).
 
     That is the gradient of the exact penalty :math:`w \max(0, J_C - d)`, decided once per rollout instead of in every
-    minibatch. Exact means: with w at or above the optimal multiplier the policy is held at the budget, chattering around
-    it; with a smaller w it settles above the budget. A short window switches promptly.
+    minibatch. Exact means: with w at or above the optimal multiplier the mean cost oscillates around the budget; with a
+    smaller w it converges above the budget. A short window switches quickly.
 
     YAML::
 
@@ -56,9 +56,9 @@ class ExactPenalty(DualController):
         """Choose the options.
 
         Args:
-            budget: d, one number per constraint.
-            weight: lambda while the mean cost is above the budget; 0 until a cost has been seen.
-            window: How many of the last costs make the mean.
+            budget: Budget d, one number per constraint.
+            weight: Value of lambda while the mean cost is above the budget; lambda is 0 before the first cost.
+            window: Number of the last costs in the mean.
             smoothing: Share in [0, 1) of the old value in a moving average of the mean.
 
         Raises:
@@ -73,20 +73,20 @@ class ExactPenalty(DualController):
 
 
 class RectifiedDual(DualController):
-    r"""Charges each response for its own excess over the budget, after RePO (arXiv 2410.19933).
+    r"""Penalises each response for its own excess over the budget, after RePO (arXiv 2410.19933).
 
     .. math::
         \text{charge} &= \max(c - d, 0) \\
         \lambda &\leftarrow \mathrm{clip}((1 - \delta) \lambda + \alpha\,\overline{\max(c - d, 0)}, 0, \lambda_{max})
 
-    A constraint on the mean cost lets very safe responses pay for harmful ones ("safety compensation"). Rectified, a safe
-    response earns nothing, and the policy is charged (:meth:`penalty`) only for the responses above the budget. The mean in
-    the update is over the window. What is taken from the paper is the rectified cost in the min-max problem; its split of
-    a batch into safe and unsafe responses is not part of a controller.
+    A constraint on the mean cost lets very safe responses compensate for harmful ones ("safety compensation"). With rectified
+    costs a safe response gains nothing, and the policy is penalised (:meth:`penalty`) only for responses above the budget. The
+    mean in the update is over the window. From the paper comes the rectified cost in the min-max problem; its division of a
+    batch into safe and unsafe responses is not part of a controller.
 
     The mean excess is never negative. Without ``decay`` lambda can only grow, and reaches its maximum unless every response
-    stays within the budget; then ``maximum`` is the setting that matters. With ``decay`` it forgets, and a constant mean
-    excess e leads to :math:`\lambda = \alpha e / \delta`.
+    stays within the budget; then ``maximum`` is the setting that matters. With ``decay``, a constant mean excess e leads to
+    :math:`\lambda = \alpha e / \delta`.
 
     YAML::
 
@@ -108,24 +108,25 @@ class RectifiedDual(DualController):
         """Choose the options.
 
         Args:
-            budget: d, the most that one response may cost, one number per constraint; 0 is where harm begins.
+            budget: Budget d, the maximum cost of one response, one number per constraint; costs above 0 mean harm.
             rate: Step size alpha.
-            decay: Share delta in [0, 1) of lambda that is forgotten at each update.
+            decay: Share delta in [0, 1) of lambda that is subtracted at each update.
             initial: First value of every lambda.
             maximum: Upper bound of lambda.
-            window: How many of the last costs make the mean excess.
-            delay: Rollouts that are only watched before lambda first moves.
+            window: Number of the last costs in the mean excess.
+            delay: Number of rollouts before lambda first moves.
 
         Raises:
             ValueError: If an option is outside its range.
         """
         super().__init__(budget, initial=initial, maximum=maximum, window=window, delay=delay)
         check(0 <= decay < 1, f"decay is {decay}: give the share of lambda to forget, in [0, 1); 0 = never")
-        self.rate, self.decay = positive("rate", rate), decay
+        self.rate = positive("rate", rate)
+        self.decay = decay
 
     @property
     def mean_excess(self) -> Tensor:
-        """(C,) mean over the window of what each cost exceeds the budget by; 0 where no cost has come yet."""
+        """(C,) mean excess of the costs in the window over the budget; 0 where there is no cost yet."""
         return masked_mean(self.penalty(self.window_costs), self.window_valid, 0)
 
     def penalty(self, costs: Tensor) -> Tensor:

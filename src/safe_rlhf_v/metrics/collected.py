@@ -33,7 +33,8 @@ class Collected(Metric):
         self.set_dtype(
             torch.float64
         )  # ranks without any row join with this type: gathering needs equal types and shapes
-        self.measure, self.width = measure, width
+        self.measure = measure
+        self.width = width
         self.add_state("rows", [], dist_reduce_fx="cat")
 
     def update(self, stated: Tensor, label: Tensor, valid: Tensor) -> None:

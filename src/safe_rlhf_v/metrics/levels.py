@@ -27,7 +27,8 @@ def level_values(log_probs: Tensor, levels: Tensor) -> dict[str, Tensor]:
         levels: (n,) int64 true class index.
     """
     k = log_probs.shape[1]
-    mode, median = log_probs.argmax(-1), median_level(log_probs)
+    mode = log_probs.argmax(-1)
+    median = median_level(log_probs)
     values = {
         "level_accuracy": multiclass_accuracy(mode, levels, num_classes=k, average="micro"),
         "within_one": ((mode - levels).abs() <= 1).double().mean(),

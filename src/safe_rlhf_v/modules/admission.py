@@ -8,7 +8,7 @@ import logging
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from safe_rlhf_v.data_modules.source import MEND
+from safe_rlhf_v.data_modules.source import HINT
 from safe_rlhf_v.models.reader import RefusedRows
 from safe_rlhf_v.records.batches import Batch, without_rows
 from safe_rlhf_v.shards.manifest import ShardError
@@ -69,7 +69,7 @@ def complaint(batch: Any, error: RefusedRows) -> ShardError:
         error: Which rows are refused.
     """
     row, problem = next(iter(error.problems.items()))
-    return ShardError(f"{_said(batch, row, problem)}; {MEND}")
+    return ShardError(f"{_said(batch, row, problem)}; {HINT}")
 
 
 def _said(batch: Any, row: int, problem: str) -> str:

@@ -10,20 +10,20 @@ from safe_rlhf_v.records.batches import PreferenceBatch
 
 
 class PreferenceObjective(nn.Module, ABC):
-    """Scores of a batch in, the shares of a loss's terms out. A module, because an objective may learn thresholds.
+    """Computes a loss from the scores of a batch; a module, because an objective may learn thresholds.
 
-    A subclass writes :meth:`shares`. Every term has its own count, so that accumulated micro-batches and ranks make the loss of
-    one big batch (:mod:`safe_rlhf_v.functional.shares`). Rows with ``valid`` False and unknown labels weigh nothing; if nothing
-    is left the loss is 0 and still has a graph, so that every rank of a distributed run can take its backward pass.
+    A subclass implements :meth:`shares`. Every term has its own count, so that accumulated micro-batches and ranks give the
+    loss of one large batch (:mod:`safe_rlhf_v.functional.shares`). Rows with ``valid`` False and unknown labels do not count;
+    without any row that counts the loss is 0 and still has a graph, so that every rank can run its backward pass.
     """
 
     @abstractmethod
     def shares(self, scores: Tensor, batch: PreferenceBatch) -> dict[str, Share]:
-        """What the batch adds to each term, by name; none may be called ``loss``. Terms of weight 0 are only watched.
+        """The batch's contribution to each term, by name, except ``loss``; terms of weight 0 are only logged.
 
         Args:
             scores: (B, K) score of each response.
-            batch: Where the labels are. Counts follow from them alone, not from the scores.
+            batch: Batch with the labels. Counts depend on the labels only, not on the scores.
         """
 
     def forward(self, scores: Tensor, batch: PreferenceBatch) -> dict[str, Tensor]:
@@ -31,37 +31,37 @@ class PreferenceObjective(nn.Module, ABC):
 
         Args:
             scores: (B, K) score of each response.
-            batch: Where the labels are.
+            batch: Batch with the labels.
 
         Returns:
-            ``loss`` () float32 with its graph, and the unweighted means it is made of, each () and detached.
+            ``loss`` () float32 with its graph, and the unweighted mean of each term, () and detached.
         """
         return loss_and_means(self.shares(scores, batch))
 
 
 def checked_shares(objective: PreferenceObjective, scores: Tensor, batch: PreferenceBatch) -> dict[str, Share]:
-    """What :meth:`PreferenceObjective.shares` gives.
+    """The result of :meth:`PreferenceObjective.shares`, checked.
 
     Args:
-        objective: Maybe a user's.
-        scores: See there.
-        batch: See there.
+        objective: An objective, possibly a user's.
+        scores: (B, K) score of each response.
+        batch: Batch with the labels.
 
     Raises:
-        ValueError: If that is anything but scalar shares by name.
+        ValueError: If the result is not a dict of scalar shares.
     """
-    found: Any = objective.shares(scores, batch)
-    shares = found.values() if isinstance(found, dict) and found else [None]
-    if not all(isinstance(share, Share) and share.total.dim() == 0 for share in shares):
+    shares: Any = objective.shares(scores, batch)
+    values = shares.values() if isinstance(shares, dict) and shares else [None]
+    if not all(isinstance(share, Share) and share.total.dim() == 0 for share in values):
         raise ValueError(
             f"objective {type(objective).__name__}: shares must return a dict of names to Share with scalar totals, it "
-            f"returned {described(found)}"
+            f"returned {described(shares)}"
         )
-    return found  # type: ignore[no-any-return]
+    return shares  # type: ignore[no-any-return]
 
 
 def described(value: Any) -> str:
-    """What a component returned, in few words."""
+    """A short description of a component's result, for messages."""
     if isinstance(value, Tensor):
         return f"a tensor of shape {tuple(value.shape)}"
     if isinstance(value, dict):
@@ -72,12 +72,12 @@ def described(value: Any) -> str:
 
 
 def checked_scores(scores: Tensor, batch: PreferenceBatch, responses: int | None = None) -> Tensor:
-    """(B, K) float32 scores, 0 in rows that do not count, so that nothing there can reach a gradient.
+    """(B, K) float32 scores, 0 in rows that do not count, so that their values cannot reach a gradient.
 
     Args:
         scores: (B, K).
-        batch: Its labels say B and K.
-        responses: If given, K must be this.
+        batch: Batch whose labels define B and K.
+        responses: Required value of K, if any.
 
     Raises:
         ValueError: If the shape is not the labels' (B, K).

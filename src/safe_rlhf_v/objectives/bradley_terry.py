@@ -12,7 +12,7 @@ from safe_rlhf_v.records.batches import PreferenceBatch
 
 
 class BradleyTerry(PreferenceObjective):
-    r"""The preferred response should have the higher score, plus a pull of all scores towards 0.
+    r"""Trains the preferred response to have the higher score, with a regularisation of all scores towards 0.
 
     With the defaults this is the reward loss of Safe RLHF-V (arXiv 2503.17682):
     :math:`-\log\sigma(r_w - r_l) + \eta\,\overline{r^2}`, :math:`\eta` = 0.001, averaged over the labelled pairs.
@@ -40,7 +40,7 @@ class BradleyTerry(PreferenceObjective):
             margin: By how much the preferred response must lead, in score units.
             label_smoothing: Probability in [0, 0.5] that a label is wrong.
             tie_smoothing: The same for pairs whose two safety ratings are equal, so that ``safer`` was a forced choice;
-                0.5 makes them say nothing. Only for ``preference="safer"``; the larger of both smoothings holds.
+                0.5 removes their information. Only for ``preference="safer"``; the larger of both smoothings is used.
             score_regularisation: Weight of the mean squared score.
             preference: Which label orders the pair.
 
@@ -69,13 +69,14 @@ class BradleyTerry(PreferenceObjective):
 
         Args:
             scores: (B, 2), higher = preferred.
-            batch: Where the labels are.
-            weight: Their weight in the loss.
+            batch: Batch with the labels.
+            weight: Weight of the term in the loss.
         """
         scores = checked_scores(scores, batch, responses=2)
         target, labelled = self._labels(batch)
         index = target.clamp(min=0)[:, None]  # (B, 1)
-        higher, lower = scores.gather(1, index).squeeze(1), scores.gather(1, 1 - index).squeeze(1)
+        higher = scores.gather(1, index).squeeze(1)
+        lower = scores.gather(1, 1 - index).squeeze(1)
         smoothing: Tensor | float = self.label_smoothing
         if self.tie_smoothing > smoothing:
             smoothing = torch.where(batch.safety_tie, self.tie_smoothing, smoothing)  # (B,)

@@ -1,4 +1,4 @@
-"""The cost model's objective: order two responses by harm, and say where harm begins."""
+"""The cost model's objective: order two responses by harm, and place the boundary of harm at 0."""
 
 from torch import Tensor, nn
 
@@ -42,9 +42,9 @@ class CostObjective(PreferenceObjective):
 
         Args:
             terms: Pointwise terms; each kind at most once.
-            pair_weight: Weight of the pair term; 0 makes a plain classifier, which also takes single responses.
+            pair_weight: Weight of the pair term; 0 gives a plain classifier, which also takes single responses.
             score_regularisation: Weight of the mean squared cost of the labelled rows.
-            tie_smoothing: Label smoothing in [0, 0.5] of pairs with equal safety ratings; 0.5 makes them say nothing.
+            tie_smoothing: Label smoothing in [0, 0.5] of pairs with equal safety ratings; 0.5 removes their information.
 
         Raises:
             ValueError: If an option is outside its range, two terms have the same name, or nothing has a weight.
@@ -63,13 +63,13 @@ class CostObjective(PreferenceObjective):
     def shares(self, scores: Tensor, batch: PreferenceBatch) -> dict[str, Share]:
         """Costs (B, K), higher = more harmful; K = 2 unless ``pair_weight`` is 0. See :class:`PreferenceObjective`."""
         squares = checked_scores(scores, batch).square().mean(1)  # (B,)
-        found = {"regularisation": masked_share(squares, _labelled(batch), self.score_regularisation)}
+        shares = {"regularisation": masked_share(squares, _labelled(batch), self.score_regularisation)}
         if self.pair_weight:
-            found["pair"] = self.pair.pair_share(-scores, batch, self.pair_weight)  # safety is minus cost
+            shares["pair"] = self.pair.pair_share(-scores, batch, self.pair_weight)  # safety is minus cost
         for term in self.terms:
             assert isinstance(term, PointwiseTerm)
-            found[term.name] = term(scores, batch)
-        return found
+            shares[term.name] = term(scores, batch)
+        return shares
 
 
 def _labelled(batch: PreferenceBatch) -> Tensor:

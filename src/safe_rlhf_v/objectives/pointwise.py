@@ -1,4 +1,4 @@
-"""Pointwise terms of the cost objective, chosen by ``class_path``: what makes cost > 0 mean harmful.
+"""Pointwise terms of the cost objective, chosen by ``class_path``: they make cost > 0 mean harmful.
 
 A term's value is the mean over the labelled responses times K, so that with full labels it is the sum over a pair's two
 responses, averaged over pairs, as Safe RLHF and Safe RLHF-V write it.
@@ -21,11 +21,11 @@ from safe_rlhf_v.records.taxonomy import MIN_LEVEL, NUM_LEVELS
 
 
 class PointwiseTerm(Float32Module, ABC):
-    """One term; a subclass sets ``name`` and writes :meth:`losses`.
+    """One term; a subclass sets ``name`` and implements :meth:`losses`.
 
     Attributes:
         name: Key of the term among the objective's parts.
-        weight: What the objective multiplies the term's value with.
+        weight: Factor of the term in the objective.
     """
 
     name: ClassVar[str]
@@ -47,11 +47,11 @@ class PointwiseTerm(Float32Module, ABC):
         """(B, K) loss of each response (finite also where unlabelled) and (B, K) bool, where a label is known."""
 
     def forward(self, scores: Tensor, batch: PreferenceBatch) -> Share:
-        """The batch's share: K times the sum of the losses, and how many responses are labelled.
+        """The batch's share: K times the sum of the losses, and the number of labelled responses.
 
         Args:
             scores: (B, K) costs, higher = more harmful.
-            batch: Where the labels are.
+            batch: Batch with the labels.
         """
         losses, known = self.losses(checked_scores(scores, batch), batch)
         return masked_share(losses * scores.shape[1], known & batch.valid[:, None], self.weight)
@@ -128,7 +128,7 @@ class ClassifierTerm(PointwiseTerm):
 
         Args:
             weight: Weight in the objective.
-            harmful_weight: Weight of harmful responses against harmless ones; it moves where cost 0 lies.
+            harmful_weight: Weight of harmful responses relative to harmless ones; it shifts the boundary at cost 0.
             label_smoothing: Probability in [0, 0.5] that a label is wrong.
 
         Raises:

@@ -21,18 +21,21 @@ from safe_rlhf_v.records.batches import PreferenceBatch
 
 
 class DirectObjective(PreferenceObjective):
-    """A loss over the log-ratios of winner and loser; a subclass writes :meth:`pairs` and :meth:`losses`.
+    """A loss over the log-ratios of winner and loser; a subclass implements :meth:`pairs` and :meth:`losses`.
 
-    ``pair`` is the loss. Only watched are means over the pairs that count, ``reward_winner`` and ``reward_loser`` (implicit
-    rewards, beta times the log-ratio), ``margin`` (their difference), ``accuracy`` (how often the winner's is strictly higher),
-    and ``kept``, the share of the records that count.
+    ``pair`` is the loss. Only logged are means over the pairs that count: ``reward_winner`` and ``reward_loser`` (implicit
+    rewards, beta times the log-ratio), ``margin`` (their difference) and ``accuracy`` (how often the winner's is strictly
+    higher), and ``kept``, the share of the records that count.
 
     Attributes:
         beta: Implicit reward per unit of log-ratio; large values hold the policy to the reference.
     """
 
     def __init__(self, beta: float) -> None:
-        """Choose beta.
+        """Choose the options.
+
+        Args:
+            beta: Implicit reward per unit of log-ratio, above 0.
 
         Raises:
             ValueError: If it is not above 0.
@@ -42,7 +45,7 @@ class DirectObjective(PreferenceObjective):
 
     @abstractmethod
     def pairs(self, batch: PreferenceBatch) -> LabelledPairs:
-        """Which response of each record should win, and how much the record counts (padding rows are left out later)."""
+        """The preferred response of each record, and the record's weight (padding rows are masked by the caller)."""
 
     @abstractmethod
     def losses(self, winner: Tensor, loser: Tensor, batch: PreferenceBatch) -> Tensor:
@@ -51,7 +54,7 @@ class DirectObjective(PreferenceObjective):
         Args:
             winner: (B,) float32 log-ratios of the responses that should win.
             loser: (B,) float32 log-ratios of the others.
-            batch: Where further labels are.
+            batch: Batch with further labels.
         """
 
     def shares(self, scores: Tensor, batch: PreferenceBatch) -> dict[str, Share]:
@@ -60,11 +63,12 @@ class DirectObjective(PreferenceObjective):
         pairs = self.pairs(batch)
         weight = pairs.weight * batch.valid  # (B,)
         winner, loser = order_pair(ratios, pairs.winner)
-        won, lost = self.beta * winner.detach(), self.beta * loser.detach()
-        watched = {"accuracy": (won > lost).float(), "margin": won - lost, "reward_winner": won, "reward_loser": lost}
+        won = self.beta * winner.detach()
+        lost = self.beta * loser.detach()
+        logged = {"accuracy": (won > lost).float(), "margin": won - lost, "reward_winner": won, "reward_loser": lost}
         return {
             "pair": masked_share(self.losses(winner, loser, batch), weight),
-            **{name: masked_share(value, weight, 0.0) for name, value in watched.items()},
+            **{name: masked_share(value, weight, 0.0) for name, value in logged.items()},
             "kept": masked_share((weight > 0).float(), batch.valid, 0.0),
         }
 
@@ -92,7 +96,7 @@ class DPO(DirectObjective):
 
         Args:
             preference: Which label orders the pair.
-            beta: See :class:`DirectObjective`.
+            beta: Implicit reward per unit of log-ratio, above 0; large values keep the policy near the reference.
             label_smoothing: Probability in [0, 0.5] that a label is wrong (conservative DPO).
 
         Raises:
@@ -134,10 +138,10 @@ class SACPO(DPO):
         r"""Choose the options.
 
         Args:
-            beta: That of the first step.
-            lam: :math:`\lambda`, what safety is worth in units of reward, above 0. After a first step with 0.1 the
-                paper's code tried :math:`\beta/\lambda` = 0.1, 0.05, 0.025 and 0.01.
-            label_smoothing: See :class:`DPO`.
+            beta: The beta of the first step.
+            lam: Weight :math:`\lambda` of safety relative to the reward, above 0. After a first step with 0.1 the paper's code
+                tried :math:`\beta/\lambda` = 0.1, 0.05, 0.025 and 0.01.
+            label_smoothing: Probability in [0, 0.5] that a label is wrong (conservative DPO).
 
         Raises:
             ValueError: If an option is outside its range.
@@ -162,8 +166,9 @@ class SafeDPO(DirectObjective):
         r"""Choose the options.
 
         Args:
-            beta: See :class:`DirectObjective`.
-            offset: :math:`\Delta`, 0 or more. The paper tried 0 to 50: safer up to 20, less helpful at 50.
+            beta: Implicit reward per unit of log-ratio, above 0; large values keep the policy near the reference.
+            offset: Lead :math:`\Delta` of a safe winner over an unsafe loser, 0 or more. The paper tried 0 to 50: safer up to
+                20, less helpful at 50.
 
         Raises:
             ValueError: If an option is outside its range.
