@@ -1,6 +1,7 @@
 """A run's last state is kept: at its end, and when a signal asks it to stop; broken numbers end it and keep nothing."""
 
 import signal
+from difflib import get_close_matches
 from typing import Any
 
 import torch
@@ -91,20 +92,30 @@ class RunKeeper(Callback):
         if trainer.world_size == 1 and not trainer.sanity_checking and self._step >= 0:
             self._obey(trainer, self._signals.pending)
 
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """After the first validation it is known which metrics there are.
+
+        Raises:
+            ValueError: If a checkpoint callback monitors one that is not there.
+        """
+        if trainer.state.fn == "fit" and not trainer.sanity_checking:
+            check_monitors(trainer)
+
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save the last step."""
         self._check(trainer, save=True)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """A training without a step is no finished one.
+        """A training without a step is no finished one, nor is one whose best checkpoint was never chosen.
 
         Raises:
-            ValueError: If no step was made.
+            ValueError: If no step was made, or a checkpoint callback waited for a metric in vain.
         """
         if not trainer.global_step and not getattr(trainer, "fast_dev_run", False):
             raise ValueError(
                 "nothing was trained, the run made no step; look at trainer.max_time and at the train split"
             )
+        check_monitors(trainer)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Note that this step has a checkpoint that training can go on from."""
@@ -166,3 +177,19 @@ class RunKeeper(Callback):
             link.unlink(missing_ok=True)
             link.symlink_to(file.name)
             link.replace(file.with_name(name))
+
+
+def check_monitors(trainer: Trainer) -> None:
+    """Raises: ValueError: If a checkpoint callback monitors a metric that the run has not logged, naming those it has."""
+    if getattr(trainer, "fast_dev_run", False):
+        return
+    logged = ["epoch", "step", *sorted(trainer.callback_metrics)]
+    for callback in trainer.checkpoint_callbacks:
+        name = getattr(callback, "monitor", None)
+        if name is not None and name not in logged:
+            near = get_close_matches(name, logged, n=1)
+            raise ValueError(
+                f"{type(callback).__name__}.monitor is {name!r}, which this run has not logged"
+                f"{f'; did you mean {near[0]!r}?' if near else ''} (a metric exists only after a validation, and only where the "
+                f"data have the labels or the truth it needs); it has logged: {', '.join(logged)}"
+            )

@@ -6,12 +6,13 @@ responses do not outweigh short ones. ``total`` replaces the number divided by: 
 of micro-batches and ranks sum to the loss of the whole, whatever their lengths.
 """
 
+from collections.abc import Callable
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from safe_rlhf_v.functional.masked import full_precision, masked_mean, masked_sum, masked_var
+from safe_rlhf_v.functional.masked import full_precision, masked_mean, masked_sum
 from safe_rlhf_v.functional.policy import check_shapes
 
 Reduction = Literal["token", "sequence"]
@@ -186,7 +187,9 @@ def clipped_value_loss(
     return reduce_tokens(0.5 * errors, mask, reduction=reduction, total=total)
 
 
-def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> Tensor:
+def explained_variance(
+    values: Tensor, returns: Tensor, mask: Tensor, total: Callable[[Tensor], Tensor] = lambda sums: sums
+) -> Tensor:
     """Scalar 1 - Var(R - V) / Var(R) over the real tokens, without a graph; 0 where the returns do not vary.
 
     1 is a perfect critic, 0 one that is no better than a constant, below 0 a worse one.
@@ -195,10 +198,14 @@ def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> Tensor:
         values: (N, R).
         returns: (N, R).
         mask: (N, R) bool.
+        total: Sums a tensor over ranks, to measure their tokens together; called twice on every rank.
     """
     check_shapes(mask, values=values, returns=returns)
     wide = returns.detach().double()  # the variance of equal float32 numbers is exactly 0 only in float64
-    variance = masked_var(wide, mask, unbiased=False)
-    missed = masked_var(wide - values.detach().double(), mask, unbiased=False)
+    both = torch.stack([wide, wide - values.detach().double()]).masked_fill(~mask, 0.0)  # (2, N, R)
+    *sums, count = total(torch.stack([*both.sum((1, 2)), mask.sum().double()]))
+    means = torch.stack(sums) / count.clamp(min=1)  # (2,)
+    deviations = (both - means[:, None, None]).masked_fill(~mask, 0.0)
+    variance, missed = total(deviations.square().sum((1, 2)))
     explained = torch.where(variance > 0, 1 - missed / torch.where(variance > 0, variance, 1.0), 0.0)
     return explained.to(full_precision(returns).dtype)

@@ -13,7 +13,8 @@ graph exists at a time; what waits are prepared inputs in host memory (pictures 
 optimizer's step come after that, as always. Counting ahead is also what transformers' Trainer does (``num_items_in_batch``), for
 its one term and tokens only.
 
-The steps before the last return 0 and cost little; the last returns the window's loss, and logs it and its terms.
+The steps before the last return 0 and cost little; the last returns the window's loss, and logs it and the terms that counted
+something.
 """
 
 from abc import abstractmethod
@@ -45,7 +46,7 @@ class LossModule(BaseModule):
         """
         super().__init__(*args, **kwargs)
         self._window: list[tuple[Any, Any]] = []
-        self._labelled: Tensor | None = None  # () bool, whether a window had anything to learn from
+        self._labelled: bool | None = None  # whether a window had anything to learn from; None before the first one
 
     @abstractmethod
     def prepare(self, batch: Any) -> tuple[Any, Any]:
@@ -100,7 +101,7 @@ class LossModule(BaseModule):
     def on_train_end(self) -> None:
         """Whether there was anything to learn from. Raises: ValueError: If no window of this training had a label."""
         super().on_train_end()
-        if self._labelled is not None and not self._labelled:
+        if self._labelled is False:
             raise ValueError(
                 "nothing was learned: no record that training read has a label this stage learns from; see "
                 "'python -m safe_rlhf_v shards inspect' on data.init_args.path"
@@ -112,8 +113,8 @@ class LossModule(BaseModule):
         self.log_counts({name: sum(counts[name] for counts in noted) for name in noted[0]})
         own = [torch.stack(list(self.counts(*part).values())).detach() for part in window]  # each (T,)
         counts = self.total(torch.stack(own).sum(0))  # (T,)
-        labelled = (counts > 0).any()
-        self._labelled = labelled if self._labelled is None else self._labelled | labelled
+        counted = [count > 0 for count in counts.tolist()]
+        self._labelled = any(counted) or bool(self._labelled)
         ranks = 1 if self._trainer is None else self.trainer.world_size
         totals = torch.zeros_like(counts)
         for i, part in enumerate(window):
@@ -123,10 +124,13 @@ class LossModule(BaseModule):
             if i < len(window) - 1:
                 self._add_gradients(loss)
         means = divided(self.total(totals), counts)
-        whole = means @ means.new_tensor([share.weight for share in shares.values()])
-        for name, value in {**dict(zip(shares, means, strict=True)), "loss": whole}.items():
+        window_loss = means @ means.new_tensor([share.weight for share in shares.values()])
+        logged = {name: mean for name, mean, real in zip(shares, means, counted, strict=True) if real}
+        if logged:  # a mean of nothing is no number to be shown
+            logged["loss"] = window_loss
+        for name, value in logged.items():
             self.log(f"train/{name}", value, prog_bar=name in self.in_progress_bar)
-        return loss + (whole - loss.detach())
+        return loss + (window_loss - loss.detach())
 
     def _add_gradients(self, loss: Tensor) -> None:
         """A backward pass that ranks do not exchange: the window's last one exchanges the sum."""

@@ -177,8 +177,9 @@ class PreferenceModule(LossModule):
             if mode == "shuffled":
                 prompts, valid = self._shuffled(batch, split)
             other = self.score(prompts, batch.responses)
-            metrics[f"{mode}_accuracy"].update(other, truth, valid)
-            metrics[f"{mode}_gap"].update(scores, other, truth, valid)
+            target = self.labels(batch) if batch.truth is None else truth
+            metrics[f"{mode}_accuracy"].update(other, target, valid)
+            metrics[f"{mode}_gap"].update(scores, other, target, valid)
         return {"scores": scores.detach(), "valid": batch.valid}
 
     def on_test_epoch_start(self) -> None:

@@ -22,7 +22,7 @@ def iteration_curves(
     ranks: int,
     seconds: float | None,
 ) -> dict[str, float]:
-    """Means over the responses of all ranks, brought together by one sum; scores are not clipped.
+    """Means over the responses of all ranks, brought together by sums; scores are not clipped.
 
     Args:
         rollout: What was sampled.
@@ -41,8 +41,8 @@ def iteration_curves(
     curves |= dict(zip(losses, (shares / ranks).tolist(), strict=True))  # as DDP averages gradients
     if learned.values is not None and learned.returns is not None:
         for name in ("reward", "cost"):
-            explained = explained_variance(getattr(learned.values, name), getattr(learned.returns, name), rollout.mask)
-            curves[f"critic/{name}_explained_variance"] = float(explained)
+            pair = getattr(learned.values, name), getattr(learned.returns, name)
+            curves[f"critic/{name}_explained_variance"] = float(explained_variance(*pair, rollout.mask, total))
     if seconds is not None:
         curves["rollout/tokens_per_second"] = float(values[list(means).index("rollout/length")]) / seconds
     return curves
