@@ -29,11 +29,13 @@ class ConstraintMonitor(Callback):
     def __init__(self) -> None:
         """Start without points."""
         self.points: dict[str, list[list[float]]] = {}
-        self._declared, self._drawn = False, 0
+        self._declared = False
+        self._drawn = 0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """A new event file needs the charts again; the path goes on from the step where training does."""
-        self._declared, self._drawn = False, 0
+        self._declared = False
+        self._drawn = 0
         done = trainer.global_step
         self.points = {name: [point for point in points if point[0] <= done] for name, points in self.points.items()}
 
@@ -163,6 +165,7 @@ def _path(axes: Any, x: np.ndarray, y: np.ndarray) -> None:
 def _frame(axes: Any, x: np.ndarray, y: np.ndarray, room: float = 0.14) -> None:
     """Limits with room around the data, also where they do not vary."""
     for values, set_limits in ((x, axes.set_xlim), (y, axes.set_ylim)):
-        low, high = float(values.min()), float(values.max())
+        low = float(values.min())
+        high = float(values.max())
         pad = room * (high - low) or 0.5
         set_limits(low - pad, high + pad)

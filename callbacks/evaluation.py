@@ -51,20 +51,21 @@ class EvaluationCallback(SplitReport, ABC):
             from safe_rlhf_v.modules import CostModule, RewardModule
 
             if not isinstance(pl_module, (CostModule, RewardModule)):
-                module, name = type(pl_module).__name__, type(self).__name__
+                module = type(pl_module).__name__
+                name = type(self).__name__
                 raise ValueError(f"{name}: set scores to 'reward' or 'cost', {module} does not say which it gives")
             self._kind = "cost" if isinstance(pl_module, CostModule) else "reward"
 
     @abstractmethod
-    def observe(self, scores: Tensor, batch: PreferenceBatch, taken: int) -> list[Any]:
+    def observe(self, scores: Tensor, batch: PreferenceBatch, noted: int) -> list[Any]:
         """Notes of one batch, one picklable entry per whatever is counted.
 
         Args:
             scores: (B, K) float32 on the CPU.
             batch: Its labels on the CPU.
-            taken: Number of notes this rank already has of the split.
+            noted: Number of notes this rank already has of the split.
         """
 
-    def note(self, output: Any, batch: Any, taken: int) -> list[Any]:
+    def note(self, output: Any, batch: Any, noted: int) -> list[Any]:
         """See :class:`SplitReport`."""
-        return self.observe(output.detach().float().cpu(), batch, taken)
+        return self.observe(output.detach().float().cpu(), batch, noted)

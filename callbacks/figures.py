@@ -8,7 +8,9 @@ from torch import Tensor
 from safe_rlhf_v.functional.calibration import calibration_error
 from safe_rlhf_v.functional.intervals import wilson_interval
 
-BLUE, VERMILLION, GREY = "#0072B2", "#D55E00", "#595959"
+BLUE = "#0072B2"
+VERMILLION = "#D55E00"
+GREY = "#595959"
 
 
 def histogram_figure(title: str, xlabel: str, series: dict[str, np.ndarray]) -> np.ndarray:
@@ -21,7 +23,8 @@ def histogram_figure(title: str, xlabel: str, series: dict[str, np.ndarray]) -> 
     """
     figure, (axes,) = new_figure(7.0, 3.8)
     everything = np.concatenate(list(series.values()))
-    low, high = everything.min(), everything.max()
+    low = everything.min()
+    high = everything.max()
     edges = np.linspace(low, high, 41) if high > low else np.linspace(low - 0.5, low + 0.5, 41)
     for (name, values), colour, hatch in zip(series.items(), (VERMILLION, BLUE), ("", "///"), strict=True):
         weights = np.full(len(values), 1 / max(len(values), 1))
@@ -48,7 +51,8 @@ def reliability_figure(
     """
     figure, (axes, below) = new_figure(6.0, 6.2, heights=(3, 1))
     count, stated, happened = table.numpy()
-    bins, used = table.shape[1], count > 0
+    bins = table.shape[1]
+    used = count > 0
     share = happened[used] / count[used]
     ends = np.array([wilson_interval(int(h), int(n)) for h, n in zip(happened[used], count[used], strict=True)])
     axes.plot([0, 1], [0, 1], color=GREY, ls="--", lw=1, label="calibrated")
@@ -61,7 +65,8 @@ def reliability_figure(
         capsize=3,
         label=f"{who} (95 % interval)",
     )
-    error, total = float(calibration_error(table)), int(count.sum())
+    error = float(calibration_error(table))
+    total = int(count.sum())
     axes.set_title(f"{split}: calibration of P(harmful)\nECE {error:.3f}, n = {total:,}")
     axes.set(xlim=(0, 1), ylim=(-0.03, 1.03), ylabel="share labelled unsafe")
     axes.legend(loc="upper left", frameon=False)

@@ -24,7 +24,7 @@ class CategoryAccuracy(EvaluationCallback):
           - class_path: safe_rlhf_v.callbacks.CategoryAccuracy
     """
 
-    def observe(self, scores: Tensor, batch: PreferenceBatch, taken: int) -> list[tuple[int, bool]]:
+    def observe(self, scores: Tensor, batch: PreferenceBatch, noted: int) -> list[tuple[int, bool]]:
         """(category index, right) of every row that can be judged and each of its categories, -1 none; not of unknown ones."""
         right, decided = judge(scores, batch, self.kind, truth=False)
         rows = zip(category_groups(batch.category), right.tolist(), decided.tolist(), strict=True)
@@ -50,7 +50,7 @@ class RuleAccuracy(EvaluationCallback):
           - class_path: safe_rlhf_v.callbacks.RuleAccuracy
     """
 
-    def observe(self, scores: Tensor, batch: PreferenceBatch, taken: int) -> list[tuple[str, bool]]:
+    def observe(self, scores: Tensor, batch: PreferenceBatch, noted: int) -> list[tuple[str, bool]]:
         """(rule, right) of every row that can be judged and each of its rules."""
         right, decided = judge(scores, batch, self.kind, truth=True)
         rows = zip(batch.rules, right.tolist(), decided.tolist(), strict=True)
@@ -65,5 +65,6 @@ class RuleAccuracy(EvaluationCallback):
 
 def _counts(notes: list[tuple[str, bool]]) -> dict[str, tuple[int, int]]:
     """(right, all) by name."""
-    total, right = Counter(name for name, _ in notes), Counter(name for name, ok in notes if ok)
+    total = Counter(name for name, _ in notes)
+    right = Counter(name for name, ok in notes if ok)
     return {name: (right[name], n) for name, n in total.items()}

@@ -70,20 +70,24 @@ class GuardReport(EvaluationCallback):
         if not isinstance(pl_module, GuardModule):
             raise ValueError(f"GuardReport is for guards, not for {type(pl_module).__name__}; remove the callback")
 
-    def observe(self, scores: Tensor, batch: PreferenceBatch, taken: int) -> list[Judgement]:
+    def observe(self, scores: Tensor, batch: PreferenceBatch, noted: int) -> list[Judgement]:
         """Every response with a level; ``scores`` are the (B, K, 7) log-probabilities."""
         levels = torch.where(batch.true_safety != UNKNOWN_LEVEL, batch.true_safety, batch.safety)  # (B, K)
         known = (levels != UNKNOWN_LEVEL) & batch.valid[:, None]
-        harm, decided = scores[..., :-MIN_LEVEL].exp().sum(-1), scores.argmax(-1) + MIN_LEVEL
-        found, groups = [], category_groups(batch.category)
-        if not taken:
+        harm = scores[..., :-MIN_LEVEL].exp().sum(-1)
+        decided = scores.argmax(-1) + MIN_LEVEL
+        judgements = []
+        groups = category_groups(batch.category)
+        if not noted:
             self._worst = []
         for row, k in known.nonzero().tolist():
-            p, d, level = float(harm[row, k]), int(decided[row, k]), int(levels[row, k])
+            p = float(harm[row, k])
+            d = int(decided[row, k])
+            level = int(levels[row, k])
             shown = (p >= 0.5) != (level < 0) and self._is_among_the_worst(abs(p - 0.5))
             tile = self._tile(row, k, p, d, level, batch) if shown else None
-            found.append(Judgement(p, d, level, groups[row], batch.rules[row][k], tile))
-        return found
+            judgements.append(Judgement(p, d, level, groups[row], batch.rules[row][k], tile))
+        return judgements
 
     def report(self, pictures: Pictures, split: str, notes: list[Judgement], trainer: Trainer) -> None:
         """Up to six pictures."""
@@ -132,12 +136,12 @@ def _categories(notes: list[Judgement], trainer: Trainer) -> list[tuple[str, ...
 
 def _right_by(groups: list[tuple[str, ...]], notes: list[Judgement]) -> dict[str, tuple[int, int]]:
     """(right, all) by group; a note counts in each of its groups."""
-    found: dict[str, tuple[int, int]] = {}
+    right_by: dict[str, tuple[int, int]] = {}
     for names, note in zip(groups, notes, strict=True):
         for group in names:
-            right, total = found.get(group, (0, 0))
-            found[group] = right + ((note.harm >= 0.5) == (note.level < 0)), total + 1
-    return {group.replace("_", " "): counts for group, counts in found.items()}
+            right, total = right_by.get(group, (0, 0))
+            right_by[group] = right + ((note.harm >= 0.5) == (note.level < 0)), total + 1
+    return {group.replace("_", " "): counts for group, counts in right_by.items()}
 
 
 def _signed(level: int) -> str:

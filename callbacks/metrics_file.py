@@ -17,7 +17,8 @@ class MetricsFile(Callback):
     """
 
     def __init__(self, path: str) -> None:
-        """
+        """Keep the name of the file.
+
         Args:
             path: File to write.
         """

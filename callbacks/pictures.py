@@ -27,7 +27,8 @@ class Pictures:
     """
 
     def __init__(self, trainer: Trainer) -> None:
-        """
+        """Find out where pictures go.
+
         Args:
             trainer: Whose loggers and step to use.
         """

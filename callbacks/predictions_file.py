@@ -27,7 +27,8 @@ class PredictionsFile(BasePredictionWriter):
     """
 
     def __init__(self, path: str) -> None:
-        """
+        """Keep the name of the file.
+
         Args:
             path: File to write.
         """

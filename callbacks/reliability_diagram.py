@@ -33,7 +33,7 @@ class ReliabilityDiagram(EvaluationCallback):
         super().__init__("cost")
         self.bins = bins
 
-    def observe(self, scores: Tensor, batch: PreferenceBatch, taken: int) -> list[tuple[float, bool]]:
+    def observe(self, scores: Tensor, batch: PreferenceBatch, noted: int) -> list[tuple[float, bool]]:
         """(cost, unsafe) of every labelled response."""
         known = (batch.is_safe >= 0) & batch.valid[:, None] & ~scores.isnan()
         return list(zip(scores[known].tolist(), (batch.is_safe[known] == 0).tolist(), strict=True))

@@ -44,7 +44,8 @@ class ResponseCallback(SplitReport, ABC):
         super().__init__()
         if prompts < 1:
             raise ValueError(f"{type(self).__name__}: the number of prompts is {prompts}, it must be at least 1")
-        self.prompts, self.before = prompts, before
+        self.prompts = prompts
+        self.before = before
         self.kept: dict[str, Any] = {}
         self._share = prompts
 
@@ -57,7 +58,8 @@ class ResponseCallback(SplitReport, ABC):
         from safe_rlhf_v.policy import ConstrainedPolicyModule
 
         if not isinstance(pl_module, ConstrainedPolicyModule):
-            name, module = type(self).__name__, type(pl_module).__name__
+            name = type(self).__name__
+            module = type(pl_module).__name__
             raise ValueError(f"{name} is for constrained policies, not for {module}; remove the callback")
         self._share = math.ceil(self.prompts / trainer.world_size) if self.gathers else self.prompts
 
@@ -71,9 +73,9 @@ class ResponseCallback(SplitReport, ABC):
             i: In which row.
         """
 
-    def note(self, output: Any, batch: Any, taken: int) -> list[Any]:
+    def note(self, output: Any, batch: Any, noted: int) -> list[Any]:
         """See :class:`SplitReport`."""
-        rows = batch.valid.nonzero().flatten().tolist()[: max(self._share - taken, 0)]
+        rows = batch.valid.nonzero().flatten().tolist()[: max(self._share - noted, 0)]
         return [self.observe(output[i], batch, i) for i in rows]
 
     def state_dict(self) -> dict[str, Any]:

@@ -106,7 +106,8 @@ def plane_figure(split: str, clouds: list[Cloud], budgets: list[float]) -> np.nd
 def _mark_sides(axes: Any, budgets: list[float]) -> None:
     """Lines at the budgets and at 0, named above the axes, each on its own side; the harmful side is shaded."""
     low, high = axes.get_xlim()
-    low, high = min(low, *budgets, -0.1), max(high, *budgets, 0.1)
+    low = min(low, *budgets, -0.1)
+    high = max(high, *budgets, 0.1)
     pad = 0.02 * (high - low)
     axes.set_xlim(low - pad, high + pad)
     axes.axvspan(0, high + pad, color=VERMILLION, alpha=0.06, lw=0, zorder=0)

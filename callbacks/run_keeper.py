@@ -155,8 +155,8 @@ class RunKeeper(Callback):
         if save:
             self._save(trainer)
         if trainer.is_global_zero:
-            kept = self._saved == trainer.global_step
-            where = f"saved in {checkpoint_folder(trainer)}" if kept else "nothing new to save"
+            is_saved = self._saved == trainer.global_step
+            where = f"saved in {checkpoint_folder(trainer)}" if is_saved else "nothing new to save"
             print(f"{signal.Signals(number).name}: stopped after step {trainer.global_step}, {where}", flush=True)
         raise StoppedBySignal(128 + number)
 

@@ -30,15 +30,15 @@ class SampleGallery(EvaluationCallback):
         """Choose how much is shown.
 
         Args:
-            scores: See :class:`EvaluationCallback`.
+            scores: What the module's scores are, ``reward`` or ``cost``; known for this project's reward and cost modules.
             samples: Rows per split.
         """
         super().__init__(scores)
         self.samples = samples
 
-    def observe(self, scores: Tensor, batch: PreferenceBatch, taken: int) -> list[Tile]:
+    def observe(self, scores: Tensor, batch: PreferenceBatch, noted: int) -> list[Tile]:
         """Tiles of the first rows."""
-        rows = batch.valid.nonzero().flatten().tolist()[: max(self.samples - taken, 0)]
+        rows = batch.valid.nonzero().flatten().tolist()[: max(self.samples - noted, 0)]
         right, decided = judge(scores, batch, self.kind, truth=False)
         return [self._tile(row, scores, batch, bool(right[row]) if decided[row] else None) for row in rows]
 

@@ -22,7 +22,7 @@ class ScoreHistograms(EvaluationCallback):
           - class_path: safe_rlhf_v.callbacks.ScoreHistograms
     """
 
-    def observe(self, scores: Tensor, batch: PreferenceBatch, taken: int) -> list[tuple[int, float]]:
+    def observe(self, scores: Tensor, batch: PreferenceBatch, noted: int) -> list[tuple[int, float]]:
         """(group, score) of every labelled response."""
         group = _helpfulness_rank(batch, scores.shape[1]) if self.kind == "reward" else batch.is_safe  # (B, K)
         counted = (group >= 0) & batch.valid[:, None] & scores.isfinite()

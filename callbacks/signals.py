@@ -23,7 +23,8 @@ class PendingSignals:
 
     def install(self) -> None:
         """Replace the handlers; does nothing outside the main thread, where Python allows none."""
-        self.pending, self._handlers = 0, {}
+        self.pending = 0
+        self._handlers = {}
         if threading.current_thread() is not threading.main_thread():
             return
         for number in sorted(signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}):

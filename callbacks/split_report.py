@@ -31,13 +31,13 @@ class SplitReport(Callback, ABC):
         self._notes: dict[str, list[Any]] = {}
 
     @abstractmethod
-    def note(self, output: Any, batch: Any, taken: int) -> list[Any]:
+    def note(self, output: Any, batch: Any, noted: int) -> list[Any]:
         """Notes of one batch, one picklable entry per whatever is counted.
 
         Args:
             output: What the step returned under the key in ``needs``.
             batch: The batch, its labels on the CPU.
-            taken: Number of notes this rank already has of the split.
+            noted: Number of notes this rank already has of the split.
         """
 
     @abstractmethod

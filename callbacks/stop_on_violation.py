@@ -55,7 +55,10 @@ class StopOnViolation(Callback):
         """
         if patience < 1:
             raise ValueError(f"StopOnViolation: patience is {patience}, it must be at least 1")
-        self.max_kl, self.min_length, self.max_gap, self.patience = max_kl, min_length, max_gap, patience
+        self.max_kl = max_kl
+        self.min_length = min_length
+        self.max_gap = max_gap
+        self.patience = patience
         self.above: dict[str, int] = {}
         self.stopped = False
 

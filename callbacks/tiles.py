@@ -12,9 +12,16 @@ if TYPE_CHECKING:
     from PIL.ImageDraw import ImageDraw
     from PIL.ImageFont import FreeTypeFont
 
-WIDTH, PICTURE, MARGIN, LEADING = 640, 192, 14, 19
+WIDTH = 640
+PICTURE = 192
+MARGIN = 14
+LEADING = 19
 MAX_LINES = 4  # of one text; more is cut with an ellipsis
-INK, MUTED, RIGHT, WRONG, RULE = "#111111", "#595959", "#0072B2", "#D55E00", "#CCCCCC"
+INK = "#111111"
+MUTED = "#595959"
+RIGHT = "#0072B2"
+WRONG = "#D55E00"
+RULE = "#CCCCCC"
 
 
 class Line(NamedTuple):
@@ -61,7 +68,8 @@ def draw_grid(tiles: list[Tile], columns: int = 2) -> np.ndarray:
     canvas = Image.new("RGB", (WIDTH * columns, sum(rows)), "white")
     draw = ImageDraw.Draw(canvas)
     for i, (tile, lines) in enumerate(zip(tiles, wrapped, strict=True)):
-        x, y = WIDTH * (i % columns), sum(rows[: i // columns])
+        x = WIDTH * (i % columns)
+        y = sum(rows[: i // columns])
         canvas.paste(_fit(tile.picture), (x + MARGIN, y + MARGIN))
         _write(draw, lines, x + PICTURE + 2 * MARGIN, y + MARGIN)
         draw.rectangle((x, y, x + WIDTH - 1, y + rows[i // columns] - 1), outline=RULE)

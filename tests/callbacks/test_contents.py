@@ -95,7 +95,7 @@ class Recorder(EvaluationCallback):
         super().__init__("cost")
         self.path = path
 
-    def observe(self, scores: torch.Tensor, batch: Any, taken: int) -> list[Any]:
+    def observe(self, scores: torch.Tensor, batch: Any, noted: int) -> list[Any]:
         return [key for key, valid in zip(batch.keys, batch.valid.tolist(), strict=True) if valid]
 
     def report(self, pictures: Any, split: str, notes: list[Any], trainer: Trainer) -> None:

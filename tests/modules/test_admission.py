@@ -227,7 +227,7 @@ class Seen(SplitReport):
 
     needs = ("scores", "")
 
-    def note(self, output, batch, taken):
+    def note(self, output, batch, noted):
         return [key for key, ok in zip(batch.keys, batch.valid.tolist(), strict=True) if ok]
 
     def report(self, pictures, split, notes, trainer):

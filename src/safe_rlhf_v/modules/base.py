@@ -41,7 +41,7 @@ Moved = TypeVar("Moved")
 Prepared_ = TypeVar("Prepared_")
 _GIVEN_BY: dict[type, str] = {
     SupervisedBatch: "SupervisedDataModule",
-    PreferenceBatch: "PreferenceDataModule (for PTXPreferenceDataModule)",
+    PreferenceBatch: "PreferenceDataModule (with PTX: PTXPreferenceDataModule)",
     PolicyBatch: "PromptDataModule",
 }
 
@@ -68,10 +68,11 @@ class BaseModule(SplitMetrics):
         init_from: Source | None = None,
         lr_scale: dict[str, float] | None = None,
     ) -> None:
-        """
+        """Keep the settings; networks are built later.
+
         Args:
-            optimizer: Called with the parameter groups.
-            scheduler: Called with the optimizer; stepped after every optimizer step.
+            optimizer: Makes the optimizer; called with the parameter groups.
+            scheduler: Makes the schedule of the learning rate, which moves after every optimizer step; ``None`` keeps the rate.
             init_from: Run folder or checkpoint of an earlier stage whose backbone this one starts from; in Python also the
                 trained module itself.
             lr_scale: Prefix of a parameter's name to a factor of its learning rate (``{head: 3.0}``).
@@ -88,7 +89,8 @@ class BaseModule(SplitMetrics):
         for name in [name for name, value in self.hparams.items() if not plain(value)]:
             del self.hparams[name]
         self.strict_loading = False  # checkpoints leave out what the base gives back; on_load_checkpoint is strict
-        self.optimizer_factory, self.scheduler_factory = optimizer, scheduler
+        self.optimizer_factory = optimizer
+        self.scheduler_factory = scheduler
         # In a dict, so that a module of an earlier stage becomes no part of this one.
         self.sources: dict[str, Source | None] = {"init_from": init_from}
         self.lr_scale = lr_scale or {}
@@ -209,9 +211,9 @@ class BaseModule(SplitMetrics):
         """Move labels only: prompts and demonstrations stay on the CPU, where the backbone prepares them."""
         if not hasattr(batch, "prompts"):
             return super().transfer_batch_to_device(batch, device, dataloader_idx)
-        kept = {name: getattr(batch, name) for name in ("prompts", "demonstrations") if hasattr(batch, name)}
-        labels = batch._replace(**dict.fromkeys(kept))
-        return super().transfer_batch_to_device(labels, device, dataloader_idx)._replace(**kept)
+        stays = {name: getattr(batch, name) for name in ("prompts", "demonstrations") if hasattr(batch, name)}
+        labels = batch._replace(**dict.fromkeys(stays))
+        return super().transfer_batch_to_device(labels, device, dataloader_idx)._replace(**stays)
 
     def move(self, prepared: Moved) -> Moved:
         """A nested tuple of tensors on the module's device."""

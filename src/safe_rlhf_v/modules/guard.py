@@ -88,15 +88,15 @@ def prompt_values(risk: Tensor, hazardous: Tensor) -> dict[str, Tensor]:
     return {"prompt_auroc": values["auroc"]} if "auroc" in values else {}
 
 
-def named_right(found: Tensor, category: Tensor) -> Tensor:
+def named_right(likeliest: Tensor, category: Tensor) -> Tensor:
     """(B,) bool whether a likeliest category is one of the prompt's.
 
     Args:
-        found: (B,) int64 index.
+        likeliest: (B,) int64 index of a category.
         category: (B, C) as in :class:`~safe_rlhf_v.records.batches.PreferenceBatch`.
     """
     index = torch.arange(category.shape[1], device=category.device)
-    return ((index == found[:, None]) & (category == 1)).any(1)
+    return ((index == likeliest[:, None]) & (category == 1)).any(1)
 
 
 def check_categories(data: Taxonomy, guard: Sequence[str]) -> None:
@@ -146,7 +146,8 @@ class GuardModule(LossModule):
         init_from: Source | None = None,
         lr_scale: dict[str, float] | None = None,
     ) -> None:
-        """
+        """Keep the settings; networks are built later.
+
         Args:
             backbone: Makes what reads the inputs: a vision-language model, or a light :class:`~safe_rlhf_v.models.ClipTowers`.
             link: Makes the distribution over levels; the default was the best of three by measurement (``docs/guard.md``).
@@ -161,10 +162,11 @@ class GuardModule(LossModule):
                 is drawn here and by ``part_dropout`` follows from the record's key and the epoch: batches, ranks and resume
                 change nothing.
             images: Train and evaluate with other pictures (``shuffled``, ``blank``): a text-only twin.
-            optimizer: See :class:`BaseModule`.
-            scheduler: See :class:`BaseModule`.
-            init_from: See :class:`BaseModule`.
-            lr_scale: See :class:`BaseModule`.
+            optimizer: Makes the optimizer; called with the parameter groups.
+            scheduler: Makes the schedule of the learning rate, which moves after every optimizer step; ``None`` keeps the rate.
+            init_from: Run folder or checkpoint of an earlier stage whose backbone this one starts from; in Python also the
+                trained module itself.
+            lr_scale: Prefix of a parameter's name to a factor of its learning rate (``{head: 3.0}``).
 
         Raises:
             ValueError: If ``part_dropout`` is outside 0..0.5, or ``response_mixing`` outside 0..1.
@@ -174,10 +176,15 @@ class GuardModule(LossModule):
             raise ValueError(f"part_dropout is {part_dropout}, it must lie in 0..0.5")
         if not 0 <= response_mixing <= 1:
             raise ValueError(f"response_mixing is {response_mixing}, it must lie in 0..1")
-        self.make_backbone, self.make_link, self.make_head = backbone, link, head
+        self.make_backbone = backbone
+        self.make_link = link
+        self.make_head = head
         self.categories = tuple(categories)
-        self.prompt_weight, self.category_weight = prompt_weight, category_weight
-        self.part_dropout, self.response_mixing, self.images = part_dropout, response_mixing, images
+        self.prompt_weight = prompt_weight
+        self.category_weight = category_weight
+        self.part_dropout = part_dropout
+        self.response_mixing = response_mixing
+        self.images = images
 
     def build(self) -> None:
         """Create backbone, link and head."""
@@ -249,7 +256,7 @@ class GuardModule(LossModule):
         level = masked_share(-levels.gather(-1, index[..., None]).squeeze(-1), known)
         valid = batch.valid[:, None].expand(b, k + 1)
         hazardous = hazard(batch.category)  # (B,)
-        told = valid & (hazardous >= 0)[:, None]  # (B, K + 1): an unknown category teaches nothing
+        known_prompt = valid & (hazardous >= 0)[:, None]  # (B, K + 1): an unknown category teaches nothing
         risk = F.binary_cross_entropy_with_logits(
             outputs.prompt_risk.view(b, k + 1), hazardous[:, None].expand(b, k + 1).float(), reduction="none"
         )
@@ -260,8 +267,8 @@ class GuardModule(LossModule):
         ).sum(-1)
         return {
             "level": level,
-            "prompt_risk": masked_share(risk, told, self.prompt_weight),
-            "category": masked_share(category, told, self.category_weight),
+            "prompt_risk": masked_share(risk, known_prompt, self.prompt_weight),
+            "category": masked_share(category, known_prompt, self.category_weight),
         }
 
     def validation_step(self, batch: PreferenceBatch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
@@ -329,7 +336,8 @@ class GuardModule(LossModule):
         """In some rows one response is all of them, as bad as the worst; of unknown level if one of them is."""
         if not self.response_mixing or batch.safety.shape[1] < 2:
             return batch
-        responses, safety = list(batch.responses), batch.safety.clone()
+        responses = list(batch.responses)
+        safety = batch.safety.clone()
         for row, key in enumerate(batch.keys):
             draw = self._random("responses", key)
             if draw.random() < self.response_mixing:

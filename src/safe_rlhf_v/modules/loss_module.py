@@ -39,10 +39,11 @@ class LossModule(BaseModule):
     in_progress_bar: tuple[str, ...] = ("loss",)
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        """
+        """Start with an empty accumulation window.
+
         Args:
-            args: See :class:`BaseModule`.
-            kwargs: See :class:`BaseModule`.
+            args: Those of :class:`BaseModule`.
+            kwargs: Those of :class:`BaseModule`.
         """
         super().__init__(*args, **kwargs)
         self._window: list[tuple[Any, Any]] = []

@@ -46,7 +46,8 @@ class PreferenceModule(LossModule):
         init_from: Source | None = None,
         lr_scale: dict[str, float] | None = None,
     ) -> None:
-        """
+        """Keep the settings; networks are built later.
+
         Args:
             backbone: Makes the vision-language model.
             objective: Makes the loss.
@@ -54,14 +55,19 @@ class PreferenceModule(LossModule):
             packed: Run both responses behind one shared prompt (the same scores, less work).
             images: Train and evaluate with the ``real`` pictures, or with ``shuffled`` or ``blank`` ones (a text-only twin).
             grounding: In tests, also score with shuffled and with blank pictures and log both accuracies.
-            optimizer: See :class:`BaseModule`.
-            scheduler: See :class:`BaseModule`.
-            init_from: See :class:`BaseModule`.
-            lr_scale: See :class:`BaseModule`.
+            optimizer: Makes the optimizer; called with the parameter groups.
+            scheduler: Makes the schedule of the learning rate, which moves after every optimizer step; ``None`` keeps the rate.
+            init_from: Run folder or checkpoint of an earlier stage whose backbone this one starts from; in Python also the
+                trained module itself.
+            lr_scale: Prefix of a parameter's name to a factor of its learning rate (``{head: 3.0}``).
         """
         super().__init__(optimizer, scheduler, init_from, lr_scale)
-        self.make_backbone, self.make_head, self.make_objective = backbone, head, objective
-        self.packed, self.images, self.grounding = packed, images, grounding
+        self.make_backbone = backbone
+        self.make_head = head
+        self.make_objective = objective
+        self.packed = packed
+        self.images = images
+        self.grounding = grounding
         self._before: dict[str, Prompts] = {}
 
     def build(self) -> None:
@@ -173,7 +179,8 @@ class PreferenceModule(LossModule):
             metrics["loss"].update(shares)
             metrics["decided_pairs"].update(torch.ones_like(truth), truth, batch.valid)
         for mode in OTHER_IMAGES if "blank_accuracy" in metrics else ():
-            prompts, valid = batch.prompts.with_images(mode), batch.valid
+            prompts = batch.prompts.with_images(mode)
+            valid = batch.valid
             if mode == "shuffled":
                 prompts, valid = self._shuffled(batch, split)
             other = self.score(prompts, batch.responses)
@@ -189,7 +196,8 @@ class PreferenceModule(LossModule):
 
     def _shuffled(self, batch: PreferenceBatch, split: str) -> tuple[Prompts, Tensor]:
         """Each row with the pictures of the row before it in the split, over batches and ranks, and which rows count."""
-        prompts, valid = batch.prompts, batch.valid.clone()
+        prompts = batch.prompts
+        valid = batch.valid.clone()
         last = _of_all_ranks(prompts.take([-1]))  # of each rank; together they hold the rows that follow each other
         rank = torch.distributed.get_rank() if len(last) > 1 else 0
         before = last[rank - 1] if rank else self._before.get(split)
@@ -197,7 +205,8 @@ class PreferenceModule(LossModule):
         if before is None:  # nothing stands before the very first row
             valid[0] = False
             return prompts.with_images("shuffled"), valid
-        images, ids = before.images + prompts.images[:-1], before.image_ids + prompts.image_ids[:-1]
+        images = before.images + prompts.images[:-1]
+        ids = before.image_ids + prompts.image_ids[:-1]
         return prompts._replace(images=images, image_ids=ids), valid
 
     def _fresh(self, stage: str, responses: int, shares: dict[str, Share]) -> dict[str, Metric]:

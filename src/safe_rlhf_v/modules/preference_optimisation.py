@@ -75,7 +75,8 @@ class PreferenceOptimisationModule(LossModule):
         init_from: Source | None = None,
         lr_scale: dict[str, float] | None = None,
     ) -> None:
-        """
+        """Keep the settings; networks are built later.
+
         Args:
             backbone: Makes the vision-language model.
             objective: Makes the loss.
@@ -84,10 +85,11 @@ class PreferenceOptimisationModule(LossModule):
             packed: Run both responses behind one shared prompt (the same log-probabilities, less work).
             ptx_weight: Of the loss on demonstrations (PTX), which hold the policy to what it could say; they come from
                 :class:`~safe_rlhf_v.data_modules.PTXPreferenceDataModule`.
-            optimizer: See :class:`BaseModule`.
-            scheduler: See :class:`BaseModule`.
-            init_from: See :class:`BaseModule`.
-            lr_scale: See :class:`BaseModule`.
+            optimizer: Makes the optimizer; called with the parameter groups.
+            scheduler: Makes the schedule of the learning rate, which moves after every optimizer step; ``None`` keeps the rate.
+            init_from: Run folder or checkpoint of an earlier stage whose backbone this one starts from; in Python also the
+                trained module itself.
+            lr_scale: Prefix of a parameter's name to a factor of its learning rate (``{head: 3.0}``).
         """
         super().__init__(optimizer, scheduler, init_from, lr_scale)
         self.make_backbone, self.make_objective = backbone, objective

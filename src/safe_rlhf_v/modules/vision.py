@@ -45,17 +45,20 @@ class VisionModule(LossModule):
         init_from: Source | None = None,
         lr_scale: dict[str, float] | None = None,
     ) -> None:
-        """
+        """Keep the settings; networks are built later.
+
         Args:
             backbone: Makes the backbone; its tower is trained whatever ``freeze_tower`` says.
             attributes: Attribute name (as in ``Truth.attributes``) to its number of classes; as many as image tokens - 1.
-            optimizer: See :class:`BaseModule`.
-            scheduler: See :class:`BaseModule`.
-            init_from: See :class:`BaseModule`.
-            lr_scale: See :class:`BaseModule`.
+            optimizer: Makes the optimizer; called with the parameter groups.
+            scheduler: Makes the schedule of the learning rate, which moves after every optimizer step; ``None`` keeps the rate.
+            init_from: Run folder or checkpoint of an earlier stage whose backbone this one starts from; in Python also the
+                trained module itself.
+            lr_scale: Prefix of a parameter's name to a factor of its learning rate (``{head: 3.0}``).
         """
         super().__init__(optimizer, scheduler, init_from, lr_scale)
-        self.make_backbone, self.attributes = backbone, attributes
+        self.make_backbone = backbone
+        self.attributes = attributes
 
     def build(self) -> None:
         """Create backbone and one linear classifier per attribute; only tower, resampler and classifiers train.
@@ -91,8 +94,8 @@ class VisionModule(LossModule):
 
     def logits(self, images: ImageInputs) -> dict[str, Tensor]:
         """Attribute name to (M, classes) logits of M pictures."""
-        found = self.backbone.encode(self.move(images)).tokens
-        tokens = torch.stack(found) if found else torch.zeros(0, *self.backbone.image_shape, device=self.device)
+        encoded = self.backbone.encode(self.move(images)).tokens
+        tokens = torch.stack(encoded) if encoded else torch.zeros(0, *self.backbone.image_shape, device=self.device)
         return {name: head(tokens[:, i]) for i, (name, head) in enumerate(self.classifiers.items(), start=1)}
 
     def counts(self, batch: SupervisedBatch, inputs: ImageInputs) -> dict[str, Tensor]:
@@ -101,12 +104,12 @@ class VisionModule(LossModule):
 
     def shares(self, batch: SupervisedBatch, inputs: ImageInputs) -> dict[str, Share]:
         """The attributes' cross-entropies."""
-        found = {}
+        shares = {}
         for name, logits in self.logits(inputs).items():
             labels = batch.attributes[name]
             losses = cross_entropy(logits, labels, ignore_index=-1, reduction="none")
-            found[name] = masked_share(losses, labels >= 0)
-        return found
+            shares[name] = masked_share(losses, labels >= 0)
+        return shares
 
     def validation_step(self, batch: SupervisedBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Accuracy of every attribute, over the pictures of which it is known."""
