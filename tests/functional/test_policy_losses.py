@@ -2,9 +2,7 @@
 
 import math
 import statistics
-import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -353,33 +351,6 @@ def test_explained_variance_limits() -> None:
     constant = torch.full((5, 6), 0.1)
     assert explained_variance(normal(1, 5, 6).float(), constant, mask).item() == 0.0
     assert explained_variance(constant[:1, :1], constant[:1, :1], mask[:1, :1]).item() == 0.0
-
-
-def test_explained_variance_of_ranks_is_that_of_all_their_tokens() -> None:
-    """Two ranks of unequal means and lengths, as threads; a mean of their values would be another number."""
-    (values, returns), mask = grids(0, 2), left(LENGTHS)
-    returns[:2] += 5.0
-    expected = explained_variance(values, returns, mask).item()
-    sent = [torch.zeros(0), torch.zeros(0)]
-    barrier = threading.Barrier(2)
-
-    def on(rank: int) -> float:
-        def total(sums: torch.Tensor) -> torch.Tensor:
-            sent[rank] = sums
-            barrier.wait(10)
-            both = sent[0] + sent[1]
-            barrier.wait(10)
-            return both
-
-        rows = slice(0, 2) if rank == 0 else slice(2, None)
-        return explained_variance(values[rows], returns[rows], mask[rows], total).item()
-
-    with ThreadPoolExecutor(2) as ranks:
-        assert list(ranks.map(on, (0, 1))) == pytest.approx([expected, expected])
-    alone = [
-        explained_variance(values[rows], returns[rows], mask[rows]).item() for rows in (slice(0, 2), slice(2, None))
-    ]
-    assert expected != pytest.approx(sum(alone) / 2, abs=1e-3)
 
 
 @pytest.mark.parametrize("junk", JUNK)
