@@ -70,7 +70,8 @@ class RewardCostPlane(ResponseCallback):
             clouds.insert(0, Cloud(first["when"], np.array(first["points"]).reshape(-1, 2)))
         else:
             self.kept[split] = {"when": now.when, "points": now.points.tolist()}
-        budgets: list[float] = trainer.lightning_module.dual.budget.tolist()  # type: ignore[union-attr, operator]
+        policy: Any = trainer.lightning_module
+        budgets: list[float] = policy.dual.budget.tolist()
         pictures.image(f"2_reward_cost_plane/{split}", plane_figure(split, clouds, budgets))
 
 

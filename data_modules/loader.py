@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from safe_rlhf_v.data_modules.plan import Plan, Position
 from safe_rlhf_v.data_modules.source import Source
@@ -66,7 +66,7 @@ class PlannedLoader(ResumableLoader):
         self._max_bad = max_bad_in_a_row
         self._numbers: list[list[int]] = []
         self._loader: DataLoader[Any] = DataLoader(
-            _Batches(source),  # type: ignore[arg-type]
+            _Batches(source),
             sampler=_Numbers(self._numbers),
             batch_size=None,
             collate_fn=_unchanged,  # the default would turn every tuple of a batch into a list
@@ -132,7 +132,7 @@ def _unchanged(batch: Any) -> Any:
     return batch
 
 
-class _Batches:
+class _Batches(Dataset[Any]):
     """The source as the inner loader's data set: an item is a batch of numbers."""
 
     def __init__(self, source: Source) -> None:

@@ -203,7 +203,7 @@ def open_entries(path: Path, split: str | None) -> Entries:
         FileError: If it is a file that cannot be read.
         ValueError: If there is nothing in it, or it is a shard folder without the split's name.
     """
-    entries: Any
+    entries: ShardEntries | FolderEntries | JsonlEntries
     if (path / "manifest.json").is_file():
         known = list(Manifest.load(path).splits)
         if split not in known:
@@ -217,7 +217,7 @@ def open_entries(path: Path, split: str | None) -> Entries:
         entries = JsonlEntries(path)
     if not len(entries):
         raise ValueError(f"{path}: nothing to moderate in it")
-    return entries  # type: ignore[no-any-return]
+    return entries
 
 
 def batches(entries: Entries, size: int, start: int) -> Iterator[Sequence[Entry]]:

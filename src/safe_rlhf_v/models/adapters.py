@@ -146,8 +146,8 @@ def adapter_tensors(state: dict[str, Tensor], name: str = DEFAULT) -> dict[str, 
 
 def keep_to_default(module: nn.Module) -> None:
     """Restrict a module's state dict to the base and the adapter ``default``."""
-    module.register_state_dict_post_hook(_drop_others)  # type: ignore[no-untyped-call]
-    module.register_load_state_dict_post_hook(_miss_no_others)  # type: ignore[no-untyped-call]
+    module.register_state_dict_post_hook(_drop_others)
+    module.register_load_state_dict_post_hook(_miss_no_others)
 
 
 def _active(layers: list[Any]) -> str | None:

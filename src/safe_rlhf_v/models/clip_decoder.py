@@ -130,7 +130,8 @@ class ClipDecoder(Backbone):
     @property
     def language_model(self) -> nn.Module:
         """The decoder, without LM head."""
-        return self.decoder.base_model  # type: ignore[no-any-return]
+        base: nn.Module = self.decoder.base_model
+        return base
 
     def _freeze(self, projector: bool, decoder: bool) -> None:
         for module, frozen in (
@@ -213,12 +214,14 @@ class ClipDecoder(Backbone):
             use_cache=cache is not None,
             **({} if cache is None else {"cache": cache}),
         )
-        return out.last_hidden_state  # type: ignore[no-any-return]
+        states: Tensor = out.last_hidden_state
+        return states
 
     @property
     def lm_head(self) -> nn.Module:
         """The decoder's output embeddings."""
-        return self.decoder.get_output_embeddings()  # type: ignore[no-any-return]
+        head: nn.Module = self.decoder.get_output_embeddings()
+        return head
 
     def stored_sources(self) -> StoredSources:
         """See :meth:`Reader.stored_sources`: the tokenizer, and the shapes of tower and decoder.

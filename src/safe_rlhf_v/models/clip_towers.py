@@ -231,7 +231,8 @@ class ClipTowers(Reader):
         """(M, E) image vectors; without images one row of zeros, which no index refers to."""
         if not len(pixels):
             return self.missing.new_zeros(1, self.image_shape[1])
-        return self.visual((pixels.permute(0, 3, 1, 2).float() - self.mean) / self.std)  # type: ignore[no-any-return]
+        vectors: Tensor = self.visual((pixels.permute(0, 3, 1, 2).float() - self.mean) / self.std)
+        return vectors
 
     def _texts(self, windows: Tensor) -> Tensor:
         """(W, E) unit vectors; without texts one row of zeros, which no index refers to."""

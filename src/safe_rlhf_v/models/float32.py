@@ -14,5 +14,5 @@ class Float32Module(nn.Module):
             new = fn(tensor)
             return new if new.dtype == tensor.dtype else tensor.to(new.device)
 
-        super()._apply(move, recurse)  # type: ignore[no-untyped-call]
+        super()._apply(move, recurse)  # type: ignore[no-untyped-call]  # torch gives it no types
         return self

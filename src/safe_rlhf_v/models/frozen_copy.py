@@ -36,8 +36,9 @@ class FrozenCopy(nn.Module):
         memo = {id(named[name]): named[name] for name in self.shared}  # deepcopy takes what it finds here
         self.network: Backbone = copy.deepcopy(original, memo).requires_grad_(False)
         self._share_cache(original)
-        self.register_state_dict_post_hook(_drop_shared)  # type: ignore[no-untyped-call]
-        self.register_load_state_dict_post_hook(_miss_nothing_shared)  # type: ignore[no-untyped-call]
+        module: nn.Module = self
+        module.register_state_dict_post_hook(_drop_shared)
+        module.register_load_state_dict_post_hook(_miss_nothing_shared)
         self.eval()
 
     def train(self, mode: bool = True) -> Self:

@@ -68,7 +68,8 @@ class ScalarHead(Head):
 
     def scores(self, states: ResponseStates) -> Tensor:
         """(N, K) scores of the last valid tokens."""
-        return self.linear(last_state(states))  # type: ignore[no-any-return]
+        scores: Tensor = self.linear(last_state(states))
+        return scores
 
 
 class EvidenceHead(Head):
@@ -140,7 +141,7 @@ class EvidenceHead(Head):
             raise ValueError("EvidenceHead needs response log-probabilities: call response_states(..., log_probs=True)")
         end = last_state(states)  # (N, D)
         surprisal = states.log_probs.clamp(min=self.floor) * states.mask / 4  # (N, R)
-        score = self.end(end)  # (N, K)
+        score: Tensor = self.end(end)  # (N, K)
         if self.gate is not None:
             score = score + (self.gate(states.hidden) * surprisal[..., None]).sum(1)
         if self.fusion is not None:
@@ -150,4 +151,4 @@ class EvidenceHead(Head):
             if self.channels is not None:
                 parts.append((self.channels(states.hidden) * surprisal[..., None]).sum(1))
             score = score + self.fusion(torch.cat(parts, dim=-1))
-        return score  # type: ignore[no-any-return]
+        return score

@@ -214,7 +214,7 @@ def image_only_processor(config: Any, image_processor: Any, tokenizer: Any, sett
 
     # Transformers reads the parts of a processor, and which of its options to save, from this signature.
     parameters = [p for name, p in signature.parameters.items() if name != "video_processor"]
-    __init__.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    __init__.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]  # inspect's, of any function
     image_only = type(base.__name__, (base,), {"__init__": __init__, "__module__": base.__module__})
     names = {p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD} - {"self", "image_processor", "tokenizer"}
     return image_only(image_processor, tokenizer, **{k: v for k, v in settings.items() if k in names})

@@ -129,7 +129,8 @@ class HFVLM(Backbone):
     @property
     def language_model(self) -> nn.Module:
         """The decoder, without LM head."""
-        return self.model.model.get_decoder()  # type: ignore[no-any-return]
+        decoder: nn.Module = self.model.model.get_decoder()
+        return decoder
 
     @property
     def eos_id(self) -> int:
@@ -139,7 +140,8 @@ class HFVLM(Backbone):
     @property
     def lm_head(self) -> nn.Module:
         """The model's output embeddings."""
-        return self.model.get_output_embeddings()  # type: ignore[no-any-return]
+        head: nn.Module = self.model.get_output_embeddings()
+        return head
 
     def prepare_prompts(self, prompts: Prompts) -> tuple[PromptTokens, ImageInputs]:
         """Chat template and processor, row by row and without padding."""
@@ -232,7 +234,8 @@ class HFVLM(Backbone):
             use_cache=cache is not None,
             **({} if cache is None else {"cache": cache}),
         )
-        return out.last_hidden_state  # type: ignore[no-any-return]
+        states: Tensor = out.last_hidden_state
+        return states
 
     def train(self, mode: bool = True) -> Self:
         """Set training mode; frozen vision parts stay in evaluation mode."""
@@ -250,7 +253,7 @@ class HFVLM(Backbone):
             for name, buffer in module._buffers.items()
             if buffer is not None and name.endswith("inv_freq") and not buffer.is_meta
         ]
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # torch gives it no types
         for module, name, buffer in frequencies:
             moved = module._buffers[name]
             assert moved is not None

@@ -116,5 +116,6 @@ def assign(tensor: Tensor, value: Tensor) -> None:
     if hasattr(tensor, "full_tensor"):
         from torch.distributed.tensor import distribute_tensor
 
-        value = distribute_tensor(value, tensor.device_mesh, tensor.placements)  # type: ignore[attr-defined]
+        sharded: Any = tensor
+        value = distribute_tensor(value, sharded.device_mesh, sharded.placements)
     tensor.copy_(value)

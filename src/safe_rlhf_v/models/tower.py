@@ -88,7 +88,8 @@ class Tower(nn.Module):
         output = visual.forward_intermediates(
             x, indices=[self.level], stop_early=True, intermediates_only=True, output_fmt="NCHW"
         )
-        return output["image_intermediates"][0].flatten(2).transpose(1, 2)  # type: ignore[no-any-return]
+        tokens: Tensor = output["image_intermediates"][0].flatten(2).transpose(1, 2)
+        return tokens
 
 
 def _build_visual(settings: TowerSettings) -> tuple[nn.Module, Any]:

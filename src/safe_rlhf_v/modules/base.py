@@ -230,8 +230,9 @@ class BaseModule(SplitMetrics):
         """(N, ...) of all ranks one after the other; N is the same on every rank."""
         if self._trainer is None or self.trainer.world_size == 1:
             return value
-        gathered: Any = self.all_gather(value.contiguous())  # (ranks, N, ...)
-        return gathered.flatten(0, 1)  # type: ignore[no-any-return]
+        gathered = self.all_gather(value.contiguous())  # (ranks, N, ...)
+        assert isinstance(gathered, Tensor)
+        return gathered.flatten(0, 1)
 
     def admit(self, batch: Batch, prepare: Callable[[Batch], Prepared_]) -> tuple[Batch, Prepared_]:
         """``prepare(batch)`` and the batch; rows that the processor refuses are masked in both, or named in an error.

@@ -188,7 +188,7 @@ class GuardModule(LossModule):
 
     def build(self) -> None:
         """Create backbone, link and head."""
-        self.backbone = made("backbone", self.make_backbone)  # type: ignore[assignment]  # less than a backbone will do
+        self.backbone = made("backbone", self.make_backbone)  # type: ignore[assignment]  # a Reader is less than a Backbone
         self.link = made("link", self.make_link)
         self.head = made("head", self.make_head, self.backbone, self.link.features + 1 + len(self.categories))
         if not self.head.needs_log_probs:

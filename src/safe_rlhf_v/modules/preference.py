@@ -95,7 +95,8 @@ class PreferenceModule(LossModule):
             rows: B.
         """
         states = self.backbone.response_states(self.move(prepared), log_probs=self.head.needs_log_probs)
-        return self.head(states).reshape(rows, -1)  # type: ignore[no-any-return]
+        scores: Tensor = self.head(states)
+        return scores.reshape(rows, -1)
 
     @abstractmethod
     def labels(self, batch: PreferenceBatch) -> Tensor:

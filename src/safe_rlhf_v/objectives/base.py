@@ -57,7 +57,8 @@ def checked_shares(objective: PreferenceObjective, scores: Tensor, batch: Prefer
             f"objective {type(objective).__name__}: shares must return a dict of names to Share with scalar totals, it "
             f"returned {described(shares)}"
         )
-    return shares  # type: ignore[no-any-return]
+    checked: dict[str, Share] = shares
+    return checked
 
 
 def described(value: Any) -> str:

@@ -267,11 +267,16 @@ def without_order(batch: PreferenceBatch, same: Tensor) -> PreferenceBatch:
 
 def to_device(value: Moved, device: torch.device) -> Moved:
     """Move every tensor in nested tuples and dicts; strings and numbers stay."""
+    moved: Moved = _moved(value, device)
+    return moved
+
+
+def _moved(value: Any, device: torch.device) -> Any:
     if isinstance(value, Tensor):
-        return value.to(device, non_blocking=True)  # type: ignore[return-value]
+        return value.to(device, non_blocking=True)
     if isinstance(value, dict):
-        return {name: to_device(part, device) for name, part in value.items()}  # type: ignore[return-value]
+        return {name: _moved(part, device) for name, part in value.items()}
     if isinstance(value, tuple):
-        parts = [to_device(part, device) for part in value]
-        return type(value)(*parts) if hasattr(value, "_fields") else tuple(parts)  # type: ignore[return-value]
+        parts = [_moved(part, device) for part in value]
+        return type(value)(*parts) if hasattr(value, "_fields") else tuple(parts)
     return value

@@ -9,7 +9,7 @@ Shapes: B rows, N responses, R response tokens, D hidden.
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -42,12 +42,12 @@ class Case(NamedTuple):
     atol: float = 1e-5
     reload: Callable[[Path], Backbone] | None = None
 
-    def states(self, rows: list[int] | None = None, **layout_options: object) -> ResponseStates:
+    def states(self, rows: list[int] | None = None, **layout_options: Any) -> ResponseStates:
         """Hidden states and log-probabilities at the responses of some rows; of all without ``rows``."""
         rows = list(range(len(self.responses))) if rows is None else rows
         responses = [self.responses[row] for row in rows]
         with torch.no_grad():
-            prepared = self.backbone.prepare(self.prompts.take(rows), responses, **layout_options)  # type: ignore[arg-type]
+            prepared = self.backbone.prepare(self.prompts.take(rows), responses, **layout_options)
             return self.backbone.response_states(prepared, log_probs=True)
 
     def expect_equal(self, value: Tensor, expected: Tensor, what: str) -> None:

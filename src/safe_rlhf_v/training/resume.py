@@ -67,7 +67,8 @@ def gather_random_states(module: LightningModule, states: dict[str, Tensor]) -> 
     if world == 1:
         return {name: state[None] for name, state in states.items()}
     # Lightning gathers on the module's device, and NCCL cannot gather from the CPU.
-    return {k: module.all_gather(v.to(module.device)).reshape(world, -1).cpu() for k, v in states.items()}  # type: ignore[union-attr]
+    gathered: dict[str, Any] = {name: module.all_gather(state.to(module.device)) for name, state in states.items()}
+    return {name: state.reshape(world, -1).cpu() for name, state in gathered.items()}
 
 
 def restore_random_states(module: LightningModule, states: dict[str, Tensor]) -> None:
