@@ -54,9 +54,11 @@ class Admission:
         self._in_a_row = len(refused.problems) + (0 if good else self._in_a_row)
         self.refused += len(refused.problems)
         for row, problem in refused.problems.items():
-            log.warning("skipped a record (%d so far): %s", self.refused, _said(batch, row, problem))
+            log.warning("skipped a record (%d so far): %s", self.refused, _described(batch, row, problem))
         if self._in_a_row >= MOST_IN_A_ROW:
-            raise ShardError(f"{self._in_a_row} records in a row are refused, the last: {_said(batch, row, problem)}")
+            raise ShardError(
+                f"{self._in_a_row} records in a row are refused, the last: {_described(batch, row, problem)}"
+            )
         batch = without_rows(batch, set(refused.problems))
         return batch, prepare(batch)
 
@@ -69,9 +71,9 @@ def complaint(batch: Any, error: RefusedRows) -> ShardError:
         error: Which rows are refused.
     """
     row, problem = next(iter(error.problems.items()))
-    return ShardError(f"{_said(batch, row, problem)}; {HINT}")
+    return ShardError(f"{_described(batch, row, problem)}; {HINT}")
 
 
-def _said(batch: Any, row: int, problem: str) -> str:
+def _described(batch: Any, row: int, problem: str) -> str:
     shard = f"{batch.shards[row]}: " if batch.shards else ""
     return f"{shard}record {batch.keys[row]!r}: the model cannot take it: {problem}"
