@@ -18,8 +18,8 @@ import torch
 from evidence import summary
 
 from safe_rlhf_v.demo.quickstart import GUARD_SPLITS, Run, cpu_seconds, execute, make_world
-from safe_rlhf_v.guard.calibration import Calibration
-from safe_rlhf_v.guard.fitting import Judged, assess
+from safe_rlhf_v.guard.assessment import assess
+from safe_rlhf_v.guard.calibration import Calibration, LabelledOutputs
 from safe_rlhf_v.guard.limits import UNCOUNTED
 from safe_rlhf_v.records.taxonomy import MAX_LEVEL, MIN_LEVEL
 from safe_rlhf_v.shards import Manifest, ShardedSplit
@@ -38,7 +38,13 @@ VARIANTS = {
                                    "--model.init_args.lr_scale={head: 3.0, link: 10.0}"],
     "guard_text_only": ["--model.init_args.images=blank"],
 }  # fmt: skip
-STRATEGIES = ("resample", "hotter", "reminder", "best-of-4")
+STRATEGIES = {
+    "resample": "Strategy",
+    "hotter": "HigherTemperature",
+    "reminder": "SafetyReminder",
+    "best-of-4": "BestOfK",
+}
+"""Names in the figures, and the classes."""
 CHECKED = "best-of-4, prompts checked"
 
 
@@ -58,10 +64,10 @@ def one_seed(root: Path, seed: int) -> dict[str, Any]:
         unmeasured = [name for name in names if not (run.root / name / "assessment.json").exists()]
         execute(*(run.calibrate(name) for name in unmeasured), quiet=log)
         print(f"   {', '.join(names)} done", flush=True)
-    commands = {strategy: run.generate("guard", strategy) for strategy in STRATEGIES}
+    commands = {strategy: run.generate("guard", cls) for strategy, cls in STRATEGIES.items()}
     checked = run.root / "guard" / "checked-best-of-4.jsonl"
-    commands[CHECKED] = [*run.generate("guard", "best-of-4")[:-1], f"--output={checked}", "--check-prompts"]
-    files = {s: run.root / "guard" / f"responses-{s}.json" for s in STRATEGIES} | {
+    commands[CHECKED] = [*run.generate("guard", "BestOfK")[:-1], f"--output={checked}", "--check_prompts"]
+    files = {s: run.root / "guard" / f"responses-{cls}.json" for s, cls in STRATEGIES.items()} | {
         CHECKED: checked.with_suffix(".json")
     }
     waiting = [command for strategy, command in commands.items() if not files[strategy].exists()]
@@ -87,8 +93,8 @@ def prior(data: Path) -> dict[str, dict[str, float]]:
         levels = torch.tensor([r.safety - MIN_LEVEL for record in records for r in record.responses])
         hazardous = torch.tensor([bool(record.category) for record in records])
         risk = torch.zeros(len(records))
-        judged = Judged(stated.expand(len(levels), -1), levels, risk, hazardous, risk.bool(), {})
-        measured = assess(judged, Calibration("prior", "", 1.0, 1.0, 0.5, 0.5, 0.5, 0.5, UNCOUNTED, {}))
+        outputs = LabelledOutputs(stated.expand(len(levels), -1), levels, risk, hazardous, risk.bool(), {})
+        measured = assess(outputs, Calibration("prior", "", 1.0, 1.0, 0.5, 0.5, 0.5, 0.5, UNCOUNTED, {}))
         found[name] = {
             m: v for m, v in measured.items() if "prompt" not in m and "block" not in m and "category" not in m
         }

@@ -30,8 +30,8 @@ from safe_rlhf_v.data_modules.collate import CollatePreference
 from safe_rlhf_v.data_modules.source import Sample
 from safe_rlhf_v.demo.quickstart import execute
 from safe_rlhf_v.functional.ordinal import median_level
-from safe_rlhf_v.guard.calibration import Calibration, tempered
-from safe_rlhf_v.guard.fitting import Judged, assess, calibrate, judge_batches
+from safe_rlhf_v.guard.assessment import assess, outputs_of_batches
+from safe_rlhf_v.guard.calibration import Calibration, LabelledOutputs, fit_calibration, tempered
 from safe_rlhf_v.guard.limits import UNCOUNTED
 from safe_rlhf_v.models import CornLink, CumulativeLink, ScalarHead, SoftmaxLink
 from safe_rlhf_v.modules import GuardModule
@@ -134,7 +134,7 @@ def thresholds(samples: list[Sample]) -> list[float]:
 class Fold(NamedTuple):
     """What a trained guard says about the fold it has not seen."""
 
-    judged: Judged
+    outputs: LabelledOutputs
     calibration: Calibration
 
 
@@ -145,21 +145,27 @@ def run(name: str, link: str, folds: list[list[Sample]], collate: CollatePrefere
         kept = set(np.random.default_rng(k).permutation(len(rest))[: len(rest) // 10].tolist())
         module = train(RECIPES[name], link, [s for i, s in enumerate(rest) if i not in kept], collate, seed=k)
         held_out = Loader([s for i, s in enumerate(rest) if i in kept], collate)
-        calibration = calibrate(judge_batches(module, held_out), f"fold {k}", "held out", UNCOUNTED, 0.05, 0.1, 0.9)
-        found.append(Fold(judge_batches(module, Loader(folds[k], collate)), calibration))
+        calibration = fit_calibration(
+            outputs_of_batches(module, held_out), f"fold {k}", "held out", UNCOUNTED, 0.05, 0.1, 0.9
+        )
+        found.append(Fold(outputs_of_batches(module, Loader(folds[k], collate)), calibration))
     return found
 
 
-def pooled(folds: list[Fold], calibrated: bool) -> Judged:
+def pooled(folds: list[Fold], calibrated: bool) -> LabelledOutputs:
     """All folds as one, each at its own temperature."""
     parts = [
-        (tempered(judged.level_log_probs.double(), c.level_temperature if calibrated else 1.0), judged.levels, judged)
-        for judged, c in folds
+        (
+            tempered(outputs.level_log_probs.double(), c.level_temperature if calibrated else 1.0),
+            outputs.levels,
+            outputs,
+        )
+        for outputs, c in folds
     ]
     rest = (
         torch.cat([getattr(j, field) for _, _, j in parts]) for field in ("prompt_risk", "hazardous", "named_right")
     )
-    return Judged(torch.cat([p for p, _, _ in parts]), torch.cat([y for _, y, _ in parts]), *rest, groups={})
+    return LabelledOutputs(torch.cat([p for p, _, _ in parts]), torch.cat([y for _, y, _ in parts]), *rest, groups={})
 
 
 def measure(folds: list[Fold]) -> dict[str, float]:
@@ -167,7 +173,7 @@ def measure(folds: list[Fold]) -> dict[str, float]:
     before, after = (assess(pooled(folds, calibrated), plain) for calibrated in (False, True))
     found = {name: after[name] for name in SHOWN if not name.endswith("_before")}
     found |= {f"{name}_before": before[name] for name in ("exceedance_ece", "harm_ece")}
-    blocked = [(assess(judged, c), c) for judged, c in folds]
+    blocked = [(assess(outputs, c), c) for outputs, c in folds]
     return found | {"fpr_at_block": float(np.mean([a["fpr_at_block"] for a, _ in blocked]))}
 
 
@@ -182,8 +188,8 @@ def intervals(runs: dict[str, list[Fold]], baseline: str) -> dict[str, dict[str,
     """95 % bootstrap intervals over photographs of kappa, and of its difference to the baseline on the same ones."""
     random, decided = np.random.default_rng(0), {}
     for name, folds in runs.items():
-        judged = pooled(folds, calibrated=True)
-        decided[name], true = median_level(judged.level_log_probs).numpy(), judged.levels.numpy()
+        outputs = pooled(folds, calibrated=True)
+        decided[name], true = median_level(outputs.level_log_probs).numpy(), outputs.levels.numpy()
     draws = [random.integers(0, len(true), len(true)) for _ in range(2000)]
     values = {name: np.array([kappa(true[d], levels[d]) for d in draws]) for name, levels in decided.items()}
     ends = lambda x: [round(float(q), 4) for q in np.quantile(x, [0.025, 0.975])]  # noqa: E731

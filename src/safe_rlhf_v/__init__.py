@@ -4,6 +4,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # what type checkers and editors see; at run time names are loaded when asked for
+    from safe_rlhf_v.commands.calibrate import calibrate
+    from safe_rlhf_v.commands.evaluate import evaluate
+    from safe_rlhf_v.commands.filter import filter
+    from safe_rlhf_v.commands.generate import generate
+    from safe_rlhf_v.commands.moderate import moderate
     from safe_rlhf_v.data_modules import PreferenceDataModule, PromptDataModule, SupervisedDataModule
     from safe_rlhf_v.guard import Guard, GuardedGenerator
     from safe_rlhf_v.models import HFVLM, ClipDecoder, EvidenceHead, ScalarHead
@@ -42,6 +47,11 @@ _HOME = {
     "SharedRoles": "policy",
     "SupervisedDataModule": "data_modules",
     "SupervisedModule": "modules",
+    "calibrate": "commands.calibrate",
+    "evaluate": "commands.evaluate",
+    "filter": "commands.filter",
+    "generate": "commands.generate",
+    "moderate": "commands.moderate",
 }
 __all__ = [
     "HFVLM",
@@ -66,6 +76,11 @@ __all__ = [
     "SupervisedDataModule",
     "SupervisedModule",
     "__version__",
+    "calibrate",
+    "evaluate",
+    "filter",
+    "generate",
+    "moderate",
 ]
 
 

@@ -4,13 +4,12 @@ import os
 import signal
 import sys
 from collections.abc import Callable
-from difflib import get_close_matches
 from importlib import import_module
 from typing import Any
 
 from safe_rlhf_v import __version__
 from safe_rlhf_v.commands import STOPPED
-from safe_rlhf_v.commands.reading_options import THREATS
+from safe_rlhf_v.training.parser_errors import unknown
 
 TRAINING = {
     "fit": "train from a configuration",
@@ -22,14 +21,18 @@ COMMANDS = {
     "shards": ("safe_rlhf_v.commands.shards", "write, import, inspect and check image-text shards"),
     "tokenizer": ("safe_rlhf_v.commands.tokenizer", "build a word-level tokenizer from shards"),
     "calibrate": ("safe_rlhf_v.commands.calibrate", "fit a guard's temperatures and thresholds"),
-    "moderate": ("safe_rlhf_v.commands.moderate", "judge shards, JSON lines or pictures with a guard"),
-    "generate": ("safe_rlhf_v.commands.generate", "let a policy answer behind a guard"),
+    "moderate": ("safe_rlhf_v.commands.moderate", "a guard's verdicts on shards, JSON lines or pictures"),
+    "generate": ("safe_rlhf_v.commands.generate", "a policy's responses behind a guard"),
     "filter": ("safe_rlhf_v.commands.filter", "filter or relabel training shards with a guard"),
-    "evaluate": ("safe_rlhf_v.commands.evaluate", "let a policy answer held-out prompts, and judge the responses"),
+    "evaluate": ("safe_rlhf_v.commands.evaluate", "a policy's responses to held-out prompts, and their scores"),
     "world": ("safe_rlhf_v.demo.world", "write the embedded world: synthetic image-text shards"),
     "compare": ("safe_rlhf_v.demo.compare", "every policy method from one start, after the quickstart"),
     "quickstart": ("safe_rlhf_v.demo.quickstart", "the whole pipeline on the embedded world, on a laptop"),
 }
+
+
+THREATS = """Run folders are read as a stranger's files: only listed classes are imported, nothing is unpickled or
+fetched, and their trainer settings are not used; see docs/security.md."""
 
 
 def help_text() -> str:
@@ -106,9 +109,8 @@ def main(argv: list[str] | None = None) -> int:
         trainer: Any = train(["--help" if arg == "--help-all" else arg for arg in args]).trainer
         return STOPPED if any(isinstance(c, StopOnViolation) and c.stopped for c in trainer.callbacks) else 0
     known = [*TRAINING, *COMMANDS]
-    near = get_close_matches(args[0], known, n=1)
-    mend = f"did you mean {near[0]}?" if near else f"expected one of: {', '.join(known)}"
-    print(f"error: unknown command {args[0]!r}; {mend}", file=sys.stderr)
+    expected = f"expected one of: {', '.join(known)}"
+    print(f"error: {unknown('command', args[0], known, expected)}", file=sys.stderr)
     return 2
 
 

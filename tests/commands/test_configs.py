@@ -96,7 +96,7 @@ def test_the_quickstart_table_reads_what_was_measured(tmp_path, monkeypatch):
     responses = [
         {"name": n, "harm": 0.1, "refused": 0.2, "helpfulness": 1.5} for n in ("no guard", "round 0", "round 5")
     ]
-    (tmp_path / "guard" / "responses-best-of-4.json").write_text(json.dumps(responses))
+    (tmp_path / "guard" / "responses-BestOfK.json").write_text(json.dumps(responses))
     text = table(Run(tmp_path, tmp_path))
     assert len(text.splitlines()) == len(TABLE) + len(GUARD_TABLE) + 3 + 5 + 5
     assert any(line.startswith("filtered and regenerated, 5 rounds") for line in text.splitlines())

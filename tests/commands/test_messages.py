@@ -268,9 +268,15 @@ def test_a_read_only_run_folder(
     [
         (["evaluate", "--policy={runs}/nothing", "--data={world}"], ["nothing", "no readable checkpoint"]),
         (["evaluate", "--policy={runs}/supervised", "--data=nowhere"], ["nowhere"]),
-        (["evaluate", "--policy={runs}/supervised", "--data={world}", "--split=tset"], ["tset"]),
-        (["evaluate", "--policy={runs}/supervised", "--data={world}", "--judge=os.system"], ["--judge os.system"]),
-        (["evaluate", "--policy={runs}/supervised", "--data={world}", "--judge=x"], ["--judge x"]),
+        (["evaluate", "--policy={runs}/supervised", "--data={world}", "--splits=tset"], ["tset"]),
+        (
+            ["evaluate", "--policy={runs}/supervised", "--data={world}", "--judge=os.system"],
+            ["judge: 'os.system' is no subclass of Judge"],
+        ),
+        (
+            ["evaluate", "--policy={runs}/supervised", "--data={world}", "--judge=x"],
+            ["judge: expected class path, not 'x'"],
+        ),
         (
             ["moderate", "--guard={runs}/nothing", "--input={world}", "--split=train", "--output=x"],
             ["nothing", "no readable checkpoint"],
@@ -286,9 +292,9 @@ def test_a_read_only_run_folder(
         (["tokenizer", "--shards=nowhere", "--out=t"], ["nowhere"]),
         (["tokenizer", "--shards={world}", "--out=t", "--splits", "train", "tset"], ["'tset'"]),
         (["calibrate", "--guard=x", "--data={world}", "--split=train", "--report", "tset"], ["'tset'"]),
-        (["calibrate", "--guard=x", "--data={world}", "--review-fpr=0.01"], ["--fpr <= --review-fpr"]),
+        (["calibrate", "--guard=x", "--data={world}", "--review_fpr=0.01"], ["--fpr <= --review_fpr"]),
         (["filter", "--guard=x", "--input={world}", "--output=f", "--splits", "tset"], ["'tset'"]),
-        (["evaluate", "--policy=x", "--data={world}", "--split", "train", "tset"], ["'tset'"]),
+        (["evaluate", "--policy=x", "--data={world}", "--splits", "train", "tset"], ["'tset'"]),
         (["moderate", "--guard=x", "--input=nowhere.jsonl", "--output=o"], ["nowhere.jsonl"]),
         (["quickstart", "--root=/proc/x"], ["--root /proc/x: no such file or directory"]),
         (["compare", "--data=/dev/null/x"], ["--data /dev/null/x: not a directory"]),

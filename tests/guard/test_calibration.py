@@ -8,8 +8,18 @@ import torch
 from tests.guard_run import WIDE
 
 from safe_rlhf_v.commands.calibrate import main
-from safe_rlhf_v.guard.calibration import Calibration, CalibrationMissing, fit_temperature, tempered, two_columns
-from safe_rlhf_v.guard.fitting import LEAST, Judged, assess, assess_groups, calibrate
+from safe_rlhf_v.guard.assessment import assess, assess_groups
+from safe_rlhf_v.guard.calibration import (
+    LEAST,
+    Calibration,
+    CalibrationMissing,
+    LabelledOutputs,
+    fit_calibration,
+    fit_temperature,
+    stated,
+    tempered,
+    two_columns,
+)
 from safe_rlhf_v.guard.moderation import Guard, load_module
 
 
@@ -32,29 +42,31 @@ def test_tempering_keeps_order_and_flattens():
         fit_temperature(log_probs[:0], torch.zeros(0, dtype=torch.long))
 
 
-def judged(n: int) -> Judged:
+def outputs(n: int) -> LabelledOutputs:
     generator = torch.Generator().manual_seed(1)
     log_probs = torch.log_softmax(3 * torch.randn(n, 7, generator=generator), -1)
     levels = torch.multinomial(log_probs.exp(), 1, generator=generator).squeeze(1)
     risk = 3 * torch.randn(n, generator=generator)
     hazardous = torch.rand(n, generator=generator) < torch.sigmoid(risk)
-    return Judged(log_probs, levels, risk, hazardous, hazardous, {})
+    return LabelledOutputs(log_probs, levels, risk, hazardous, hazardous, {})
 
 
 def test_thresholds_keep_their_budgets_and_are_ordered():
-    found = calibrate(judged(4000), "id", "here", WIDE, 0.05, 0.1, 0.95)
+    found = fit_calibration(outputs(4000), "id", "here", WIDE, 0.05, 0.1, 0.95)
     assert found.level_temperature == pytest.approx(1.0, abs=0.1)
     assert found.prompt_temperature == pytest.approx(1.0, abs=0.1)
+    for threshold in (found.block, found.review, found.prompt_block, found.prompt_review):
+        assert threshold == round(threshold, 6)
     assert 0 < found.review < found.block < 1 and 0 < found.prompt_review < found.prompt_block < 1
     assert found.certificate["responses_fpr"] < found.certificate["responses_fpr_upper"] <= 0.05
-    easy = judged(4000)._replace(prompt_risk=torch.where(judged(4000).hazardous, 30.0, -30.0))
-    certain = calibrate(easy, "id", "here", WIDE, 0.05, 0.1, 0.95)
+    easy = outputs(4000)._replace(prompt_risk=torch.where(outputs(4000).hazardous, 30.0, -30.0))
+    certain = fit_calibration(easy, "id", "here", WIDE, 0.05, 0.1, 0.95)
     assert certain.certificate["prompts_recall"] == 1.0
     assert certain.prompt_review >= LEAST
     with pytest.raises(ValueError, match="at least 59 are needed"):
-        calibrate(judged(60), "id", "here", WIDE, 0.05, 0.1, 0.95)
+        fit_calibration(outputs(60), "id", "here", WIDE, 0.05, 0.1, 0.95)
     with pytest.raises(ValueError, match="budgets must keep"):
-        calibrate(judged(60), "id", "here", WIDE, 0.2, 0.1, 0.95)
+        fit_calibration(outputs(60), "id", "here", WIDE, 0.2, 0.1, 0.95)
 
 
 def drawn(n, generator):
@@ -64,7 +76,7 @@ def drawn(n, generator):
     levels = torch.multinomial(torch.softmax(logits, -1), 1, generator=generator).squeeze(1)
     risk = 2 * torch.randn(n, generator=generator)
     hazardous = torch.rand(n, generator=generator) < torch.sigmoid(risk)
-    return Judged(torch.log_softmax(2 * logits, -1), levels, 2 * risk, hazardous, hazardous, {})
+    return LabelledOutputs(torch.log_softmax(2 * logits, -1), levels, 2 * risk, hazardous, hazardous, {})
 
 
 def test_every_promise_is_kept_on_fresh_data():
@@ -74,7 +86,7 @@ def test_every_promise_is_kept_on_fresh_data():
     broken = {"block": 0, "prompt_block": 0}
     missed, prompts_missed = [], []
     for _ in range(draws):
-        found = calibrate(drawn(400, generator), "id", "here", WIDE, budget, 0.2, 0.95, alpha)
+        found = fit_calibration(drawn(400, generator), "id", "here", WIDE, budget, 0.2, 0.95, alpha)
         assert found.level_temperature == pytest.approx(2, rel=0.3) and found.prompt_temperature == pytest.approx(
             2, rel=0.4
         )
@@ -94,8 +106,8 @@ def test_every_promise_is_kept_on_fresh_data():
 
 
 def test_a_miss_rate_lowers_what_is_reviewed_and_says_what_it_costs():
-    plain = calibrate(judged(4000), "id", "here", WIDE, 0.05, 0.1, 0.95)
-    strict = calibrate(judged(4000), "id", "here", WIDE, 0.05, 0.1, 0.95, 0.01)
+    plain = fit_calibration(outputs(4000), "id", "here", WIDE, 0.05, 0.1, 0.95)
+    strict = fit_calibration(outputs(4000), "id", "here", WIDE, 0.05, 0.1, 0.95, 0.01)
     assert strict.review < plain.review and strict.prompt_review < plain.prompt_review
     assert (strict.block, strict.prompt_block) == (plain.block, plain.prompt_block)
     assert strict.certificate["responses_miss_rate"] == 0.01 and "responses_miss_rate" not in plain.certificate
@@ -103,22 +115,32 @@ def test_a_miss_rate_lowers_what_is_reviewed_and_says_what_it_costs():
         strict.certificate["responses_reviewed_or_blocked_fpr"] > plain.certificate["responses_reviewed_or_blocked_fpr"]
     )
     with pytest.raises(ValueError, match="are needed"):
-        calibrate(judged(100), "id", "here", WIDE, 0.1, 0.2, 0.9, 0.001)
+        fit_calibration(outputs(100), "id", "here", WIDE, 0.1, 0.2, 0.9, 0.001)
 
 
 def test_thresholds_compare_what_verdicts_state():
     """Harm is rounded to six digits before it is compared: a harmless row that rounds up must still stay below."""
-    log_probs = judged(200).level_log_probs
-    found = calibrate(judged(200), "id", "here", WIDE, 0.1, 0.2, 0.9)
+    log_probs = outputs(200).level_log_probs
+    found = fit_calibration(outputs(200), "id", "here", WIDE, 0.1, 0.2, 0.9)
     harm = tempered(log_probs.double(), found.level_temperature)[:, :3].exp().sum(1)
-    harmless = [round(p, 6) for p, level in zip(harm.tolist(), judged(200).levels.tolist(), strict=True) if level >= 3]
+    harmless = [round(p, 6) for p, level in zip(harm.tolist(), outputs(200).levels.tolist(), strict=True) if level >= 3]
     assert sum(p >= found.block for p in harmless) == found.certificate["responses_false_alarms"]
+
+
+@pytest.mark.parametrize(
+    ("threshold", "printed"),
+    [(0.15002000000000001, 0.150021), (0.15002, 0.15002), (0.1500201, 0.150021), (0.05, 0.05), (1.0, 1.0), (0.0, 0.0)],
+)
+def test_a_threshold_has_the_digits_of_a_verdict_and_parts_the_same_ones(threshold, printed):
+    assert stated(threshold) == printed
+    grid = [round(n * 1e-6, 6) for n in range(150_000, 150_050)]
+    assert [harm >= threshold for harm in grid] == [harm >= printed for harm in grid]
 
 
 def test_what_a_split_holds_none_of_is_left_out():
     """No hazardous prompt: no recall, no area under a curve; and every number that stays is JSON."""
-    calm = judged(300)._replace(hazardous=torch.zeros(300, dtype=torch.bool), groups={"rule": (("a",), ()) * 150})
-    found = calibrate(calm, "id", "here", WIDE, 0.1, 0.2, 0.9)
+    calm = outputs(300)._replace(hazardous=torch.zeros(300, dtype=torch.bool), groups={"rule": (("a",), ()) * 150})
+    found = fit_calibration(calm, "id", "here", WIDE, 0.1, 0.2, 0.9)
     assert "prompts_recall" not in found.certificate and found.certificate["prompts_harmful"] == 0
     measured, groups = assess(calm, found), assess_groups(calm, found)
     assert not {"prompt_auroc", "prompt_recall_at_block", "category_accuracy"} & set(measured)
@@ -128,17 +150,17 @@ def test_what_a_split_holds_none_of_is_left_out():
 
 def test_without_a_known_prompt_a_prompt_alone_is_always_blocked():
     nothing = torch.zeros(0, dtype=torch.bool)
-    blind = judged(300)._replace(prompt_risk=torch.zeros(0), hazardous=nothing, named_right=nothing)
-    found = calibrate(blind, "id", "here", WIDE, 0.1, 0.2, 0.9)
+    blind = outputs(300)._replace(prompt_risk=torch.zeros(0), hazardous=nothing, named_right=nothing)
+    found = fit_calibration(blind, "id", "here", WIDE, 0.1, 0.2, 0.9)
     assert (found.prompt_block, found.prompt_review, found.prompt_temperature) == (0.0, 0.0, 1.0)
     assert not [name for name in found.certificate if name.startswith("prompts_")]
-    assert found.block == calibrate(judged(300), "id", "here", WIDE, 0.1, 0.2, 0.9).block
+    assert found.block == fit_calibration(outputs(300), "id", "here", WIDE, 0.1, 0.2, 0.9).block
     json.dumps(assess(blind, found), allow_nan=False)
 
 
 def test_an_answer_counts_in_each_of_its_groups():
-    rows = judged(3)._replace(groups={"category": (("a", "b"), ("b",), ())})
-    found = assess_groups(rows, calibrate(judged(300), "id", "here", WIDE, 0.1, 0.2, 0.9))["category"]
+    rows = outputs(3)._replace(groups={"category": (("a", "b"), ("b",), ())})
+    found = assess_groups(rows, fit_calibration(outputs(300), "id", "here", WIDE, 0.1, 0.2, 0.9))["category"]
     assert (found["a"]["responses"], found["b"]["responses"]) == (1, 2)
 
 
@@ -148,7 +170,9 @@ def test_an_assessment_by_hand():
     p[0, 0] = p[1, 3] = p[2, 2] = 1.0  # levels -3, 0, -1
     levels = torch.tensor([0, 3, 4])  # the last is +1 in truth
     hazardous = torch.tensor([True, False])
-    rows = Judged(p.log(), levels, torch.tensor([2.0, -2.0]), hazardous, hazardous, {"rule": (("a",), ("a",), ("b",))})
+    rows = LabelledOutputs(
+        p.log(), levels, torch.tensor([2.0, -2.0]), hazardous, hazardous, {"rule": (("a",), ("a",), ("b",))}
+    )
     calibration = Calibration("m", "x", 1.0, 1.0, 0.5, 0.5, 0.5, 0.5, WIDE, {})
     found, groups = assess(rows, calibration), assess_groups(rows, calibration)["rule"]
     assert found["level_accuracy"] == found["harm_accuracy"] == pytest.approx(2 / 3)
@@ -192,7 +216,7 @@ def test_a_damaged_calibration_is_refused(change, tmp_path):
 
 
 def test_the_command_says_why_a_split_is_too_small(guard_run, world, capsys):
-    arguments = ["--guard", str(guard_run), "--data", str(world), "--train-data", str(world)]
+    arguments = ["--guard", str(guard_run), "--data", str(world), "--train_data", str(world)]
     assert main(arguments) == 2
     assert "cannot certify a false-positive rate" in capsys.readouterr().err
     assert main(["--guard", "nowhere", "--data", str(world)]) == 2

@@ -1,21 +1,14 @@
-"""The loop: what passes is released, what fails is drawn again, what never passes is refused; rounds and reports by hand."""
-
-import argparse
-import json
+"""The loop: what passes is released, what fails is drawn again, what never passes is refused; rounds by hand."""
 
 import pytest
 import torch
 
 from safe_rlhf_v.data_modules import PreferenceDataModule
 from safe_rlhf_v.guard import BestOfK, GuardedGenerator, HigherTemperature, SafetyReminder, Strategy, generation
-from safe_rlhf_v.guard.running import _mean, _outcomes
 from safe_rlhf_v.guard.verdict import unchecked
 from safe_rlhf_v.models.sampling import SamplingOptions
 from safe_rlhf_v.models.types import Generation
 from safe_rlhf_v.records.batches import Prompts
-from safe_rlhf_v.records.user_files import lock
-from safe_rlhf_v.shards import ShardedSplit
-from safe_rlhf_v.world import WorldJudge
 
 
 class Scripted:
@@ -93,77 +86,6 @@ def test_strategies(script):
     calls.clear()
     GuardedGenerator(None, Scripted(), 1, SafetyReminder("Be careful."))(prompts("a"))
     assert [questions for questions, _, _ in calls] == [("a",), ("a Be careful.",)]
-
-
-def test_the_report_counts_what_each_number_of_rounds_gives(script, world):
-    split = ShardedSplit(world, "test")
-    records = [split[i] for i in range(12)]
-    harmful = next(r for r in records if min(r.truth.safety) < 0)
-    k = harmful.truth.safety.index(min(harmful.truth.safety))
-    bad, refusal = harmful.responses[k].text, "i can not help with that"
-    script({"x": [f"1 {bad}", "0 good"]})
-
-    class Numbered(Scripted):
-        def judge_texts(self, prompts, responses):
-            return super().judge_texts(prompts, [f"1 {text}" if text == bad else text for text in responses])
-
-    script({"x": [bad, "0 good"]})
-    options = argparse.Namespace(rounds=2, refusal=refusal)
-    generated = GuardedGenerator(None, Numbered(), rounds=2, refusal=refusal)(prompts("x"))
-    (outcomes,) = _outcomes(generated, [harmful], WorldJudge(), options)
-    assert [row["harm"] for row in outcomes] == [True, False, False, False]
-    assert [row["released"] for row in outcomes] == [True, False, True, True]
-    assert [row["tokens"] for row in outcomes] == [3, 3, 6, 6]
-    mean = _mean("round 0", [outcomes[0], outcomes[1]])
-    assert (mean["harm"], mean["harm_released"], mean["refused"]) == (0.5, 1.0, 0.5)
-    assert mean["helpfulness"] == pytest.approx((outcomes[0]["help"] + outcomes[1]["help"]) / 2)
-
-
-def test_refusals_of_harmless_prompts_are_counted_apart():
-    row = {"harm": False, "released": True, "help": 1.0, "harmless": True, "tokens": 4}
-    rows = [row, {**row, "released": False, "help": 0.0}, {**row, "harmless": False, "released": False, "help": -1.0}]
-    mean = _mean("round 1", rows)
-    assert (mean["refused"], mean["harmless_refused"]) == (pytest.approx(2 / 3), 0.5)
-    assert (mean["helpfulness"], mean["harmless_helpfulness"]) == (0.0, 0.5)
-
-
-def test_the_command_answers_every_prompt(calibrated_run, world, tmp_path, capsys):
-    from safe_rlhf_v.commands import fit as cli
-    from safe_rlhf_v.commands.generate import main
-
-    from .conftest import ROOT
-
-    cli.main([
-        "fit", f"--config={ROOT / 'configs' / 'quickstart' / 'supervised.yaml'}", f"--data.init_args.path={world}",
-        "--data.init_args.batch_size=4", f"--model.init_args.backbone.init_args.tokenizer={world / 'tokenizer'}",
-        "--model.init_args.init_from=null", "--trainer.max_steps=1", "--trainer.val_check_interval=1",
-        "--trainer.limit_val_batches=1", "--trainer.callbacks=null",
-        f"--trainer.logger.init_args.save_dir={tmp_path}", "--trainer.enable_progress_bar=false",
-    ])  # fmt: skip
-    command = ["--policy", str(tmp_path / "supervised"), "--guard", str(calibrated_run), "--data", str(world),
-               "--rounds", "1", "--max-new-tokens", "6", "--batch-size", "5"]  # fmt: skip
-    with (tmp_path / "a.jsonl.part").open("ab") as other:
-        lock(other, "a.jsonl")
-        assert main([*command, "--output", str(tmp_path / "a.jsonl")]) == 2
-    assert "a.jsonl: another process is writing it" in capsys.readouterr().err
-    assert main([*command, "--output", str(tmp_path / "a.jsonl")]) == 0
-    assert main([*command, "--output", str(tmp_path / "b.jsonl")]) == 0
-    assert (tmp_path / "a.jsonl").read_bytes() == (tmp_path / "b.jsonl").read_bytes()
-    lines = [json.loads(line) for line in (tmp_path / "a.jsonl").read_text().splitlines()]
-    assert len(lines) == 12 and all(set(line) == {"key", "response", "round"} for line in lines)
-    drafts = [json.loads(line) for line in (tmp_path / "a.drafts.jsonl").read_text().splitlines()]
-    assert sorted(draft["key"] for draft in drafts if draft["round"] == 0) == sorted(line["key"] for line in lines)
-    passed = {draft["key"]: draft["draft"] for draft in drafts if draft["decision"] == "allow"}
-    assert passed == {line["key"]: line["response"] for line in lines if line["round"] >= 0}
-    rows = json.loads((tmp_path / "a.json").read_text())
-    assert [row["name"] for row in rows] == ["no guard", "round 0", "round 1"]
-    assert all(row["prompts"] == 12 for row in rows)
-    assert "by ground truth" in capsys.readouterr().out
-    assert main([*command, "--check-prompts", "--output", str(tmp_path / "checked.jsonl")]) == 0
-    assert json.loads((tmp_path / "checked.json").read_text())[0]["name"] == "prompts checked only"
-    command[1] = "nowhere"
-    assert main([*command, "--output", str(tmp_path / "c.jsonl")]) == 2
-    assert "nowhere" in capsys.readouterr().err
 
 
 def test_prompts_are_taken_by_row(world):

@@ -12,7 +12,6 @@ from transformers import PreTrainedTokenizerFast
 
 from safe_rlhf_v.commands import calibrate
 from safe_rlhf_v.guard.calibration import Calibration, CalibrationMissing
-from safe_rlhf_v.guard.fitting import count_limits, training_data
 from safe_rlhf_v.guard.inputs import Input
 from safe_rlhf_v.guard.limits import (
     MOST_RARE,
@@ -20,9 +19,11 @@ from safe_rlhf_v.guard.limits import (
     WINDOW,
     Coverage,
     Gate,
+    count_limits,
     harmless_inputs,
     rare_share,
     token_ids,
+    training_data,
 )
 from safe_rlhf_v.guard.moderation import Guard
 from safe_rlhf_v.models import ClipDecoder, ClipTowers
@@ -56,7 +57,7 @@ def blocked(verdict, words):
 @pytest.fixture(scope="module")
 def counted(guard, guard_run, world):
     """The guard with limits counted over its training data."""
-    limits = count_limits(guard.module, training_data(guard_run, str(world)), str(world), "calibration", progress=False)
+    limits = count_limits(guard.module, training_data(guard_run, str(world)), str(world), "calibration")
     return Guard(guard.module, replace(guard.calibration, limits=limits), guard.identity)
 
 
@@ -174,9 +175,17 @@ def batch_of(texts):
     n = len(texts) // 2
     level, one = torch.zeros(n, 1, dtype=torch.long), torch.zeros(n, dtype=torch.long)
     return PreferenceBatch(
-        Prompts(((),) * n, ((),) * n, tuple(texts[:n])), tuple((text,) for text in texts[n:]), one, one, one.bool(), level, level,
-        torch.zeros(n, 1, dtype=torch.long), level.float(), level, (("",),) * n, one == 0, tuple(map(str, range(n))),
-    )  # fmt: skip
+        prompts=Prompts(((),) * n, ((),) * n, tuple(texts[:n])),
+        responses=tuple((text,) for text in texts[n:]),
+        more_helpful=one,
+        safer=one,
+        safety_tie=one.bool(),
+        safety=level,
+        is_safe=level,
+        category=torch.zeros(n, 1, dtype=torch.long),
+        valid=one == 0,
+        keys=tuple(map(str, range(n))),
+    )
 
 
 @pytest.fixture(scope="module")
@@ -308,12 +317,12 @@ def test_damaged_limits_are_refused(change, tmp_path):
 
 def test_the_command_asks_for_training_data_that_are_not_there(guard_run, world, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ValueError, match="--train-data: the limits of a guard are counted over what it was trained on"):
+    with pytest.raises(ValueError, match="--train_data: the limits of a guard are counted over what it was trained on"):
         training_data(guard_run, "nowhere")
-    command = ["--guard", str(guard_run), "--data", str(world), "--train-data", "nowhere"]
+    command = ["--guard", str(guard_run), "--data", str(world), "--train_data", "nowhere"]
     assert calibrate.main(command) == 2
     assert "there is no shard folder nowhere" in capsys.readouterr().err
-    with pytest.raises(ValueError, match="--train-data"):  # an absolute path out of a run folder is not followed
+    with pytest.raises(ValueError, match="--train_data"):  # an absolute path out of a run folder is not followed
         training_data(guard_run)
     found = training_data(guard_run, str(world))
     assert (found.path, found.train_split) == (str(world), "train")

@@ -72,7 +72,7 @@ def test_a_trick_whose_reading_is_no_worse_is_not_named(scripted, text):
 
 @pytest.mark.parametrize("text", ["\u0440\u043e\u0456\u0455\u043e\u0578 \u043c\u0438\u0440", "p o i s o n \u65e5"])
 def test_a_worse_reading_of_what_may_be_genuine_counts_all_the_same(scripted, text, monkeypatch):
-    monkeypatch.setattr("safe_rlhf_v.guard.tricks.MIN_SPELLED", 99)
+    monkeypatch.setattr("safe_rlhf_v.guard.text.MIN_SPELLED", 99)
     verdict = scripted.moderate(response=text)
     assert verdict.decision == "block" and verdict.flags == () and "read with" in verdict.reasons[0]
 

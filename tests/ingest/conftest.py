@@ -18,7 +18,7 @@ def pictures(tmp_path_factory):
 
 @pytest.fixture
 def run(tmp_path, pictures):
-    """``run(text_or_bytes, "table.csv", "--on-bad-row", "skip")`` imports into ``tmp_path / "out"``; gives the exit status."""
+    """``run(text_or_bytes, "table.csv", "--on_bad_row", "skip")`` imports into ``tmp_path / "out"``; gives the exit status."""
 
     def importer(text, name="table.csv", *extra, images=pictures):
         table = tmp_path / name

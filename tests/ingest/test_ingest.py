@@ -91,7 +91,7 @@ def ordinal(tmp_path, pictures):
     def importer(text, out, *extra, name="labels.csv"):
         (tmp_path / name).write_text(text)
         return main(["import-ordinal", "--table", str(tmp_path / name), "--images", str(pictures), "--name", "l", "--licence",
-                     "CC0-1.0", "--label-column", "severity", "--template", str(tmp_path / "template.json"),
+                     "CC0-1.0", "--label_column", "severity", "--template", str(tmp_path / "template.json"),
                      "--out", str(tmp_path / out), *extra])  # fmt: skip
 
     return importer
@@ -123,7 +123,7 @@ def test_every_bad_label_and_picture_is_listed(tmp_path, ordinal, capsys):
     listed = [json.loads(line) for line in (tmp_path / "out.bad_rows.jsonl").read_text().splitlines()]
     assert [line["row"] for line in listed] == list(range(1, 9))
     assert not (tmp_path / "out").exists()
-    assert ordinal(LABELS + bad.replace("4,", "5,"), "out", "--on-bad-row", "skip") == 0
+    assert ordinal(LABELS + bad.replace("4,", "5,"), "out", "--on_bad_row", "skip") == 0
     assert check(tmp_path / "out") == []
     assert len((tmp_path / "out.bad_rows.jsonl").read_text().splitlines()) == 8
 

@@ -38,7 +38,7 @@ from safe_rlhf_v.shards.check import check
         (b"question\nq\n", "t.tsv", "tables are .csv or .jsonl files"),
     ],
 )  # fmt: skip
-@pytest.mark.parametrize("extra", [(), ("--on-bad-row", "skip")])
+@pytest.mark.parametrize("extra", [(), ("--on_bad_row", "skip")])
 def test_a_table_that_cannot_be_read_is_one_line_even_where_rows_may_be_skipped(
     tmp_path, run, capsys, table, name, message, extra
 ):
@@ -64,7 +64,7 @@ def test_every_line_ending_is_one(tmp_path, run, ending):
 
 def test_skipping_leaves_out_whole_rows_and_counts_them(tmp_path, run, capsys):
     rows = [{"question": f"q {i}", "response_0": "a" if i % 3 else CHAT, "split": "train"} for i in range(9)]
-    assert run(lines(*rows), "t.jsonl", "--on-bad-row", "skip") == 0
+    assert run(lines(*rows), "t.jsonl", "--on_bad_row", "skip") == 0
     out = capsys.readouterr().out
     assert "6 records written" in out and "3 rows left out" in out and "out.bad_rows.jsonl" in out
     assert [row for row, _, _ in listed(tmp_path)] == [1, 4, 7]
@@ -75,7 +75,7 @@ def test_skipping_leaves_out_whole_rows_and_counts_them(tmp_path, run, capsys):
 
 
 def test_when_every_row_is_bad_nothing_is_written(tmp_path, run, capsys):
-    assert run(lines({"question": 3}, {"question": 4}), "t.jsonl", "--on-bad-row", "skip") == 2
+    assert run(lines({"question": 3}, {"question": 4}), "t.jsonl", "--on_bad_row", "skip") == 2
     assert "2 of 2 rows cannot be used, nothing was written; no row is left" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
@@ -88,7 +88,7 @@ def test_the_list_of_an_earlier_import_is_replaced_and_nothing_else(tmp_path, ru
     (tmp_path / "out").rename(tmp_path / "first")
     for content in (b"my notes", b"{}\n", b"[" * 100_000, b""):
         (tmp_path / "notes").write_bytes(content)
-        assert run(lines({"question": 3}), "t.jsonl", "--bad-rows", str(tmp_path / "notes")) == 2
+        assert run(lines({"question": 3}), "t.jsonl", "--bad_rows", str(tmp_path / "notes")) == 2
         assert (tmp_path / "notes").read_bytes() == content
     assert capsys.readouterr().err.count("notes: exists and is not a list of bad rows") == 4
 
@@ -165,7 +165,7 @@ def whole_or_listed(root, table, pictures, total):
 
 def test_a_quotation_mark_that_swallows_rows_says_which(tmp_path, run):
     text = 'question,image\n"q,0.jpg\nr,1.jpg\ns,"2.jpg\nt,3.jpg\n'
-    assert run(text, "t.csv", "--on-bad-row", "skip") == 0
+    assert run(text, "t.csv", "--on_bad_row", "skip") == 0
     (listed,) = map(json.loads, (tmp_path / "out.bad_rows.jsonl").read_text().splitlines())
     assert (listed["line"], listed["columns"]) == (2, [])
     assert "everything up to line 4" in listed["reason"]
@@ -183,7 +183,7 @@ def test_a_quotation_mark_that_swallows_rows_says_which(tmp_path, run):
     ],
 )
 def test_a_wrong_header_is_one_line(tmp_path, run, capsys, header, message):
-    assert run(header + b"\n" + b"x\n" * 60, "t.csv", "--on-bad-row", "skip") == 2
+    assert run(header + b"\n" + b"x\n" * 60, "t.csv", "--on_bad_row", "skip") == 2
     err = capsys.readouterr().err
     assert message in err and err.count("\n") == 1
     assert not (tmp_path / "out.bad_rows.jsonl").exists()
@@ -192,14 +192,14 @@ def test_a_wrong_header_is_one_line(tmp_path, run, capsys, header, message):
 def test_a_list_of_bad_rows_that_cannot_be_written_is_named(tmp_path, run, capsys):
     text = lines({"question": "q"}, {"question": 3})
     (tmp_path / "file").touch()
-    assert run(text, "t.jsonl", "--on-bad-row", "skip", "--bad-rows", str(tmp_path / "file" / "x")) == 2
+    assert run(text, "t.jsonl", "--on_bad_row", "skip", "--bad_rows", str(tmp_path / "file" / "x")) == 2
     assert "file/x: cannot be written" in capsys.readouterr().err
-    assert run(text, "t.jsonl", "--on-bad-row", "skip", "--bad-rows", "/dev/full") == 2
+    assert run(text, "t.jsonl", "--on_bad_row", "skip", "--bad_rows", "/dev/full") == 2
     assert "/dev/full: exists and is not a list" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("option", ["--name", "--licence", "--categories"])
+@pytest.mark.parametrize("option", ["--name", "--licence"])
 def test_names_no_manifest_can_hold_are_refused_first(tmp_path, run, capsys, option):
     assert run(lines({"question": "q"}), "t.jsonl", option, "\udcff") == 2
     assert "of the data set: holds the lone surrogate" in capsys.readouterr().err.replace("taxonomy", "name")
@@ -211,10 +211,10 @@ def test_an_ordinal_import_counts_what_it_skips(tmp_path, pictures, capsys):
     args = ["import-ordinal", f"--table={tmp_path / 't.csv'}", f"--images={pictures}", f"--out={tmp_path / 'out'}"]
     args += ["--name=n", "--licence=l", f"--template={tmp_path / 't.json'}"]
     assert main(args) == 2
-    assert main([*args, "--on-bad-row=skip"]) == 0
+    assert main([*args, "--on_bad_row=skip"]) == 0
     assert f"2 rows left out; they are listed in {tmp_path / 'out.bad_rows.jsonl'}" in capsys.readouterr().out
-    assert main([*args, "--on-bad-row=skip", "--id-column=ID"]) == 2
+    assert main([*args, "--on_bad_row=skip", "--id_column=ID"]) == 2
     (tmp_path / "t.csv").write_text("id,label\n0,0\n")
     capsys.readouterr()
-    assert main([*args[:3], f"--out={tmp_path / 'other'}", *args[4:], "--label-column=level"]) == 2
+    assert main([*args[:3], f"--out={tmp_path / 'other'}", *args[4:], "--label_column=level"]) == 2
     assert "header: column 'level' is missing; there are: 'id', 'label'" in capsys.readouterr().err

@@ -89,7 +89,7 @@ def test_the_command_names_shard_key_and_field_and_writes_all_of_them(tmp_path, 
     lines = [json.loads(line) for line in (tmp_path / "report.jsonl").read_text().splitlines()]
     assert [line["key"] for line in lines] == [record.key for record in bad]
     assert main(["check", str(root), "--report", str(tmp_path / "report.jsonl")]) == 2  # never overwritten
-    assert "report.jsonl: File exists" in capsys.readouterr().err
+    assert "report.jsonl: file exists" in capsys.readouterr().err
 
 
 def test_many_errors_are_counted_and_bounded(tmp_path, capsys):

@@ -60,7 +60,7 @@ def test_evaluate_generate_moderate_filter_and_calibrate_take_moved_runs(
     ]
     policy = f"--policy={moved / 'supervised'}"
     out = f"--output={tmp_path / 'evaluated'}"
-    assert entry.main(["evaluate", policy, data, "--max-new-tokens=4", out, *roles]) == 0
+    assert entry.main(["evaluate", policy, data, "--max_new_tokens=4", out, *roles]) == 0
     said = capsys.readouterr().out
     for role in ("policy", "reward model", "cost model", "start"):
         assert f"{role}: {moved}" in said
@@ -69,12 +69,12 @@ def test_evaluate_generate_moderate_filter_and_calibrate_take_moved_runs(
     guard = f"--guard={moved / 'guard'}"
     assert (
         entry.main(
-            ["calibrate", guard, data, f"--train-data={world}", "--split=validation", "--fpr=0.5", "--review-fpr=0.6"]
+            ["calibrate", guard, data, f"--train_data={world}", "--split=validation", "--fpr=0.5", "--review_fpr=0.6"]
         )
         == 0
     ), capsys.readouterr().err
     responses = f"--output={tmp_path / 'responses.jsonl'}"
-    assert entry.main(["generate", policy, guard, data, responses, "--max-new-tokens=4", "--rounds=0"]) == 0
+    assert entry.main(["generate", policy, guard, data, responses, "--max_new_tokens=4", "--rounds=0"]) == 0
     assert entry.main(["moderate", guard, f"--input={world}", "--split=test", f"--output={tmp_path / 'v.jsonl'}"]) == 0
     assert entry.main(["filter", guard, f"--input={world}", "--splits=test", f"--output={tmp_path / 'kept'}"]) in (0, 2)
     said = capsys.readouterr().out

@@ -171,7 +171,7 @@ def test_links_planted_in_a_run_folder_are_not_written_through(
     for name in (*names, *(f"{name}.part" for name in names), "predictions.jsonl.part-0"):
         (run / name).symlink_to(victim)
     data = ["--data.init_args.path=" + str(world), "--trainer.enable_progress_bar=false", "--trainer.accelerator=cpu"]
-    assert entry.main(["evaluate", f"--policy={run}", f"--data={world}", "--max-new-tokens=2"]) == 0
+    assert entry.main(["evaluate", f"--policy={run}", f"--data={world}", "--max_new_tokens=2"]) == 0
     assert entry.main(["predict", f"--ckpt_path={run}", *data]) == 0
     assert victim.read_text() == "mine"
     assert not (run / "evaluation.json").is_symlink()

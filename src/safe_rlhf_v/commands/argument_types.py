@@ -1,7 +1,6 @@
 """Types of command-line arguments: a value that makes no sense is refused by its option, before anything is loaded."""
 
 import argparse
-import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -34,22 +33,6 @@ def whole(least: int) -> Callable[[str], int]:
             value = least - 1
         if value < least:
             raise argparse.ArgumentTypeError(f"{text!r:.40} is no whole number of at least {least}")
-        return value
-
-    return number
-
-
-def between(least: float, most: float = math.inf) -> Callable[[str], float]:
-    """A finite number in ``least`` to ``most``."""
-
-    def number(text: str) -> float:
-        try:
-            value = float(text)
-        except ValueError:
-            value = math.nan
-        if not (math.isfinite(value) and least <= value <= most):
-            limits = f"in {least:g} to {most:g}" if math.isfinite(most) else f"of at least {least:g}"
-            raise argparse.ArgumentTypeError(f"{text!r:.40} is no number {limits}")
         return value
 
     return number

@@ -1,89 +1,90 @@
-"""``python -m safe_rlhf_v evaluate``."""
+"""``python -m safe_rlhf_v evaluate``: a policy's responses to held-out prompts, and what they are worth."""
 
-import argparse
 import json
-import sys
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
-from safe_rlhf_v.commands.argument_types import between, path, said, whole
-from safe_rlhf_v.commands.reading_options import add_reading_options
+from safe_rlhf_v.commands.devices import find_device
+from safe_rlhf_v.commands.options import AnyPath, NonNegativeFloat, NonNegativeInt, PositiveInt
+from safe_rlhf_v.commands.runner import run
 from safe_rlhf_v.records.user_files import write_whole
+from safe_rlhf_v.scoring.judge import Judge, default_judge
+
+EXAMPLES = (
+    "evaluate --policy runs/quickstart/ppo_lag --data data/world --cost runs/quickstart/cost",
+    "evaluate --policy runs/mine --data data/mine --judge my_package.MyJudge --temperature 0",
+)
+Summary = dict[str, dict[str, dict[str, float]]]
+"""By split and value: ``mean``, its standard ``error`` and the number of ``prompts``."""
 
 
-def main(argv: list[str]) -> int:
+def main(args: Sequence[str]) -> int:
     """Run the command; returns the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="python -m safe_rlhf_v evaluate",
-        description="Let a policy answer held-out prompts and say what the responses are worth: by the reward and cost models, "
-        "and by ground truth where the data carry it (the embedded world). Writes one line per prompt and a summary with "
-        "standard errors over prompts.",
-    )
-    parser.add_argument("--policy", type=path, required=True, help="run folder of any stage that trains a policy")
-    parser.add_argument("--data", type=path, required=True, help="shard folder with prompts")
-    parser.add_argument("--split", nargs="+", default=["test"], help="its splits (%(default)s)")
-    parser.add_argument("--output", type=path, help="folder to write (the policy's run folder)")
-    parser.add_argument("--reward", type=path, help="run folder of a reward model")
-    parser.add_argument("--cost", type=path, help="run folder of a cost model")
-    parser.add_argument("--start", type=path, help="run folder of the policy to measure the divergence from")
-    parser.add_argument("--judge", help="class path of a Judge (ground truth where the data carry it)")
-    parser.add_argument("--temperature", type=between(0), default=1.0, help="0 takes the likeliest token (%(default)s)")
-    parser.add_argument(
-        "--max-new-tokens", type=whole(1), default=64, help="tokens of a response at most (%(default)s)"
-    )
-    parser.add_argument("--batch-size", type=whole(1), default=100, help="prompts at a time (%(default)s)")
-    parser.add_argument("--seed", type=whole(0), default=0, help="of the sampling (%(default)s)")
-    add_reading_options(parser)
-    options = parser.parse_args(argv)
-    from safe_rlhf_v.training.checkpoints import CheckpointError  # torch: seconds to import
-
-    try:
-        summary = run(options)
-    except (CheckpointError, ValueError, OSError) as error:
-        print(f"error: {said(error)}", file=sys.stderr)
-        return 2
-    for split, values in summary.items():
-        print(f"{split}: {max(value['prompts'] for value in values.values())} prompts, mean +- standard error")
-        for name, value in values.items():
-            print(f"  {name:<22}{value['mean']:>9.3f} +- {value['error']:.3f}")
-    return 0
+    return run(evaluate, args, name="evaluate", show=_shown, examples=EXAMPLES)
 
 
-def run(options: argparse.Namespace) -> dict[str, dict[str, dict[str, float]]]:
-    """Response and judge every split.
+def evaluate(
+    policy: AnyPath,
+    data: AnyPath,
+    splits: Sequence[str] = ("test",),
+    output: AnyPath | None = None,
+    reward: AnyPath | None = None,
+    cost: AnyPath | None = None,
+    start: AnyPath | None = None,
+    judge: Judge | None = None,
+    temperature: NonNegativeFloat = 1.0,
+    max_new_tokens: PositiveInt = 64,
+    batch_size: PositiveInt = 100,
+    seed: NonNegativeInt = 0,
+    device: str = "auto",
+    trust: Sequence[str] = (),
+    base: str | None = None,
+) -> Summary:
+    """Let a policy answer held-out prompts and say what the responses are worth: by learned models, and by a judge.
+
+    Writes one line per prompt (responses-SPLIT.jsonl) and a summary with standard errors over prompts (evaluation.json); at
+    temperature 0 the names end in -greedy.
 
     Args:
-        options: Those of the command.
+        policy: Run folder of any stage that trains a policy.
+        data: Shard folder with prompts.
+        splits: Splits whose prompts are answered.
+        output: Folder to write; without it the policy's run folder.
+        reward: Run folder of a reward model.
+        cost: Run folder of a cost model.
+        start: Run folder of the policy that the divergence is measured from.
+        judge: Who scores the responses; without it the ground truth where the data carry one (the embedded world).
+        temperature: Temperature of the sampling; 0 takes the likeliest token.
+        max_new_tokens: Most tokens of a response.
+        batch_size: Prompts at a time.
+        seed: Seed of the sampling.
+        device: Where the networks run: auto (a GPU if there is one), cpu, cuda or cuda:N.
+        trust: Packages of yours whose classes a run may name, beside this library's; see docs/security.md.
+        base: Folder or hub name of the pretrained model, in place of the one that a run names.
+
+    Returns:
+        The summary.
 
     Raises:
-        ValueError: If policy, models or data cannot be used.
+        CheckpointError: If a run cannot be read, or is of another kind.
+        ValueError: If the data cannot be used.
     """
-    from tqdm import tqdm
-
-    from safe_rlhf_v.data_modules.prompt import PromptDataModule
-    from safe_rlhf_v.evaluation.policies import Judges, response_split
     from safe_rlhf_v.models.sampling import SamplingOptions
-    from safe_rlhf_v.scoring.judge import find_judge
     from safe_rlhf_v.scoring.rows import summarise
     from safe_rlhf_v.shards import ShardedSplit
 
-    for split in options.split:  # before a model is built
-        ShardedSplit(options.data, split)
-    find_judge(options.judge, None)
-    policy, reward, cost, start = load_models(options)
-    sampling = SamplingOptions(options.max_new_tokens, options.temperature)
-    folder = options.output or options.policy
+    for split in splits:  # before a model is built
+        ShardedSplit(Path(data), split)
+    named = {"policy": policy, "reward": reward, "cost": cost, "start": start}
+    networks = _load(named, find_device(device), {"trust": tuple(trust), "base": base})
+    sampling = SamplingOptions(max_new_tokens, temperature)
+    folder = Path(output or policy)
     folder.mkdir(parents=True, exist_ok=True)
-    suffix = "" if options.temperature else "-greedy"
-    summary: dict[str, dict[str, dict[str, float]]] = {}
-    for split in options.split:
-        data = PromptDataModule(str(options.data), eval_batch_size=options.batch_size, test_splits=(split,))
-        judge = find_judge(options.judge, data.split(split)[0])
-        judges = Judges(reward, cost, start, judge)
-        rows: list[dict[str, Any]] = []
-        with tqdm(total=len(data.split(split)), unit="prompt", desc=split) as bar:
-            for batch in response_split(policy, data, split, judges, sampling, options.seed):
-                rows += batch
-                bar.update(len(batch))
+    suffix = "" if temperature else "-greedy"
+    summary: Summary = {}
+    for split in splits:
+        rows = _respond(networks, str(data), split, judge, sampling, batch_size, seed)
         lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         write_whole(folder / f"responses-{split}{suffix}.jsonl", lines.encode())
         summary[split] = {name: value._asdict() for name, value in summarise(rows).items()}
@@ -91,25 +92,52 @@ def run(options: argparse.Namespace) -> dict[str, dict[str, dict[str, float]]]:
     return summary
 
 
-def load_models(options: argparse.Namespace) -> tuple[Any, Any, Any, Any]:
-    """Policy, reward model, cost model and start, the last three where they are named; all are looked at before one is built.
+def _respond(
+    networks: dict[str, Any], data: str, split: str, judge: Judge | None, sampling: Any, batch_size: int, seed: int
+) -> list[dict[str, Any]]:
+    """Rows of every prompt of a split."""
+    from tqdm import tqdm
+
+    from safe_rlhf_v.data_modules.prompt import PromptDataModule
+    from safe_rlhf_v.evaluation.policies import Judges, response_split
+
+    prompts = PromptDataModule(data, eval_batch_size=batch_size, test_splits=(split,))
+    records = prompts.split(split)
+    judges = Judges(networks["reward"], networks["cost"], networks["start"], judge or default_judge(records[0]))
+    rows: list[dict[str, Any]] = []
+    with tqdm(total=len(records), unit="prompt", desc=split, disable=None) as bar:
+        for batch in response_split(networks["policy"], prompts, split, judges, sampling, seed):
+            rows += batch
+            bar.update(len(batch))
+    return rows
+
+
+def _load(named: dict[str, AnyPath | None], device: Any, reading: dict[str, Any]) -> dict[str, Any]:
+    """The networks of the named runs, ``None`` where there is none; all runs are looked at before one network is built.
 
     Raises:
         CheckpointError: If one cannot be read, or is something else.
     """
     from safe_rlhf_v.training.runs import load_backbone, load_run, open_run
 
-    reading: dict[str, Any] = {"trust": tuple(options.trust), "base": options.base}
     kinds = {"policy": "policy", "reward": "reward", "cost": "cost", "start": "policy"}
-    named = {role: path for role in kinds if (path := getattr(options, role))}
-    for role, path in named.items():
+    paths = {role: path for role, path in named.items() if path}
+    for role, path in paths.items():
         parts = ("backbone",) if kinds[role] == "policy" else None
         open_run(path, f"--{role}", (kinds[role],), parts=parts, **reading)
-    found: dict[str, Any] = dict.fromkeys(kinds)
-    for role, path in named.items():
-        found[role] = (
-            load_backbone(path, role, **reading)
-            if kinds[role] == "policy"
-            else load_run(path, f"{role} model", **reading)
-        )
-    return found["policy"], found["reward"], found["cost"], found["start"]
+    networks: dict[str, Any] = dict.fromkeys(kinds)
+    for role, path in paths.items():
+        if kinds[role] == "policy":
+            networks[role] = load_backbone(path, role, **reading).to(device)
+        else:
+            networks[role] = load_run(path, f"{role} model", **reading).to(device)
+    return networks
+
+
+def _shown(summary: Summary) -> str:
+    lines: list[str] = []
+    for split, values in summary.items():
+        prompts = max((value["prompts"] for value in values.values()), default=0)
+        lines.append(f"{split}: {prompts} prompts, mean +- standard error")
+        lines += [f"  {name:<22}{value['mean']:>9.3f} +- {value['error']:.3f}" for name, value in values.items()]
+    return "\n".join(lines)

@@ -1,69 +1,249 @@
-"""``python -m safe_rlhf_v generate``."""
+"""``python -m safe_rlhf_v generate``: a policy's responses behind a guard, over a whole split."""
 
-import argparse
 import json
-import sys
+import math
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from safe_rlhf_v.commands.argument_types import between, path, said, whole
-from safe_rlhf_v.commands.reading_options import add_reading_options
-from safe_rlhf_v.records.user_files import write_whole
+from safe_rlhf_v.commands.devices import find_device
+from safe_rlhf_v.commands.options import AnyPath, NonNegativeFloat, NonNegativeInt, PositiveInt
+from safe_rlhf_v.commands.runner import run
+from safe_rlhf_v.guard.strategies import BestOfK, Strategy
+from safe_rlhf_v.records import Record
+from safe_rlhf_v.records.user_files import lock, open_to_append, read_bounded, write_whole
+from safe_rlhf_v.scoring.judge import Judge, default_judge
 
-STRATEGIES = ("resample", "hotter", "reminder", "best-of-4")
+if TYPE_CHECKING:  # torch: seconds to import
+    from safe_rlhf_v.data_modules.preference import PreferenceDataModule
+    from safe_rlhf_v.guard.generation import GuardedGenerator, GuardedResponses
+
+Row = dict[str, Any]
+EXAMPLES = (
+    "generate --policy runs/quickstart/supervised --guard runs/quickstart/guard --data data/world --output out.jsonl",
+    "generate --config generate.yaml --strategy SafetyReminder --strategy.reminder 'Please answer safely.'",
+)
+SHOWN = ("harm", "harm_released", "refused", "helpfulness", "harmless_helpfulness", "harmless_refused", "tokens")
+"""What is printed of a report."""
 
 
-def main(argv: list[str]) -> int:
+class Generated(NamedTuple):
+    """What :func:`generate` gives.
+
+    Attributes:
+        reports: One per number of rounds; none without a judge.
+        judge: Name of the judge, or "".
+        path: The file of the responses.
+    """
+
+    reports: list[Row]
+    judge: str
+    path: Path
+
+
+def main(args: Sequence[str]) -> int:
     """Run the command; returns the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="python -m safe_rlhf_v generate",
-        description="Let a policy answer the prompts of a split behind a guard: generate, judge, regenerate only what "
-        "failed, refuse when the rounds are spent. Writes one line per prompt and, beside it, every judged draft "
-        "(.drafts.jsonl) and a report per number of rounds. The report is by --judge, on the embedded world by "
-        "ground truth; elsewhere there is no judge but the guard, and none is given.",
-    )
-    parser.add_argument("--policy", type=path, required=True, help="run folder of a supervised or later stage")
-    parser.add_argument("--guard", type=path, required=True, help="run folder of a calibrated guard")
-    parser.add_argument("--data", type=path, required=True, help="shard folder with prompts")
-    parser.add_argument("--split", default="test", help="its split (%(default)s)")
-    parser.add_argument("--output", type=path, required=True, help="file to write: responses.jsonl")
-    parser.add_argument(
-        "--rounds", type=whole(0), default=5, help="regenerations after the first attempt (%(default)s)"
-    )
-    parser.add_argument("--strategy", choices=STRATEGIES, default="best-of-4", help="how to redraw (%(default)s)")
-    parser.add_argument(
-        "--check-prompts", action="store_true", help="refuse prompts the guard blocks, without generating"
-    )
-    parser.add_argument(
-        "--max-new-tokens", type=whole(1), default=64, help="tokens of a response at most (%(default)s)"
-    )
-    parser.add_argument("--temperature", type=between(0), default=1.0, help="of the sampling (%(default)s)")
-    parser.add_argument("--batch-size", type=whole(1), default=100, help="prompts at a time (%(default)s)")
-    parser.add_argument("--refusal", default="i can not help with that", help="what is said when no response passed")
-    parser.add_argument("--judge", help="class path of a Judge (ground truth where the data carry it)")
-    parser.add_argument("--seed", type=whole(0), default=0, help="of the sampling (%(default)s)")
-    parser.add_argument("--device", default="cpu", help="where policy and guard run: cpu, cuda, ... (%(default)s)")
-    add_reading_options(parser)
-    options = parser.parse_args(argv)
-    from safe_rlhf_v.guard.running import run  # torch: seconds to import
+    return run(generate, args, name="generate", show=_shown, examples=EXAMPLES)
 
-    try:
-        reports = run(options)
-    except (ValueError, OSError, RuntimeError) as error:
-        print(f"error: {said(error)}", file=sys.stderr)
-        return 2
+
+def generate(
+    policy: AnyPath,
+    guard: AnyPath,
+    data: AnyPath,
+    output: AnyPath,
+    split: str = "test",
+    rounds: NonNegativeInt = 5,
+    strategy: Strategy | None = None,
+    check_prompts: bool = False,
+    refusal: str = "i can not help with that",
+    judge: Judge | None = None,
+    max_new_tokens: PositiveInt = 64,
+    temperature: NonNegativeFloat = 1.0,
+    batch_size: PositiveInt = 100,
+    seed: NonNegativeInt = 0,
+    device: str = "auto",
+    trust: Sequence[str] = (),
+    base: str | None = None,
+) -> Generated:
+    """Let a policy answer the prompts of a split behind a guard: generate, moderate, regenerate, refuse.
+
+    Only what failed is drawn again; what failed in every round is refused. Writes one line per prompt and, beside it, every
+    draft with its verdict (.drafts.jsonl) and, where there is a judge, a report per number of rounds (.json).
+
+    Args:
+        policy: Run folder of any stage that trains a policy.
+        guard: Run folder of a calibrated guard.
+        data: Shard folder with prompts.
+        output: File to write, as responses.jsonl.
+        split: Split whose prompts are answered.
+        rounds: Regenerations after the first attempt.
+        strategy: How a round draws; without it BestOfK: from round 1 on the least harmful of four responses.
+        check_prompts: Refuse prompts that the guard blocks, without generating.
+        refusal: What is said where no response passed.
+        judge: Who scores the responses; without it the ground truth where the data carry one (the embedded world).
+        max_new_tokens: Most tokens of a response.
+        temperature: Temperature of the sampling; 0 takes the likeliest token.
+        batch_size: Prompts at a time.
+        seed: Seed of the sampling.
+        device: Where the networks run: auto (a GPU if there is one), cpu, cuda or cuda:N.
+        trust: Packages of yours whose classes a run may name, beside this library's; see docs/security.md.
+        base: Folder or hub name of the pretrained model, in place of the one that a run names.
+
+    Raises:
+        CheckpointError: If policy or guard cannot be read.
+        FileError: If another process is writing the output.
+        ValueError: If the data cannot be used, or something else stands where the output goes.
+    """
+    from safe_rlhf_v.data_modules.preference import PreferenceDataModule
+    from safe_rlhf_v.guard.generation import GuardedGenerator
+    from safe_rlhf_v.guard.moderation import Guard
+    from safe_rlhf_v.models.sampling import SamplingOptions
+    from safe_rlhf_v.training.runs import load_backbone, open_run
+
+    path = Path(output)
+    check_output(path)
+    prompts = PreferenceDataModule(str(data), eval_batch_size=batch_size, test_splits=(split,))
+    judge = judge or default_judge(prompts.split(split)[0])
+    where = find_device(device)
+    reading: dict[str, Any] = {"trust": tuple(trust), "base": base}
+    open_run(guard, "--guard", ("guard",), **reading)  # before the policy is built
+    actor = load_backbone(policy, "policy", **reading).to(where)
+    checker = Guard.from_pretrained(guard, str(where), **reading)
+    sampling = SamplingOptions(max_new_tokens, temperature)
+    generator = GuardedGenerator(actor, checker, rounds, strategy or BestOfK(), sampling, refusal, check_prompts)
+    reports = _respond(generator, prompts, split, path, judge, seed)
     if reports:
-        write_whole(options.output.with_suffix(".json"), (json.dumps(reports, indent=1) + "\n").encode())
-        names = (
-            "harm",
-            "harm_released",
-            "refused",
-            "helpfulness",
-            "harmless_helpfulness",
-            "harmless_refused",
-            "tokens",
-        )
-        judge = f"by {options.judge.rpartition('.')[2]}" if options.judge else "by ground truth"
-        print(f"{judge:<21}{'  '.join(f'{name:>20}' for name in names)}")
-        for row in reports:
-            print(f"{row['name']:<21}{'  '.join(f'{row[name]:>20.3f}' for name in names)}")
-    print(f"written: {options.output}")
-    return 0
+        write_whole(path.with_suffix(".json"), (json.dumps(reports, indent=1) + "\n").encode())
+    return Generated(reports, type(judge).__name__ if judge else "", path)
+
+
+def _shown(result: Generated) -> str:
+    lines: list[str] = []
+    if result.reports:
+        lines.append(f"{f'by {result.judge}':<21}{'  '.join(f'{name:>20}' for name in SHOWN)}")
+    for row in result.reports:
+        cells = (f"{row[name]:>20.3f}" if name in row else f"{'-':>20}" for name in SHOWN)
+        lines.append(f"{row['name']:<21}{'  '.join(cells)}")
+    return "\n".join([*lines, f"written: {result.path}"])
+
+
+def _respond(
+    generate: "GuardedGenerator", data: "PreferenceDataModule", split: str, path: Path, judge: Judge | None, seed: int
+) -> list[Row]:
+    """Answer every prompt into ``path``; gives the reports where there is a judge."""
+    import torch
+    from tqdm import tqdm
+
+    records, draws = data.split(split), torch.Generator().manual_seed(seed)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    drafts = path.with_suffix(".drafts.jsonl")
+    parts = [target.with_name(target.name + ".part") for target in (path, drafts)]
+    outcomes: list[list[Row]] = []
+    open_to_append(parts[1]).close()
+    with open_to_append(parts[0]) as claim:
+        lock(claim, path)
+        with (
+            parts[0].open("w") as file,
+            parts[1].open("w") as draft_file,
+            tqdm(total=len(records), unit="prompt", desc="guarded generation", disable=None) as bar,
+        ):
+            row = 0
+            for batch in data.test_dataloader()[0]:
+                count = int(batch.valid.sum())
+                responses = generate(batch.prompts, draws)
+                for i in range(count):
+                    line = {"key": batch.keys[i], "response": responses.texts[i], "round": responses.released[i]}
+                    file.write(json.dumps(line, ensure_ascii=False) + "\n")
+                draft_file.writelines(_draft_lines(responses, batch.keys[:count]))
+                if judge is not None:
+                    outcomes += _outcomes(responses, [records[row + i] for i in range(count)], judge, generate)
+                row += count
+                bar.update(count)
+        for part, target in zip(parts, (path, drafts), strict=True):
+            part.replace(target)
+    names = ["prompts checked only" if generate.check_prompts else "no guard"]
+    names += [f"round {round}" for round in range(generate.rounds + 1)]
+    return [_mean(name, [several[i] for several in outcomes]) for i, name in enumerate(names)] if outcomes else []
+
+
+def check_output(output: Path) -> None:
+    """Responses of an earlier call are replaced, nothing else is.
+
+    Raises:
+        ValueError: If another file has the name of the responses, of the drafts or of the report.
+    """
+    names = {output: {"key", "response", "round"}, output.with_suffix(".drafts.jsonl"): {"key", "round", "draft"}}
+    report = output.with_suffix(".json")
+    if report == output:
+        raise ValueError(f"--output {output}: this is the report's name; name a .jsonl file")
+    for path, keys in {**names, report: {"name", "prompts", "refused"}}.items():
+        if not os.path.lexists(path):
+            continue
+        try:
+            data = read_bounded(path, 1 << 30)
+            content = json.loads(data if path == report else data.partition(b"\n")[0] or b"{}")
+            first = content[0] if path == report else content
+            ours = not data or (isinstance(first, dict) and keys <= set(first))
+        except (ValueError, LookupError, RecursionError):
+            ours = False
+        if not ours or path.is_symlink():
+            raise ValueError(f"{path} exists and is not from an earlier call; name another output or remove it")
+
+
+def _draft_lines(responses: "GuardedResponses", keys: Sequence[str]) -> Iterator[str]:
+    """Everything that was judged, released or not."""
+    for round, attempts in enumerate(responses.attempts):
+        for row, text, verdict in attempts:
+            if row < len(keys):
+                line = {"key": keys[row], "round": round, "draft": text, "harm": verdict.harm}
+                yield json.dumps({**line, "decision": verdict.decision}, ensure_ascii=False) + "\n"
+
+
+def _outcomes(
+    responses: "GuardedResponses", records: Sequence[Record], judge: Judge, generate: "GuardedGenerator"
+) -> list[list[Row]]:
+    """Per prompt the response without a guard, and with 0, 1, ... rounds, and what the judge says of it."""
+    first = {attempt.row: attempt.text for attempt in responses.attempts[0]} if responses.attempts else {}
+    outcomes: list[list[Row]] = []
+    for i, record in enumerate(records):
+        several = [_outcome(judge, record, first.get(i, generate.refusal), i in first, responses, 0)]
+        for round in range(generate.rounds + 1):
+            passed = 0 <= responses.released[i] <= round
+            text = responses.texts[i] if passed else generate.refusal
+            several.append(_outcome(judge, record, text, passed, responses, round))
+        outcomes.append(several)
+    return outcomes
+
+
+def _outcome(judge: Judge, record: Record, text: str, released: bool, responses: "GuardedResponses", round: int) -> Row:
+    scores = judge.score(record, text)
+    return {
+        "harm": scores.get("harmful", math.nan),
+        "released": released,
+        "help": scores.get("helpfulness", math.nan),
+        "harmless": record.category == (),  # an unknown category is not harmless
+        "tokens": sum(responses.tokens[: round + 1]) / len(responses.texts),
+    }
+
+
+def _mean(name: str, rows: Sequence[Row]) -> Row:
+    """Means over prompts; what the judge has no value for is left out."""
+    released = [row for row in rows if row["released"]]
+    harmless = [row for row in rows if row["harmless"]]
+    means = {
+        "harm": _average([row["harm"] for row in rows]),
+        "harm_released": _average([row["harm"] for row in released]),
+        "refused": 1 - len(released) / len(rows),
+        "helpfulness": _average([row["help"] for row in rows]),
+        "harmless_helpfulness": _average([row["help"] for row in harmless]),
+        "harmless_refused": _average([not row["released"] for row in harmless]),
+        "tokens": _average([row["tokens"] for row in rows]),
+    }
+    known = {metric: value for metric, value in means.items() if not math.isnan(value)}
+    return {"name": name, "prompts": len(rows), **known}
+
+
+def _average(values: Sequence[float]) -> float:
+    known = [value for value in values if not math.isnan(value)]
+    return sum(known) / len(known) if known else math.nan

@@ -60,6 +60,7 @@ def run(
     name: str,
     show: Callable[[Any], str],
     examples: Sequence[str],
+    about: str = "",
     positional: bool = False,
     status: Callable[[Any], int] = lambda result: 0,
 ) -> int:
@@ -71,13 +72,14 @@ def run(
         name: The command.
         show: Text of a result.
         examples: Command lines behind the program's name, for the help.
+        about: More for the help than the function's docstring says.
         positional: Whether parameters without a default are given without their names.
         status: Exit status of a result.
 
     Returns:
         The exit status.
     """
-    parser = make_parser(function, name, examples, positional)
+    parser = make_parser(function, name, examples, about, positional)
     if not {"-h", "--help"} & set(args):
         try:
             if not positional:
@@ -99,14 +101,14 @@ def run(
 
 
 def make_parser(
-    function: Callable[..., Any], name: str, examples: Sequence[str], positional: bool = False
+    function: Callable[..., Any], name: str, examples: Sequence[str], about: str = "", positional: bool = False
 ) -> CommandParser:
     """The parser of a function; see :func:`run`."""
     summary = inspect.cleandoc(function.__doc__ or "").partition("\nArgs:")[0].replace("``", "")
     shown = "\n".join(f"  {PROGRAM} {example}" for example in examples)
     parser = CommandParser(
         prog=f"{PROGRAM} {name}",
-        description=summary,
+        description="\n\n".join(filter(None, (summary, inspect.cleandoc(about).replace("``", "")))),
         epilog=f"example{'s' if len(examples) > 1 else ''}:\n{shown}",
         formatter_class=Help,
         allow_abbrev=False,
@@ -144,6 +146,8 @@ def typed_words(function: Callable[..., Any], args: Sequence[str], parser: Argum
                 values.append(rest.pop(0))
             if not values:
                 parser.error(f"{option}: needs at least one value")
+            if any("\ud800" <= letter <= "\udfff" for letter in "".join(values)):
+                parser.error(f"{option}: holds bytes that are no UTF-8 text")
             lists.setdefault(option, []).extend(values)
         elif kind is bool and not joined and (not rest or rest[0] not in ("true", "false")):
             words.append(f"{option}=true")

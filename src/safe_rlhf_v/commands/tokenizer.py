@@ -1,38 +1,43 @@
-"""``python -m safe_rlhf_v tokenizer``."""
+"""``python -m safe_rlhf_v tokenizer``: a word-level tokenizer from the texts of shards."""
 
-import argparse
-import sys
+from collections.abc import Sequence
+from pathlib import Path
 
 from tqdm import tqdm
 
-from safe_rlhf_v.commands.argument_types import path, said
+from safe_rlhf_v.commands.options import AnyPath
+from safe_rlhf_v.commands.runner import run
 from safe_rlhf_v.models.corpus_tokenizer import build_tokenizer
 from safe_rlhf_v.shards import Manifest, ShardedSplit
 
 
-def main(argv: list[str]) -> int:
-    """Build a tokenizer from every text of a shard folder; returns the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="python -m safe_rlhf_v tokenizer",
-        description="Build a word-level tokenizer from the questions and responses of shards (for tiny models).",
-        formatter_class=argparse.RawDescriptionHelpFormatter,  # the example on one line
-        epilog="example: python -m safe_rlhf_v tokenizer --shards data/world --out data/world/tokenizer",
-    )
-    parser.add_argument("--shards", type=path, required=True, help="shard folder")
-    parser.add_argument("--out", type=path, required=True, help="folder to write (a Hugging Face tokenizer)")
-    parser.add_argument("--splits", nargs="+", help="splits to read (default: all)")
-    options = parser.parse_args(argv)
+def main(args: Sequence[str]) -> int:
+    """Run the command; returns the exit status."""
+    examples = ("tokenizer --shards data/world --out data/world/tokenizer",)
+    return run(write_tokenizer, args, name="tokenizer", show=lambda size: f"{size} tokens written", examples=examples)
+
+
+def write_tokenizer(shards: AnyPath, out: AnyPath, splits: Sequence[str] | None = None) -> int:
+    """Build a word-level tokenizer from the questions and responses of shards, for tiny models.
+
+    Args:
+        shards: Shard folder.
+        out: Folder to write, a Hugging Face tokenizer.
+        splits: Splits to read; without it all.
+
+    Returns:
+        The number of tokens.
+
+    Raises:
+        ShardError: If the shards cannot be read.
+    """
     texts: set[str] = set()
-    try:
-        names = options.splits or Manifest.load(options.shards).splits
-        for name, split in [(name, ShardedSplit(options.shards, name)) for name in names]:
-            for record in tqdm(split, desc=f"reading {name}"):
-                texts.update([record.question, *(response.text for response in record.responses)])
-        tokenizer = build_tokenizer(texts)
-        options.out.mkdir(parents=True, exist_ok=True)  # the tokenizer's own writer goes on where it could not
-        tokenizer.save_pretrained(options.out)
-    except (OSError, ValueError) as error:
-        print(f"error: {said(error)}", file=sys.stderr)
-        return 2
-    print(f"{len(tokenizer)} tokens written to {options.out}")
-    return 0
+    names = splits or Manifest.load(Path(shards)).splits
+    for name, split in [(name, ShardedSplit(Path(shards), name)) for name in names]:
+        for record in tqdm(split, desc=f"reading {name}", disable=None):
+            texts.update([record.question, *(response.text for response in record.responses)])
+    tokenizer = build_tokenizer(texts)
+    folder = Path(out)
+    folder.mkdir(parents=True, exist_ok=True)  # the tokenizer's own writer goes on where it could not
+    tokenizer.save_pretrained(folder)
+    return len(tokenizer)

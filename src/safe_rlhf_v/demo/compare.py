@@ -71,7 +71,7 @@ def train_and_judge(
                 run.fit(m.config, *m.options, name=m.name) for m in pair if m.config and not is_trained(run, m.name)
             ]
             execute(*fits, quiet=run.root / "output")
-            chosen = ["--split", *splits]
+            chosen = ["--splits", *splits]
             execute(*(run.evaluate(method.name, *chosen) for method in pair), quiet=run.root / "output")
             if greedy:  # sampling at temperature 1 hides what a policy likes best
                 execute(*(run.evaluate(m.name, *chosen, "--temperature=0") for m in pair), quiet=run.root / "output")

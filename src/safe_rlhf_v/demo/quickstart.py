@@ -120,7 +120,7 @@ class Run:
 
     def calibrate(self, name: str) -> list[str]:
         """Command that calibrates a guard and writes ``assessment.json``."""
-        data = (f"--data={self.data}", f"--train-data={self.data}")
+        data = (f"--data={self.data}", f"--train_data={self.data}")
         return ["calibrate", f"--guard={self.root / name}", *data, "--report", *GUARD_SPLITS]
 
     def generate(self, guard: str, strategy: str) -> list[str]:
@@ -221,7 +221,7 @@ def guard_table(run: Run) -> list[str]:
     for metric, about in GUARD_TABLE:
         values = [measured[split][metric] for split in GUARD_SPLITS]
         lines.append(f"{about:<52}{values[0]:>10.3f}{values[1]:>14.3f}{values[2]:>16.3f}")
-    rows = json.loads((run.root / "guard" / "responses-best-of-4.json").read_text())
+    rows = json.loads((run.root / "guard" / "responses-BestOfK.json").read_text())
     lines += ["", f"{'the supervised policy, by ground truth':<52}{'harmful':>10}{'refused':>14}{'helpfulness':>16}"]
     for row in (rows[0], rows[1], rows[-1]):
         name = {"no guard": "without a guard", "round 0": "filtered"}.get(
@@ -258,7 +258,7 @@ def main(argv: list[str]) -> int:
         ("constrained policy: PPO-Lagrangian", [run.fit("ppo_lag")]),
         (
             "responses: behind the guard, and of the policy before and after",
-            [run.generate("guard", "best-of-4"), run.evaluate("supervised"), run.evaluate("ppo_lag")],
+            [run.generate("guard", "BestOfK"), run.evaluate("supervised"), run.evaluate("ppo_lag")],
         ),
     ]
     print("== world: write the synthetic shards and their tokenizer")

@@ -5,20 +5,21 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from safe_rlhf_v.guard.calibration import Calibration
-    from safe_rlhf_v.guard.generation import BestOfK, GuardedGenerator, HigherTemperature, SafetyReminder, Strategy
+    from safe_rlhf_v.guard.generation import GuardedGenerator
     from safe_rlhf_v.guard.inputs import Input
     from safe_rlhf_v.guard.moderation import Guard
+    from safe_rlhf_v.guard.strategies import BestOfK, HigherTemperature, SafetyReminder, Strategy
     from safe_rlhf_v.guard.verdict import Verdict
 
 _HOME = {
-    "BestOfK": "generation",
+    "BestOfK": "strategies",
     "Calibration": "calibration",
     "Guard": "moderation",
     "GuardedGenerator": "generation",
-    "HigherTemperature": "generation",
+    "HigherTemperature": "strategies",
     "Input": "inputs",
-    "SafetyReminder": "generation",
-    "Strategy": "generation",
+    "SafetyReminder": "strategies",
+    "Strategy": "strategies",
     "Verdict": "verdict",
 }
 __all__ = [

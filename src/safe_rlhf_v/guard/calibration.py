@@ -1,23 +1,31 @@
-"""What turns a trained guard into one whose probabilities and decisions can be trusted: fitted once, stored beside it."""
+"""What turns a trained guard into one whose probabilities and decisions can be trusted: fitted once, stored beside it.
+
+Temperatures and thresholds come from data that is used for nothing else.
+"""
 
 import json
 import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Self
+from typing import NamedTuple, Self
 
 import torch
 import torch.nn.functional as F
 from scipy.optimize import minimize_scalar
 from torch import Tensor
 
+from safe_rlhf_v.functional.operating_points import OperatingPoint, conformal_threshold, threshold_for_fpr
 from safe_rlhf_v.guard.limits import Limits
+from safe_rlhf_v.guard.verdict import DIGITS, rounded
+from safe_rlhf_v.modules.guard import HARM_BOUNDARY
 from safe_rlhf_v.records.taxonomy import NUM_LEVELS
 from safe_rlhf_v.records.user_files import read_bounded, write_whole
 from safe_rlhf_v.training.checkpoints import find_checkpoint
 
 CALIBRATION_FILE = "calibration.json"
 MAX_BYTES = 100_000_000
+LEAST = 0.05
+"""No threshold lies lower, however many false alarms the budget has room for; raising one keeps its budget."""
 
 
 class CalibrationMissing(ValueError):
@@ -149,3 +157,118 @@ def two_columns(logits: Tensor) -> Tensor:
         logits: (N,).
     """
     return F.logsigmoid(torch.stack([-logits, logits], dim=-1))
+
+
+# --- fitting ----------------------------------------------------------------------------------------------------------
+
+
+class LabelledOutputs(NamedTuple):
+    """A guard's raw outputs over one split, with the labels.
+
+    Attributes:
+        level_log_probs: (N, 7) of every labelled response.
+        levels: (N,) int64 class index of its level.
+        prompt_risk: (M,) logits of every prompt of which it is known whether it is of a harm category.
+        hazardous: (M,) bool, it is.
+        named_right: (M,) bool, the likeliest category is one of the prompt's.
+        groups: By the name of a grouping (``category``, ``rule``), the groups of each labelled response.
+    """
+
+    level_log_probs: Tensor
+    levels: Tensor
+    prompt_risk: Tensor
+    hazardous: Tensor
+    named_right: Tensor
+    groups: dict[str, tuple[tuple[str, ...], ...]]
+
+
+def check_budgets(fpr: float, review_fpr: float) -> None:
+    """Raises: ValueError: If no thresholds can keep both."""
+    if not 0 < fpr <= review_fpr < 1:
+        raise ValueError(f"budgets must keep 0 < --fpr <= --review_fpr < 1, got {fpr} and {review_fpr}")
+
+
+def fit_calibration(
+    outputs: LabelledOutputs,
+    identity: str,
+    split: str,
+    limits: Limits,
+    fpr: float,
+    review_fpr: float,
+    confidence: float,
+    miss_rate: float | None = None,
+) -> Calibration:
+    """Fit temperatures, then choose thresholds for budgets of false alarms among harmless responses and harmless prompts.
+
+    Where no prompt's category is known, nothing can be promised about prompts: a prompt alone is then always blocked.
+
+    Args:
+        outputs: Outputs and labels of a split used for nothing else.
+        identity: Of the guard's weights.
+        split: Name of the data, for the record.
+        limits: What the guard's training covered; see :func:`~safe_rlhf_v.guard.limits.count_limits`.
+        fpr: Budget of the share of harmless inputs that are blocked.
+        review_fpr: Budget of the share that are blocked or sent to review, at least ``fpr``.
+        confidence: With which each budget is kept.
+        miss_rate: Also send so much to review that at most this share of the harmful responses, and of the hazardous prompts,
+            passes on average (conformal risk control); may cost more false alarms than ``review_fpr``.
+
+    Raises:
+        ValueError: If the split is too small for a budget, or the budgets make no sense.
+    """
+    check_budgets(fpr, review_fpr)
+    t = fit_temperature(outputs.level_log_probs, outputs.levels)
+    known = len(outputs.hazardous) > 0  # of some prompt it is known whether it is of a harm category
+    prompt_t = fit_temperature(two_columns(outputs.prompt_risk), outputs.hazardous.long()) if known else 1.0
+    log_probs = tempered(outputs.level_log_probs.double(), t)
+    harm = _as_stated(log_probs[:, :HARM_BOUNDARY].exp().sum(1))
+    risk = _as_stated(torch.sigmoid(outputs.prompt_risk.double() / prompt_t))
+    certificate: dict[str, float | int | str] = {"confidence": confidence}
+    thresholds = {"prompts": (0.0, 0.0)}  # without a known prompt every prompt alone is blocked
+    kinds = [("responses", harm, outputs.levels < HARM_BOUNDARY), ("prompts", risk, outputs.hazardous)]
+    for name, p, harmful in kinds if known else kinds[:1]:
+        block, review = (threshold_for_fpr(p, harmful, budget, confidence) for budget in (fpr, review_fpr))
+        certificate.update({f"{name}_{key}": value for key, value in known_only(_certificate(block)).items()})
+        low = min(max(review.threshold, LEAST), 1.0)
+        if miss_rate is not None:
+            low = min(low, conformal_threshold(p, harmful, miss_rate))
+            certificate[f"{name}_miss_rate"] = miss_rate
+        certificate[f"{name}_reviewed_or_blocked_fpr"] = share(p[~harmful] >= low)
+        thresholds[name] = stated(min(max(block.threshold, LEAST), 1.0)), stated(low)
+    counts = torch.bincount(outputs.levels, minlength=NUM_LEVELS).double() + 1  # one not seen is rare, not impossible
+    prior = tuple((counts / counts.sum()).tolist())
+    both = (*thresholds["responses"], *thresholds["prompts"])
+    return Calibration(identity, split, t, prompt_t, *both, limits, certificate, prior)
+
+
+def stated(threshold: float) -> float:
+    """A threshold in the digits of a verdict, rounded up: it parts the same verdicts."""
+    nearest = round(threshold, DIGITS)
+    return nearest if nearest >= threshold else round(nearest + 10**-DIGITS, DIGITS)
+
+
+def _as_stated(p: Tensor) -> Tensor:
+    """Probabilities as verdicts state and compare them."""
+    return torch.tensor(rounded(p.tolist()), dtype=torch.float64).clamp(0, 1)
+
+
+def _certificate(point: OperatingPoint) -> dict[str, float]:
+    return {
+        "fpr_budget": point.budget,
+        "fpr": point.fpr,
+        "fpr_upper": point.fpr_upper,
+        "harmless": point.negatives,
+        "false_alarms": point.false_positives,
+        "recall": point.recall,
+        "harmful": point.positives,
+    }
+
+
+def known_only(values: dict[str, float]) -> dict[str, float]:
+    """Without what nothing was there to measure."""
+    return {name: value for name, value in values.items() if not math.isnan(value)}
+
+
+def share(hits: Tensor) -> float:
+    """Share of the true ones; NaN of none."""
+    return float(hits.double().mean())

@@ -5,86 +5,18 @@ exchangeable draws, the harm rate *among released responses* is fixed by the gua
 responses; only a better guard, or a strategy that changes what is drawn, lowers the released harm.
 """
 
-from dataclasses import replace
 from typing import NamedTuple
 
 import torch
 
 from safe_rlhf_v.guard.moderation import Guard
+from safe_rlhf_v.guard.strategies import Strategy
 from safe_rlhf_v.guard.verdict import Verdict
 from safe_rlhf_v.models.backbone import Backbone
 from safe_rlhf_v.models.sampling import SamplingOptions, sample
 from safe_rlhf_v.records.batches import Prompts
 
 REFUSAL = "I cannot help with that."
-
-
-class Strategy:
-    """How the responses of a round are drawn; this one simply draws again.
-
-    YAML::
-
-        strategy: {class_path: safe_rlhf_v.guard.Strategy}
-    """
-
-    def options(self, round: int, options: SamplingOptions) -> SamplingOptions:
-        """Sampling options of a round; round 0 is the first attempt."""
-        return options
-
-    def prompts(self, round: int, prompts: Prompts) -> Prompts:
-        """Prompts of a round."""
-        return prompts
-
-    def samples(self, round: int) -> int:
-        """Responses drawn per prompt; the one the guard finds least harmful is kept."""
-        return 1
-
-
-class HigherTemperature(Strategy):
-    """Each round draws hotter, to leave what the policy likes to say."""
-
-    def __init__(self, step: float = 0.25) -> None:
-        """
-        Args:
-            step: Added to the temperature each round.
-        """
-        self.step = step
-
-    def options(self, round: int, options: SamplingOptions) -> SamplingOptions:
-        """See :class:`Strategy`."""
-        return replace(options, temperature=options.temperature + self.step * round)
-
-
-class SafetyReminder(Strategy):
-    """From round 1 on the question carries a reminder; the guard judges the response to the question as it was asked."""
-
-    def __init__(self, reminder: str = "Please answer safely.") -> None:
-        """
-        Args:
-            reminder: Added after the question.
-        """
-        self.reminder = reminder
-
-    def prompts(self, round: int, prompts: Prompts) -> Prompts:
-        """See :class:`Strategy`."""
-        if round == 0:
-            return prompts
-        return prompts._replace(questions=tuple(f"{question} {self.reminder}" for question in prompts.questions))
-
-
-class BestOfK(Strategy):
-    """From round 1 on, K responses per prompt; the guard's choice of them is judged."""
-
-    def __init__(self, k: int = 4) -> None:
-        """
-        Args:
-            k: Responses per prompt.
-        """
-        self.k = k
-
-    def samples(self, round: int) -> int:
-        """See :class:`Strategy`."""
-        return self.k if round else 1
 
 
 class Attempt(NamedTuple):

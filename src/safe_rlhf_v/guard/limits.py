@@ -8,11 +8,20 @@ so unread words are recognised by tokens that training hardly ever showed: count
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+from safe_rlhf_v.data_modules.base import ShardDataModule
+from safe_rlhf_v.data_modules.preference import PreferenceDataModule
+from safe_rlhf_v.data_modules.source import ImageOptions
 from safe_rlhf_v.models.backbone import Backbone
 from safe_rlhf_v.models.reader import Reader
 from safe_rlhf_v.records.batches import UNKNOWN_LEVEL, PreferenceBatch, Prompts, hazard
+from safe_rlhf_v.training.checkpoints import read_stage
+from safe_rlhf_v.training.stored_config import leads_out, stored_options
+
+if TYPE_CHECKING:
+    from safe_rlhf_v.modules.guard import GuardModule
 
 WINDOW = 16
 TOLERATED = 0.005
@@ -232,3 +241,51 @@ def harmless_inputs(batch: PreferenceBatch) -> list[tuple[str, ...]]:
             if level != UNKNOWN_LEVEL and level >= 0
         ]
     return found
+
+
+def training_data(run: str | Path, folder: str | Path | None = None) -> PreferenceDataModule:
+    """The data a guard was trained on, as its run's configuration names them.
+
+    Args:
+        run: Its run folder or checkpoint.
+        folder: Shard folder instead of the one that the run names, which may have moved.
+
+    Raises:
+        CheckpointError: If there is no readable checkpoint with a configuration.
+        ValueError: If the data are not there.
+    """
+    stored = stored_options(read_stage(str(run)), "data")
+    path = folder or stored.get("path")
+    inside = isinstance(path, str) and (folder is not None or not leads_out(path))
+    if not inside or not (Path(str(path)) / "manifest.json").is_file():
+        raise ValueError(
+            f"--train_data: the limits of a guard are counted over what it was trained on, and there is no shard folder "
+            f"{path or 'named in its run'}; name it"
+        )
+    names = ("train_split", "max_samples", "categories", "seed", "on_bad_sample")
+    options = {name: stored[name] for name in names if stored.get(name) is not None}
+    return PreferenceDataModule(
+        str(path), eval_batch_size=100, images=ImageOptions(**(stored.get("images") or {})), **options
+    )
+
+
+def count_limits(module: "GuardModule", training: ShardDataModule, data: str, split: str) -> Limits:
+    """What a guard's training covered, counted over its training samples; only the tokenizer runs.
+
+    Args:
+        module: The guard.
+        training: Its own training data.
+        data: Shard folder of the held-out split.
+        split: That split; its harmless inputs bound the rare tokens.
+
+    Raises:
+        ValueError: If there is no training record or no harmless input.
+    """
+    from tqdm import tqdm
+
+    coverage = Coverage(module.backbone)
+    for batch in tqdm(training.train_samples(), desc="what training covered", unit="batch", disable=None):
+        coverage.add(batch)
+    held_out = PreferenceDataModule(data, eval_batch_size=100, test_splits=(split,)).test_dataloader()[0]
+    harmless = [texts for batch in held_out for texts in harmless_inputs(batch)]
+    return coverage.limits(f"{training.path}:{training.train_split}", harmless)

@@ -23,11 +23,13 @@ class Imported:
         records: Number of records written.
         skipped: Number of rows left out.
         bad_rows: The file that lists the rows left out.
+        folder: The shard folder.
     """
 
     records: int
     skipped: int
     bad_rows: Path
+    folder: Path
 
 
 class BadRowsError(TableError):
@@ -111,7 +113,7 @@ class BadRows:
         if good and self._on_bad_row == "skip":
             return
         rows = f"{self.count} of {good + self.count} rows cannot be used"
-        hint = "correct them, or leave them out with --on-bad-row skip" if good else "no row is left"
+        hint = "correct them, or leave them out with --on_bad_row skip" if good else "no row is left"
         message = f"{self.table}: {rows}, nothing was written; {hint}; all problems: {self.file}"
         raise BadRowsError(message, self._problems, self._total - len(self._problems))
 

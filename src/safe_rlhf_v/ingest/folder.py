@@ -15,7 +15,7 @@ Columns (``N`` counts responses from 0; an empty cell, "" and null mean unknown)
     split           split of the row, likewise; default: by hash of the picture
 
 The table is .csv (commas, a header) or .jsonl (an object a line), in UTF-8. It is read strictly: every row that cannot be used
-is listed with its columns, and nothing is written unless --on-bad-row skip leaves them out.
+is listed with its columns, and nothing is written unless --on_bad_row skip leaves them out.
 """
 
 import re
@@ -98,7 +98,7 @@ def import_folder(
                 seen.add(row, record, split)
                 count += 1
         bad.finish(count)
-    return Imported(count, bad.count, bad.file)
+    return Imported(count, bad.count, bad.file, out)
 
 
 def _read(row: Row, table: Path, images: Path, fractions: dict[str, float]) -> tuple[Record, str]:

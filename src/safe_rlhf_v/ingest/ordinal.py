@@ -156,7 +156,7 @@ def import_ordinal(
                 records += 1
             good += 1
         bad.finish(good)
-    return Imported(records, bad.count, bad.file)
+    return Imported(records, bad.count, bad.file, out)
 
 
 def _image(row: Row, images: Path, column: str, pattern: str) -> Image | None:

@@ -1,20 +1,39 @@
-"""Who knows how good a response really is."""
+"""The judge: who scores a response in evaluation and in the construction of data."""
 
 from abc import ABC, abstractmethod
 from importlib import import_module
-from inspect import isabstract
 
 from safe_rlhf_v.records import Record
 
 
 class Judge(ABC):
-    """Says, for any text, what it is worth as a response to a record: ground truth where there is one, a judge elsewhere."""
+    """Scores any text as a response to a record.
+
+    The embedded world's ground truth is one; elsewhere it may be a model, or a rule. A judge of your own is a subclass in a
+    package of yours. Its constructor takes plain data; commands and configurations name it by its class path.
+
+    Example::
+
+        class Keywords(Judge):  # calls a response harmful that holds one of some words
+            def __init__(self, words: Sequence[str] = ("bleach",)) -> None:
+                self.words = words
+
+            def score(self, record: Record, text: str) -> dict[str, float]:
+                return {"harmful": float(any(word in text for word in self.words))}
+
+    Command line: ``evaluate ... --judge my_package.Keywords --judge.words [bleach,acid]``.
+
+    YAML::
+
+        judge: {class_path: safe_rlhf_v.world.WorldJudge}
+    """
 
     @abstractmethod
     def score(self, record: Record, text: str) -> dict[str, float]:
         """Named values of one response, always the same names; NaN where a value does not apply.
 
         Names that reports know: ``helpfulness`` and ``level`` (-3..3) as means; ``harmful`` and ``refused`` as shares.
+        Other names are averaged as they are.
 
         Args:
             record: Prompt and what is known about it; its image bytes may be missing.
@@ -22,25 +41,13 @@ class Judge(ABC):
         """
 
 
-def find_judge(name: str | None, record: Record | None) -> Judge | None:
-    """The named judge; without a name, the world's truth for the world's records, and ``None`` for others.
+def default_judge(record: Record) -> Judge | None:
+    """The ground truth for the embedded world's records, and ``None`` for others.
 
     Args:
-        name: Class path of a :class:`Judge`.
-        record: One of the records that will be scored; ``None`` only checks the name.
-
-    Raises:
-        ValueError: If the class does not exist.
+        record: One of the records that will be scored.
     """
-    if name is None:
-        if record is None or record.truth is None or "intent" not in record.origin:
-            return None
-        name = "safe_rlhf_v.world.WorldJudge"
-    home, _, cls = name.rpartition(".")
-    try:
-        judge = getattr(import_module(home), cls)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(f"--judge {name}: {error}; give the class path of a Judge") from None
-    if not isinstance(judge, type) or not issubclass(judge, Judge) or isabstract(judge):
-        raise ValueError(f"--judge {name}: no Judge; give the class path of one")
-    return judge()
+    if record.truth is None or "intent" not in record.origin:
+        return None
+    judge: Judge = import_module("safe_rlhf_v.world").WorldJudge()  # above this room: found by its name alone
+    return judge

@@ -1,0 +1,135 @@
+"""Guarded generation over a split: files, locks, and reports by hand; a judge and a strategy of one's own by class path."""
+
+import json
+import math
+
+import pytest
+import yaml
+
+from safe_rlhf_v import generate
+from safe_rlhf_v.commands.generate import _mean, _outcomes, main
+from safe_rlhf_v.guard import GuardedGenerator, Strategy
+from safe_rlhf_v.guard.generation import Attempt, GuardedResponses
+from safe_rlhf_v.guard.verdict import unchecked
+from safe_rlhf_v.records.user_files import lock
+from safe_rlhf_v.scoring.judge import Judge
+from safe_rlhf_v.shards import ShardedSplit
+from safe_rlhf_v.world import WorldJudge
+
+
+class Words(Judge):
+    """Calls a response harmful that holds a word; knows nothing about helpfulness."""
+
+    def __init__(self, word: str = "the") -> None:
+        """Remember the word.
+
+        Args:
+            word: The word.
+        """
+        self.word = word
+
+    def score(self, record, text):
+        if self.word == "broken":
+            raise ValueError("a fault of the judge")
+        return {"harmful": float(self.word in text.split())}
+
+
+class Colder(Strategy):
+    """Every round draws the likeliest tokens."""
+
+    def options(self, round, options):
+        from dataclasses import replace
+
+        return replace(options, temperature=0.0)
+
+
+def test_the_report_counts_what_each_number_of_rounds_gives(world):
+    split = ShardedSplit(world, "test")
+    record = next(r for r in (split[i] for i in range(12)) if min(r.truth.safety) < 0)
+    bad = record.responses[record.truth.safety.index(min(record.truth.safety))].text
+    refusal, blank = "i can not help with that", unchecked("x", "m", 0.5)
+    attempts = ((Attempt(0, bad, blank),), (Attempt(0, "0 good", blank),))
+    responses = GuardedResponses(("0 good",), (1,), attempts, (3, 3))
+    generator = GuardedGenerator(None, None, rounds=2, refusal=refusal)
+    (outcomes,) = _outcomes(responses, [record], WorldJudge(), generator)
+    assert [row["harm"] for row in outcomes] == [True, False, False, False]
+    assert [row["released"] for row in outcomes] == [True, False, True, True]
+    assert [row["tokens"] for row in outcomes] == [3, 3, 6, 6]
+    mean = _mean("round 0", [outcomes[0], outcomes[1]])
+    assert (mean["harm"], mean["harm_released"], mean["refused"]) == (0.5, 1.0, 0.5)
+    assert mean["helpfulness"] == pytest.approx((outcomes[0]["help"] + outcomes[1]["help"]) / 2)
+
+
+def test_what_a_judge_does_not_say_is_left_out():
+    row = {"harm": 1.0, "released": True, "help": math.nan, "harmless": False, "tokens": 4}
+    mean = _mean("round 0", [row, {**row, "harm": math.nan}])
+    assert mean == {"name": "round 0", "prompts": 2, "harm": 1.0, "harm_released": 1.0, "refused": 0.0, "tokens": 4}
+
+
+def test_refusals_of_harmless_prompts_are_counted_apart():
+    row = {"harm": False, "released": True, "help": 1.0, "harmless": True, "tokens": 4}
+    rows = [row, {**row, "released": False, "help": 0.0}, {**row, "harmless": False, "released": False, "help": -1.0}]
+    mean = _mean("round 1", rows)
+    assert (mean["refused"], mean["harmless_refused"]) == (pytest.approx(2 / 3), 0.5)
+    assert (mean["helpfulness"], mean["harmless_helpfulness"]) == (0.0, 0.5)
+
+
+def test_the_command_answers_every_prompt(calibrated_run, policy_stages, world, tmp_path, capsys):
+    command = ["--policy", str(policy_stages / "supervised"), "--guard", str(calibrated_run), "--data", str(world),
+               "--rounds", "1", "--max_new_tokens", "6", "--batch_size", "5"]  # fmt: skip
+    with (tmp_path / "a.jsonl.part").open("ab") as other:
+        lock(other, "a.jsonl")
+        assert main([*command, "--output", str(tmp_path / "a.jsonl")]) == 2
+    assert "a.jsonl: another process is writing it" in capsys.readouterr().err
+    assert main([*command, "--output", str(tmp_path / "a.jsonl")]) == 0
+    assert main([*command, "--output", str(tmp_path / "b.jsonl")]) == 0
+    assert (tmp_path / "a.jsonl").read_bytes() == (tmp_path / "b.jsonl").read_bytes()
+    lines = [json.loads(line) for line in (tmp_path / "a.jsonl").read_text().splitlines()]
+    assert len(lines) == 12 and all(set(line) == {"key", "response", "round"} for line in lines)
+    drafts = [json.loads(line) for line in (tmp_path / "a.drafts.jsonl").read_text().splitlines()]
+    assert sorted(draft["key"] for draft in drafts if draft["round"] == 0) == sorted(line["key"] for line in lines)
+    passed = {draft["key"]: draft["draft"] for draft in drafts if draft["decision"] == "allow"}
+    assert passed == {line["key"]: line["response"] for line in lines if line["round"] >= 0}
+    rows = json.loads((tmp_path / "a.json").read_text())
+    assert [row["name"] for row in rows] == ["no guard", "round 0", "round 1"]
+    assert all(row["prompts"] == 12 for row in rows)
+    assert "by WorldJudge" in capsys.readouterr().out
+    assert main([*command, "--check_prompts", "--output", str(tmp_path / "checked.jsonl")]) == 0
+    assert json.loads((tmp_path / "checked.json").read_text())[0]["name"] == "prompts checked only"
+    command[1] = "nowhere"
+    assert main([*command, "--output", str(tmp_path / "c.jsonl")]) == 2
+    assert "nowhere" in capsys.readouterr().err
+
+
+def test_a_judge_and_a_strategy_of_ones_own_come_by_class_path_or_as_objects(
+    calibrated_run, policy_stages, world, tmp_path, capsys
+):
+    settings = {
+        "policy": str(policy_stages / "supervised"),
+        "guard": str(calibrated_run),
+        "data": str(world),
+        "rounds": 1,
+        "max_new_tokens": 6,
+        "judge": {"class_path": "tests.commands.test_generate.Words", "init_args": {"word": "a"}},
+    }
+    (tmp_path / "generate.yaml").write_text(yaml.safe_dump(settings))
+    output = tmp_path / "out.jsonl"
+    own = ["--judge.word=the", "--strategy=tests.commands.test_generate.Colder", f"--output={output}"]
+    assert main([f"--config={tmp_path / 'generate.yaml'}", *own]) == 0
+    printed = capsys.readouterr().out
+    assert "by Words" in printed
+    assert f"written: {output}" in printed
+    reports = json.loads(output.with_suffix(".json").read_text())
+    assert "harm" in reports[0]
+    assert "helpfulness" not in reports[0]
+    settings |= {"judge": Words("the"), "strategy": Colder(), "output": str(tmp_path / "again.jsonl")}
+    again = generate(**settings)
+    assert again.reports == reports
+    assert again.path.read_bytes() == output.read_bytes()
+
+
+def test_a_fault_of_ones_own_judge_keeps_its_traceback(calibrated_run, policy_stages, world, tmp_path):
+    command = [f"--policy={policy_stages / 'supervised'}", f"--guard={calibrated_run}", f"--data={world}", "--rounds=0"]
+    broken = ["--judge=tests.commands.test_generate.Words", "--judge.word=broken", "--max_new_tokens=2"]
+    with pytest.raises(ValueError, match="a fault of the judge"):
+        main([*command, *broken, f"--output={tmp_path / 'out.jsonl'}"])
