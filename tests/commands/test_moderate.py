@@ -154,7 +154,7 @@ def test_unfinished_work_of_other_inputs_is_refused(change, guard, table, unfini
     table.write_bytes(b"\n".join(rows))
     part = unfinished.with_name("out.jsonl.part")
     before = part.read_bytes()
-    with pytest.raises(ValueError, match=r"is not the input that was judged there|another entries"):
+    with pytest.raises(ValueError, match=r"is not the input that was moderated there|another entries"):
         go_on(guard, table, unfinished)
     assert part.read_bytes() == before
 

@@ -14,7 +14,7 @@ from safe_rlhf_v.records.batches import Prompts
 class Scripted:
     """A guard that passes texts ending in "good", and blocks prompts that say "bad"; harm is the text's number."""
 
-    def judge_texts(self, prompts, responses):
+    def moderate_texts(self, prompts, responses):
         blank, verdicts = unchecked("x", "m", 0.5), []
         for question, text in zip(prompts.questions, responses, strict=True):
             passes = "bad" not in question if text is None else text.endswith("good")

@@ -59,7 +59,7 @@ def test_missing_parts_are_allowed(parts, with_image, guard, picture):
 
 def test_a_picture_alone_is_judged_and_nothing_at_all_is_not(guard, picture):
     assert guard.moderate(image=picture).status == "ok"
-    assert blocked(guard.moderate()) and "nothing to judge" in guard.moderate().reasons[0]
+    assert blocked(guard.moderate()) and "nothing to moderate" in guard.moderate().reasons[0]
 
 
 def test_company_does_not_change_a_verdict(guard, picture):
@@ -123,7 +123,7 @@ def test_a_failing_model_blocks_only_what_it_failed_on(guard, picture, monkeypat
     bad, fine, nan = guard.moderate_batch([Input(picture, "a", w) for w in ("bad", "fine", "nan")])
     assert blocked(bad) and "out of memory" in bad.reasons[0]
     assert fine.status == "ok"
-    assert blocked(nan) and "a number that is none" in nan.reasons[0]
+    assert blocked(nan) and "NaN or infinite output" in nan.reasons[0]
 
 
 def test_a_timeout_blocks(guard, picture, monkeypatch):
@@ -168,7 +168,7 @@ def test_in_a_generation_loop_it_fails_closed_too(guard, picture, monkeypatch):
     images, ids = load_views(picture)[0]
     prompts = Prompts((images,) * 3, (ids,) * 3, ("a",) * 3)
     monkeypatch.setattr(type(guard.module.backbone), "text_ids", _stumble(type(guard.module.backbone).text_ids))
-    fine, bad, empty = guard.judge_texts(prompts, ["fine", "boom", ""])
+    fine, bad, empty = guard.moderate_texts(prompts, ["fine", "boom", ""])
     assert fine.status == "ok" and blocked(bad) and "tokenizer" in bad.reasons[0] and blocked(empty)
 
 

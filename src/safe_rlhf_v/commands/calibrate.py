@@ -55,7 +55,7 @@ def calibrate(
 ) -> Calibrated:
     """Fit a trained guard's temperatures and choose its thresholds for stated budgets of false alarms.
 
-    The split must be used for nothing else. What the guard's training covered is counted, too: beyond that nothing is judged.
+    The split must be used for nothing else. What the guard's training covered is counted, too: inputs beyond that are unchecked.
     Writes calibration.json into the guard's run folder ("moderate" needs it) and, with a report, assessment.json.
 
     Args:
@@ -124,7 +124,7 @@ def _shown(result: Calibrated) -> str:
     for split, values in result.assessments.items():
         lines.append(f"{split}: " + ", ".join(f"{name} {values[name]:.3f}" for name in SHOWN if name in values))
     lines.append(
-        f"judged up to {limits.longest_input} tokens and {limits.most_images} pictures; of {WINDOW} tokens in a row "
+        f"moderated up to {limits.longest_input} tokens and {limits.most_images} pictures; of {WINDOW} tokens in a row "
         f"{limits.rare_share:.0%} may be rare (seen less than {limits.rare_below} times in training), which leaves "
         f"{limits.unchecked:.1%} of the harmless held-out inputs unchecked"
     )

@@ -80,7 +80,7 @@ def generate(
         rounds: Regenerations after the first attempt.
         strategy: How a round draws; without it BestOfK: from round 1 on the least harmful of four responses.
         check_prompts: Refuse prompts that the guard blocks, without generating.
-        refusal: What is said where no response passed.
+        refusal: Response where no response passed.
         judge: Who scores the responses; without it the ground truth where the data carry one (the embedded world).
         max_new_tokens: Most tokens of a response.
         temperature: Temperature of the sampling; 0 takes the likeliest token.
@@ -131,7 +131,7 @@ def _shown(result: Generated) -> str:
 def _respond(
     generate: "GuardedGenerator", data: "PreferenceDataModule", split: str, path: Path, judge: Judge | None, seed: int
 ) -> list[Row]:
-    """Answer every prompt into ``path``; gives the reports where there is a judge."""
+    """Respond to every prompt into ``path``; gives the reports where there is a judge."""
     import torch
     from tqdm import tqdm
 
@@ -192,7 +192,7 @@ def check_output(output: Path) -> None:
 
 
 def _draft_lines(responses: "GuardedResponses", keys: Sequence[str]) -> Iterator[str]:
-    """Everything that was judged, released or not."""
+    """Everything that was moderated, released or not."""
     for round, attempts in enumerate(responses.attempts):
         for row, text, verdict in attempts:
             if row < len(keys):

@@ -40,14 +40,14 @@ def moderate(
     trust: Sequence[str] = (),
     base: str | None = None,
 ) -> dict[str, int]:
-    """Judge shards, a JSON-lines file or a folder of pictures with a trained, calibrated guard.
+    """Moderate shards, a JSON-lines file or a folder of pictures with a trained, calibrated guard.
 
     Writes one line per input, in order. Interrupted, the same command goes on where it stopped, if every input is still the
-    one that was judged. What cannot be checked is blocked and says why. The status is 0 also where inputs were blocked.
+    one that was moderated. What cannot be checked is blocked and says why. The status is 0 also where inputs were blocked.
 
     A line of JSON lines is ``{"key": "a1", "image": "photo.jpg", "question": "...", "response": "..."}``; leave out what there
     is not. Blank lines are no inputs; a line without a key is named by its number. Of a folder every file named like a
-    picture is judged.
+    picture is moderated.
 
     Args:
         guard: Run folder of a calibrated guard.
@@ -90,14 +90,14 @@ def _shown(counts: dict[str, int]) -> str:
 def moderate_entries(
     guard: "Guard", entries: "Entries", output: Path, shape: str = "full", batch_size: int = 32
 ) -> dict[str, int]:
-    """Judge every entry into ``output``, going on with what an interrupted call left.
+    """Moderate every entry into ``output``, going on with what an interrupted call left.
 
     Batches have a fixed membership, so a resumed run writes the bytes of an uninterrupted one. Each line holds the hash of
-    what was judged (``input_sha256``); a run is resumed only if every entry still has the hash of its line.
+    what was moderated (``input_sha256``); a run is resumed only if every entry still has the hash of its line.
 
     Args:
         guard: The guard.
-        entries: What to judge.
+        entries: What to moderate.
         output: File to write; beside it ``.part`` and ``.part.json`` while the work lasts.
         shape: ``full`` or ``openai``.
         batch_size: Entries per pass.
@@ -185,7 +185,7 @@ def _resume(part: Path, task: dict[str, Any], entries: "Entries", bar: Any) -> i
                 break
             if number > len(entries) or (entry := entries[number - 1]).digest != digest:
                 name = f"entry {number}" if number > len(entries) else entry.key
-                raise ValueError(f"{part}: {name} is not the input that was judged there; {advice}")
+                raise ValueError(f"{part}: {name} is not the input that was moderated there; {advice}")
             at += len(line)
             if number % task["batch_size"] == 0 or number == task["entries"]:
                 bar.update(number - done)
@@ -195,7 +195,7 @@ def _resume(part: Path, task: dict[str, Any], entries: "Entries", bar: Any) -> i
 
 
 def _digest(line: bytes) -> str | None:
-    """Hash of the input that a line judges; ``None`` if it was not written whole."""
+    """Hash of the input that a line is about; ``None`` if it was not written whole."""
     try:
         return str(json.loads(line)["input_sha256"]) if line.endswith(b"\n") else None
     except (ValueError, TypeError, KeyError):

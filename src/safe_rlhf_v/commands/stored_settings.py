@@ -44,12 +44,12 @@ def take_reading_options(args: Sequence[str]) -> tuple[ReadingOptions, list[str]
     Raises:
         ValueError: If one of them has no value.
     """
-    found: dict[str, list[str]] = {"--trust": [], "--base": []}
+    given: dict[str, list[str]] = {"--trust": [], "--base": []}
     rest: list[str] = []
     words = iter(args)
     for word in words:
         option, joined, value = word.partition("=")
-        if option not in found:
+        if option not in given:
             rest.append(word)
             continue
         if not joined:
@@ -58,8 +58,8 @@ def take_reading_options(args: Sequence[str]) -> tuple[ReadingOptions, list[str]
             raise ValueError(
                 f"{option}: needs a value, as in {option} {'my_package' if option == '--trust' else 'models/base'}"
             )
-        found[option].append(value)
-    return ReadingOptions(tuple(found["--trust"]), found["--base"][-1] if found["--base"] else None), rest
+        given[option].append(value)
+    return ReadingOptions(tuple(given["--trust"]), given["--base"][-1] if given["--base"] else None), rest
 
 
 def with_stored_config(
@@ -133,8 +133,8 @@ def _data(run: StoredRun, data: Any, named: Mapping[str, str], reading: ReadingO
 
 def _resumed(section: Any) -> dict[str, Any]:
     """Plain settings of a stored trainer section."""
-    found = section if isinstance(section, dict) else {}
-    plain = {name: found[name] for name in _RESUMED if name in found}
+    options = section if isinstance(section, dict) else {}
+    plain = {name: options[name] for name in _RESUMED if name in options}
     return {
         name: value
         for name, value in plain.items()
@@ -167,5 +167,5 @@ def normal_form(file: str, sections: dict[str, Any]) -> dict[str, Any]:
         parsed = parser.parse_object(sections)
     except ArgumentError as error:
         raise CheckpointError(f"{file}: its configuration is not one of this version ({shorten(str(error))})") from None
-    found: dict[str, Any] = yaml.safe_load(parser.dump(parsed, skip_none=False))
-    return found
+    normal: dict[str, Any] = yaml.safe_load(parser.dump(parsed, skip_none=False))
+    return normal

@@ -45,7 +45,7 @@ class Calibration:
         review: Responses at or above this, below ``block``, need a person's eye.
         prompt_block: The same for prompts, by prompt risk.
         prompt_review: The same for prompts, by prompt risk.
-        limits: What the guard's training covered; beyond it nothing is judged.
+        limits: What the guard's training covered; inputs beyond it are not decided on.
         certificate: What was measured when the thresholds were chosen, for people.
         level_prior: Frequencies of the levels in the data it was fitted on, none of them 0.
     """

@@ -22,7 +22,7 @@ _MARK = b"\xef\xbb\xbf"
 
 
 class Entry(NamedTuple):
-    """One thing to judge.
+    """One input of the command.
 
     Attributes:
         key: What names it in the output.
@@ -37,13 +37,13 @@ class Entry(NamedTuple):
     @property
     def digest(self) -> str:
         """SHA-256 (hex) of all that its verdict depends on but the guard."""
-        found = hashlib.sha256()
+        content = hashlib.sha256()
         images, question, response = self.input or Input()
         several = images if isinstance(images, (list, tuple)) else [images]
         for part in (self.key, self.problem, question, response, *several):
             body = part.encode("utf-8", "surrogatepass") if isinstance(part, str) else part
-            found.update(b"-" if body is None else f"{len(body)}:".encode() + body)
-        return found.hexdigest()
+            content.update(b"-" if body is None else f"{len(body)}:".encode() + body)
+        return content.hexdigest()
 
 
 class Entries(Protocol):
@@ -164,10 +164,10 @@ def _line_lengths(file: BinaryIO) -> Iterator[tuple[int, bool]]:
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """Raises: ValueError: If a name stands twice: another reader might take the other value."""
-    found = dict(pairs)
-    if len(found) < len(pairs):
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
         raise ValueError("a field stands twice")
-    return found
+    return fields
 
 
 class FolderEntries:

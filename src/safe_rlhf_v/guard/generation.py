@@ -1,4 +1,4 @@
-"""Guarded generation: generate, judge, regenerate what failed, and refuse when the rounds are spent.
+"""Guarded generation: generate, moderate, regenerate what failed, and refuse when the rounds are spent.
 
 The filter-and-regenerate loop of Safe RLHF-V (arXiv 2503.17682, section 5.3). What it can and cannot do: where rounds are
 exchangeable draws, the harm rate *among released responses* is fixed by the guard's operating point. Rounds turn refusals into
@@ -25,7 +25,7 @@ class Attempt(NamedTuple):
     Attributes:
         row: Which prompt.
         text: The draft.
-        verdict: What the guard said.
+        verdict: The guard's verdict on it.
     """
 
     row: int
@@ -39,7 +39,7 @@ class GuardedResponses(NamedTuple):
     Attributes:
         texts: B released responses or refusals.
         released: B rounds in which the response passed; -1 where it was refused.
-        attempts: Per round the drafts that were judged.
+        attempts: Per round the drafts that were moderated.
         tokens: Per round the number of tokens drawn.
     """
 
@@ -70,8 +70,8 @@ class GuardedGenerator:
     ) -> None:
         """
         Args:
-            policy: What answers.
-            guard: What judges.
+            policy: What responds.
+            guard: What moderates the responses.
             rounds: Regenerations after the first attempt.
             strategy: How responses are drawn; ``None`` draws again.
             options: Sampling options of the first attempt.
@@ -98,34 +98,34 @@ class GuardedGenerator:
         texts, released = [self.refusal] * n, [-1] * n
         rows = list(range(n))
         if self.check_prompts:
-            judged = self.guard.judge_texts(prompts, [None] * n)
-            rows = [row for row in rows if judged[row].decision != "block"]
+            verdicts = self.guard.moderate_texts(prompts, [None] * n)
+            rows = [row for row in rows if verdicts[row].decision != "block"]
         attempts: list[tuple[Attempt, ...]] = []
         tokens: list[int] = []
         for round in range(self.rounds + 1):
             if not rows:
                 break
-            drafts, drawn = self._draw(take(prompts, rows), rows, round, generator)
+            drafts, count = self._draw(take(prompts, rows), rows, round, generator)
             for draft in drafts:
                 if draft.verdict.allowed:
                     texts[draft.row], released[draft.row] = draft.text, round
             rows = [draft.row for draft in drafts if not draft.verdict.allowed]
             attempts.append(tuple(drafts))
-            tokens.append(drawn)
+            tokens.append(count)
         return GuardedResponses(tuple(texts), tuple(released), tuple(attempts), tuple(tokens))
 
     def _draw(
         self, prompts: Prompts, rows: list[int], round: int, generator: torch.Generator | None
     ) -> tuple[list[Attempt], int]:
-        """One judged draft per row, and the tokens it took."""
+        """One moderated draft per row, and the number of tokens drawn."""
         k = self.strategy.samples(round)
         options = self.strategy.options(round, self.options)
-        drawn = sample(self.policy, self.strategy.prompts(round, prompts), options, generator, samples=k)
+        samples = sample(self.policy, self.strategy.prompts(round, prompts), options, generator, samples=k)
         repeated = take(prompts, [i for i in range(len(rows)) for _ in range(k)])
-        verdicts = self.guard.judge_texts(repeated, drawn.text)  # the question as it was asked
+        verdicts = self.guard.moderate_texts(repeated, samples.text)  # the question as it was asked
         best = [min(range(i * k, (i + 1) * k), key=lambda j: verdicts[j].harm) for i in range(len(rows))]
-        drafts = [Attempt(row, drawn.text[j], verdicts[j]) for row, j in zip(rows, best, strict=True)]
-        return drafts, int(drawn.mask.sum())
+        drafts = [Attempt(row, samples.text[j], verdicts[j]) for row, j in zip(rows, best, strict=True)]
+        return drafts, int(samples.mask.sum())
 
 
 def take(prompts: Prompts, rows: list[int]) -> Prompts:

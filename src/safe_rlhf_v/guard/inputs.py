@@ -19,7 +19,7 @@ ImageLike = bytes | str | Path | PILImage.Image
 
 
 class Input(NamedTuple):
-    """What is to be judged; at least one part must be there.
+    """An input of the guard; at least one part must be there.
 
     Attributes:
         image: Encoded bytes, a file, or a picture; several of them in a list or tuple.

@@ -1,4 +1,5 @@
-"""What a guard's training covered: beyond it nothing is judged, since no number stands behind such a verdict.
+"""What a guard's training covered: inputs beyond it are unchecked, since no measurement stands behind
+a verdict on them.
 
 Lengths in tokens, pictures per prompt, and the words. A tokenizer of bytes knows every word in pieces and has no unknown token,
 so unread words are recognised by tokens that training hardly ever showed: counted there, and measured in the window of
@@ -33,7 +34,7 @@ _FEW = (1, 2, 5, 10, 20, 50, 100)
 
 @dataclass(frozen=True)
 class Limits:
-    """What is judged.
+    """What a guard can be asked about.
 
     Attributes:
         data: Where it was counted: the guard's own training split.
@@ -75,7 +76,7 @@ class Limits:
 
 
 UNCOUNTED = Limits("", 0, 0, 0, 0, {}, 1, 0.0, 0.0)
-"""Of a guard whose numbers are measured only: nothing is judged."""
+"""Limits of a guard that is only measured: every input is unchecked."""
 
 
 class Gate:
@@ -95,7 +96,7 @@ class Gate:
         self._end = short[len(short) - tail // 2 :]
 
     def refusal(self, prompt: Prompts, response: str, as_it_stands: bool) -> str:
-        """Why an input is not judged, or "".
+        """Why an input is unchecked, or "".
 
         Args:
             prompt: One prompt.
@@ -222,25 +223,25 @@ class Coverage:
         allowed = len(inputs) - 1 - int(TOLERATED * len(inputs))
         share = min(shares(1)[allowed], MOST_RARE)
         below = max((n for n in _FEW if shares(n)[allowed] <= share), default=1)
-        beyond = sum(found > share for found in shares(below)) / len(inputs)
+        beyond = sum(rare > share for rare in shares(below)) / len(inputs)
         lengths = (self.longest_input, self.longest_question, self.longest_response, self.most_images)
         return Limits(data, *lengths, dict(sorted(counts.items())), below, share, beyond)
 
 
 def harmless_inputs(batch: PreferenceBatch) -> list[tuple[str, ...]]:
     """Texts of the harmless inputs of a batch: prompts of no harm category alone, harmless responses with their question."""
-    found: list[tuple[str, ...]] = []
+    inputs: list[tuple[str, ...]] = []
     kind = hazard(batch.category).tolist()
     for row in batch.valid.nonzero().flatten().tolist():
         question = batch.prompts.questions[row]
-        found += [(question,)] if kind[row] == 0 else []
+        inputs += [(question,)] if kind[row] == 0 else []
         levels = batch.safety[row].tolist()
-        found += [
+        inputs += [
             (question, text)
             for text, level in zip(batch.responses[row], levels, strict=True)
             if level != UNKNOWN_LEVEL and level >= 0
         ]
-    return found
+    return inputs
 
 
 def training_data(run: str | Path, folder: str | Path | None = None) -> PreferenceDataModule:

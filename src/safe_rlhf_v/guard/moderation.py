@@ -43,10 +43,10 @@ class Guard:
         verdict = guard.moderate(image="photo.jpg", question="Can I drink this?", response="Yes.")
         if not verdict.allowed: ...
 
-    Texts are judged as they stand and read in every other way (:mod:`safe_rlhf_v.guard.text`); the worst reading counts.
+    Texts are moderated as they stand and read in every other way (:mod:`safe_rlhf_v.guard.text`); the worst reading counts.
     Every picture of an animation is looked at, and the worst counts.
-    It fails closed: an unreadable picture, refused or over-long text, more pictures or other words than training had, a number
-    that is none, an exception or a timeout give a verdict that blocks and says why.
+    It fails closed: an unreadable picture, refused or over-long text, more pictures or other words than training had, NaN or
+    infinite output, an exception or a timeout give a verdict that blocks and says why.
     """
 
     def __init__(
@@ -105,56 +105,56 @@ class Guard:
         question: str | None = None,
         response: str | None = None,
     ) -> Verdict:
-        """Judge one input; see :class:`Input`."""
+        """Moderate one input; see :class:`Input`."""
         return self.moderate_batch([Input(image, question, response)])[0]
 
     def moderate_batch(self, inputs: Sequence[Input], timeout: float | None = None) -> list[Verdict]:
-        """Judge several inputs in one pass of the model; one verdict each, in order.
+        """Moderate several inputs in one pass of the model; one verdict each, in order.
 
         Args:
-            inputs: What to judge.
+            inputs: What to moderate.
             timeout: Seconds for the whole batch; what is not done by then is blocked.
         """
         if timeout is None:
-            return self._judge(inputs)
+            return self._moderate(inputs)
         pool = ThreadPoolExecutor(max_workers=1)
         try:
-            return pool.submit(self._judge, inputs).result(timeout)
+            return pool.submit(self._moderate, inputs).result(timeout)
         except FutureTimeout:
             return [self.unchecked(f"no verdict within {timeout} s")] * len(inputs)
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 
-    def judge_texts(self, prompts: Prompts, responses: Sequence[str | None]) -> list[Verdict]:
-        """Judge responses to decoded prompts, without the checks of untrusted files: for generation loops.
+    def moderate_texts(self, prompts: Prompts, responses: Sequence[str | None]) -> list[Verdict]:
+        """Moderate responses to decoded prompts, without the checks of untrusted files: for generation loops.
 
         Args:
             prompts: B prompts.
-            responses: B responses; ``None`` judges the prompt alone.
+            responses: B responses; ``None`` moderates the prompt alone.
         """
-        found: list[list[Ready] | Verdict] = []
+        readings: list[list[Ready] | Verdict] = []
         rows = zip(prompts.images, prompts.image_ids, prompts.questions, responses, strict=True)
         for images, ids, question, response in rows:
             try:
-                found.append(self._readings(images, ids, question, response))
+                readings.append(self._readings(images, ids, question, response))
             except Exception as error:  # fails closed, whatever it is
-                found.append(self.unchecked(f"{type(error).__name__}: {error}"))
-        return self._verdicts(found, len(found))
+                readings.append(self.unchecked(f"{type(error).__name__}: {error}"))
+        return self._verdicts(readings, len(readings))
 
     # --- from inputs to verdicts ------------------------------------------------------------------------------------
 
-    def _judge(self, inputs: Sequence[Input]) -> list[Verdict]:
+    def _moderate(self, inputs: Sequence[Input]) -> list[Verdict]:
         """Of an input's views and of their readings the worst counts."""
         read = [self._read(item) for item in inputs]
         views = [[item] if isinstance(item, Verdict) else item for item in read]
-        judged = iter(self._verdicts([view for several in views for view in several], len(inputs)))
-        return [severest([next(judged) for _ in several]) for several in views]
+        verdicts = iter(self._verdicts([view for several in views for view in several], len(inputs)))
+        return [severest([next(verdicts) for _ in several]) for several in views]
 
     def _read(self, item: Input) -> list[list[Ready]] | Verdict:
         """Decode one input and read every view of it every way, or say why not. Any exception here means unchecked."""
         try:
             if not item.parts:
-                return self.unchecked("nothing to judge: no image, no question, no response")
+                return self.unchecked("nothing to moderate: no image, no question, no response")
             return [self._readings(*view, item.question or "", item.response) for view in load_views(item.image)]
         except RefusedText as error:
             return self.unchecked(f"text refused ({error.reason}): {error}")
@@ -177,7 +177,7 @@ class Guard:
         if response is not None and not is_seen(response):
             raise ValueError("the response is empty")
         if not images and not has_words(question + (response or "")):
-            raise ValueError("nothing to judge: no image, and no letter, digit or symbol in the text")
+            raise ValueError("nothing to moderate: no image, and no letter, digit or symbol in the text")
         return [
             Ready(images, ids, reading.texts[0], reading.texts[1], reading.undone, reading.tricks)
             for reading in readings(question, response or "")
@@ -185,21 +185,21 @@ class Guard:
         ]
 
     def _unread(self, row: Ready) -> str:
-        """Why a row is not judged, or "". Asked for every reading; only of the input as it stands the words are looked at."""
+        """Why a row is unchecked, or "". Asked for every reading; only of the input as it stands the words are looked at."""
         return self.gate.refusal(prompts_of([row]), row.response, as_it_stands=not row.undone)
 
     def _verdicts(self, inputs: Sequence[list[Ready] | Verdict], size: int) -> list[Verdict]:
         """The worst reading of each input. ``size`` inputs as they stand share a forward; the other readings follow."""
-        judged = [[item] if isinstance(item, Verdict) else [] for item in inputs]
+        checked = [[item] if isinstance(item, Verdict) else [] for item in inputs]
         rows = [(i, row) for i, item in enumerate(inputs) if not isinstance(item, Verdict) for row in item]
         for plain, n in ((True, max(size, 1)), (False, OTHERS)):
-            # Nothing is worse than unchecked: the other readings of such an input are not judged.
-            part = [(i, r) for i, r in rows if (not r.undone) == plain and (plain or judged[i][0].status == "ok")]
+            # Nothing is worse than unchecked: the other readings of such an input are left out.
+            part = [(i, r) for i, r in rows if (not r.undone) == plain and (plain or checked[i][0].status == "ok")]
             for k in range(0, len(part), n):
                 verdicts = self._forward([row for _, row in part[k : k + n]])
                 for (i, _), verdict in zip(part[k : k + n], verdicts, strict=True):
-                    judged[i].append(verdict)
-        return [worst(verdicts) for verdicts in judged]
+                    checked[i].append(verdict)
+        return [worst(verdicts) for verdicts in checked]
 
     def _forward(self, rows: Sequence[Ready]) -> list[Verdict]:
         """One verdict per row; what the model cannot read whole is unchecked."""
@@ -231,7 +231,7 @@ class Guard:
     def _verdict(self, outputs: GuardOutputs, row: Ready) -> Verdict:
         """Calibrated probabilities, thresholds, words."""
         if not all(bool(torch.isfinite(part).all()) for part in outputs[1:]) or outputs.level_log_probs.isnan().any():
-            return self._unchecked_row("the model gave a number that is none", row)
+            return self._unchecked_row("NaN or infinite output", row)
         c = self.calibration
         categories = rounded(torch.sigmoid(outputs.categories.double()).tolist())
         named = dict(zip(self.module.categories, categories, strict=True))

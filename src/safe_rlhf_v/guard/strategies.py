@@ -45,7 +45,7 @@ class HigherTemperature(Strategy):
 
 
 class SafetyReminder(Strategy):
-    """From round 1 on the question carries a reminder; the guard judges the response to the question as it was asked."""
+    """From round 1 on the question carries a reminder; the guard moderates the response to the question as it was asked."""
 
     def __init__(self, reminder: str = "Please answer safely.") -> None:
         """
@@ -62,7 +62,7 @@ class SafetyReminder(Strategy):
 
 
 class BestOfK(Strategy):
-    """From round 1 on, K responses per prompt; the guard's choice of them is judged."""
+    """From round 1 on, K responses per prompt; the least harmful by the guard is kept."""
 
     def __init__(self, k: int = 4) -> None:
         """

@@ -1,4 +1,4 @@
-"""The ways a text is read. It is never altered: it is judged as it stands, and again as each way of hiding would have it read.
+"""The ways a text is read. It is never altered: it is moderated as it stands, and again as each way of hiding would have it read.
 
 What may hide words is undone, alone and together: characters that nobody sees, bytes written as such characters, reversed
 order, marks and styles, look-alikes, letters set apart. Each is a property of Unicode or a table of it, not a list. Genuine
@@ -36,7 +36,7 @@ class Reading(NamedTuple):
 
 
 class RefusedText(ValueError):
-    """A text that is not judged at all.
+    """A text that is refused.
 
     Attributes:
         reason: ``too_long``, ``invalid_unicode``, ``control_characters`` or ``hidden_code``.
@@ -67,13 +67,13 @@ def readings(*texts: str) -> list[Reading]:
     """
     for text in texts:
         _check(text)
-    found = {texts: Reading(texts)}
+    by_texts = {texts: Reading(texts)}
     for name, base in _bases(texts):
         for marks, homoglyph, spacing in itertools.product(_MARKS, _HOMOGLYPHS, _SPACING):
             steps = [step for step in (marks, homoglyph, spacing) if step is not None]
             reading = _undone(texts, name, base, steps)
-            found.setdefault(reading.texts, reading)
-    return list(found.values())
+            by_texts.setdefault(reading.texts, reading)
+    return list(by_texts.values())
 
 
 def is_seen(text: str) -> bool:
@@ -150,19 +150,19 @@ def _payload(text: str) -> str:
 
 def _decoded(text: str) -> str:
     """What tags (their ASCII) and variation selectors (1 to 256 for the bytes 0 to 255, UTF-8) spell, as far as it is text."""
-    found = bytearray()
+    code_units = bytearray()
     for code in map(ord, text):
         if 0xE0020 <= code <= 0xE007E:
-            found.append(code - 0xE0000)
+            code_units.append(code - 0xE0000)
         elif 0xFE00 <= code <= 0xFE0F:
-            found.append(code - 0xFE00)
+            code_units.append(code - 0xFE00)
         elif 0xE0100 <= code <= 0xE01EF:
-            found.append(code - 0xE0100 + 16)
-    return "".join(c for c in found.decode("utf-8", "ignore") if c.isprintable() or c == "\n")
+            code_units.append(code - 0xE0100 + 16)
+    return "".join(c for c in code_units.decode("utf-8", "ignore") if c.isprintable() or c == "\n")
 
 
-def _reversed(found: "regex.Match[str]") -> str:
-    return "".join(reversed(regex.findall(r"\X", found.group(1))))
+def _reversed(match: "regex.Match[str]") -> str:
+    return "".join(reversed(regex.findall(r"\X", match.group(1))))
 
 
 def _unmarked(text: str) -> str:
@@ -189,7 +189,7 @@ def _joined(text: str) -> str:
 
     Words are parted by the longer separator, or by white space where letters are parted by something else.
     """
-    return str(_SPACED.sub(lambda found: _one_word(found.group()), text))
+    return str(_SPACED.sub(lambda match: _one_word(match.group()), text))
 
 
 def _one_word(spaced: str) -> str:
@@ -209,14 +209,14 @@ def _one_word(spaced: str) -> str:
 
 
 # --- which of it is a trick: rules over Unicode properties, made to spare genuine writing. They decide what is called a trick,
-# never what is read or how it is judged.
+# never what is read or decided.
 
 MIN_STYLED = 3
 """Styled letters in a row that are a style and no abbreviation or formula (20th, m2, TM)."""
 MIN_SPELLED = 4
 """Letters set apart in a row that are a hidden word and no abbreviation."""
 MIN_WORD = 3
-"""Letters of a word that is none by chance."""
+"""Letters of a word that looks Latin on purpose, not by chance."""
 MIN_WORDS = 3
 """Words in a text without Latin ones that do not look Latin by chance."""
 
@@ -269,7 +269,7 @@ def look_alike_words(text: str) -> bool:
     foreign = [word for word in words if _OTHER_SCRIPT.search(word)]
     latin = [_MARK.sub("", "".join(c if c.isascii() else ascii_twin(c) or c for c in word)) for word in foreign]
     long = [new.isascii() and new.isalpha() and len(new) >= MIN_WORD for new in latin]
-    if any(found and regex.search("[a-zA-Z]", word) for found, word in zip(long, foreign, strict=True)):
+    if any(is_latin and regex.search("[a-zA-Z]", word) for is_latin, word in zip(long, foreign, strict=True)):
         return True
     beside_latin = any(word.isascii() and len(word) > 1 for word in words)
     return all(new.isascii() for new in latin) and sum(long) >= (1 if beside_latin else MIN_WORDS)

@@ -42,15 +42,15 @@ def look_alike(character: str, stroke: bool = False) -> str:
         return character
     if stroke and (character == PALOCHKA or "l" in _twins(character)):
         return "l"
-    if found := ascii_twin(character):
-        return found
+    if twin := ascii_twin(character):
+        return twin
     for twin in _twins(character):
         bare = regex.sub(r"\p{M}", "", unicodedata.normalize("NFD", twin))
         if bare and bare.isascii():
             return twin
     capital = character.upper()
-    if len(capital) == 1 and capital != character and (found := ascii_twin(capital)):
-        return found.lower()
+    if len(capital) == 1 and capital != character and (twin := ascii_twin(capital)):
+        return twin.lower()
     return _by_name(character) or character
 
 
@@ -69,11 +69,11 @@ def is_styled(character: str) -> bool:
 def _by_name(character: str) -> str:
     """The ASCII letter that a Latin character's name holds, or ""."""
     name = unicodedata.name(character, "")
-    found = _NAMED.fullmatch(name)
-    if not found:
+    match = _NAMED.fullmatch(name)
+    if not match:
         return ""
-    small = found.group(1) or "SMALL" in name
-    letter = str(found.group(2))
+    small = match.group(1) or "SMALL" in name
+    letter = str(match.group(2))
     return letter.lower() if small else letter
 
 

@@ -1,4 +1,4 @@
-"""What a guard says, in our own shape and in that of the OpenAI moderation API."""
+"""A guard's verdict, in our own shape and in that of the OpenAI moderation API."""
 
 import re
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ WORSE_BY = 0.1
 
 
 class Verdict(NamedTuple):
-    """One judgement. Numbers are rounded to 6 digits, so that equal inputs give equal text.
+    """The guard's answer to one input. Numbers are rounded to 6 digits, so that equal inputs give equal text.
 
     Attributes:
         decision: ``allow``, ``review`` or ``block``; anything unchecked is blocked.
@@ -80,9 +80,10 @@ def worst(readings: Sequence[Verdict]) -> Verdict:
     Args:
         readings: One per reading, that of the text as it stands first.
     """
-    plain, found = readings[0], severest(readings)
-    worse = _severity(found) > _severity(plain) or found.harm >= plain.harm + WORSE_BY
-    return found if worse else found._replace(flags=())
+    plain = readings[0]
+    strictest = severest(readings)
+    worse = _severity(strictest) > _severity(plain) or strictest.harm >= plain.harm + WORSE_BY
+    return strictest if worse else strictest._replace(flags=())
 
 
 def severest(verdicts: Sequence[Verdict]) -> Verdict:

@@ -63,10 +63,10 @@ def join_rows(
 
 def summarise(rows: Sequence[Row]) -> dict[str, Estimate]:
     """Mean and standard error of every number in the rows; NaN values are left out."""
-    found: dict[str, Estimate] = {}
+    estimates: dict[str, Estimate] = {}
     for name in dict.fromkeys(name for row in rows for name, value in row.items() if isinstance(value, float)):
         values = torch.tensor([row[name] for row in rows if not math.isnan(row[name])], dtype=torch.float64)
         count = len(values)
         error = float(values.std() / count**0.5) if count > 1 else math.nan
-        found[name] = Estimate(float(values.mean()) if count else math.nan, error, count)
-    return found
+        estimates[name] = Estimate(float(values.mean()) if count else math.nan, error, count)
+    return estimates
