@@ -127,7 +127,7 @@ def test_a_failing_model_blocks_only_what_it_failed_on(guard, picture, monkeypat
 
 
 def test_a_timeout_blocks(guard, picture, monkeypatch):
-    monkeypatch.setattr(guard, "_judge", lambda inputs: time.sleep(2))
+    monkeypatch.setattr(guard, "_moderate", lambda inputs: time.sleep(2))
     verdicts = guard.moderate_batch([Input(picture, "a", "b")] * 3, timeout=0.05)
     assert len(verdicts) == 3 and all(blocked(v) and "no verdict within 0.05 s" in v.reasons[0] for v in verdicts)
 
