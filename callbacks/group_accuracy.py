@@ -5,9 +5,8 @@ from collections import Counter
 from lightning.pytorch import Trainer
 from torch import Tensor
 
-from safe_rlhf_v.callbacks.evaluation import EvaluationCallback
+from safe_rlhf_v.callbacks.evaluation import EvaluationCallback, agreement
 from safe_rlhf_v.callbacks.figures import accuracy_figure
-from safe_rlhf_v.callbacks.judgement import judge
 from safe_rlhf_v.callbacks.pictures import Pictures
 from safe_rlhf_v.callbacks.split_report import category_names
 from safe_rlhf_v.records.batches import PreferenceBatch, category_groups
@@ -25,8 +24,8 @@ class CategoryAccuracy(EvaluationCallback):
     """
 
     def observe(self, scores: Tensor, batch: PreferenceBatch, noted: int) -> list[tuple[int, bool]]:
-        """(category index, right) of every row that can be judged and each of its categories, -1 none; not of unknown ones."""
-        right, decided = judge(scores, batch, self.kind, truth=False)
+        """(category index, right) of every row that has the labels and each of its categories, -1 none; not of unknown ones."""
+        right, decided = agreement(scores, batch, self.kind, truth=False)
         rows = zip(category_groups(batch.category), right.tolist(), decided.tolist(), strict=True)
         return [(index, ok) for groups, ok, counted in rows if counted for index in groups]
 
@@ -51,8 +50,8 @@ class RuleAccuracy(EvaluationCallback):
     """
 
     def observe(self, scores: Tensor, batch: PreferenceBatch, noted: int) -> list[tuple[str, bool]]:
-        """(rule, right) of every row that can be judged and each of its rules."""
-        right, decided = judge(scores, batch, self.kind, truth=True)
+        """(rule, right) of every row that has the labels and each of its rules."""
+        right, decided = agreement(scores, batch, self.kind, truth=True)
         rows = zip(batch.rules, right.tolist(), decided.tolist(), strict=True)
         return [(rule, ok) for rules, ok, counted in rows if counted for rule in sorted({*rules} - {""})]
 

@@ -5,8 +5,7 @@ from typing import ClassVar
 from lightning.pytorch import Trainer
 from torch import Tensor
 
-from safe_rlhf_v.callbacks.evaluation import EvaluationCallback, ScoreKind
-from safe_rlhf_v.callbacks.judgement import judge
+from safe_rlhf_v.callbacks.evaluation import EvaluationCallback, ScoreKind, agreement
 from safe_rlhf_v.callbacks.pictures import Pictures
 from safe_rlhf_v.callbacks.tiles import MUTED, RIGHT, WRONG, Line, Tile, draw_grid, first_picture
 from safe_rlhf_v.records.batches import UNKNOWN_LEVEL, PreferenceBatch
@@ -39,7 +38,7 @@ class SampleGallery(EvaluationCallback):
     def observe(self, scores: Tensor, batch: PreferenceBatch, noted: int) -> list[Tile]:
         """Tiles of the first rows."""
         rows = batch.valid.nonzero().flatten().tolist()[: max(self.samples - noted, 0)]
-        right, decided = judge(scores, batch, self.kind, truth=False)
+        right, decided = agreement(scores, batch, self.kind, truth=False)
         return [self._tile(row, scores, batch, bool(right[row]) if decided[row] else None) for row in rows]
 
     def report(self, pictures: Pictures, split: str, notes: list[Tile], trainer: Trainer) -> None:

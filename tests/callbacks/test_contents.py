@@ -16,26 +16,26 @@ from lightning.pytorch.strategies import DDPStrategy
 
 from safe_rlhf_v import callbacks
 from safe_rlhf_v.callbacks import CategoryAccuracy, EvaluationCallback, RuleAccuracy, SampleGallery, ScoreHistograms
-from safe_rlhf_v.callbacks.judgement import judge
+from safe_rlhf_v.callbacks.evaluation import agreement
 from safe_rlhf_v.callbacks.tiles import Line, Tile, draw_grid
 from safe_rlhf_v.modules import CostModule, RewardModule
 
 COMPONENTS = [part for name in callbacks.__all__ if not inspect.isabstract(part := getattr(callbacks, name))]
 
 
-def test_judgement_of_pairs_and_single_responses(toy: Any) -> None:
+def test_agreement_of_pairs_and_single_responses(toy: Any) -> None:
     batch = toy.batch(5)  # levels (-3, 0), (-2, 1), (-1, 2), (0, 3), padding
     up = torch.tensor([[0.0, 1.0]]).expand(5, 2)
-    right, decided = judge(up, batch, "cost", truth=False)
+    right, decided = agreement(up, batch, "cost", truth=False)
     assert decided.tolist() == [True] * 4 + [False]
     assert right[:4].tolist() == [False] * 4  # the second response is safer everywhere, and has the higher cost
-    assert judge(-up, batch, "cost", truth=True)[0][:4].tolist() == [True] * 4
-    assert judge(up, batch, "reward", truth=True)[0][:4].tolist() == [True] * 4  # true helpfulness rises likewise
-    assert judge(up, batch, "reward", truth=False)[0][:4].tolist() == [False, True, False, True]
+    assert agreement(-up, batch, "cost", truth=True)[0][:4].tolist() == [True] * 4
+    assert agreement(up, batch, "reward", truth=True)[0][:4].tolist() == [True] * 4  # true helpfulness rises likewise
+    assert agreement(up, batch, "reward", truth=False)[0][:4].tolist() == [False, True, False, True]
     single = toy.batch(4, responses=1)
-    right, decided = judge(torch.full((4, 1), 0.5), single, "cost", truth=False)
+    right, decided = agreement(torch.full((4, 1), 0.5), single, "cost", truth=False)
     assert right.tolist() == [True, True, True, False] and decided.tolist() == [True] * 4
-    assert not judge(torch.full((4, 1), 0.5), single, "reward", truth=False)[1].any()
+    assert not agreement(torch.full((4, 1), 0.5), single, "reward", truth=False)[1].any()
 
 
 def test_our_own_modules_say_what_their_scores_are() -> None:
