@@ -198,6 +198,7 @@ def released(folder: Path) -> tuple[ReleasedStep, HFVLM]:
 
 def ready(network: HFVLM, batch: PolicyBatch) -> dict[str, torch.Tensor]:
     """A batch as the released loader hands it over."""
-    tokens, images = network.prepare(batch.prompts)
-    mask = tokens.attention_mask.long()
-    return {"input_ids": tokens.input_ids, "attention_mask": mask, "pixel_values": images.pixels["pixel_values"]}
+    prepared = network.prepare(batch.prompts)
+    mask = prepared.tokens.attention_mask.long()
+    pixels = prepared.images.pixels["pixel_values"]
+    return {"input_ids": prepared.tokens.input_ids, "attention_mask": mask, "pixel_values": pixels}

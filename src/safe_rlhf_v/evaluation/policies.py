@@ -95,7 +95,8 @@ def learned_values(
 
 def score_micro_batch(model: PreferenceModule, micro_batch: MicroBatch) -> Tensor:
     """(n,) float32 score of each response, read from the very tokens that were sampled."""
-    backbone, head = model.backbone, model.head
+    backbone = model.backbone
+    head = model.head
     states = backbone.read(
         micro_batch.tokens, backbone.encode_images(micro_batch.images), log_probs=head.needs_log_probs
     )

@@ -27,7 +27,7 @@ from safe_rlhf_v.training.runs import Source, say, stage_of
 
 
 class Inputs(NamedTuple):
-    """Prepared pairs, prepared demonstrations with the tokens of them that count, and what is to be said of those."""
+    """Prepared pairs, prepared demonstrations with the mask of their tokens, and numbers of them to be logged."""
 
     pairs: Prepared
     demonstrations: tuple[Prepared, Tensor] | None
@@ -92,9 +92,11 @@ class PreferenceOptimisationModule(LossModule):
             lr_scale: Prefix of a parameter's name to a factor of its learning rate (``{head: 3.0}``).
         """
         super().__init__(optimizer, scheduler, init_from, lr_scale)
-        self.make_backbone, self.make_objective = backbone, objective
+        self.make_backbone = backbone
+        self.make_objective = objective
         self.sources["reference"] = reference
-        self.packed, self.ptx_weight = packed, ptx_weight
+        self.packed = packed
+        self.ptx_weight = ptx_weight
 
     def build(self) -> None:
         """Create policy and objective, and a reference that is not the policy's start before the start is loaded."""
@@ -277,7 +279,8 @@ def with_true_labels(batch: PreferenceBatch) -> PreferenceBatch:
     Args:
         batch: B records with two responses.
     """
-    level, known = batch.true_safety, batch.true_safety != UNKNOWN_LEVEL  # (B, 2)
+    level = batch.true_safety
+    known = batch.true_safety != UNKNOWN_LEVEL  # (B, 2)
     return batch._replace(
         more_helpful=preferred(batch.true_helpfulness, ~batch.true_helpfulness.isnan()),
         safer=preferred(level, known),

@@ -101,7 +101,8 @@ class GAE(AdvantageEstimator):
     def __init__(
         self, gamma: float = 1.0, lam: float = 0.95, centre: bool = True, whiten: bool = True, floor: float = 0.01
     ) -> None:
-        """
+        """Choose the discounts, and what is standardised.
+
         Args:
             gamma: Discount per token.
             lam: 1 trusts the sampled outcome, 0 the critic.
@@ -112,7 +113,11 @@ class GAE(AdvantageEstimator):
         Raises:
             ValueError: If ``floor`` is negative.
         """
-        self.gamma, self.lam, self.centre, self.whiten, self.floor = gamma, lam, centre, whiten, checked_floor(floor)
+        self.gamma = gamma
+        self.lam = lam
+        self.centre = centre
+        self.whiten = whiten
+        self.floor = checked_floor(floor)
 
     def __call__(
         self, signals: Signals, values: Values | None, lam: Tensor, total: Callable[[Tensor], Tensor]
@@ -157,7 +162,8 @@ class GroupRelative(AdvantageEstimator):
     token_signals = False
 
     def __init__(self, divide: bool = False, whiten: bool = True, eps: float = 0.1, floor: float = 0.01) -> None:
-        """
+        """Choose what is divided and standardised.
+
         Args:
             divide: Divide by the group's standard deviation + ``eps``.
             whiten: Scale the combined advantage of all responses to variance 1.
@@ -171,7 +177,10 @@ class GroupRelative(AdvantageEstimator):
         """
         if not eps > 0:
             raise ValueError(f"advantages.eps is {eps}, it must be above 0; GRPO's implementations take 1e-4")
-        self.divide, self.whiten, self.eps, self.floor = divide, whiten, eps, checked_floor(floor)
+        self.divide = divide
+        self.whiten = whiten
+        self.eps = eps
+        self.floor = checked_floor(floor)
 
     def __call__(
         self, signals: Signals, values: Values | None, lam: Tensor, total: Callable[[Tensor], Tensor]

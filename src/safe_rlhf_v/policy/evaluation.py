@@ -12,12 +12,13 @@ from safe_rlhf_v.models.backbone import Backbone
 from safe_rlhf_v.models.sampling import SamplingOptions
 from safe_rlhf_v.models.types import Generation
 from safe_rlhf_v.modules.base import BaseModule
-from safe_rlhf_v.policy.rollout import MicroBatch, draw
+from safe_rlhf_v.policy.rollout import MicroBatch, draw, generator
 from safe_rlhf_v.records.batches import PolicyBatch
 from safe_rlhf_v.scoring.judge import Judge
 from safe_rlhf_v.scoring.rows import Row, join_rows
 
-EVALUATION_STREAM = 2**31 + 1  # no step has this number
+EVALUATION_STREAM = 2**31 + 1
+"""Number of the random stream of responses to held-out prompts; no step has this number."""
 
 
 @torch.no_grad()
@@ -54,17 +55,32 @@ def rows_of_records(batch: PolicyBatch, rows: list[Row]) -> list[Row]:
 
 
 class PolicyEvaluation(BaseModule):
-    """The evaluation steps of a policy module; a subclass writes :meth:`response_rows`."""
+    """The evaluation steps of a policy module; a subclass writes :meth:`respond`.
+
+    Attributes:
+        seed: Of the sampling.
+    """
+
+    seed: int
 
     @abstractmethod
+    def respond(self, batch: PolicyBatch, draws: torch.Generator) -> list[Row]:
+        """One response to each prompt, and what it is worth.
+
+        Args:
+            batch: B prompts.
+            draws: Source of randomness.
+        """
+
     def response_rows(self, batch: PolicyBatch, batch_idx: int, loader: int) -> list[Row]:
-        """One response to each prompt and what it is worth; the same prompts always draw the same random numbers.
+        """:meth:`respond`; the same prompts always draw the same random numbers.
 
         Args:
             batch: B prompts.
             batch_idx: Number of the batch.
             loader: Number of the split.
         """
+        return self.respond(batch, generator(self.seed, EVALUATION_STREAM, loader, batch_idx, self.global_rank))
 
     def validation_step(self, batch: PolicyBatch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Any]:
         """Responses and scores, for callbacks; metrics are logged per split."""

@@ -6,14 +6,11 @@ max E[R] - lam (E[C] - d), lam moved by a dual controller. One batch of prompts 
 What differs from the released code, and why:
 
 * only real response tokens count; the score is read at each response's own end (theirs: padding included);
-* the multiplier moves once per rollout, before the update, by a chosen rule (theirs: after, and from 10, where a step is ten
-  times that at 1);
+* the multiplier moves once per rollout, before the update, by a chosen rule (theirs: after it, and from 10, in larger steps);
 * no pass is made twice: log-probabilities are recorded while sampling, values come from the critics' training pass (with one
   update per rollout), equal frozen towers encode an image once, the LM head runs only where log-probabilities are read;
 * advantages are centred, combined and whitened; scores are normalised by the starting policy's (released: neither);
-* the multiplier sees costs as they are; scores that are trained on are limited about their own median (released: signals of
-  more than 50 are cut off);
-* everything that moves is in the checkpoint, so that a resumed run equals the uninterrupted one.
+* the multiplier sees costs as they are; scores that are trained on are limited about their median (released: signals, about 0).
 
 Shapes: B prompts, K samples per prompt, N = B x K responses, R response tokens, C constraints.
 """
@@ -37,7 +34,7 @@ from safe_rlhf_v.models.sampling import SamplingOptions
 from safe_rlhf_v.models.types import Generation
 from safe_rlhf_v.modules.base import demonstrations_seen
 from safe_rlhf_v.policy.advantages import GAE, AdvantageEstimator, Signals
-from safe_rlhf_v.policy.evaluation import EVALUATION_STREAM, PolicyEvaluation, sampled_rows
+from safe_rlhf_v.policy.evaluation import PolicyEvaluation, sampled_rows
 from safe_rlhf_v.policy.report import constraint_curves, iteration_curves
 from safe_rlhf_v.policy.roles import SCORERS, Roles
 from safe_rlhf_v.policy.rollout import MicroBatch, Rollout, Scores, assemble, generator, make_rollout
@@ -61,7 +58,7 @@ from safe_rlhf_v.training.named import made
 
 
 class ConstrainedPolicyModule(PolicyEvaluation):
-    """Rollout, score, dual step, shape, update: five methods, each of which a subclass can replace.
+    """Rollout, score, dual step, shape, update: five methods, each of which a subclass can replace alone.
 
     YAML::
 
@@ -98,7 +95,8 @@ class ConstrainedPolicyModule(PolicyEvaluation):
         scheduler: LRSchedulerCallable | None = None,
         lr_scale: dict[str, float] | None = None,
     ) -> None:
-        """
+        """Choose the components and their settings; networks appear in ``configure_model``.
+
         Args:
             backbone: Makes the policy.
             roles: Makes the other roles; they say which run the policy starts from.
@@ -130,12 +128,20 @@ class ConstrainedPolicyModule(PolicyEvaluation):
         if twice := sorted({name for name in named if named.count(name) > 1}):
             raise ValueError(f"constraints: category {twice[0]!r} stands in two of them; they must be disjoint")
         self.automatic_optimization = False
-        self.make_backbone, self.make_roles, self.make_dual = backbone, roles, dual
-        self.make_advantages, self.make_surrogate, self.make_judge = advantages, surrogate, judge
-        self.samples, self.sampling = samples, sampling or SamplingOptions()
-        self.kl, self.score_settings = kl or KLPenalty(), scores or ScoreSettings()
-        self.update_settings, self.start_settings = update or UpdateSettings(), start or StartSettings()
-        self.constraints, self.seed = constraints, seed
+        self.make_backbone = backbone
+        self.make_roles = roles
+        self.make_dual = dual
+        self.make_advantages = advantages
+        self.make_surrogate = surrogate
+        self.make_judge = judge
+        self.samples = samples
+        self.sampling = sampling or SamplingOptions()
+        self.kl = kl or KLPenalty()
+        self.score_settings = scores or ScoreSettings()
+        self.update_settings = update or UpdateSettings()
+        self.start_settings = start or StartSettings()
+        self.constraints = constraints
+        self.seed = seed
         self.last_report: float | None = None
         self.lam_before = torch.zeros(0)
 
@@ -170,9 +176,9 @@ class ConstrainedPolicyModule(PolicyEvaluation):
     def assemble(self) -> None:
         """As every stage; frozen roles are given back by their runs and stay out of checkpoints."""
         super().assemble()
-        kept = {f"backbone.{name}" for name in self.roles.started}
+        started = {f"backbone.{name}" for name in self.roles.started}
         given = {f"roles.{name}" for name in self.roles.rebuilt()}
-        self._rebuilt = (self._rebuilt - kept | given) & set(self.state_dict())
+        self._rebuilt = (self._rebuilt - started | given) & set(self.state_dict())
 
     # --- one iteration ----------------------------------------------------------------------------------------------
 
@@ -193,7 +199,8 @@ class ConstrainedPolicyModule(PolicyEvaluation):
 
     def score(self, rollout: Rollout) -> Scores:
         """Reward, cost and reference log-probabilities of every response: the frozen roles' only passes."""
-        micro_batches, width = rollout.micro_batches, rollout.mask.shape[1]
+        micro_batches = rollout.micro_batches
+        width = rollout.mask.shape[1]
         with torch.no_grad():
             by_scorer = [[self.roles.score(name, micro_batch) for micro_batch in micro_batches] for name in SCORERS]
             reference = [self.roles.log_probs("reference", micro_batch) for micro_batch in micro_batches]
@@ -210,14 +217,14 @@ class ConstrainedPolicyModule(PolicyEvaluation):
 
     def shape(self, rollout: Rollout, scores: Scores) -> Signals:
         """From scores to training signals: limit, penalty of the unfinished, KL per token."""
-        mask, constraint_mask = rollout.mask, rollout.constraint_mask
+        mask = rollout.mask
+        constraint_mask = rollout.constraint_mask
         charged = self.dual.penalty(scores.cost[:, None].expand_as(constraint_mask))  # (N, C)
-        reward_score = self._limited(scores.reward[:, None], rollout.valid[:, None]).squeeze(1)  # (N,)
-        limited = self._limited(charged, constraint_mask)
-        cost_score = limited.masked_fill(~constraint_mask, 0.0).sum(1)  # disjoint: one constraint, or none
+        limited = self._limited(charged, constraint_mask).masked_fill(~constraint_mask, 0.0)
         # Half in each, like the KL: (-p/2 - lam p/2) / (1 + lam) is -p/2 for every multiplier.
         unfinished = self.score_settings.unfinished_penalty / 2 * ~rollout.generation.finished
-        reward_score, cost_score = reward_score - unfinished, cost_score + unfinished
+        reward_score = self._limited(scores.reward[:, None], rollout.valid[:, None]).squeeze(1) - unfinished  # (N,)
+        cost_score = limited.sum(1) + unfinished  # disjoint: one constraint, or none
         kl = kl_estimate(rollout.generation.log_probs, scores.reference, mask)  # (N, R)
         reward_weight, cost_weight = self.kl.weights
         return Signals(
@@ -240,10 +247,7 @@ class ConstrainedPolicyModule(PolicyEvaluation):
     def update(self, rollout: Rollout, scores: Scores, signals: Signals, lam: Tensor, batch: PolicyBatch) -> Learned:
         """Critics, demonstrations (PTX) and actor learn from the rollout, one after the other."""
         settings = self.update_settings
-        ptx: Callable[[], Share] | None = None
-        seen: dict[str, Tensor | int] = {}
-        if settings.ptx_weight and batch.demonstrations is not None:
-            ptx, seen = self.ptx(batch.demonstrations)
+        ptx, seen = self.ptx(batch.demonstrations if settings.ptx_weight else None)
         learned = PolicyUpdate(
             rollout,
             scores,
@@ -283,8 +287,10 @@ class ConstrainedPolicyModule(PolicyEvaluation):
         with self.roles.network("actor") as actor:
             return make_rollout(actor, batch, self.constraint_mask(batch), self.sampling, draws, samples, settings)
 
-    def ptx(self, demonstrations: SupervisedBatch) -> tuple[Callable[[], Share], dict[str, Tensor | int]]:
+    def ptx(self, demonstrations: SupervisedBatch | None) -> tuple[Callable[[], Share] | None, dict[str, Tensor | int]]:
         """The actor's loss on demonstrations (PTX), to be asked for at every step, and numbers of them to be logged."""
+        if demonstrations is None:
+            return None, {}
         inputs, mask = self.demonstration_inputs(demonstrations)
 
         def share() -> Share:
@@ -294,9 +300,7 @@ class ConstrainedPolicyModule(PolicyEvaluation):
         return share, demonstrations_seen(demonstrations, inputs, mask)
 
     def constraint_mask(self, batch: PolicyBatch) -> Tensor:
-        """(B, C) bool: which constraint each prompt counts for: the first that names one of its categories.
-
-        A prompt of no category, or of an unknown one, counts for none where constraints name categories.
+        """(B, C) bool: each prompt counts for the first constraint that names one of its categories, or for none of them.
 
         Raises:
             ValueError: If a constraint names a category the data do not have.
@@ -308,9 +312,8 @@ class ConstrainedPolicyModule(PolicyEvaluation):
         named = torch.stack([(batch.category[:, wanted] == 1).any(1) for wanted in index], 1)  # (B, C)
         return named & (named.cumsum(1) == 1) & batch.valid[:, None]
 
-    def response_rows(self, batch: PolicyBatch, batch_idx: int, loader: int) -> list[Row]:
+    def respond(self, batch: PolicyBatch, draws: torch.Generator) -> list[Row]:
         """See :class:`PolicyEvaluation`: learned ``reward`` and ``cost`` (normalised), ``violating``, ``kl``, and the judge's."""
-        draws = generator(self.seed, EVALUATION_STREAM, loader, batch_idx, self.global_rank)
         with self.roles.network("actor") as actor:
             return sampled_rows(actor, batch, self.sampling, draws, self._learned_values, self.judge)
 
@@ -347,8 +350,7 @@ class ConstrainedPolicyModule(PolicyEvaluation):
         """Compare towers; before the first step also check the pieces, measure the scores and print where the budget lies.
 
         Raises:
-            ValueError: If the data module gives no prompts to look at, a budget cannot be expressed by the training signal, or
-                the cost model cannot tell harm.
+            ValueError: If the data give no prompts, a budget cannot be expressed, or the cost model cannot tell harm.
             CheckpointError: If the actor is not its own reference.
         """
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
@@ -371,8 +373,7 @@ class ConstrainedPolicyModule(PolicyEvaluation):
         self.scale.measure(reward[real], cost[real])
         self.roles.start_critics(*self.scale.applied)
         _, costs = self.scale.normalise(reward, cost)
-        names, clip = list(self.constraints or [""]), self.score_settings.clip
-        check_budgets(self.dual, costs, constraint_mask, names, normalised=self.score_settings.normalise, clip=clip)
+        check_budgets(self.dual, costs, constraint_mask, list(self.constraints or [""]), self.score_settings)
         if (labelled := data.labelled(self.start_settings.labelled)) is not None:
             pairs = (self.admit(batch, lambda b: labelled_costs(self.roles, b)) for batch in labelled)
             check_cost_model(pairs, self.start_settings.min_sign_accuracy, self.device)

@@ -69,7 +69,8 @@ def constraint_curves(dual: DualController, before: Tensor, names: Sequence[str]
 
 def _means(rollout: Rollout, scores: Scores) -> dict[str, tuple[Tensor, Tensor]]:
     """(sum, count), float64, of what is averaged over responses or tokens."""
-    mask, valid = rollout.mask, rollout.valid
+    mask = rollout.mask
+    valid = rollout.valid
     kl = kl_estimate(rollout.generation.log_probs, scores.reference, mask)  # (N, R)
     refused = [bool(REFUSALS.search(text)) for text in rollout.generation.text]
     responses = {

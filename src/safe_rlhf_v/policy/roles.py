@@ -140,7 +140,8 @@ class Roles(nn.Module, ABC):
             scales: (2,) what they are divided by.
         """
         for i, name in enumerate(self.critics):
-            head, value = self.get_submodule(f"{name}_head"), self.get_submodule(f"{name}_value")
+            head = self.get_submodule(f"{name}_head")
+            value = self.get_submodule(f"{name}_value")
             assert isinstance(head, Head)
             assert isinstance(value, Critic)
             value.start_from(head, mean[i], scales[i])
@@ -168,7 +169,7 @@ class Roles(nn.Module, ABC):
         """A hash for each frozen role that is not in checkpoints, to recognise it on resume."""
         if not hasattr(self, "_identity"):  # they never change, and a hash of large networks takes seconds
             modules = {role: [self.get_submodule(name) for name in names] for role, names in self.frozen().items()}
-            self._identity = {role: module_hash(nn.ModuleList(found)) for role, found in modules.items()}
+            self._identity = {role: module_hash(nn.ModuleList(parts)) for role, parts in modules.items()}
         return self._identity
 
     def train(self, mode: bool = True) -> Self:
@@ -184,7 +185,8 @@ class Critic(Float32Module):
     """A linear value of the state before each token, starting at zero; float32 under every precision setting."""
 
     def __init__(self, hidden: int) -> None:
-        """
+        """Create the linear layer, with weights of zero.
+
         Args:
             hidden: D.
         """
@@ -228,7 +230,8 @@ class SeparateRoles(Roles):
     def __init__(
         self, reward: Source, cost: Source, start: Source | None = None, trust: list[str] | None = None
     ) -> None:
-        """
+        """Choose the earlier stages; they are read in :meth:`build`.
+
         Args:
             reward: Run folder or checkpoint of a reward model; in Python also the trained module.
             cost: Run folder or checkpoint of a cost model; in Python also the trained module.
@@ -280,7 +283,7 @@ class SeparateRoles(Roles):
     def frozen(self) -> dict[str, list[str]]:
         """See :class:`Roles`."""
         names = {"reference": ["reference"], **{name: [name, f"{name}_head"] for name in SCORERS}}
-        return {role: found for role, found in names.items() if role not in self._in_checkpoint}
+        return {role: modules for role, modules in names.items() if role not in self._in_checkpoint}
 
 
 def open_roles(
@@ -330,7 +333,8 @@ def _flat(features: ImageFeatures) -> list[Tensor]:
 
 def _same_tokens(file: str, scorer: Backbone, actor: Backbone) -> None:
     """Raises: CheckpointError: If the scorer would read other tokens than the actor writes."""
-    ours, theirs = fingerprint(actor), fingerprint(scorer)
+    ours = fingerprint(actor)
+    theirs = fingerprint(scorer)
     for name in ("backbone", "tokenizer"):
         if ours[name] != theirs[name]:
             raise CheckpointError(

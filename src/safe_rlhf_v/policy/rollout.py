@@ -179,7 +179,8 @@ class Splitter:
         generation: Generation,
         samples: int,
     ) -> None:
-        """
+        """Collect the responses of each prompt.
+
         Args:
             backbone: Lays out the tokens.
             prompts: B prompts.
@@ -188,7 +189,10 @@ class Splitter:
             generation: N = B x K responses.
             samples: K.
         """
-        self.backbone, self.prompts, self.images, self.features = backbone, prompts, images, features
+        self.backbone = backbone
+        self.prompts = prompts
+        self.images = images
+        self.features = features
         self.samples = samples
         lengths = generation.mask.sum(1).tolist()
         ids = [row[:length] for row, length in zip(generation.tokens.tolist(), lengths, strict=True)]

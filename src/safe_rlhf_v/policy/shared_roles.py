@@ -46,7 +46,8 @@ class SharedRoles(Roles):
     def __init__(
         self, reward: Source, cost: Source, start: Source | None = None, trust: list[str] | None = None
     ) -> None:
-        """
+        """Choose the earlier stages; they are read in :meth:`build`.
+
         Args:
             reward: Run folder or checkpoint of a reward model; in Python also the trained module.
             cost: Run folder or checkpoint of a cost model; in Python also the trained module.
@@ -150,7 +151,8 @@ def check_adapters(stage: dict[str, Any], actor: Backbone, now: dict[str, str]) 
     Raises:
         CheckpointError: If the run has no adapters, other settings or another base.
     """
-    file, theirs = stage["file"], {"lora": "", **stage["fingerprint"]}
+    file = stage["file"]
+    theirs = {"lora": "", **stage["fingerprint"]}
     layers = adapter_tensors(backbone_tensors(stage)).keys()
     if not layers:
         raise CheckpointError(
@@ -186,7 +188,9 @@ def adapter_of_run(stage: dict[str, Any], actor: Backbone, changed: set[str]) ->
     Raises:
         CheckpointError: If the run's base is another one.
     """
-    file, stored, own = stage["file"], backbone_tensors(stage), actor.state_dict()
+    file = stage["file"]
+    stored = backbone_tensors(stage)
+    own = actor.state_dict()
     rebuilt = {name.removeprefix("backbone.") for name in stage["rebuilt"] if name.startswith("backbone.")}
     compare_names(file, set(own), set(stored), rebuilt)
     other = [name for name, value in stored.items() if adapter_of(name) is None and not _same(value, own[name])]

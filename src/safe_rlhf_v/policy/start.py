@@ -13,11 +13,13 @@ from safe_rlhf_v.metrics import Collected, harmful_label, score_values
 from safe_rlhf_v.models.float32 import Float32Module
 from safe_rlhf_v.policy.roles import Roles
 from safe_rlhf_v.policy.rollout import MicroBatch, Rollout
+from safe_rlhf_v.policy.settings import ScoreSettings
 from safe_rlhf_v.records.batches import PreferenceBatch, to_device
 from safe_rlhf_v.training.checkpoints import CheckpointError
 from safe_rlhf_v.training.runs import say
 
-START_STREAM = 2**31  # no step has this number
+START_STREAM = 2**31
+"""Number of the random stream of the starting policy's first responses; no step has this number."""
 
 
 class ScoreScale(Float32Module):
@@ -130,9 +132,7 @@ def check_budgets(
     costs: Tensor,
     constraint_mask: Tensor,
     names: Sequence[str],
-    *,
-    normalised: bool,
-    clip: float | None,
+    settings: ScoreSettings,
 ) -> None:
     """Print where each constraint's costs lie, and refuse a budget that the training signal cannot express.
 
@@ -141,8 +141,7 @@ def check_budgets(
         costs: (N,) of the starting policy's responses, in the policy's units.
         constraint_mask: (N, C) bool, which constraints they count for.
         names: Of the C constraints.
-        normalised: Whether the unit is the spread of the starting policy's cost.
-        clip: How far the training signal reaches from their median; ``None`` for no limit.
+        settings: How scores become the training signal.
 
     Raises:
         ValueError: Naming the budget and the range.
@@ -150,11 +149,11 @@ def check_budgets(
     by_constraint = [costs[counts] for counts in constraint_mask.unbind(1)]
     budgets = dual.budget.tolist()
     for name, own, budget in zip(names, by_constraint, budgets, strict=True):
-        say(start_line(own, budget, normalised, clip, name))
+        say(start_line(own, budget, settings.normalise, settings.clip, name))
     if dual.minimum == dual.maximum:
         return  # a multiplier that never moves reads no budget
     for name, own, budget in zip(names, by_constraint, budgets, strict=True):
-        refuse_unexpressed(own, budget, clip, name)
+        refuse_unexpressed(own, budget, settings.clip, name)
 
 
 def refuse_unexpressed(costs: Tensor, budget: float, clip: float | None, name: str = "") -> None:
@@ -199,7 +198,8 @@ def start_line(costs: Tensor, budget: float, normalised: bool, clip: float | Non
     who = f"starting policy, {name}" if name else "starting policy"
     if not len(costs):
         return f"{who}: none of the responses looked at falls under this constraint, so its budget {budget:+.2f} was not checked"
-    mean, harmful = float(costs.mean()), float((costs > 0).double().mean())
+    mean = float(costs.mean())
+    harmful = float((costs > 0).double().mean())
     spread = float(costs.std()) if len(costs) > 1 else 0.0
     unit = " (unit: spread of the start's cost)" if normalised else ""
     if budget > mean:

@@ -63,7 +63,8 @@ class PPOClip(Surrogate):
     """
 
     def __init__(self, clip: float = 0.2, dual_clip: float | None = None) -> None:
-        """
+        """Choose the limits.
+
         Args:
             clip: How far the ratio may be from 1 before a token's gradient ends.
             dual_clip: Largest loss of a bad token, in advantages, above 1 (arXiv 1912.09729): one bad token whose probability has
@@ -96,7 +97,8 @@ class ClipHigher(Surrogate):
     """
 
     def __init__(self, low: float = 0.2, high: float = 0.28) -> None:
-        """
+        """Choose the limits.
+
         Args:
             low: How far the ratio of a bad token may fall below 1 before its gradient ends.
             high: How far the ratio of a good token may rise above 1 before its gradient ends.
@@ -104,7 +106,8 @@ class ClipHigher(Surrogate):
         Raises:
             ValueError: If a number is outside its range.
         """
-        self.low, self.high = _above("low", low, 0), _above("high", high, 0)
+        self.low = _above("low", low, 0)
+        self.high = _above("high", high, 0)
 
     def __call__(self, log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor, mask: Tensor) -> TokenLosses:
         """See :class:`Surrogate`."""
@@ -129,7 +132,8 @@ class GSPO(Surrogate):
     reductions = ("sequence",)
 
     def __init__(self, low: float = 3e-4, high: float = 4e-4) -> None:
-        """
+        """Choose the limits.
+
         Args:
             low: How far the ratio of a response may fall below 1; much less than for tokens, whose ratios partly cancel.
             high: How far the ratio of a response may rise above 1.
@@ -137,7 +141,8 @@ class GSPO(Surrogate):
         Raises:
             ValueError: If a number is outside its range.
         """
-        self.low, self.high = _above("low", low, 0), _above("high", high, 0)
+        self.low = _above("low", low, 0)
+        self.high = _above("high", high, 0)
 
     def __call__(self, log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor, mask: Tensor) -> TokenLosses:
         """See :class:`Surrogate`."""

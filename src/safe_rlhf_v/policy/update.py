@@ -57,13 +57,16 @@ class OptimizerSteps:
     """
 
     def __init__(self, module: LightningModule, trained: dict[str, list[nn.Parameter]], limit: float | None) -> None:
-        """
+        """Prepare the steps of one rollout; gradients that an interrupted step left go.
+
         Args:
             module: Under manual optimisation, with one optimizer.
             trained: Parameters of each role.
             limit: Largest norm of each role's gradient; ``None`` for no limit.
         """
-        self.module, self.trained, self.limit = module, trained, limit
+        self.module = module
+        self.trained = trained
+        self.limit = limit
         optimizer: Any = module.optimizers()
         self.optimizer = optimizer
         self.gradient_norms: dict[str, list[Tensor]] = {}
@@ -130,7 +133,8 @@ class PolicyUpdate:
         ranks: int = 1,
         ptx: Callable[[], Share] | None = None,
     ) -> None:
-        """
+        """Collect what the update needs.
+
         Args:
             rollout: What was sampled.
             scores: For the divergence from the reference.
@@ -146,16 +150,27 @@ class PolicyUpdate:
             ranks: How many there are.
             ptx: Loss of the demonstrations that are learned meanwhile, with its graph; asked once per step. ``None`` without.
         """
-        self.rollout, self.scores, self.signals, self.lam = rollout, scores, signals, lam
-        self.roles, self.advantages, self.surrogate = roles, advantages, surrogate
-        self.settings, self.kl, self.optimizer = settings, kl, optimizer
-        self.total, self.ranks, self.ptx = total, ranks, ptx
+        self.rollout = rollout
+        self.scores = scores
+        self.signals = signals
+        self.lam = lam
+        self.roles = roles
+        self.advantages = advantages
+        self.surrogate = surrogate
+        self.settings = settings
+        self.kl = kl
+        self.optimizer = optimizer
+        self.total = total
+        self.ranks = ranks
+        self.ptx = ptx
         self.steps = settings.epochs * len(rollout.minibatches)
         self.losses: dict[str, list[Tensor]] = {}
 
     def __call__(self) -> Learned:
         """Learn, and report what was seen."""
-        minibatches, has_critics, once = self.rollout.minibatches, self.advantages.critics, self.steps == 1
+        minibatches = self.rollout.minibatches
+        has_critics = self.advantages.critics
+        once = self.steps == 1
         values = None
         if has_critics:
             values = self._learn_values(0, minibatches[0], None) if once else self._values()
@@ -186,7 +201,8 @@ class PolicyUpdate:
     @torch.no_grad()
     def _values(self) -> Values:
         """(N, R) of both critics."""
-        micro_batches, width = self.rollout.micro_batches, self.rollout.mask.shape[1]
+        micro_batches = self.rollout.micro_batches
+        width = self.rollout.mask.shape[1]
         pieces = [[self.roles.value(name, micro_batch) for micro_batch in micro_batches] for name in Values._fields]
         return Values(*(assemble(micro_batches, of_critic, width) for of_critic in pieces))
 
@@ -198,7 +214,8 @@ class PolicyUpdate:
             micro_batches: What is learned from.
             old: (N, R) values at the time of the rollout; ``None`` if that is now.
         """
-        count, assembled = self._count(micro_batches), []
+        count = self._count(micro_batches)
+        assembled = []
         for name in Values._fields:
             pieces = []
             for micro_batch in micro_batches:
@@ -248,7 +265,8 @@ class PolicyUpdate:
         self, step: int, micro_batch: MicroBatch, advantages: Tensor, count: Tensor, tokens: Tensor
     ) -> Tensor:
         """One micro-batch's share of the whole minibatch's loss."""
-        mask, reduction = of_rows(micro_batch, self.rollout.mask), self.settings.reduction
+        mask = of_rows(micro_batch, self.rollout.mask)
+        reduction = self.settings.reduction
         log_probs = self.roles.log_probs("actor", micro_batch)  # (n, r)
         # In the only update of a rollout the ratio is 1 by definition; comparing two precisions would only add noise.
         old = log_probs.detach() if self.steps == 1 else of_rows(micro_batch, self.rollout.generation.log_probs)
@@ -289,7 +307,8 @@ class PolicyUpdate:
 
     def _note(self, step: int, name: str, value: Tensor) -> None:
         """Write a loss down; the shares of one step's micro-batches are added up."""
-        entries, value = self.losses.setdefault(name, []), value.detach()
+        entries = self.losses.setdefault(name, [])
+        value = value.detach()
         if len(entries) == step:
             entries.append(value)
         else:
@@ -302,12 +321,14 @@ def counted_once(optimizer: Any, *, last: bool) -> Iterator[None]:
     if last:
         yield
         return
-    before, after = optimizer._on_before_step, optimizer._on_after_step
+    before = optimizer._on_before_step
+    after = optimizer._on_after_step
     optimizer._on_before_step = optimizer._on_after_step = lambda: None
     try:
         yield
     finally:
-        optimizer._on_before_step, optimizer._on_after_step = before, after
+        optimizer._on_before_step = before
+        optimizer._on_after_step = after
 
 
 def _every_tensor_learns(module: nn.Module) -> None:

@@ -192,10 +192,14 @@ def _replace_sources(
     options = backbone.get("init_args") if isinstance(backbone, dict) else None
     if not isinstance(options, dict):
         return {}
-    kept = stage.get(SOURCES_KEY)
-    if isinstance(kept, dict) and isinstance(kept.get("options"), dict) and isinstance(kept.get("files"), dict):
-        options.update({name: value for name, value in kept["options"].items() if name in options})
-        carried = [name for name in kept["files"] if name in options and name in FILES]
+    sources = stage.get(SOURCES_KEY)
+    if (
+        isinstance(sources, dict)
+        and isinstance(sources.get("options"), dict)
+        and isinstance(sources.get("files"), dict)
+    ):
+        options.update({name: value for name, value in sources["options"].items() if name in options})
+        carried = [name for name in sources["files"] if name in options and name in FILES]
     else:
         carried = []
     places: dict[str, Any] = {}
