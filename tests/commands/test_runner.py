@@ -51,6 +51,8 @@ def count(
     """
     if str(source) == "nowhere":
         raise FileNotFoundError(2, "No such file", "nowhere")
+    if str(source) == "closed":
+        raise BrokenPipeError
     return locals()
 
 
@@ -135,6 +137,11 @@ def test_a_mistake_is_one_line_and_status_2(
     source = [] if args[0].startswith("--source") else ["--source=here"]
     assert outcome([*args, *source])[0] == 2
     assert capsys.readouterr().err == f"error: {line}\n"
+
+
+def test_a_closed_pipe_is_no_mistake() -> None:
+    with pytest.raises(BrokenPipeError):
+        outcome(["--source=closed"])
 
 
 def test_a_printed_configuration_feeds_back(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -92,6 +92,8 @@ def run(
     try:
         options = {key: value for key, value in vars(parser.instantiate(config)).items() if key != "config"}
         result = function(**options)
+    except BrokenPipeError:  # nobody reads what is printed: the program's end, not a fault
+        raise
     except (ValueError, OSError, RuntimeError) as error:
         if _by_users_class(error, options):
             raise
@@ -115,6 +117,10 @@ def make_parser(
     )
     parser.add_function_arguments(function, as_group=False, as_positional=positional, fail_untyped=True)
     parser.add_argument("--config", action="config", help="YAML file with any of these options; what follows it wins.")
+    printing = next(action for action in parser._actions if action.dest == "print_config")
+    printing.help = (
+        "Print every option with its value and exit, as a file for --config; =skip_default leaves defaults out."
+    )
     required = [a for a in parser._actions if a.required and a.option_strings]
     places = [a.dest.upper() for a in parser._actions if not a.option_strings]
     words = [*places, *(f"{a.option_strings[0]} {a.dest.upper()}" for a in required)]
