@@ -1,5 +1,6 @@
 """Pictures go to every logger that takes them, otherwise into PNG files; only rank 0 writes."""
 
+import inspect
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -9,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 from lightning.pytorch import Callback, Trainer
-from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.strategies import DDPStrategy
 from PIL import Image
-from tests.callbacks.scripted import PromptData, Scripted, responses
+from tests.callbacks.scripted import PromptData, Scripted
 
 from safe_rlhf_v.callbacks import (
     CategoryAccuracy,
@@ -99,8 +100,13 @@ def test_every_logger_that_takes_pictures_gets_all_of_them(
     assert not list(tmp_path.rglob("*.png"))  # a logger takes them: they need not be kept twice
 
 
-def test_policies_pictures_go_the_same_ways(trainer: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("safe_rlhf_v.policy.evaluation.response_rows", responses)
+def test_the_call_is_one_that_weights_and_biases_takes() -> None:
+    """Lightning's logger for it can be imported without its package."""
+    call = inspect.signature(WandbLogger.log_image).bind(None, key="1_samples/a", images=[], step=3)
+    assert call.arguments["images"] == [] and "kwargs" not in call.arguments
+
+
+def test_policies_pictures_go_the_same_ways(trainer: Build, tmp_path: Path) -> None:
     callbacks = [ConstraintMonitor(), RewardCostPlane(prompts=4), ResponseGallery(prompts=2)]
     logger = ImageLogger()
     for loggers in (logger, CSVLogger(tmp_path, name="csv", version="")):
