@@ -62,14 +62,14 @@ class Parser(ShortErrors, ArgumentParser):
     """As the commands have it."""
 
 
-def parser() -> Parser:
-    made = Parser(exit_on_error=True, allow_abbrev=False)
-    made.add_argument("--config", action="config")
-    made.add_argument("--name", required=True)
-    made.add_argument("--seed", type=NonNegativeInt, default=0)
-    made.add_argument("--paint", type=Paint, default=Paint())
-    made.add_subclass_arguments(Wagon, "wagon", default={"class_path": "Wagon", "init_args": {"front": "Wheel"}})
-    return made
+def build_parser() -> Parser:
+    parser = Parser(exit_on_error=True, allow_abbrev=False)
+    parser.add_argument("--config", action="config")
+    parser.add_argument("--name", required=True)
+    parser.add_argument("--seed", type=NonNegativeInt, default=0)
+    parser.add_argument("--paint", type=Paint, default=Paint())
+    parser.add_subclass_arguments(Wagon, "wagon", default={"class_path": "Wagon", "init_args": {"front": "Wheel"}})
+    return parser
 
 
 @pytest.mark.parametrize(
@@ -115,14 +115,14 @@ def test_an_error_is_one_line_with_the_nearest_word(
     Path("typo.yaml").write_text("sede: 3\n")
     Path("deep.yaml").write_text("wagon:\n  init_args:\n    front: {class_path: Wheel, init_args: {spoke: 3}}\n")
     with pytest.raises(SystemExit) as exit:
-        parser().parse_args(["--name=n", *args])
+        build_parser().parse_args(["--name=n", *args])
     assert exit.value.code == 2
     assert capsys.readouterr().err == f"error: {line}\n"
 
 
 def test_what_is_missing_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
-        parser().parse_args([])
+        build_parser().parse_args([])
     assert capsys.readouterr().err == "error: missing: --name; --help tells what they are\n"
 
 

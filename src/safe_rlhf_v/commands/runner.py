@@ -42,7 +42,7 @@ class Help(DefaultHelpFormatter):
         text = super()._get_help_string(action)
         type_and_default = re.compile(r"(, )?type: %\(type\)s|(, )?default: %\(default\)s")
         shown = action.default is not None and action.default != () and action.default != []
-        text = type_and_default.sub(lambda found: found[0] if shown and "default" in found[0] else "", text)
+        text = type_and_default.sub(lambda note: note[0] if shown and "default" in note[0] else "", text)
         return text.replace("(, ", "(").replace(" ()", "")
 
     def _format_action_invocation(self, action: argparse.Action) -> str:

@@ -56,16 +56,16 @@ class ShortErrors(argparse.ArgumentParser):
             if isinstance(action.choices, dict)
             for name, parser in action.choices.items()
         }
-        if found := re.match(r"unrecognized arguments: (\S+)", message):
-            return self._unrecognized(found[1].partition("=")[0], [self, *parsers.values()])
-        if found := re.match(r"the following arguments are required: (.+)", message.splitlines()[0]):
-            return self.missing([name.rpartition(".")[2] for name in found[1].split(", ")])
-        if found := re.fullmatch(r"Option '([\w.-]+)' is not accepted.*", message):
-            return unknown("option", found[1], _dests(self), self.mend, self._owner)
-        if found := re.fullmatch(r"Subcommand '(\w+)' does not accept option '([\w.-]+)'", message):
-            return unknown("option", found[2], _dests(parsers[found[1]]), self.mend)
-        if found := re.fullmatch(r"Group '([\w.-]+)' does not accept option '([\w.-]+)'", message):
-            return unknown("option", f"{found[1]}.{found[2]}", _dests(self), self.mend)
+        if match := re.match(r"unrecognized arguments: (\S+)", message):
+            return self._unrecognized(match[1].partition("=")[0], [self, *parsers.values()])
+        if match := re.match(r"the following arguments are required: (.+)", message.splitlines()[0]):
+            return self.missing([name.rpartition(".")[2] for name in match[1].split(", ")])
+        if match := re.fullmatch(r"Option '([\w.-]+)' is not accepted.*", message):
+            return unknown("option", match[1], _dests(self), self.mend, self._owner)
+        if match := re.fullmatch(r"Subcommand '(\w+)' does not accept option '([\w.-]+)'", message):
+            return unknown("option", match[2], _dests(parsers[match[1]]), self.mend)
+        if match := re.fullmatch(r"Group '([\w.-]+)' does not accept option '([\w.-]+)'", message):
+            return unknown("option", f"{match[1]}.{match[2]}", _dests(self), self.mend)
         key = _KEY.match(message)
         action = next((a for a in self._actions if key and a.dest == key[1]), None)
         classes = _classes(getattr(action, "_typehint", None))
@@ -99,9 +99,9 @@ def shorten(message: str) -> str:
     text = _plain(list(dict.fromkeys(text for _, text in chosen)))
     lines = [line.strip(" -") for line in message.splitlines()]
     values = [
-        found[1]
+        match[1]
         for line in lines
-        if (found := re.search(r"(?:Given|Got) value: (?!NestedArg|Namespace)(.+?)(?:\. Got value: |$)", line))
+        if (match := re.search(r"(?:Given|Got) value: (?!NestedArg|Namespace)(.+?)(?:\. Got value: |$)", line))
     ]
     value = values[0] if values else ""
     if no_subclass := re.fullmatch(r"Import path does not correspond to a subclass of (\S+)", text):
@@ -129,7 +129,7 @@ def _leaves(message: str) -> Iterator[tuple[tuple[str, ...], str]]:
 
 def _plain(texts: list[str]) -> str:
     """What was expected, in words."""
-    types = [found[1] for text in texts if (found := re.fullmatch(r"Expected an? <class '([\w. ]+)'>", text))]
+    types = [match[1] for text in texts if (match := re.fullmatch(r"Expected an? <class '([\w. ]+)'>", text))]
     others = [text for text in texts if not re.fullmatch(r"Expected an? <class '([\w. ]+)'>", text)]
     text = " ".join([*others, *([f"expected {' or '.join(types)}"] if types else [])])
     text = re.sub(r"Expected an? typing\.Literal(\[.*\])", _literal, text)
@@ -139,12 +139,12 @@ def _plain(texts: list[str]) -> str:
     return re.sub(r"Not of type \w+: could not convert string to float: (.+)", r"\1 is no number", text)
 
 
-def _literal(found: re.Match[str]) -> str:
-    return f"expected one of {found[1]}"
+def _literal(match: re.Match[str]) -> str:
+    return f"expected one of {match[1]}"
 
 
-def _restriction(found: re.Match[str]) -> str:
-    return f"must be {found[2].replace('v', '')}, not {found[1]}"
+def _restriction(match: re.Match[str]) -> str:
+    return f"must be {match[2].replace('v', '')}, not {match[1]}"
 
 
 def unknown(what: str, name: str, names: Iterable[str], mend: str = "", owner: str = "") -> str:
@@ -171,12 +171,12 @@ def nearest(name: str, names: Iterable[str]) -> str | None:
     """
     known = sorted(set(names) - {name})
     cutoff = 0.7 if len(name) > 4 else 0.6  # of three letters two
-    if found := get_close_matches(name, known, n=1, cutoff=cutoff):
-        return found[0]
+    if near := get_close_matches(name, known, n=1, cutoff=cutoff):
+        return near[0]
     head, _, tail = name.partition(".")
     heads = {option.partition(".")[0] for option in known}
-    if tail and head not in heads and (found := get_close_matches(head, sorted(heads), n=1, cutoff=0.7)):
-        return f"{found[0]}.{tail}"
+    if tail and head not in heads and (near := get_close_matches(head, sorted(heads), n=1, cutoff=0.7)):
+        return f"{near[0]}.{tail}"
     return None
 
 
