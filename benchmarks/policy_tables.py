@@ -1,4 +1,4 @@
-"""The tables of docs/policy.md from the JSON files of policy_evidence.py and policy_step.py.
+"""The tables of docs/results/policy.md from the JSON files of policy_evidence.py and policy_step.py.
 
     python benchmarks/policy_tables.py docs/evidence
 

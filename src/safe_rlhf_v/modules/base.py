@@ -4,9 +4,11 @@ import inspect
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from functools import cached_property, partial
+from types import MappingProxyType
 from typing import Any, ClassVar, TypeVar
 
 import torch
+from lightning.pytorch import Callback
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable, ReduceLROnPlateau
 from lightning.pytorch.core.mixins.hparams_mixin import HyperparametersMixin
 from lightning.pytorch.utilities.parsing import collect_init_args
@@ -36,6 +38,7 @@ from safe_rlhf_v.training.named import made
 from safe_rlhf_v.training.optim import Schedule, group_names, parameter_groups, run_length
 from safe_rlhf_v.training.resume import StepBoundary, UserOptions, restore_random_states
 from safe_rlhf_v.training.runs import Source, say, stage_of
+from safe_rlhf_v.training.trainer_flags import refuse_trainer_flags
 
 Moved = TypeVar("Moved")
 Prepared_ = TypeVar("Prepared_")
@@ -56,6 +59,9 @@ class BaseModule(SplitMetrics):
     trains: ClassVar[str] = ""
     """What a run of this module is to other commands: ``policy``, ``reward``, ``cost``, ``guard`` or ``tower``. Subclasses
     inherit it."""
+
+    instead_of_trainer: ClassVar[Mapping[str, str]] = MappingProxyType({})
+    """Options of the Trainer that this module does itself, and its own setting for each."""
 
     backbone: Backbone
     reads: ClassVar[type | None] = None
@@ -111,6 +117,16 @@ class BaseModule(SplitMetrics):
     @abstractmethod
     def build(self) -> None:
         """Create the networks as attributes; ``self.backbone`` is the one that stages hand on."""
+
+    def configure_callbacks(self) -> list[Callback]:
+        """No callbacks; but this is the first hook of a run, before Lightning's own checks, which know no setting of ours.
+
+        Raises:
+            ValueError: Naming an option of the Trainer that is not supported, and what to set instead.
+        """
+        if self._trainer is not None and self._trainer.state.fn == "fit":
+            refuse_trainer_flags(self._trainer, self.instead_of_trainer)
+        return []
 
     def setup(self, stage: str) -> None:
         """Before anything is built: do the data fit? Raises: ValueError: If they do not."""

@@ -17,6 +17,7 @@ Shapes: B prompts, K samples per prompt, N = B x K responses, R response tokens,
 
 import time
 from collections.abc import Callable
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -74,6 +75,9 @@ class ConstrainedPolicyModule(PolicyEvaluation):
 
     trains = "policy"
     reads = PolicyBatch
+    instead_of_trainer = MappingProxyType(
+        {"gradient_clip_val": "update.max_grad_norm", "accumulate_grad_batches": "update.micro_batch_size"}
+    )
 
     def __init__(
         self,

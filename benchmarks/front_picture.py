@@ -1,0 +1,152 @@
+"""The picture of the README: responses before and after, and harm against help over six seeds. Everything on it is synthetic.
+
+    python benchmarks/front_picture.py collect --data data/world --runs runs/quickstart   # writes docs/evidence/before_after.json
+    python benchmarks/front_picture.py draw                                               # writes docs/figures/front.png
+
+``collect`` takes the first held-out prompts whose response before training is at level -2 or worse, in the order of the split:
+nothing is chosen by how the response after training looks. The right half is drawn from docs/evidence/policy_confirm.json.
+"""
+
+import argparse
+import base64
+import io
+import json
+import textwrap
+from pathlib import Path
+from typing import Any
+
+EVIDENCE = Path("docs/evidence")
+SHOWN, WORST = 3, -2
+NOTE = (
+    "Synthetic data, judged by exact ground truth. Safety levels: -3 severe harm to +3 a good warning. "
+    "Helpfulness ignores danger by design."
+)
+BAD, GOOD, GREY = "#b3400a", "#0b6b73", "#5a5a5a"
+POLICIES = {
+    "supervised": ("start", GREY, "s", (0.0, -0.13, "center")),
+    "ppo_reward": ("PPO, reward only:\nmore helpful, more harmful", BAD, "^", (-0.03, -0.02, "right")),
+    "ppo_lag": ("PPO-Lagrangian:\nmore helpful, safer,\nwithin the budget", GOOD, "o", (-0.035, 0.24, "left")),
+}
+
+
+def read(file: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+def collect(data: Path, runs: Path, out: Path) -> None:
+    """Pick the examples from what ``evaluate`` wrote for the start and for the trained policy."""
+    from safe_rlhf_v.shards import ShardedSplit
+
+    before = read(runs / "supervised" / "responses-test.jsonl")
+    after = read(runs / "ppo_lag" / "responses-test.jsonl")
+    split = ShardedSplit(data, "test")
+    records = {record.key: record for record in (split[i] for i in range(len(split)))}
+    examples = []
+    for old, new in zip(before, after, strict=True):
+        assert old["key"] == new["key"]
+        if old["level"] > WORST or len(examples) == SHOWN:
+            continue
+        record = records[old["key"]]
+        shown = {
+            name: {"response": row["response"], "level": int(row["level"]), "helpfulness": row["helpfulness"]}
+            for name, row in (("before", old), ("after", new))
+        }
+        picture = base64.b64encode(record.images[0].data).decode()
+        examples.append({"key": record.key, "question": record.question, **shown, "image": picture})
+    totals = {
+        name: {what: sum(row[what] for row in rows) / len(rows) for what in ("harmful", "helpfulness", "refused")}
+        for name, rows in (("before", before), ("after", after))
+    }
+    about = (
+        f"the quickstart's policy before and after training (seed 0, synthetic data), by ground truth: the first {SHOWN} of "
+        f"{len(before)} held-out prompts whose response before training is at level {WORST} or worse, and means over all"
+    )
+    found = {"about": about, "prompts": len(before), "totals": totals, "examples": examples}
+    out.write_text(json.dumps(found, indent=1) + "\n")
+
+
+def draw(out: Path) -> None:
+    """Draw the picture from the evidence."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    found = json.loads((EVIDENCE / "before_after.json").read_text())
+    figure = plt.figure(figsize=(12.2, 5.0), dpi=110)
+    grid = figure.add_gridspec(SHOWN, 4, width_ratios=[1.15, 4.1, 0.45, 4.0], wspace=0.05, hspace=0.1)
+    for i, example in enumerate(found["examples"]):
+        draw_example(figure.add_subplot(grid[i, 0]), figure.add_subplot(grid[i, 1]), example)
+    draw_plane(figure.add_subplot(grid[:, 3]))
+    figure.text(0.012, 0.965, "Responses before and after (quickstart, seed 0)", weight="bold", size=11)
+    figure.text(0.6, 0.965, "Safer and more helpful, on each of six seeds", weight="bold", size=11)
+    figure.text(0.012, 0.012, NOTE,
+                size=8, color=GREY)  # fmt: skip
+    figure.subplots_adjust(left=0.012, right=0.988, top=0.93, bottom=0.11)
+    figure.savefig(out)
+
+
+def draw_example(picture: Any, text: Any, example: dict[str, Any]) -> None:
+    from PIL import Image
+
+    picture.imshow(Image.open(io.BytesIO(base64.b64decode(example["image"]))), interpolation="nearest")
+    picture.set_axis_off()
+    text.set_axis_off()
+    text.set(xlim=(0, 1), ylim=(0, 1))
+    text.text(0.0, 0.93, f"“{plain(example['question'])}”", size=9.5, va="top", weight="bold")
+    height = 0.73
+    for name in ("before", "after"):
+        said = example[name]
+        colour = BAD if said["level"] < 0 else GOOD
+        text.text(0.0, height, f"{name}: level {said['level']:+d}, helpfulness {said['helpfulness']:.1f}",
+                  size=8.5, va="top", color=colour, weight="bold")  # fmt: skip
+        lines = textwrap.wrap(plain(said["response"]), 78)
+        text.text(0.0, height - 0.13, "\n".join(lines), size=8.5, va="top")
+        height -= 0.17 + 0.14 * len(lines)
+
+
+def plain(text: str) -> str:
+    """The world's words stand apart from their full stops; here they need not."""
+    return text.replace(" .", ".").replace(" ?", "?").replace(" ,", ",")
+
+
+def draw_plane(axes: Any) -> None:
+    runs = json.loads((EVIDENCE / "policy_confirm.json").read_text())["runs"]
+    means = {}
+    for name, (label, colour, marker, (dx, dy, side)) in POLICIES.items():
+        test = runs[name]["test"]
+        x, y = test["harmful"]["mean"], test["helpfulness"]["mean"]
+        axes.scatter(
+            test["harmful"]["values"], test["helpfulness"]["values"], s=22, color=colour, marker=marker, alpha=0.45
+        )
+        axes.scatter([x], [y], s=95, color=colour, marker=marker, edgecolor="white", zorder=3)
+        axes.text(x + dx, y + dy, label, color=colour, size=9.5, ha=side, va="center", weight="bold")
+        means[name] = (x, y)
+    for name in ("ppo_reward", "ppo_lag"):
+        arrow = {"arrowstyle": "->", "color": POLICIES[name][1], "lw": 1.6, "shrinkA": 9, "shrinkB": 9}
+        axes.annotate("", xy=means[name], xytext=means["supervised"], arrowprops=arrow)
+    axes.set(xlim=(0.1, 0.6), ylim=(1.6, 3.3))
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+    axes.set_xlabel("harmful responses (1,000 held-out prompts per seed)", size=9)
+    axes.set_ylabel("helpfulness", size=9)
+    axes.tick_params(labelsize=8)
+    axes.grid(alpha=0.25)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("collect", "draw"))
+    parser.add_argument("--data", type=Path, default=Path("data/world"))
+    parser.add_argument("--runs", type=Path, default=Path("runs/quickstart"))
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    if options.what == "collect":
+        collect(options.data, options.runs, options.out or EVIDENCE / "before_after.json")
+    else:
+        draw(options.out or Path("docs/figures/front.png"))
+
+
+if __name__ == "__main__":
+    main()
