@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 RUN = $(VENV)/bin/python
 
-.PHONY: quickstart compare test test-slow test-all evidence check clean
+.PHONY: quickstart compare test test-slow test-all docs evidence check clean
 
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -11,11 +11,18 @@ $(VENV)/.installed: pyproject.toml
 	$(RUN) -m pip install --quiet -e ".[test]"
 	touch $@
 
+$(VENV)/.installed-docs: $(VENV)/.installed
+	$(RUN) -m pip install --quiet -e ".[docs]"
+	touch $@
+
 quickstart: $(VENV)/.installed ## world -> vision -> supervised -> reward, cost, guard -> constrained policy, with tables of results
 	$(RUN) -m safe_rlhf_v quickstart
 
 compare: $(VENV)/.installed ## every policy method from one start, in one table; goes on from the quickstart
 	$(RUN) -m safe_rlhf_v compare
+
+docs: $(VENV)/.installed-docs ## the documentation site, docs/_build/html/index.html; a warning is an error
+	$(RUN) -m sphinx -q -W --keep-going -b html docs docs/_build/html
 
 evidence: $(VENV)/.installed ## everything over three seeds; writes docs/evidence/*.json (hours on two cores)
 	$(RUN) benchmarks/evidence.py
@@ -37,4 +44,4 @@ test-slow: $(VENV)/.installed ## the rest: every model family, kills, soaks
 test-all: test test-slow ## everything CI runs
 
 clean:
-	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache
+	rm -rf build dist docs/_build docs/reference/api .pytest_cache .mypy_cache .ruff_cache

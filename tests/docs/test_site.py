@@ -1,9 +1,6 @@
-"""The documentation site, without building it: links lead somewhere, pages are reachable; the slow test builds it."""
+"""The documentation site, without building it (`make docs` does): links lead somewhere, and every page is reachable."""
 
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -51,14 +48,3 @@ def test_every_room_has_a_page_of_the_reference():
     rooms = {path.parent.name for path in (ROOT / "src" / "safe_rlhf_v").glob("*/__init__.py")}
     table = re.search(r"^ROOMS = \{(.*?)^\}", (DOCS / "conf.py").read_text(), re.DOTALL | re.MULTILINE)[1]
     assert set(re.findall(r'^    "(\w+)":', table, re.MULTILINE)) == rooms
-
-
-@pytest.mark.slow
-def test_the_site_builds_without_a_warning_and_offline(tmp_path):
-    pytest.importorskip("furo", reason="the site's packages are an extra: pip install -e .[docs]")
-    command = [sys.executable, "-m", "sphinx", "-q", "-W", "--keep-going", "-b", "html", str(DOCS), str(tmp_path / "html")]
-    offline = {**os.environ, "http_proxy": "http://127.0.0.1:9", "https_proxy": "http://127.0.0.1:9"}
-    done = subprocess.run(command, cwd=ROOT, env=offline, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
-    policy = (tmp_path / "html" / "reference" / "api" / "policy.html").read_text()
-    assert "safe_rlhf_v.policy.ConstrainedPolicyModule" in policy
