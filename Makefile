@@ -22,7 +22,7 @@ compare: $(VENV)/.installed ## every policy method from one start, in one table;
 	$(RUN) -m safe_rlhf_v compare
 
 docs: $(VENV)/.installed-docs ## the documentation site, docs/_build/html/index.html; a warning is an error
-	$(RUN) -m sphinx -q -W --keep-going -b html docs docs/_build/html
+	$(RUN) -m sphinx -q -j auto -W --keep-going -b html docs docs/_build/html
 
 evidence: $(VENV)/.installed ## everything over three seeds; writes docs/evidence/*.json (hours on two cores)
 	$(RUN) benchmarks/evidence.py

@@ -110,13 +110,13 @@ def test_an_outside_subclass_trains_by_its_class_path(stages, world, monkeypatch
     monkeypatch.syspath_prepend(str(ROOT / "examples" / "downstream"))
     init = [
         f"--model.init_args.init_from={stages / 'supervised'}",
-        "--model=margin_reward.MarginRewardModule",
-        "--model.init_args.margin=2.0",
+        "--model.init_args.objective=hinge_objective.HingeBradleyTerry",
+        "--model.init_args.objective.init_args.lead=2.0",
         "--trainer.max_steps=2",
         "--trainer.val_check_interval=2",
     ]
     cli = fit(QUICKSTART / "reward.yaml", world, stages, *init)
-    assert type(cli.model).__name__ == "MarginRewardModule" and cli.model.margin == 2.0
+    assert type(cli.model.objective).__name__ == "HingeBradleyTerry" and cli.model.objective.lead == 2.0
     assert "train/shortfall" in cli.trainer.callback_metrics
 
 
@@ -218,16 +218,19 @@ def test_the_guard_of_the_quickstart_draws_its_pictures(stages, world, tmp_path)
 
 
 def test_a_run_of_an_outside_subclass_is_read_where_its_package_is_trusted(stages, world, monkeypatch, tmp_path):
-    monkeypatch.syspath_prepend(str(ROOT / "examples" / "downstream"))
+    monkeypatch.syspath_prepend(str(tmp_path))
     out = f"--trainer.logger.init_args.save_dir={tmp_path}"
     short = ("--trainer.max_steps=1", "--trainer.val_check_interval=1", "--trainer.callbacks=null", out)
     init = f"--model.init_args.init_from={stages / 'supervised'}"
-    fit(QUICKSTART / "reward.yaml", world, stages, init, "--model=margin_reward.MarginRewardModule", *short)
-    (run,) = (path for path in tmp_path.iterdir() if path.is_dir())
-    for trust in ((), ("margin_rewards",)):
-        with pytest.raises(CheckpointError, match="--trust margin_reward"):
+    (tmp_path / "outside_reward.py").write_text(
+        "from safe_rlhf_v.modules import RewardModule\n\n\nclass OutsideReward(RewardModule):\n    pass\n"
+    )
+    fit(QUICKSTART / "reward.yaml", world, stages, init, "--model=outside_reward.OutsideReward", *short)
+    (run,) = (path for path in tmp_path.iterdir() if path.is_dir() and path.name != "__pycache__")
+    for trust in ((), ("outside_rewards",)):
+        with pytest.raises(CheckpointError, match="--trust outside_reward"):
             open_run(run, "reward model", ("reward",), trust=trust)
-    assert open_run(run, "reward model", ("reward",), trust=("margin_reward",)).cls.trains == "reward"
+    assert open_run(run, "reward model", ("reward",), trust=("outside_reward",)).cls.trains == "reward"
     quiet = ["--trainer.enable_progress_bar=false", "--trainer.limit_test_batches=1", "--trainer.accelerator=cpu"]
-    args = ["test", f"--ckpt_path={run}", f"--data.init_args.path={world}", "--trust", "margin_reward", *quiet]
-    assert type(main(args).model).__name__ == "MarginRewardModule"
+    args = ["test", f"--ckpt_path={run}", f"--data.init_args.path={world}", "--trust", "outside_reward", *quiet]
+    assert type(main(args).model).__name__ == "OutsideReward"

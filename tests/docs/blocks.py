@@ -88,7 +88,8 @@ class Reader:
     """
 
     def __init__(self, folder: Path) -> None:
-        """
+        """Start with nothing pasted.
+
         Args:
             folder: What a clone after the quickstart looks like; the working directory.
         """
@@ -143,7 +144,9 @@ class Reader:
 
 def shutil_which(name: str) -> bool:
     """Whether a program is there, or belongs to this environment."""
-    return any((Path(folder) / name).exists() for folder in (*os.environ["PATH"].split(":"), Path(sys.executable).parent))
+    return any(
+        (Path(folder) / name).exists() for folder in (*os.environ["PATH"].split(":"), Path(sys.executable).parent)
+    )
 
 
 def ours(words: list[str]) -> None:

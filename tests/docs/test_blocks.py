@@ -109,5 +109,3 @@ def test_each_page_is_tried():
         if "_build" in page.parts or "api" in page.parts or page in known:
             continue
         assert not [b for b in blocks(page) if b.language in ("bash", "python")], f"{page}: blocks that no test tries"
-
-

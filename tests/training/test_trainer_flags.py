@@ -99,7 +99,12 @@ def test_an_epoch_that_is_cut_short_goes_on_with_other_records(world, tmp_path):
             return super().training_step(batch, batch_idx)
 
     folder = write_tiny_vlm("llava", tmp_path / "vlm")
-    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
+    quiet = {
+        "logger": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "enable_checkpointing": False,
+    }
     for limited, options in ((False, {}), (True, {"max_samples": 2})):
         module = Noting(lambda: HFVLM(str(folder), local_files_only=True), BradleyTerry)
         data = PreferenceDataModule(str(world), batch_size=2, **options)

@@ -46,7 +46,7 @@ def gaps_from_thresholds(thresholds: Tensor) -> Tensor:
 
 
 def log1mexp(x: Tensor) -> Tensor:
-    """log(1 - exp(-x)) for x > 0 without cancellation (Maechler, "Accurately computing log(1 - exp(-|a|))", 2012)."""
+    """log(1 - exp(-x)) for x > 0 without cancellation (Maechler, "Accurately computing ``log(1 - exp(-|a|))``", 2012)."""
     small = x < math.log(2)
     near = torch.log(-torch.expm1(-torch.where(small, x, 1.0)))
     return torch.where(small, near, torch.log1p(-torch.exp(-torch.where(small, 1.0, x))))

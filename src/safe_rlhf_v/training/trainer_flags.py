@@ -26,9 +26,9 @@ def refuse_trainer_flags(trainer: "pl.Trainer", instead: Mapping[str, str]) -> N
         value = getattr(trainer, option)
         if value and value != _DEFAULTS[option]:
             raise ValueError(f"trainer.{option} {value}: this module does that itself; set model.init_args.{setting}")
-    if trainer.overfit_batches:
+    if overfit := getattr(trainer, "overfit_batches", 0):  # Lightning sets it without declaring it
         raise ValueError(
-            f"trainer.overfit_batches {trainer.overfit_batches}: would take other records in each epoch, as the data module "
+            f"trainer.overfit_batches {overfit}: would take other records in each epoch, as the data module "
             "keeps its own order; set data.init_args.max_samples"
         )
     if str(trainer.precision) in ("16-true", "64-true", "transformer-engine", "transformer-engine-float16"):
