@@ -38,7 +38,7 @@ POLICY = [
 SMALL = {
     "fit": FIT,
     "test": ["--trainer.limit_test_batches=1", "--trainer.enable_progress_bar=false", "--trainer.accelerator=cpu"],
-    "evaluate": ["--max-new-tokens=6"],
+    "evaluate": ["--max_new_tokens=6"],
 }
 
 
@@ -189,20 +189,20 @@ def parse(words: list[str]) -> None:
             main([*words, "--print_config"])
         assert yaml.safe_load(said.getvalue()), f"refused: {' '.join(words)}"
         return
-    import argparse
+    from safe_rlhf_v.commands.runner import CommandParser
 
-    original = argparse.ArgumentParser.parse_args
-
-    def stop(parser, *args, **options):
-        original(parser, *args, **options)
+    def stop(parser: CommandParser, *args: object, **options: object) -> None:
         raise Parsed
 
-    argparse.ArgumentParser.parse_args = stop
+    instantiate = CommandParser.instantiate
+    CommandParser.instantiate = stop
+    status = 2
     try:
-        main(words)
+        status = main(words)
     except Parsed:
         return
     except SystemExit as error:
-        assert not error.code, f"refused: {' '.join(words)}"
+        status = error.code or 0
     finally:
-        argparse.ArgumentParser.parse_args = original
+        CommandParser.instantiate = instantiate
+    assert status == 0, f"refused: {' '.join(words)}"

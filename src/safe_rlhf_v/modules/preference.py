@@ -175,6 +175,8 @@ class PreferenceModule(LossModule):
         self.update_metrics(metrics, scores, batch)
         for name, number in self.seen(batch, prepared).items():
             metrics[name].update(number)
+        if scores.shape[1] != 2:  # single responses have no order
+            return {"scores": scores.detach(), "valid": batch.valid}
         truth = self.truth(batch)
         if shares:
             metrics["loss"].update(shares)
