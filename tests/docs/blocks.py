@@ -38,7 +38,6 @@ POLICY = [
 SMALL = {
     "fit": FIT,
     "test": ["--trainer.limit_test_batches=1", "--trainer.enable_progress_bar=false", "--trainer.accelerator=cpu"],
-    "evaluate": ["--max_new_tokens=6"],
 }
 
 
@@ -189,13 +188,20 @@ def parse(words: list[str]) -> None:
             main([*words, "--print_config"])
         assert yaml.safe_load(said.getvalue()), f"refused: {' '.join(words)}"
         return
+    from argparse import ArgumentParser
+
     from safe_rlhf_v.commands.runner import CommandParser
 
-    def stop(parser: CommandParser, *args: object, **options: object) -> None:
+    def stop(*_: object, **__: object) -> None:
         raise Parsed
 
-    instantiate = CommandParser.instantiate
-    CommandParser.instantiate = stop
+    parse_args, instantiate = ArgumentParser.parse_args, CommandParser.instantiate
+
+    def parse_and_stop(parser: ArgumentParser, *args: object) -> None:
+        parse_args(parser, *args)
+        raise Parsed
+
+    ArgumentParser.parse_args, CommandParser.instantiate = parse_and_stop, stop
     status = 2
     try:
         status = main(words)
@@ -204,5 +210,5 @@ def parse(words: list[str]) -> None:
     except SystemExit as error:
         status = error.code or 0
     finally:
-        CommandParser.instantiate = instantiate
+        ArgumentParser.parse_args, CommandParser.instantiate = parse_args, instantiate
     assert status == 0, f"refused: {' '.join(words)}"
