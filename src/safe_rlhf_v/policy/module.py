@@ -17,7 +17,6 @@ Shapes: B prompts, K samples per prompt, N = B x K responses, R response tokens,
 
 import time
 from collections.abc import Callable
-from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -39,7 +38,7 @@ from safe_rlhf_v.policy.evaluation import PolicyEvaluation, sampled_rows
 from safe_rlhf_v.policy.report import constraint_curves, iteration_curves
 from safe_rlhf_v.policy.roles import SCORERS, Roles
 from safe_rlhf_v.policy.rollout import MicroBatch, Rollout, Scores, assemble, generator, make_rollout
-from safe_rlhf_v.policy.settings import KLPenalty, ScoreSettings, StartSettings, UpdateSettings
+from safe_rlhf_v.policy.settings import INSTEAD_OF_TRAINER, KLPenalty, ScoreSettings, StartSettings, UpdateSettings
 from safe_rlhf_v.policy.start import (
     START_STREAM,
     ScoreScale,
@@ -75,9 +74,7 @@ class ConstrainedPolicyModule(PolicyEvaluation):
 
     trains = "policy"
     reads = PolicyBatch
-    instead_of_trainer = MappingProxyType(
-        {"gradient_clip_val": "update.max_grad_norm", "accumulate_grad_batches": "update.micro_batch_size"}
-    )
+    instead_of_trainer = INSTEAD_OF_TRAINER
 
     def __init__(
         self,

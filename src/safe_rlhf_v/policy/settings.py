@@ -2,10 +2,17 @@
 
 import math
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Literal
 
 from safe_rlhf_v.functional.policy import Estimator
 from safe_rlhf_v.functional.policy_losses import Reduction
+
+
+INSTEAD_OF_TRAINER = MappingProxyType(
+    {"gradient_clip_val": "update.max_grad_norm", "accumulate_grad_batches": "update.micro_batch_size"}
+)
+"""Options of the Trainer that a policy's update does itself, and its own setting for each."""
 
 
 @dataclass(frozen=True)
