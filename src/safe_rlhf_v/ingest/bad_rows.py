@@ -76,7 +76,7 @@ class BadRows:
         self._open: TextIO | None = None
         if file.is_symlink() or file.exists():
             if not _is_ours(file):
-                raise TableError(f"{file}: exists and is not a list of bad rows; name another file with --bad-rows")
+                raise TableError(f"{file}: exists and is not a list of bad rows; name another file with --bad_rows")
             file.unlink()
 
     def add(self, row: Row) -> None:
@@ -134,7 +134,7 @@ class BadRows:
 
     def _unwritten(self, error: OSError) -> TableError:
         reason = (error.strerror or type(error).__name__).lower()
-        return TableError(f"{self.file}: cannot be written ({reason}); make room, or name another file with --bad-rows")
+        return TableError(f"{self.file}: cannot be written ({reason}); make room, or name another file with --bad_rows")
 
 
 def default_list(out: Path) -> Path:
