@@ -37,6 +37,7 @@ POLICY = [
 ]
 SMALL = {
     "fit": FIT,
+    "evaluate": ["--max_new_tokens=6"],
     "test": ["--trainer.limit_test_batches=1", "--trainer.enable_progress_bar=false", "--trainer.accelerator=cpu"],
 }
 
@@ -188,20 +189,13 @@ def parse(words: list[str]) -> None:
             main([*words, "--print_config"])
         assert yaml.safe_load(said.getvalue()), f"refused: {' '.join(words)}"
         return
-    from argparse import ArgumentParser
-
     from safe_rlhf_v.commands.runner import CommandParser
 
     def stop(*_: object, **__: object) -> None:
         raise Parsed
 
-    parse_args, instantiate = ArgumentParser.parse_args, CommandParser.instantiate
-
-    def parse_and_stop(parser: ArgumentParser, *args: object) -> None:
-        parse_args(parser, *args)
-        raise Parsed
-
-    ArgumentParser.parse_args, CommandParser.instantiate = parse_and_stop, stop
+    instantiate = CommandParser.instantiate
+    CommandParser.instantiate = stop
     status = 2
     try:
         status = main(words)
@@ -210,5 +204,5 @@ def parse(words: list[str]) -> None:
     except SystemExit as error:
         status = error.code or 0
     finally:
-        ArgumentParser.parse_args, CommandParser.instantiate = parse_args, instantiate
+        CommandParser.instantiate = instantiate
     assert status == 0, f"refused: {' '.join(words)}"

@@ -8,7 +8,6 @@ from typing import Literal
 from safe_rlhf_v.functional.policy import Estimator
 from safe_rlhf_v.functional.policy_losses import Reduction
 
-
 INSTEAD_OF_TRAINER = MappingProxyType(
     {"gradient_clip_val": "update.max_grad_norm", "accumulate_grad_batches": "update.micro_batch_size"}
 )
