@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from lightning.pytorch import LightningDataModule, Trainer
+from lightning.pytorch import Callback, LightningDataModule, Trainer
+from lightning.pytorch.strategies import DDPStrategy
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
 from torchmetrics import SumMetric
@@ -32,8 +33,12 @@ class Data(LightningDataModule):
         return ("first", "second")
 
     def val_dataloader(self):
+        """Ranks take turns; -1 is padding, so that all have equally many batches."""
+        rank = self.trainer.global_rank if self.trainer else 0
+        world = self.trainer.world_size if self.trainer else 1
         splits = ([1.0, 2.0, 6.0], [10.0])
-        return [DataLoader(numbers if self.sized else Stream(numbers), batch_size=None) for numbers in splits]
+        shares = [(numbers + [-1.0] * (-len(numbers) % world))[rank::world] for numbers in splits]
+        return [DataLoader(share if self.sized else Stream(share), batch_size=None) for share in shares]
 
     test_dataloader = val_dataloader
 
@@ -42,7 +47,7 @@ class Data(LightningDataModule):
 
 
 class Module(SplitMetrics):
-    """``mean`` of what it sees, ``above`` of what is above 5, and the number of batches."""
+    """``mean`` of what it sees, ``above`` of what is above 5, and the number of records."""
 
     def __init__(self, breaks=None):
         super().__init__()
@@ -60,10 +65,10 @@ class Module(SplitMetrics):
             lambda: {"mean": Collected(mean), "above": Collected(mean), "batches": SumMetric()},
         )
         number = torch.tensor([float(batch)])
-        valid = torch.ones(1, dtype=torch.bool)
+        valid = number >= 0
         metrics["mean"].update(number, torch.zeros(1).long(), valid)
         metrics["above"].update(number, torch.where(number > 5, 0, -1), valid)
-        metrics["batches"].update(1)
+        metrics["batches"].update(valid.sum())
 
     test_step = validation_step
 
@@ -120,3 +125,22 @@ def test_loaders_of_nobody_have_names(tmp_path):
     run = trainer(tmp_path)
     run.validate(Module(), dataloaders=Data().val_dataloader(), verbose=False)
     assert {name.partition("/")[0] for name in run.callback_metrics} == {"validation", "validation_1"}
+
+
+class Kept(Callback):
+    """Writes down what a rank has logged."""
+
+    def __init__(self, folder):
+        self.folder = folder
+
+    def on_validation_end(self, trainer, pl_module):
+        torch.save(dict(trainer.callback_metrics), self.folder / f"{trainer.global_rank}.pt")
+
+
+def test_two_ranks_log_what_one_process_logs(tmp_path):
+    """One of them sees only padding of the second split, and nothing above 5 in the first."""
+    strategy = DDPStrategy(process_group_backend="gloo", start_method="fork")
+    run = trainer(tmp_path, devices=2, strategy=strategy, use_distributed_sampler=False, callbacks=[Kept(tmp_path)])
+    run.validate(Module(), Data(), verbose=False)
+    for rank in (0, 1):
+        assert torch.load(tmp_path / f"{rank}.pt") == FIRST | SECOND
