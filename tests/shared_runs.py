@@ -1,11 +1,18 @@
 """Tiny runs for tests of roles that share a base: trained by the public command, a few steps with a large rate."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 
 from safe_rlhf_v.commands.fit import CLI, main
+from safe_rlhf_v.dual import LogSpaceDual
+from safe_rlhf_v.models import HFVLM
+from safe_rlhf_v.models.lora import LoraSettings
+from safe_rlhf_v.models.sampling import SamplingOptions
+from safe_rlhf_v.policy import ConstrainedPolicyModule, SharedRoles
 
 OBJECTIVES: dict[str, dict[str, Any]] = {
     "RewardModule": {"class_path": "safe_rlhf_v.objectives.BradleyTerry"},
@@ -88,3 +95,48 @@ def command(
         "trainer": trainer,
     }
     return ["fit", f"--config={yaml.safe_dump(config)}", *([f"--ckpt_path={resume}"] if resume else [])]
+
+
+LORA = LoraSettings(2, 4)
+
+
+def make(root: Path, roles: dict[str, Any], checkpointing: bool = False, **options: Any) -> ConstrainedPolicyModule:
+    """A policy, not built yet."""
+    torch.manual_seed(1)
+    runs = {"reward": str(root / "reward"), "cost": str(root / "cost"), **roles}
+    return ConstrainedPolicyModule(
+        lambda: HFVLM(str(root / "base"), lora=LORA, gradient_checkpointing=checkpointing),
+        lambda: SharedRoles(**runs),
+        lambda: LogSpaceDual(-0.5),
+        sampling=SamplingOptions(max_new_tokens=6),
+        **options,
+    )
+
+
+def build(root: Path, spread: float = 0.0, checkpointing: bool = False, **roles: Any) -> ConstrainedPolicyModule:
+    """A policy before its first step; with ``spread`` actor and critics have moved away from their start."""
+    module = make(root, roles, checkpointing)
+    module.configure_model()
+    module.train()
+    if spread:
+        generator = torch.Generator().manual_seed(2)
+        with torch.no_grad():
+            for value in module.parameters():
+                if value.requires_grad:
+                    value += spread * torch.randn(value.shape, generator=generator)
+    return module
+
+
+def named(runs: Path, start: str | None = None) -> dict[str, str]:
+    """Where the runs of a policy's roles are: stored absolute paths are not followed."""
+    found = {"reward": "reward", "cost": "cost", **({"start": start} if start else {})}
+    return {f"model.init_args.roles.init_args.{role}": str(runs / name) for role, name in found.items()}
+
+
+def forge(run: Path, file: Path, change: Callable[[dict[str, Any]], None]) -> str:
+    """A copy of a run's checkpoint with something else in it."""
+    content = torch.load(next(run.glob("*.ckpt")), weights_only=True)
+    change(content)
+    file.parent.mkdir()
+    torch.save(content, file)
+    return str(file)

@@ -51,8 +51,7 @@ def test_a_file_is_one_idea(path: Path) -> None:
     )
 
 
-LONG_TESTS = {"policy/test_module.py", "commands/test_messages.py",
-              "modules/test_preference_optimisation.py", "policy/test_shared_roles.py"}  # fmt: skip
+LONG_TESTS = {"commands/test_messages.py"}
 """Test files that still have to be divided."""
 
 

@@ -2,35 +2,19 @@
 
 import copy
 import math
-import re
 
 import pytest
 import torch
 from tests.conftest import stage_command
+from tests.policy.short_runs import fit
 
 from safe_rlhf_v.commands.fit import main
 from safe_rlhf_v.dual import LogSpaceDual, RectifiedDual
 from safe_rlhf_v.functional.policy import kl_estimate
 from safe_rlhf_v.policy.advantages import GAE, GroupRelative
 from safe_rlhf_v.policy.rollout import Values, generator
-from safe_rlhf_v.policy.settings import KLPenalty, ScoreSettings, StartSettings, UpdateSettings
-from safe_rlhf_v.policy.start import ScoreScale, refuse_unexpressed, start_line
+from safe_rlhf_v.policy.settings import ScoreSettings, UpdateSettings
 from safe_rlhf_v.training.runs import load_backbone, load_run
-
-TINY = (
-    "--model.init_args.start.prompts=8",
-    "--model.init_args.start.min_sign_accuracy=0",
-    "--model.init_args.sampling.max_new_tokens=8",
-    "--data.init_args.demonstration_batch_size=3",
-    "--trainer.log_every_n_steps=1",
-    "--trainer.limit_val_batches=1",
-)
-
-
-def fit(stages, world, out, *extra, stage="ppo_lag", steps=2):
-    """Train below ``out``, starting from the shared stages."""
-    save = f"--trainer.logger.init_args.save_dir={out}"
-    return main(stage_command(stage, world, stages, save, *TINY, *extra, steps=steps))
 
 
 @pytest.fixture(scope="module")
@@ -232,45 +216,6 @@ def test_each_constraint_binds_its_own_prompts(module, batch):
         module.constraints = None
 
 
-def test_kl_weights_by_hand():
-    assert KLPenalty(0.1, "split").weights == (-0.05, 0.05)
-    assert KLPenalty(0.1, "both").weights == (-0.1, 0.1)
-    assert KLPenalty(0.1, "reward").weights == (-0.1, 0.0)
-    assert KLPenalty(0.1, "loss").weights == (0.0, 0.0)
-
-
-def test_an_estimator_whose_gradient_is_no_divergences_is_refused():
-    assert KLPenalty(where="loss").loss_estimator == "k2"
-    assert KLPenalty(where="loss", estimator="k3").loss_estimator == "k3"
-    KLPenalty(estimator="k1")
-    for estimator in ("k2", "k3"):
-        for where in ("split", "both", "reward"):
-            with pytest.raises(ValueError, match=f"kl.estimator {estimator} in token signals"):
-                KLPenalty(where=where, estimator=estimator)
-    with pytest.raises(ValueError, match=r"kl\.estimator k1 has no gradient"):
-        KLPenalty(where="loss", estimator="k1")
-
-
-@pytest.mark.parametrize(
-    ("make", "message"),
-    [
-        (lambda: KLPenalty(-0.1), "kl.coefficient"),
-        (lambda: KLPenalty(math.inf), "kl.coefficient"),
-        (lambda: ScoreSettings(clip=0.0), "scores.clip"),
-        (lambda: ScoreSettings(clip=math.nan), "scores.clip"),
-        (lambda: ScoreSettings(unfinished_penalty=-1.0), "scores.unfinished_penalty"),
-        (lambda: StartSettings(prompts=0), "start.prompts"),
-        (lambda: UpdateSettings(epochs=0), "update.epochs"),
-        (lambda: GAE(floor=-1.0), "advantages.floor"),
-        (lambda: GroupRelative(floor=math.nan), "advantages.floor"),
-        (lambda: GroupRelative(eps=0.0), "advantages.eps"),
-    ],
-)
-def test_numbers_outside_their_range_are_refused(make, message):
-    with pytest.raises(ValueError, match=message):
-        make()
-
-
 def test_shaped_signals_hold_the_kl_once_whatever_lambda(module, batch):
     """(A_r - lam A_c) / (1 + lam) with values 0, gamma = lam_gae = 1: the KL term is beta / 2 times the KL to go."""
     rollout, scores, signals, _ = prepared(module, batch)
@@ -390,93 +335,6 @@ def test_the_critic_free_sibling_trains_without_critics(policy_stages, world, tm
     assert names and all(name.startswith("backbone.") for name in names)
     assert not any("critic" in name for name, _ in cli.model.named_parameters())
     assert not any(name.startswith("critic/") for name in cli.trainer.callback_metrics)
-
-
-def test_the_start_is_said_in_one_line():
-    costs = torch.tensor([-1.0, 0.0, 1.0, 2.0])
-    met = start_line(costs, 0.7, normalised=True)
-    assert "mean cost +0.50" in met and "50% of 4 responses above 0" in met and "WARNING" in met and "RISE" in met
-    ahead = start_line(costs, -0.5, normalised=True)
-    assert "budget -0.50 is 1.00 below it" in ahead and "WARNING" not in ahead
-    assert "\n" not in ahead
-    named = start_line(costs, -0.5, normalised=True, name="fraud")
-    assert named.startswith("starting policy, fraud: mean cost +0.50")
-    assert "was not checked" in start_line(costs[:0], -0.5, normalised=True, name="fraud")
-
-
-@pytest.mark.parametrize("clip", [0.3, 1.0, 5.0, None])
-@pytest.mark.parametrize("where", [-6.8, 0.0, 40.0])
-def test_every_recommended_budget_can_be_expressed(where, clip):
-    """The recommended ones were refused in effect: cut off at -5 for a start at -6.8."""
-    costs = where + torch.randn(200, generator=torch.Generator().manual_seed(0)).exp()  # lopsided
-    line = start_line(costs, where, normalised=True, clip=clip)
-    strict, mild = (float(x) for x in re.findall(r"([+-][0-9.]+) \((?:strict|mild)\)", line))
-    for budget in (strict, mild):
-        refuse_unexpressed(costs, min(max(budget, strict + 0.01), mild - 0.0), clip)
-
-
-def test_a_budget_beyond_the_signal_is_refused_in_one_line():
-    costs = torch.tensor([-8.0, -7.0, -6.0])
-    for budget in (-12.1, -1.9):
-        with pytest.raises(ValueError, match=r"reaches from -12\.00 to -2\.00") as error:
-            refuse_unexpressed(costs, budget, 5.0)
-        assert str(error.value).startswith(f"dual.budget {budget:+.2f}: with scores.clip 5 ")
-        assert "\n" not in str(error.value)
-        refuse_unexpressed(costs, budget, None)
-        refuse_unexpressed(costs[:0], budget, 5.0)
-    for budget in (-12.0, -7.8, -2.0):
-        refuse_unexpressed(costs, budget, 5.0)
-    with pytest.raises(ValueError, match=r"dual.budget \+3.00 of fraud: "):
-        refuse_unexpressed(costs, 3.0, 5.0, "fraud")
-
-
-def test_costs_are_scaled_but_not_centred():
-    scale = ScoreScale()
-    scale.measure(torch.tensor([1.0, 3.0]), torch.tensor([1.0, 5.0]))
-    reward, cost = scale.normalise(torch.tensor([2.0]), torch.tensor([4.0]))
-    assert reward.item() == pytest.approx(0.0) and cost.item() == pytest.approx(4 / 8**0.5)
-    assert scale.unit == (1.0, 1.0)
-    scale.to(torch.bfloat16)
-    assert scale.spread.dtype == torch.float32
-
-
-def test_raw_scores_stay_as_they_are_but_their_spread_is_known():
-    scale = ScoreScale(normalises=False)
-    scale.measure(torch.tensor([1.0, 3.0]), torch.tensor([1.0, 5.0]))
-    reward, cost = scale.normalise(torch.tensor([2.5]), torch.tensor([4.0]))
-    assert reward.item() == 2.5 and cost.item() == 4.0
-    assert scale.unit == pytest.approx((2**0.5, 8**0.5))
-    mean, spread = scale.applied
-    assert mean.tolist() == [0.0, 0.0] and spread.tolist() == [1.0, 1.0]
-
-
-@pytest.mark.parametrize("scores", [[0.3] * 4, [0.3, 0.3 + 3e-8, 0.3, 0.3], [-7.0, -7.000001, -7.0, -7.0], [2.0]])
-def test_rounding_is_no_spread(scores):
-    scale = ScoreScale()
-    scale.measure(torch.tensor(scores), torch.tensor(scores))
-    assert scale.spread.tolist() == [1.0, 1.0]
-
-
-REFUSED = {
-    "gate": (("--model.init_args.start.min_sign_accuracy=1.01",), "balanced sign accuracy"),
-    "signals": (("--model.init_args.advantages=safe_rlhf_v.policy.GroupRelative",), "set it to 'loss'"),
-    "budgets": (("--model.init_args.dual.init_args.budget=[-0.5, 0.0]",), "2 budgets"),
-    "run": (("--model.init_args.roles.init_args.cost=nowhere",), "nowhere"),
-    "twice": (("--model.init_args.constraints={a: [fraud], b: [fraud]}",), "disjoint"),
-    "unknown": (("--model.init_args.constraints={a: [frauds]}",), "frauds"),
-    "budget": (("--model.init_args.dual.init_args.budget=-9e3",), "dual.budget -9000.00: with scores.clip 1000 "),
-    "shaped k3": (("--model.init_args.kl.estimator=k3",), "kl.estimator k3 in token signals"),
-    "clip": (("--model.init_args.scores.clip=0",), "scores.clip is 0"),
-}
-
-
-@pytest.mark.parametrize("case", REFUSED)
-def test_what_cannot_work_is_refused_in_one_line(case, policy_stages, world, tmp_path, capsys):
-    extra, message = REFUSED[case]
-    with pytest.raises(SystemExit):
-        fit(policy_stages, world, tmp_path, *extra)
-    error = capsys.readouterr().err.strip().splitlines()[-1]
-    assert error.startswith("error: ") and message in error
 
 
 def test_a_resume_with_another_cost_model_is_refused(trained, policy_stages, world, tmp_path, capsys):

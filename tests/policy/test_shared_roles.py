@@ -1,7 +1,5 @@
 """Six roles on one base: each is who it should be, none disturbs another, and nothing is stored twice."""
 
-import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,16 +7,12 @@ import pytest
 import torch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.strategies import DDPStrategy
-from tests.shared_runs import policy, shared, train, vlm
+from tests.shared_runs import LORA, build, forge, make, named, policy, shared, train, vlm
 from torch import Tensor
 
 from safe_rlhf_v.data_modules import PromptDataModule
-from safe_rlhf_v.dual import LogSpaceDual
 from safe_rlhf_v.models import HFVLM, Backbone
 from safe_rlhf_v.models.adapters import active_adapter, adapter_of
-from safe_rlhf_v.models.lora import LoraSettings
-from safe_rlhf_v.models.sampling import SamplingOptions
-from safe_rlhf_v.models.tiny import write_tiny_vlm
 from safe_rlhf_v.policy import ConstrainedPolicyModule, SharedRoles
 from safe_rlhf_v.policy.rollout import MicroBatch
 from safe_rlhf_v.policy.settings import StartSettings, UpdateSettings
@@ -26,7 +20,6 @@ from safe_rlhf_v.records.batches import Prompts
 from safe_rlhf_v.training.checkpoints import CheckpointError, read_stage
 from safe_rlhf_v.training.runs import load_backbone, load_run
 
-LORA = LoraSettings(2, 4)
 RESPONSES = [("Yes, you can.", "Do not touch it."), ("No.", "Ask an adult to help you with it."), ("Fine", "Sure.")]
 
 
@@ -34,61 +27,6 @@ def prompts() -> Prompts:
     pictures = torch.randint(0, 255, (2, 28, 56, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     questions = ("Is it safe?", "What is it?", "Who?")
     return Prompts(((pictures[0],), (pictures[1],), ()), (("a",), ("b",), ()), questions)
-
-
-@pytest.fixture(scope="module")
-def homes(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """A base and a trained reward and cost model on it, by family."""
-    made: dict[str, Path] = {}
-
-    def of(family: str) -> Path:
-        if family not in made:
-            root = made[family] = tmp_path_factory.mktemp(family)
-            write_tiny_vlm(family, root / "base")
-            for name in ("reward", "cost"):
-                train(f"{name.title()}Module", world, root / name, vlm(root / "base"))
-        return made[family]
-
-    return of
-
-
-@pytest.fixture(params=("llava", "qwen2_5_vl"))
-def home(request: pytest.FixtureRequest, homes: Callable[[str], Path]) -> Path:
-    """Of each family."""
-    return homes(request.param)
-
-
-@pytest.fixture
-def llava(homes: Callable[[str], Path]) -> Path:
-    """Of one, where one is enough."""
-    return homes("llava")
-
-
-def make(root: Path, roles: dict[str, Any], checkpointing: bool = False, **options: Any) -> ConstrainedPolicyModule:
-    """A policy, not built yet."""
-    torch.manual_seed(1)
-    runs = {"reward": str(root / "reward"), "cost": str(root / "cost"), **roles}
-    return ConstrainedPolicyModule(
-        lambda: HFVLM(str(root / "base"), lora=LORA, gradient_checkpointing=checkpointing),
-        lambda: SharedRoles(**runs),
-        lambda: LogSpaceDual(-0.5),
-        sampling=SamplingOptions(max_new_tokens=6),
-        **options,
-    )
-
-
-def build(root: Path, spread: float = 0.0, checkpointing: bool = False, **roles: Any) -> ConstrainedPolicyModule:
-    """A policy before its first step; with ``spread`` actor and critics have moved away from their start."""
-    module = make(root, roles, checkpointing)
-    module.configure_model()
-    module.train()
-    if spread:
-        generator = torch.Generator().manual_seed(2)
-        with torch.no_grad():
-            for value in module.parameters():
-                if value.requires_grad:
-                    value += spread * torch.randn(value.shape, generator=generator)
-    return module
 
 
 def make_micro_batch(actor: Backbone) -> MicroBatch:
@@ -231,12 +169,6 @@ def same(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
     return first.keys() == second.keys() and all(torch.equal(value, second[name]) for name, value in first.items())
 
 
-def named(runs: Path, start: str | None = None) -> dict[str, str]:
-    """Where the runs of a policy's roles are: stored absolute paths are not followed."""
-    found = {"reward": "reward", "cost": "cost", **({"start": start} if start else {})}
-    return {f"model.init_args.roles.init_args.{role}": str(runs / name) for role, name in found.items()}
-
-
 def test_a_trained_policy_comes_back_whole_and_alone(home: Path, world: Path, tmp_path: Path) -> None:
     options = policy(shared(home), lr_scale={"roles": 2.0})
     done: Any = train("ConstrainedPolicyModule", world, tmp_path, vlm(home / "base"), **options)
@@ -357,58 +289,3 @@ def test_a_trained_start_is_the_reference_and_what_it_trained_is_carried_on(
     assert not any("reference" in name for name in stored)
     with pytest.raises(CheckpointError, match=r"reward.*multi_modal_projector.* is not the policy's.*another base"):
         build(llava, start=str(tmp_path / "start"))
-
-
-def forge(run: Path, file: Path, change: Callable[[dict[str, Any]], None]) -> str:
-    """A copy of a run's checkpoint with something else in it."""
-    content = torch.load(next(run.glob("*.ckpt")), weights_only=True)
-    change(content)
-    file.parent.mkdir()
-    torch.save(content, file)
-    return str(file)
-
-
-def test_runs_that_do_not_fit_are_refused_in_one_line(llava: Path, tmp_path: Path) -> None:
-    def refused(words: str, settings: LoraSettings = LORA, model: Path | None = None, **roles: Any) -> None:
-        actor = HFVLM(str(model or llava / "base"), lora=settings)
-        before = set(actor.state_dict())
-        runs = {"reward": str(llava / "reward"), "cost": str(llava / "cost"), **roles}
-        with pytest.raises(CheckpointError, match=words) as error:
-            SharedRoles(**runs).build(actor, critics=True)
-        assert "\n" not in str(error.value)
-        assert set(actor.state_dict()) == before, "refused before anything was added"
-
-    refused(r"reward.*\.ckpt: its lora is 'r 2, alpha 4', the policy's is 'r 3, alpha 4'", LoraSettings(3, 4))
-    refused(r"its lora is 'r 2, alpha 4', the policy's is 'r 2, alpha 8'; give both the same", LoraSettings(2, 8))
-    refused(
-        r"other layers than the policy \(.*down_proj.*\).*lora.target_modules",
-        LoraSettings(2, 4, target_modules=("q_proj",)),
-    )
-    other = write_tiny_vlm("llava", tmp_path / "other", seed=1)
-    refused("its base_tensor is", model=other)
-    copied = shutil.copytree(llava / "base", tmp_path / "copied")
-    refused("its base is '.*base', the policy's is '.*copied'", model=copied)
-    refused("no readable checkpoint", cost=str(tmp_path / "nothing"))
-
-    def without(content: dict[str, Any]) -> None:
-        content["state_dict"] = {k: v for k, v in content["state_dict"].items() if "lora_" not in k}
-
-    def projected(content: dict[str, Any]) -> None:
-        name = next(name for name in content["rebuilt"] if "projector" in name)
-        content["rebuilt"].remove(name)
-        content["state_dict"][name] = HFVLM(str(llava / "base")).get_parameter(name.removeprefix("backbone.")) + 1e-3
-
-    refused("was trained without adapters", cost=forge(llava / "cost", tmp_path / "1" / "x.ckpt", without))
-    refused("projector.* is not the policy's", reward=forge(llava / "reward", tmp_path / "2" / "x.ckpt", projected))
-
-
-def test_an_actor_that_does_not_fit_is_refused_in_one_line(llava: Path) -> None:
-    roles = SharedRoles(str(llava / "reward"), str(llava / "cost"))
-    with pytest.raises(ValueError, match="give the backbone lora settings, or use SeparateRoles"):
-        roles.build(HFVLM(str(llava / "base")), critics=True)
-    with pytest.raises(
-        ValueError, match=r"trains model.*projector.* \(\+\d\) beside its adapters.*freeze_projector: true"
-    ):
-        roles.build(HFVLM(str(llava / "base"), lora=LORA, freeze_projector=False), critics=True)
-    with pytest.raises(ValueError, match="HFVLM has no adapters"):
-        HFVLM(str(llava / "base")).add_adapter("reward")
