@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import lightning.pytorch as pl
 import pytest
 import torch
+from jsonargparse import ArgumentError, ArgumentParser
 from torch import Tensor, nn
 
 from safe_rlhf_v.data_modules import PreferenceDataModule, PromptDataModule, SupervisedDataModule
@@ -230,6 +231,7 @@ def test_preference_optimisation_takes_modules_as_start_and_reference(
     assert same(alone.reference.network, stages.supervised.backbone)
 
 
+@pytest.mark.slow
 def test_roles_on_one_base_take_modules(lora_stages: Stages, world: Path, tmp_path: Path) -> None:
     stages = lora_stages
     for start in (None, stages.supervised):
@@ -300,6 +302,21 @@ def test_what_cannot_be_a_stage_is_refused_in_one_line(stages: Stages) -> None:
         lambda: SupervisedModule(make, init_from=broken),
         "the given SupervisedModule: NaN or infinite weights in backbone",
     )
+
+
+def test_a_configuration_names_runs_only(capsys: pytest.CaptureFixture[str]) -> None:
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(Roles, "roles")
+    named = {"reward": "runs/reward", "cost": "runs/cost"}
+    assert parser.parse_object({"roles": {"class_path": "safe_rlhf_v.policy.SeparateRoles", "init_args": named}})
+    for wrong in ({"class_path": "safe_rlhf_v.modules.RewardModule"}, {"a": 1}, [1]):
+        options = {"class_path": "safe_rlhf_v.policy.SeparateRoles", "init_args": {**named, "reward": wrong}}
+        with pytest.raises(ArgumentError, match="a module itself can be given in Python only"):
+            parser.parse_object({"roles": options})
+    with pytest.raises(SystemExit):
+        parser.parse_args(["--roles.help=safe_rlhf_v.policy.SeparateRoles"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert "str | TrainedModule" in text and "RewardModule" not in text
 
 
 def test_the_head_is_a_copy_of_its_kind(stages: Stages) -> None:

@@ -259,6 +259,7 @@ def test_a_surrogate_of_another_shape_is_refused(
     )
 
 
+@pytest.mark.slow
 def test_gspo_trains(world: Path, policy_stages: Path, tmp_path: Path) -> None:
     extra = ("--model.init_args.surrogate=GSPO", "--model.init_args.update.reduction=sequence")
     logged = main(command(world, policy_stages, tmp_path, *extra)).trainer.callback_metrics

@@ -34,7 +34,7 @@ def sampled_rows(
 
     Args:
         policy: Samples the responses.
-        batch: B prompts; those of padding rows are answered, too, and their rows have the same names.
+        batch: B prompts; padding rows get a response and a row with the same names, too.
         sampling: How responses are drawn.
         draws: Source of randomness.
         values: From the responses, as sampled and as one micro-batch, to (B,) values by name.

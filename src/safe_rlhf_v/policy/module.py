@@ -24,6 +24,7 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 from torch.optim import AdamW
 
+from safe_rlhf_v.data_modules.contract import data_of
 from safe_rlhf_v.dual import DualController
 from safe_rlhf_v.functional.masked import masked_median
 from safe_rlhf_v.functional.policy import kl_estimate, limit_scores, sequence_kl, terminal_signal
@@ -100,17 +101,17 @@ class ConstrainedPolicyModule(PolicyEvaluation):
 
         Args:
             backbone: Makes the policy.
-            roles: Makes the other roles; they say which run the policy starts from.
+            roles: Makes the other roles; they name the run that the policy starts from.
             dual: Makes the rule of the multiplier, with the budget.
             advantages: Makes the advantage estimator.
             surrogate: Makes the actor's loss, which compares the policy that is trained with the one that sampled.
             samples: K, responses per prompt; their prompt runs once.
             sampling: How responses are drawn. Anything but temperature 1 and top_p 1 makes the recorded log-probabilities those
                 of another distribution than the sampled one.
-            kl: What keeps the policy near its start.
-            scores: From raw scores to training signals.
+            kl: Penalty on the divergence from the starting policy.
+            scores: How raw scores become training signals.
             update: How a rollout is learned from.
-            start: What is looked at before the first step.
+            start: Checks before the first step.
             constraints: Several constraints: name to harm categories, disjoint; the controller then needs as many budgets.
                 Prompts of other categories, of none and of unknown ones are not constrained. ``None`` is one constraint on all.
             judge: Makes a judge of validation responses that knows more than the reward and cost models.
@@ -267,7 +268,7 @@ class ConstrainedPolicyModule(PolicyEvaluation):
         return learned._replace(seen=seen)
 
     def report(self, rollout: Rollout, scores: Scores, learned: Learned) -> None:
-        """Log what people watch; one sum over the ranks."""
+        """Log the curves of this iteration; what is summed over the ranks is summed in one call."""
         now = time.monotonic()
         seconds = None if self.last_report is None else now - self.last_report
         self.last_report = now
@@ -279,7 +280,7 @@ class ConstrainedPolicyModule(PolicyEvaluation):
         shown = {"reward": "rollout/reward", "cost": "constraint/cost", "lam": multiplier}
         self.log_dict({short: curves[name] for short, name in shown.items()}, prog_bar=True, logger=False)
 
-    # --- what they share --------------------------------------------------------------------------------------------
+    # --- shared by the methods above --------------------------------------------------------------------------------
 
     def sample(
         self, batch: PolicyBatch, draws: torch.Generator, samples: int = 1, settings: UpdateSettings | None = None
@@ -308,7 +309,7 @@ class ConstrainedPolicyModule(PolicyEvaluation):
         """
         if self.constraints is None:
             return batch.valid[:, None]
-        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        data: Any = data_of(self.trainer)
         index = [[data.taxonomy.category_index(name) for name in names] for names in self.constraints.values()]
         named = torch.stack([(batch.category[:, wanted] == 1).any(1) for wanted in index], 1)  # (B, C)
         return named & (named.cumsum(1) == 1) & batch.valid[:, None]
@@ -333,7 +334,7 @@ class ConstrainedPolicyModule(PolicyEvaluation):
         return batch._replace(category=to_device(batch.category, device), valid=to_device(batch.valid, device))
 
     def on_fit_start(self) -> None:
-        """Refuse what cannot work.
+        """Refuse a precision that policy training does not support.
 
         Raises:
             ValueError: For float16, whose loss scaling would hide which update was skipped.
@@ -348,13 +349,13 @@ class ConstrainedPolicyModule(PolicyEvaluation):
 
     @torch.no_grad()
     def measure_start(self) -> None:
-        """Compare towers; before the first step also check the pieces, measure the scores and print where the budget lies.
+        """Compare towers; before the first step also check the components, measure the scores and print where the budget lies.
 
         Raises:
             ValueError: If the data give no prompts, a budget cannot be expressed, or the cost model cannot tell harm.
             CheckpointError: If the actor is not its own reference.
         """
-        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        data: Any = data_of(self.trainer)
         if not hasattr(data, "first_prompts"):
             raise ValueError(
                 "policy training needs PromptDataModule (or a data module with first_prompts and labelled)"

@@ -29,7 +29,7 @@ Frozen = TypeVar("Frozen", bound=nn.Module)
 
 
 class Roles(nn.Module, ABC):
-    """Who acts, who is compared with, who scores and who predicts.
+    """The networks of one policy iteration: actor, reference, reward and cost model, and their critics.
 
     :meth:`build` keeps the actor, which is the policy module's own backbone; the other networks belong to this module. Every
     network is read through :meth:`network`. A subclass writes :meth:`create`, :meth:`network`, :meth:`trained` and
@@ -65,7 +65,7 @@ class Roles(nn.Module, ABC):
         """The policy's backbone."""
         return self._actor[0]
 
-    # --- what a subclass writes -------------------------------------------------------------------------------------
+    # --- a subclass writes these ------------------------------------------------------------------------------------
 
     @abstractmethod
     def create(self, actor: Backbone) -> None:
@@ -87,7 +87,7 @@ class Roles(nn.Module, ABC):
     def frozen(self) -> dict[str, list[str]]:
         """Names of the modules, below this one, of each frozen role that :meth:`build` gives back: checkpoints leave them out."""
 
-    # --- what every one does ----------------------------------------------------------------------------------------
+    # --- the same for every subclass --------------------------------------------------------------------------------
 
     def add_heads(self, name: str, head: Head, hidden_size: int) -> None:
         """Add a scorer's head, frozen, and the value head of its critic, if it has one.
@@ -173,7 +173,7 @@ class Roles(nn.Module, ABC):
         return self._identity
 
     def train(self, mode: bool = True) -> Self:
-        """Set training mode; what has nothing to train stays in evaluation mode."""
+        """Set training mode; modules without trainable parameters stay in evaluation mode."""
         super().train(mode)
         for module in self.children():
             if not any(parameter.requires_grad for parameter in module.parameters()):

@@ -16,7 +16,7 @@ INSTEAD_OF_TRAINER = MappingProxyType(
 
 @dataclass(frozen=True)
 class KLPenalty:
-    r"""What keeps the policy near its start.
+    r"""Penalty on the divergence from the starting policy.
 
     With policy :math:`\pi`, start :math:`\nu` and tokens that :math:`\pi` has just sampled (derived at
     :func:`~safe_rlhf_v.functional.policy.kl_estimate`):
@@ -76,15 +76,15 @@ class KLPenalty:
 
 @dataclass(frozen=True)
 class ScoreSettings:
-    """From what reward and cost models say to what the policy is trained on.
+    """How raw scores of the reward and cost models become training signals.
 
     Attributes:
         normalise: Use (reward - mean) / sd and cost / sd, with mean and sd of the starting policy's responses. Costs are not
             centred: their sign is the verdict. Budgets are then in units of that sd.
         clip: How far a score that is trained on may be from the median of this rollout's (of all ranks; costs by
             constraint); ``None`` for no limit. What the multiplier sees and what is logged is not clipped.
-        unfinished_penalty: What a response that was cut off pays. Half is taken from its reward and half added to its cost,
-            so that the combined advantage sees half of it for every multiplier; the multiplier does not see it.
+        unfinished_penalty: Penalty of a response that reached ``max_new_tokens``. Half is taken from its reward and half added to
+            its cost, so that the combined advantage sees half of it for every multiplier; the multiplier does not see it.
     """
 
     normalise: bool = True
@@ -134,10 +134,10 @@ class UpdateSettings:
 
 @dataclass(frozen=True)
 class StartSettings:
-    """What is looked at before the first step.
+    """Checks before the first step.
 
     Attributes:
-        prompts: Training prompts the starting policy answers: mean and sd of its scores, and where its cost lies.
+        prompts: Training prompts that the starting policy responds to, for mean and sd of its scores and the place of its cost.
         labelled: Labelled responses on which the cost model is checked (needs the data's ``labelled_split``).
         min_sign_accuracy: Refuse a cost model whose balanced sign accuracy on them is lower.
     """
@@ -147,6 +147,6 @@ class StartSettings:
     min_sign_accuracy: float = 0.6
 
     def __post_init__(self) -> None:
-        """Raises: ValueError: If no prompt is answered."""
+        """Raises: ValueError: If there is no prompt."""
         if self.prompts < 1:
             raise ValueError(f"start.prompts is {self.prompts}, it must be at least 1")

@@ -1,4 +1,4 @@
-"""What is looked at before the first step: the scale of the scores, the budget, and whether the pieces fit."""
+"""Checks before the first step: the scale of the scores, the budgets, and whether the components fit one another."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -72,7 +72,7 @@ class ScoreScale(Float32Module):
 
 
 class FirstScores(NamedTuple):
-    """What the frozen roles make of the starting policy's responses; what stands in padding rows is NaN.
+    """Scores of the starting policy's responses by the frozen roles; padding rows are NaN.
 
     Attributes:
         reward: (N,) as the reward model gives it.

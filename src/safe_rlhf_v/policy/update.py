@@ -57,7 +57,7 @@ class OptimizerSteps:
     """
 
     def __init__(self, module: LightningModule, trained: dict[str, list[nn.Parameter]], limit: float | None) -> None:
-        """Prepare the steps of one rollout; gradients that an interrupted step left go.
+        """Prepare the steps of one rollout, and clear gradients that an interrupted step left.
 
         Args:
             module: Under manual optimisation, with one optimizer.
@@ -71,7 +71,7 @@ class OptimizerSteps:
         self.optimizer = optimizer
         self.gradient_norms: dict[str, list[Tensor]] = {}
         self.first = module.global_step == 0
-        self.optimizer.zero_grad()  # whatever an interrupted step left
+        self.optimizer.zero_grad()
 
     def add_gradients(self, loss: Tensor, *, last: bool = False) -> None:
         """Add a loss's gradients. Ranks exchange them in the last backward pass of a step."""
@@ -167,7 +167,7 @@ class PolicyUpdate:
         self.losses: dict[str, list[Tensor]] = {}
 
     def __call__(self) -> Learned:
-        """Learn, and report what was seen."""
+        """Make all steps; returns losses, gradient norms and values, for the logs."""
         minibatches = self.rollout.minibatches
         has_critics = self.advantages.critics
         once = self.steps == 1
@@ -294,7 +294,7 @@ class PolicyUpdate:
             )
         return result
 
-    # --- what they share --------------------------------------------------------------------------------------------
+    # --- shared by critics and actor ---------------------------------------------------------------------------------
 
     def _count(self, micro_batches: tuple[MicroBatch, ...]) -> Tensor:
         """What the minibatch's losses are divided by, over all ranks."""
