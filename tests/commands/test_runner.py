@@ -195,6 +195,14 @@ def test_help_teaches(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert "<class" not in text
 
 
+def test_the_columns_of_a_table_stand_in_the_help_as_a_table(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        entry.main(["shards", "import", "--help"])
+    lines = capsys.readouterr().out.splitlines()
+    assert "    question        required" in lines
+    assert not [line for line in lines if "``" in line or "::" in line]
+
+
 @pytest.mark.parametrize(
     ("args", "line"),
     [

@@ -13,9 +13,7 @@ from safe_rlhf_v.records.user_files import locked_folder, write_whole
 if TYPE_CHECKING:  # torch: seconds to import
     from safe_rlhf_v.guard.calibration import Calibration
 
-EXAMPLES = (
-    "calibrate --guard runs/quickstart/guard --data data/world --fpr 0.05 --review_fpr 0.1 --report test compositional",
-)
+EXAMPLES = ("calibrate --guard runs/quickstart/guard --data data/world --report test compositional",)
 SHOWN = ("level_accuracy", "within_one", "quadratic_kappa", "harm_accuracy", "harm_ece_before", "harm_ece")
 """What is printed of an assessment."""
 

@@ -21,8 +21,8 @@ if TYPE_CHECKING:  # torch: seconds to import
 
 Row = dict[str, Any]
 EXAMPLES = (
-    "generate --policy runs/quickstart/supervised --guard runs/quickstart/guard --data data/world --output out.jsonl",
-    "generate --config generate.yaml --strategy SafetyReminder --strategy.reminder 'Please answer safely.'",
+    "generate --policy runs/policy --guard runs/guard --data data/world --output responses.jsonl",
+    "generate --config generate.yaml --strategy BestOfK --strategy.k 8",
 )
 SHOWN = ("harm", "harm_released", "refused", "helpfulness", "harmless_helpfulness", "harmless_refused", "tokens")
 """What is printed of a report."""

@@ -30,20 +30,15 @@ class Help(DefaultHelpFormatter):
     """Help in which every option has its sentence and its default; examples stand as they are written."""
 
     def _fill_text(self, text: str, width: int, indent: str) -> str:
-        paragraphs = text.split("\n\n")
-        return "\n\n".join(
-            paragraph
-            if PROGRAM in paragraph
-            else textwrap.fill(" ".join(paragraph.split()), width, initial_indent=indent)
-            for paragraph in paragraphs
-        )
+        paragraphs = text.replace("::\n", ":\n").split("\n\n")
+        return "\n\n".join(p if "\n  " in p else textwrap.fill(" ".join(p.split()), width) for p in paragraphs)
 
     def _get_help_string(self, action: argparse.Action) -> str:
         text = super()._get_help_string(action)
         type_and_default = re.compile(r"(, )?type: %\(type\)s|(, )?default: %\(default\)s")
         shown = action.default is not None and action.default != () and action.default != []
         text = type_and_default.sub(lambda note: note[0] if shown and "default" in note[0] else "", text)
-        return text.replace("(, ", "(").replace(" ()", "")
+        return text.replace("(, ", "(").replace(" ()", "").replace("``", "")
 
     def _format_action_invocation(self, action: argparse.Action) -> str:
         if (
@@ -124,7 +119,8 @@ def make_parser(
     required = [a for a in parser._actions if a.required and a.option_strings]
     places = [a.dest.upper() for a in parser._actions if not a.option_strings]
     words = [*places, *(f"{a.option_strings[0]} {a.dest.upper()}" for a in required)]
-    parser.usage = f"{PROGRAM} {name} {' '.join(words)} [--OPTION VALUE ...]"
+    usage = f"{PROGRAM} {name} {' '.join(words)} [--OPTION VALUE ...]"
+    parser.usage = textwrap.fill(usage, 100, subsequent_indent=" " * 9, break_on_hyphens=False)
     return parser
 
 
