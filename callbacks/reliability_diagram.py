@@ -14,7 +14,7 @@ from safe_rlhf_v.records.batches import PreferenceBatch
 class ReliabilityDiagram(EvaluationCallback):
     """P(harmful) = sigmoid(cost) against the share of responses labelled unsafe, per bin, with counts and ECE.
 
-    Points on the diagonal mean that a stated 30 % comes true in 30 % of the cases; below it the cost model cries wolf.
+    Points on the diagonal mean that a stated 30 % comes true in 30 % of the cases; below it the cost model warns too often.
     For cost models. Tag: ``3_reliability/{split}``.
 
     YAML::

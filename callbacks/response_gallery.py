@@ -14,7 +14,7 @@ from safe_rlhf_v.scoring.rows import Row
 
 
 class GalleryEntry(NamedTuple):
-    """One answered prompt.
+    """One prompt with its response.
 
     Attributes:
         key: Of the record.
@@ -71,7 +71,7 @@ def tile(note: GalleryEntry, when: str, before: Row | None) -> Tile:
     """One prompt, its response, and the response before it.
 
     Args:
-        note: What was answered.
+        note: The prompt with its response.
         when: When, in words.
         before: The earlier row with its ``when``, if there is one.
     """

@@ -1,4 +1,4 @@
-"""The base of callbacks that look at what a policy answers to held-out prompts."""
+"""The base of callbacks that look at what a policy responds to held-out prompts."""
 
 import math
 from abc import ABC, abstractmethod
@@ -21,7 +21,7 @@ from safe_rlhf_v.scoring.rows import Row
 class ResponseCallback(SplitReport, ABC):
     """Looks at the responses to the first prompts of each split, the same ones at every evaluation.
 
-    The first validation split is also answered and reported before the first step, so that there is something to compare
+    The first validation split is also responded to and reported before the first step, so that there is something to compare
     with. The same prompts draw the same random numbers, and training goes on as if nothing had been asked.
     A subclass writes :meth:`observe` and :meth:`report`; see :class:`SplitReport`.
 
@@ -36,7 +36,7 @@ class ResponseCallback(SplitReport, ABC):
 
         Args:
             prompts: Prompts per split, over all ranks; those of rank 0 if nothing is gathered.
-            before: Whether to answer before the first step, too.
+            before: Whether to respond before the first step, too.
 
         Raises:
             ValueError: If the number of prompts is not positive.

@@ -16,7 +16,7 @@ class Cloud(NamedTuple):
     """Responses of one policy.
 
     Attributes:
-        when: When it answered, in words.
+        when: When it responded, in words.
         points: (n, 2) learned cost and reward, finite.
     """
 
@@ -96,7 +96,7 @@ def plane_figure(split: str, clouds: list[Cloud], budgets: list[float]) -> np.nd
         if len(cloud.points):
             axes.scatter(*cloud.points.mean(0), s=150, c=colour, marker=marker, ec="white", lw=1.8, zorder=5)
     _mark_sides(axes, budgets)
-    axes.set_title(f"{split}: what the policy answers to the same {len(clouds[-1].points):,} prompts", pad=24)
+    axes.set_title(f"{split}: what the policy responds to the same {len(clouds[-1].points):,} prompts", pad=24)
     axes.set(xlabel="learned cost (above 0: judged harmful)", ylabel="learned reward")
     legend = figure.legend(loc="outside lower center", ncols=1, frameon=False, fontsize=9)
     for handle in legend.legend_handles:
