@@ -47,7 +47,7 @@ def imported(path):
             yield from (a.name.split(".")[1] for a in node.names if a.name.startswith("safe_rlhf_v."))
 
 
-@pytest.mark.parametrize(("path", "room"), modules())
+@pytest.mark.parametrize(("path", "room"), [*modules()])
 def test_imports_point_down(path, room):
     assert room in ROOMS, f"{room} is no room: add it to the order"
     for other in set(imported(path)) - {"__version__"}:
