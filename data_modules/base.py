@@ -67,6 +67,7 @@ class ShardDataModule(LightningDataModule):
             "num_workers": (num_workers, 0),
             "max_samples": (max_samples, 1),
             "images.size": (images.size, 1),
+            "images.cache": (images.cache, 0),
             "images.max_pixels": (images.max_pixels, 1),
         }
         for name, (value, minimum) in minima.items():

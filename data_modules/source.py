@@ -44,10 +44,13 @@ class ImageOptions:
     Attributes:
         max_pixels: Refuse larger pictures, by their header.
         size: Scale the longer side to this many pixels; ``None`` keeps the picture's size.
+        cache: Number of records that are kept in memory with their decoded pictures, so that later epochs do not read them
+            again; 0 for none.
     """
 
     max_pixels: int = MAX_PIXELS
     size: int | None = None
+    cache: int = 0
 
 
 @dataclass
@@ -68,6 +71,7 @@ class Source:
     collate: Callable[[list[Sample]], Any]
     images: ImageOptions = field(default_factory=ImageOptions)
     on_bad_sample: OnBadSample = "error"
+    _cache: dict[int, Sample] = field(default_factory=dict, init=False)
 
     def __getitem__(self, batch: Sequence[int]) -> tuple[Any, list[str]]:
         """A collated batch of the samples at these numbers, and one entry per real sample: its problem, or ""."""
@@ -83,6 +87,8 @@ class Source:
         """
         if number == PADDING:
             return MASKED
+        if number in self._cache:
+            return self._cache[number]
         try:
             record = self.split[self.rows[number]]
             options = {"max_pixels": self.images.max_pixels, "size": self.images.size}
@@ -90,7 +96,10 @@ class Source:
             if problem := getattr(self.collate, "problem", lambda record: "")(record):
                 raise ShardError(f"{shard}: record {record.key!r}: {problem}")
             images = tuple(self._decode(record, i, shard, options) for i in range(len(record.images)))
-            return Sample(record, images, shard=shard)
+            sample = Sample(record, images, shard=shard)
+            if len(self._cache) < self.images.cache:
+                self._cache[number] = sample
+            return sample
         except ShardError as error:
             if self.on_bad_sample == "error":
                 raise ShardError(f"{error}; {HINT}") from None

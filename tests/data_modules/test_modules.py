@@ -13,6 +13,7 @@ from safe_rlhf_v.data_modules import PreferenceDataModule, SupervisedDataModule
 from safe_rlhf_v.data_modules.plan import Position
 from safe_rlhf_v.data_modules.source import ImageOptions
 from safe_rlhf_v.records.batches import UNKNOWN_LEVEL
+from safe_rlhf_v.shards import ShardedSplit
 
 Folder = Callable[..., Path]
 
@@ -124,6 +125,26 @@ def test_images_are_scaled_and_capped(folder: Folder) -> None:
     data = PreferenceDataModule(root, validation_splits=("train",), images=ImageOptions(max_pixels=100))
     with pytest.raises(ValueError, match=r"train-0000.*images\[0\].*12 pixels, the limit is 100"):
         next(iter(data.val_dataloader()[0]))
+
+
+@pytest.mark.parametrize(("cache", "reads"), [(0, 24), (5, 19), (100, 12)])
+def test_cached_records_are_read_once_and_stay_the_same(
+    folder: Folder, monkeypatch: pytest.MonkeyPatch, cache: int, reads: int
+) -> None:
+    read: list[int] = []
+    open_record = ShardedSplit.__getitem__
+    monkeypatch.setattr(ShardedSplit, "__getitem__", lambda split, row: read.append(row) or open_record(split, row))
+    root = str(folder(train=12))
+    loader = PreferenceDataModule(root, batch_size=4, images=ImageOptions(cache=cache)).train_dataloader()
+    read.clear()
+    batches = [batch for _ in range(2) for batch in loader]
+    assert len(read) == reads
+    plain = PreferenceDataModule(root, batch_size=4).train_dataloader()
+    for batch, expected in zip(batches, [batch for _ in range(2) for batch in plain], strict=True):
+        assert batch.keys == expected.keys
+        assert batch.responses == expected.responses
+        for row, other in zip(batch.prompts.images, expected.prompts.images, strict=True):
+            assert all(map(torch.equal, row, other))
 
 
 def test_ranks_share_an_epoch(folder: Folder) -> None:

@@ -7,6 +7,7 @@ Shapes: B rows, S columns, M images, P image tokens, D hidden.
 
 import json
 from dataclasses import asdict
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
@@ -180,8 +181,15 @@ class ClipDecoder(Backbone):
         stacked = torch.stack(pixels) if pixels else torch.empty(0, size, size, 3, dtype=torch.uint8)
         return PromptTokens(ids, image_prompt), ImageInputs({"pixels": stacked}, tuple(image_ids))
 
+    @cached_property
+    def _pieces(self) -> dict[str, list[int]]:
+        """Token ids of the template's pieces: there are few of them, and every prompt has them."""
+        return {}
+
     def _encode(self, text: str) -> list[int]:
-        return [int(i) for i in self.tokenizer(text, add_special_tokens=False)["input_ids"]]
+        if text not in self._pieces:
+            self._pieces[text] = [int(i) for i in self.tokenizer(text, add_special_tokens=False)["input_ids"]]
+        return self._pieces[text]
 
     def encode(self, images: ImageInputs) -> ImageFeatures:
         """Run tower and resampler, without the projector."""

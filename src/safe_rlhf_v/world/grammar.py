@@ -5,7 +5,7 @@ object or context, so none can be answered or judged without the picture.
 """
 
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, lru_cache
 from typing import Literal
 
 from safe_rlhf_v.world.scenes import COLOURS, CONTEXTS, COUNTS, OBJECTS, Intent
@@ -216,6 +216,7 @@ _FIELDS: dict[Kind, tuple[str, ...]] = {
 }
 
 
+@lru_cache(maxsize=256)  # every judgement of a response parses it
 def parse(text: str) -> Parsed:
     """Parse any text: a sentence is either word for word in the grammar, or garbled; nothing is raised or guessed."""
     pieces = [" ".join(piece.split()) for piece in text.split(".")]
