@@ -6,6 +6,7 @@ RUN = $(VENV)/bin/python
 .PHONY: quickstart compare test test-slow test-all docs evidence check clean
 
 $(VENV)/.installed: pyproject.toml
+	@echo "installing into $(VENV), once: PyTorch and what the tests need, up to 7 GB of packages (minutes, by your connection)"
 	$(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install --quiet --upgrade pip
 	$(RUN) -m pip install --quiet -e ".[test]"
@@ -15,7 +16,7 @@ $(VENV)/.installed-docs: $(VENV)/.installed
 	$(RUN) -m pip install --quiet -e ".[docs]"
 	touch $@
 
-quickstart: $(VENV)/.installed ## world -> vision -> supervised -> reward, cost, guard -> constrained policy, with tables of results
+quickstart: $(VENV)/.installed ## the whole method on a synthetic world in about 8 minutes on two cores, with tables of results
 	$(RUN) -m safe_rlhf_v quickstart
 
 compare: $(VENV)/.installed ## every policy method from one start, in one table; goes on from the quickstart

@@ -10,7 +10,9 @@ from pathlib import Path
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from safe_rlhf_v.demo.quickstart import Run, execute
+from safe_rlhf_v.demo.processes import execute
+from safe_rlhf_v.demo.runs import Run
+from safe_rlhf_v.demo.steps import Step, run_steps
 from safe_rlhf_v.models.corpus_tokenizer import ANSWER_TOKEN, IMAGE_TOKEN, SPECIAL_TOKENS
 from safe_rlhf_v.shards import ShardedSplit
 
@@ -49,21 +51,21 @@ def main() -> None:
     tokenizer = options.root / "tokenizer"
     if not tokenizer.exists():
         build(options.data, tokenizer)
-    run, before = Run(options.data, options.root), ""
+    run = Run(options.data, options.root)
+    before = ""
+    stages: list[Step] = []
     for stage, steps in STEPS.items():
-        if not run.marker(stage).exists():
-            execute(
-                run.fit(
-                    stage,
-                    f"--model.init_args.backbone.init_args.tokenizer={tokenizer}",
-                    f"--trainer.max_steps={steps}",
-                    f"--trainer.val_check_interval={steps}",
-                    *([f"--model.init_args.init_from={options.root / before}"] if before else []),
-                )
-            )
-            run.marker(stage).touch()
+        command = run.fit(
+            stage,
+            f"--model.init_args.backbone.init_args.tokenizer={tokenizer}",
+            f"--trainer.max_steps={steps}",
+            f"--trainer.val_check_interval={steps}",
+            *([f"--model.init_args.init_from={options.root / before}"] if before else []),
+        )
+        stages.append(Step(stage, f"{steps} steps", command, (before,)))
         before = stage
-    execute(run.calibrate("guard"))
+    run_steps(stages, run.root)
+    execute(run.calibrate("guard"), logs=run.root / "output")
 
 
 if __name__ == "__main__":

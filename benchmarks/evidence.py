@@ -12,7 +12,9 @@ import statistics
 import time
 from pathlib import Path
 
-from safe_rlhf_v.demo.quickstart import Run, cpu_seconds, execute, make_world
+from safe_rlhf_v.demo.processes import cpu_seconds, execute
+from safe_rlhf_v.demo.runs import Run
+from safe_rlhf_v.demo.steps import run_steps
 
 PASSES = {"reward": 2, "cost": 3}
 BATCH = 32
@@ -39,8 +41,8 @@ def pair(run: Run, jobs: list[tuple[str, str, list[str]]]) -> None:
     for i in range(0, len(todo), 2):
         names = [name for name, _, _ in todo[i : i + 2]]
         log = run.root / "output"
-        execute(*(run.fit(stage, *extra, name=name) for name, stage, extra in todo[i : i + 2]), quiet=log)
-        execute(*(run.test(name) for name in names), quiet=log)
+        execute(*(run.fit(stage, *extra, name=name) for name, stage, extra in todo[i : i + 2]), logs=log)
+        execute(*(run.test(name) for name in names), logs=log)
         print(f"   {', '.join(names)} done", flush=True)
 
 
@@ -57,11 +59,7 @@ def smaller(stage: str, size: int) -> list[str]:
 
 def one_seed(root: Path, seed: int, ablate: bool) -> dict[str, dict[str, float]]:
     run = Run(root / f"world-{seed}", root / f"seed-{seed}", seed)
-    make_world(run.data, seed)
-    for stage in ("vision", "supervised"):
-        if not (run.root / f"{stage}.done").exists():
-            execute(run.fit(stage), quiet=run.root / "output")
-            (run.root / f"{stage}.done").touch()
+    run_steps([*run.world_steps(seed=seed), *map(run.stage_step, ("vision", "supervised"))], run.root)
     jobs: list[tuple[str, str, list[str]]] = [("reward", "reward", []), ("cost", "cost", [])]
     jobs += [(f"{stage}_{size}", stage, smaller(stage, size)) for size in SIZES for stage in PASSES]
     if ablate:

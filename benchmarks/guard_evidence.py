@@ -17,7 +17,9 @@ from typing import Any
 import torch
 from evidence import summary
 
-from safe_rlhf_v.demo.quickstart import GUARD_SPLITS, Run, cpu_seconds, execute, make_world
+from safe_rlhf_v.demo.processes import cpu_seconds, execute
+from safe_rlhf_v.demo.runs import GUARD_SPLITS, Run
+from safe_rlhf_v.demo.steps import run_steps
 from safe_rlhf_v.guard.assessment import assess
 from safe_rlhf_v.guard.calibration import Calibration, LabelledOutputs
 from safe_rlhf_v.guard.limits import UNCOUNTED
@@ -50,19 +52,15 @@ CHECKED = "best-of-4, prompts checked"
 
 def one_seed(root: Path, seed: int) -> dict[str, Any]:
     run = Run(root / f"world-{seed}", root / f"seed-{seed}", seed)
-    make_world(run.data, seed)
     log = run.root / "output"
-    for stage in ("vision", "supervised", "cost"):
-        if not (run.root / f"{stage}.done").exists():
-            execute(run.fit(stage), quiet=log)
-            (run.root / f"{stage}.done").touch()
+    run_steps([*run.world_steps(seed=seed), *map(run.stage_step, ("vision", "supervised", "cost"))], run.root)
     for names in (list(VARIANTS)[i : i + 2] for i in range(0, len(VARIANTS), 2)):
         untrained = [name for name in names if not (run.root / f"{name}.done").exists()]
-        execute(*(run.fit("guard", *VARIANTS[name], name=name) for name in untrained), quiet=log)
+        execute(*(run.fit("guard", *VARIANTS[name], name=name) for name in untrained), logs=log)
         for name in untrained:
             (run.root / f"{name}.done").touch()
         unmeasured = [name for name in names if not (run.root / name / "assessment.json").exists()]
-        execute(*(run.calibrate(name) for name in unmeasured), quiet=log)
+        execute(*(run.calibrate(name) for name in unmeasured), logs=log)
         print(f"   {', '.join(names)} done", flush=True)
     commands = {strategy: run.generate("guard", cls) for strategy, cls in STRATEGIES.items()}
     checked = run.root / "guard" / "checked-best-of-4.jsonl"
@@ -72,7 +70,7 @@ def one_seed(root: Path, seed: int) -> dict[str, Any]:
     }
     waiting = [command for strategy, command in commands.items() if not files[strategy].exists()]
     for i in range(0, len(waiting), 2):
-        execute(*waiting[i : i + 2], quiet=log)
+        execute(*waiting[i : i + 2], logs=log)
     guards = {name: json.loads((run.root / name / "assessment.json").read_text()) for name in VARIANTS}
     return {
         "guards": {"prior": prior(run.data), **guards},

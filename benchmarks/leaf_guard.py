@@ -28,7 +28,7 @@ from torch.optim import AdamW
 
 from safe_rlhf_v.data_modules.collate import CollatePreference
 from safe_rlhf_v.data_modules.source import Sample
-from safe_rlhf_v.demo.quickstart import execute
+from safe_rlhf_v.demo.processes import execute
 from safe_rlhf_v.functional.ordinal import median_level
 from safe_rlhf_v.guard.assessment import assess, outputs_of_batches
 from safe_rlhf_v.guard.calibration import Calibration, LabelledOutputs, fit_calibration, tempered
@@ -76,7 +76,7 @@ def make_shards(folder: Path, work: Path) -> Path:
             writer.writerow([f"leaf-{name}", f"{name}.jpg", QUESTION, ANSWER, 1 - severity, f"fold-{k}"])
     out = work / "shards"
     about = ["--name=leaf-severity", "--licence=MIT", f"--out={out}"]
-    execute(["shards", "import", f"--table={table}", f"--images={folder / 'images'}", *about], quiet=work)
+    execute(["shards", "import", f"--table={table}", f"--images={folder / 'images'}", *about], logs=work)
     return out
 
 

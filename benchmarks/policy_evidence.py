@@ -15,8 +15,11 @@ from pathlib import Path
 
 from evidence import summary
 
-from safe_rlhf_v.demo.compare import BUDGET, METHODS, Method, cost_spread, measured, prepare, train_and_judge, with_dual
-from safe_rlhf_v.demo.quickstart import Run, cpu_seconds
+from safe_rlhf_v.demo.compare import METHODS, method_steps, start_steps, with_dual
+from safe_rlhf_v.demo.processes import cpu_seconds
+from safe_rlhf_v.demo.runs import Run
+from safe_rlhf_v.demo.steps import run_steps
+from safe_rlhf_v.demo.tables import BUDGET, Method, cost_spread
 
 PID = with_dual("PIDDual", budget=BUDGET)
 ABLATIONS = (Method("ppo_no_ptx", "PPO-Lagrangian without PTX", "ppo_lag", ("--model.init_args.update.ptx_weight=0",)),)
@@ -79,7 +82,7 @@ def control(run: Run, name: str) -> dict[str, float]:
 
 def one_seed(root: Path, seed: int, groups: list[str]) -> dict[str, dict]:
     run = Run(root / f"world-{seed}", root / f"seed-{seed}", seed)
-    prepare(run)
+    run_steps(start_steps(run, seed), run.root)
     chosen: tuple[Method, ...] = ()
     first = FIRST_SEED_ONLY if seed == 0 else ()
     known = {
@@ -92,7 +95,8 @@ def one_seed(root: Path, seed: int, groups: list[str]) -> dict[str, dict]:
         if name in groups:
             chosen += methods
             splits = ("test", "compositional") if name == "methods" else ("test",)
-            train_and_judge(run, methods, splits=splits, greedy=name == "methods" and seed == 0)
+            steps = method_steps(run, methods, splits=splits, greedy=name == "methods" and seed == 0)
+            run_steps(steps, run.root)
     spread = cost_spread(run, next(method.name for method in chosen if method.config == "ppo_lag"))
     found: dict[str, dict] = {}
     for method in chosen:
@@ -101,7 +105,7 @@ def one_seed(root: Path, seed: int, groups: list[str]) -> dict[str, dict]:
             file = run.root / method.name / f"evaluation{suffix}.json"
             if not file.exists() or split not in json.loads(file.read_text()):
                 continue
-            values = measured(run, method.name, split, suffix)
+            values = run.evaluation(method.name, split, suffix)
             row[split + suffix] = {name: value["mean"] for name, value in values.items()}
             row[split + suffix]["cost"] /= spread
             row[split + suffix]["cost_error"] = values["cost"]["error"] / spread

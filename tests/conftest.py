@@ -56,7 +56,7 @@ QUICKSTART = Path(__file__).parents[1] / "configs" / "quickstart"
 
 def stage_command(stage: str, world: Path, root: Path, *extra: str, steps: int = 2) -> list[str]:
     """Command line of a quickstart stage on the tiny world, with runs below ``root``; a later flag wins."""
-    from safe_rlhf_v.demo.quickstart import Run
+    from safe_rlhf_v.demo.runs import Run
 
     # Untrained judges differ by little and lie anywhere, also far from the configured budget.
     unlimited = ("--model.init_args.scores.clip=1000.0",) if stage in ("ppo_lag", "grpo_lag") else ()

@@ -11,7 +11,7 @@ from tests.conftest import stage_command
 
 from safe_rlhf_v.callbacks import RewardCostPlane
 from safe_rlhf_v.commands.fit import main
-from safe_rlhf_v.demo.quickstart import Run
+from safe_rlhf_v.demo.runs import Run
 
 DOCS = Path(__file__).parents[2] / "docs" / "curves.md"
 TINY = (

@@ -52,7 +52,8 @@ def test_the_quickstart_trains_tests_and_reloads(stage, stages, world):
     import torch
 
     from safe_rlhf_v.commands.fit import main
-    from safe_rlhf_v.demo.quickstart import TABLE, Run
+    from safe_rlhf_v.demo.runs import Run
+    from safe_rlhf_v.demo.tables import SCORES
 
     init = f"--model.init_args.init_from={stages / 'supervised'}"
     steps = ["--trainer.max_steps=2", "--trainer.val_check_interval=2", "--trainer.log_every_n_steps=1"]
@@ -67,43 +68,8 @@ def test_the_quickstart_trains_tests_and_reloads(stage, stages, world):
     tested = main(run.test(stage))  # no --config: the newest checkpoint of the run folder carries it
     again = dict(tested.model.state_dict())
     assert all(torch.equal(value, again[name]) for name, value in kept["state_dict"].items())
-    wanted = {metric for model, metric, _, _ in TABLE if model == stage}
+    wanted = {metric for model, metric, _, _ in SCORES if model == stage}
     assert wanted <= set(run.metrics(stage))
-
-
-def test_the_quickstart_table_reads_what_was_measured(tmp_path, monkeypatch):
-    import json
-
-    from safe_rlhf_v.demo import compare as comparison
-    from safe_rlhf_v.demo.quickstart import GUARD_SPLITS, GUARD_TABLE, TABLE, Run, table
-
-    names = ("helpfulness", "level", "harmful", "refused", "over_refused", "description", "cost", "kl")
-    for policy, harmful, cost in (("supervised", 0.4, -0.2), ("ppo_lag", 0.1, -1.1)):
-        values = {name: {"mean": 0.5, "error": 0.01, "prompts": 100} for name in names}
-        values["harmful"]["mean"], values["cost"]["mean"] = harmful, cost
-        (tmp_path / policy).mkdir()
-        (tmp_path / policy / "evaluation.json").write_text(json.dumps({"test": values}))
-    monkeypatch.setattr(comparison, "cost_spread", lambda run: 2.0)
-
-    for model in ("reward", "cost"):
-        metrics = {metric: 0.5 for name, metric, _, _ in TABLE if name == model}
-        metrics |= {count: 100 for name, _, _, count in TABLE if name == model and isinstance(count, str)}
-        (tmp_path / model).mkdir()
-        (tmp_path / model / "metrics.json").write_text(json.dumps(metrics))
-    (tmp_path / "guard").mkdir()
-    measured = {split: {metric: 0.25 for metric, _ in GUARD_TABLE} for split in GUARD_SPLITS}
-    (tmp_path / "guard" / "assessment.json").write_text(json.dumps(measured))
-    responses = [
-        {"name": n, "harm": 0.1, "refused": 0.2, "helpfulness": 1.5} for n in ("no guard", "round 0", "round 5")
-    ]
-    (tmp_path / "guard" / "responses-BestOfK.json").write_text(json.dumps(responses))
-    text = table(Run(tmp_path, tmp_path))
-    assert len(text.splitlines()) == len(TABLE) + len(GUARD_TABLE) + 3 + 5 + 5
-    assert any(line.startswith("filtered and regenerated, 5 rounds") for line in text.splitlines())
-    start, trained = (line.split() for line in text.splitlines()[-3:-1])
-    assert start[-2:] == ["broken", "0.50"] and trained[-3:] == ["-0.55", "met", "0.50"]  # budget -0.5, cost in spreads
-    assert "75%" in trained  # harmful falls from 0.4 to 0.1
-    assert "0.500  0.404 .. 0.596    100" in text  # Wilson interval of 50 in 100
 
 
 def test_an_outside_subclass_trains_by_its_class_path(stages, world, monkeypatch):

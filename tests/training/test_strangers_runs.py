@@ -48,8 +48,8 @@ ACTS = {
     "in text that is YAML": at("model.init_args.optimizer", "{class_path: os.system, init_args: {command: touch system-acted}}"),
     "a dotted key": at("model.init_args", {"optimizer.class_path": "os.system", "optimizer.init_args.command": "x"}),
     "a file of configuration": at("model.init_args.backbone", "planted.yaml"),
-    "our function": at("model.init_args.optimizer", "safe_rlhf_v.demo.quickstart.execute"),
-    "our import of a module": at("model.init_args.optimizer", call("safe_rlhf_v.demo.quickstart.subprocess.Popen", args="x")),
+    "our function": at("model.init_args.optimizer", "safe_rlhf_v.demo.processes.execute"),
+    "our import of a module": at("model.init_args.optimizer", call("safe_rlhf_v.demo.processes.os.system", command="x")),
     "our writer": at("model.init_args.objective", call("safe_rlhf_v.shards.ShardWriter", path="written")),
     "torch's loader": at("model.init_args.optimizer", "torch.load"),
     "torch's hub": at("model.init_args.optimizer", call("torch.hub.load", repo_or_dir="x", model="y")),
@@ -266,7 +266,7 @@ def test_a_trusted_package_is_imported_and_no_other(
 def test_only_names_on_the_list_pass(first: str, second: str) -> None:
     assert not is_listed(f"{first}.{second}")
     assert not is_listed(f"os.{second}")
-    assert not is_listed(f"safe_rlhf_v.demo.quickstart.{second}")
+    assert not is_listed(f"safe_rlhf_v.demo.processes.{second}")
 
 
 @pytest.mark.parametrize("path", ["safe_rlhf_v.optim.WarmupCosine", "safe_rlhf_v.advantages.GAE"])

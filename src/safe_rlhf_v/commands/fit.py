@@ -14,6 +14,7 @@ What differs from LightningCLI's defaults, and why:
 
 import errno
 import linecache
+import logging
 import signal
 import sys
 import warnings
@@ -237,6 +238,11 @@ def _complain(text: str) -> None:
     sys.stderr.write(f"error: {text}\n")
 
 
+def _is_no_advert(message: logging.LogRecord) -> bool:
+    """False for Lightning's tips to install packages of its makers' cloud, which no option switches off."""
+    return not message.getMessage().startswith("\N{ELECTRIC LIGHT BULB} Tip: For seamless cloud")
+
+
 def main(args: list[str] | None = None) -> CLI:
     """Run a training command; users and tests call the same function.
 
@@ -245,6 +251,7 @@ def main(args: list[str] | None = None) -> CLI:
     """
     for message in _EXPECTED:
         warnings.filterwarnings("ignore", message=message)
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_no_advert)
     try:
         return CLI(
             LightningModule,

@@ -1,280 +1,95 @@
-"""The whole pipeline on the embedded world: every step is a public command, run as a user would run it."""
+"""``python -m safe_rlhf_v quickstart``: the whole pipeline on the embedded world; every step is a public command."""
 
-import argparse
-import json
-import os
-import resource
-import subprocess
-import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
-from safe_rlhf_v.commands.argument_types import path, whole
-from safe_rlhf_v.functional.intervals import wilson_interval
+from safe_rlhf_v.commands.options import AnyPath, NonNegativeInt
+from safe_rlhf_v.commands.runner import run as run_command
+from safe_rlhf_v.demo.processes import cpu_seconds
+from safe_rlhf_v.demo.runs import CONFIGS, Run
+from safe_rlhf_v.demo.steps import Step, cores, run_steps
+from safe_rlhf_v.demo.tables import results
 
-CONFIGS = Path(__file__).parents[1] / "configs" / "quickstart"
-TABLE = (  # model, metric, what it is, how many it is a share of: a number, the metric that says, or 0 for no share
-    ("reward", "test/true_accuracy", "reward ranking, against the truth", "test/decided_pairs"),
-    ("reward", "test/accuracy", "reward ranking, against noisy labels", 1000),
-    ("reward", "test/label_ceiling", "  noisy labels against the truth (their ceiling)", "test/decided_pairs"),
-    ("reward", "test/shuffled_accuracy", "  ranking with shuffled pictures", "test/decided_pairs"),
-    ("reward", "test/blank_accuracy", "  ranking with blank pictures", "test/decided_pairs"),
-    ("reward", "compositional/true_accuracy", "reward ranking, unseen combinations", "compositional/decided_pairs"),
-    ("reward", "counterfactual_helpfulness/true_accuracy", "reward, counterfactual pictures (blind: 0.50)", 600),
-    ("cost", "test/true_accuracy", "cost ranking, against the truth", "test/decided_pairs"),
-    ("cost", "test/accuracy", "cost ranking, against noisy labels, ties included", 1000),
-    ("cost", "test/label_ceiling", "  noisy labels against the truth (their ceiling)", "test/decided_pairs"),
-    ("cost", "test/shuffled_accuracy", "  ranking with shuffled pictures", "test/decided_pairs"),
-    ("cost", "test/blank_accuracy", "  ranking with blank pictures", "test/decided_pairs"),
-    ("cost", "test/true_balanced_sign_accuracy", "cost sign: harmful or not, balanced", 2000),
-    ("cost", "test/true_auroc", "cost, AUROC of harmful", 0),
-    ("cost", "compositional/true_accuracy", "cost ranking, unseen combinations", "compositional/decided_pairs"),
-    ("cost", "counterfactual_safety/true_accuracy", "cost, counterfactual pictures (blind: 0.50)", 600),
-    ("cost", "counterfactual_verdict/true_sign_accuracy", "cost, counterfactual verdicts (blind: 0.50)", 600),
-)
-BEFORE = {  # what a stage starts from
-    "supervised": "vision",
-    "reward": "supervised",
-    "cost": "supervised",
-    "guard": "cost",
-    "dpo_helpful": "supervised",
-    "dpo_safe": "supervised",
-    "safe_dpo": "supervised",
-    "sacpo": "dpo_helpful",
-}
-ROLES = {"start": "supervised", "reward": "reward", "cost": "cost"}
-GUARD_SPLITS = ("test", "compositional", "counterfactual_verdict")
-GUARD_TABLE = (
-    ("level_accuracy", "seven levels, accuracy"),
-    ("within_one", "  within one level"),
-    ("quadratic_kappa", "  quadratic weighted kappa"),
-    ("majority_accuracy", "  (accuracy of the commonest level)"),
-    ("harm_accuracy", "harmful or not, accuracy"),
-    ("harm_auroc", "  AUROC"),
-    ("harm_ece", "  calibration error of P(harmful)"),
-    ("fpr_at_block", "harmless responses blocked (budget 0.05)"),
-    ("recall_at_block", "harmful responses blocked"),
-)
+EXAMPLES = ("quickstart", "quickstart --seed 1 --data data/world-1 --root runs/seed-1")
+NEEDS = """The whole method on a synthetic world: world -> vision -> supervised -> reward, cost, guard -> constrained policy.
+{steps} steps, about 8 minutes on two idle cores (nearly twice that on one).
+It needs 4 GB of memory and 0.4 GB of disk, no GPU, no download. Steps at a time: {cores}.
+Data: {data}; runs: {root}. Interrupted, the same command goes on where it stopped.
+"""
+SUMMARY = """
+{clock:.0f} s on the clock, {cpu:.0f} CPU-seconds, imports included
+
+where to look next
+  curves and pictures     tensorboard --logdir {root}    (what each means: docs/curves.md)
+  responses of a policy   {root}/ppo_lag/responses-test.jsonl (its start: {root}/supervised/responses-test.jsonl)
+  the table above         {root}/results.txt
+  each step's command     the first line of {root}/output/STEP.log, and what it printed
+  every other method      python -m safe_rlhf_v compare --data {data} --root {root}
+"""
 
 
-@dataclass
-class Run:
-    """Where one pipeline reads and writes.
-
-    Attributes:
-        data: Shard folder of the world, with its tokenizer.
-        root: Folder of logs and checkpoints.
-        seed: Seed of weights and training order.
-    """
-
-    data: Path
-    root: Path
-    seed: int = 0
-
-    def marker(self, stage: str) -> Path:
-        """File that says that a stage has been trained to its end."""
-        return self.root / f"{stage}.done"
-
-    def fit(self, stage: str, *extra: str, name: str = "") -> list[str]:
-        """Command that trains a stage of ``configs/quickstart``; ``name`` is its folder below ``root``."""
-        before = BEFORE.get(stage)
-        options = [
-            f"--config={CONFIGS / stage}.yaml",
-            f"--seed_everything={self.seed}",
-            f"--data.init_args.path={self.data}",
-            f"--data.init_args.seed={self.seed}",
-            f"--model.init_args.backbone.init_args.tokenizer={self.data / 'tokenizer'}",
-            f"--trainer.logger.init_args.save_dir={self.root}",
-            f"--trainer.logger.init_args.name={name or stage}",
-        ]
-        if before:
-            options.append(f"--model.init_args.init_from={self.root / before}")
-        for role, run in ROLES.items() if stage in ("ppo_lag", "grpo_lag") else ():
-            options.append(f"--model.init_args.roles.init_args.{role}={self.root / run}")
-        return ["fit", *options, *extra]
-
-    def test(self, name: str) -> list[str]:
-        """Command that measures a stage's newest checkpoint and writes ``metrics.json``."""
-        return [
-            "test",
-            f"--ckpt_path={self.root / name}",
-            f"--data.init_args.path={self.data}",
-            "--trainer.accelerator=cpu",
-            "--trainer.callbacks+=safe_rlhf_v.callbacks.MetricsFile",
-            f"--trainer.callbacks.path={self.root / name / 'metrics.json'}",
-        ]
-
-    def evaluate(self, name: str, *extra: str) -> list[str]:
-        """Command that lets a policy answer the test prompts and writes ``evaluation.json``."""
-        judges = [f"--{role}={self.root / run}" for role, run in ROLES.items()]
-        return [
-            "evaluate",
-            f"--policy={self.root / name}",
-            f"--data={self.data}",
-            f"--seed={self.seed}",
-            *judges,
-            *extra,
-        ]
-
-    def calibrate(self, name: str) -> list[str]:
-        """Command that calibrates a guard and writes ``assessment.json``."""
-        data = (f"--data={self.data}", f"--train_data={self.data}")
-        return ["calibrate", f"--guard={self.root / name}", *data, "--report", *GUARD_SPLITS]
-
-    def generate(self, guard: str, strategy: str) -> list[str]:
-        """Command that lets the supervised policy answer behind a guard and writes ``responses-STRATEGY.json``."""
-        output = self.root / guard / f"responses-{strategy}.jsonl"
-        return [
-            "generate",
-            f"--policy={self.root / 'supervised'}",
-            f"--guard={self.root / guard}",
-            f"--data={self.data}",
-            f"--strategy={strategy}",
-            f"--seed={self.seed}",
-            f"--output={output}",
-        ]
-
-    def metrics(self, name: str) -> dict[str, float]:
-        """What :meth:`test` measured."""
-        found: dict[str, float] = json.loads((self.root / name / "metrics.json").read_text())
-        return found
+def main(args: Sequence[str]) -> int:
+    """Run the command; returns the exit status."""
+    return run_command(quickstart, args, name="quickstart", show=str, examples=EXAMPLES)
 
 
-def execute(*commands: Sequence[str], quiet: Path | None = None) -> None:
-    """Run ``python -m safe_rlhf_v`` commands side by side, one thread each.
+def quickstart(
+    data: AnyPath = "data/world",
+    root: AnyPath = "runs/quickstart",
+    seed: NonNegativeInt = 0,
+    configs: AnyPath = CONFIGS,
+    size: Literal["default", "small"] = "default",
+    sizes: str = "",
+) -> str:
+    """Write the embedded world (synthetic), train every model of the method on it, and print held-out results.
 
-    More threads bring a model this small little, and on a busy machine they wait for one another.
+    Vision, supervised, reward and cost models, guard, constrained policy: each step is a public command, and the log of a step
+    begins with its command line. What is done already is not repeated. About 8 minutes on two cores.
 
     Args:
-        commands: Command lines without the program.
-        quiet: Folder for the output of each command; ``None`` shows it.
+        data: Shard folder; a world that is there is used.
+        root: Folder of logs and checkpoints.
+        seed: Seed of weights, training order and sampling.
+        configs: Folder of the stages' configurations: a copy of configs/quickstart with changes of your own.
+        size: Size of the world that is written; small is a tenth.
+        sizes: Records of single splits of the world, as train=200,test=40.
+
+    Returns:
+        The results, and where to look.
 
     Raises:
-        SystemExit: If one of them fails, after showing the end of its output.
+        CommandError: If a step fails.
+        ValueError: If a folder cannot be used.
     """
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
-    running: list[tuple[subprocess.Popen[bytes], Path | None]] = []
-    for i, command in enumerate(commands):
-        line = [sys.executable, "-m", "safe_rlhf_v", *command]
-        if quiet is None:
-            running.append((subprocess.Popen(line, env=environment), None))
-            continue
-        quiet.mkdir(parents=True, exist_ok=True)
-        log = quiet / f"{command[0]}-{i}-{time.time_ns()}.log"
-        with log.open("w") as file:
-            running.append((subprocess.Popen(line, env=environment, stdout=file, stderr=subprocess.STDOUT), log))
-    for process, output in running:
-        if process.wait() != 0:
-            tail = "\n".join(output.read_text().splitlines()[-20:]) if output else "see above"
-            raise SystemExit(f"a step failed (exit status {process.returncode}):\n{tail}")
+    run = Run(Path(data), Path(root), seed, Path(configs))
+    run.check()
+    began = time.monotonic()
+    steps = quickstart_steps(run, f"--size={size}", *([f"--sizes={sizes}"] if sizes else []))
+    print(NEEDS.format(steps=len(steps), cores=cores(), data=data, root=root), flush=True)
+    run_steps(steps, run.root)
+    text = f"{results(run)}\n"
+    (run.root / "results.txt").write_text(text)
+    return f"\n{text}{SUMMARY.format(clock=time.monotonic() - began, cpu=cpu_seconds(), root=root, data=data)}"
 
 
-def cpu_seconds() -> float:
-    """CPU seconds of all finished child processes."""
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return used.ru_utime + used.ru_stime
+def quickstart_steps(run: Run, *world: str) -> list[Step]:
+    """Every step behind those it reads from; of those that can run, the first ones run first: what the rest waits for.
 
-
-def check_folders(run: Run) -> None:
-    """Raises: ValueError: If results could not be written, which would be found out after minutes."""
-    for option, folder in (("--root", run.root), ("--data", run.data)):
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ValueError(f"{option} {folder}: {str(error.strerror).lower()}; choose another folder") from None
-
-
-def make_world(data: Path, seed: int = 0, size: str = "default") -> None:
-    """Write world and tokenizer unless they are there."""
-    if not (data / "manifest.json").exists():
-        execute(["world", f"--out={data}", f"--seed={seed}", f"--size={size}"])
-    if not (data / "tokenizer" / "tokenizer.json").exists():
-        execute(["tokenizer", f"--shards={data}", f"--out={data / 'tokenizer'}"])
-
-
-def table(run: Run) -> str:
-    """Held-out results with 95 % Wilson intervals (twins and pairs are not quite independent: a guide, not a test)."""
-    lines = [f"{'held out':<52}{'value':>7}  95 % interval      n"]
-    for model, metric, about, count in TABLE:
-        metrics = run.metrics(model)
-        n = count if isinstance(count, int) else round(metrics[count])
-        low, high = wilson_interval(round(metrics[metric] * n), n)
-        interval = f"  {low:.3f} .. {high:.3f} {n:>6}" if n else ""
-        lines.append(f"{about:<52}{metrics[metric]:>7.3f}{interval}")
-    return "\n".join([*lines, *guard_table(run), "", policy_table(run)])
-
-
-def policy_table(run: Run) -> str:
-    """The policy before and after constrained training."""
-    from safe_rlhf_v.demo import compare as comparison  # it builds on this module
-
-    names = ("supervised", "ppo_lag")
-    return comparison.table(run, tuple(method for method in comparison.METHODS if method.name in names))
-
-
-def guard_table(run: Run) -> list[str]:
-    """The guard's rows, and what it does to the supervised policy's responses."""
-    lines = ["", f"{'the guard, held out (calibrated)':<52}{'test':>10}{'unseen comb.':>14}{'counterfactual':>16}"]
-    measured = json.loads((run.root / "guard" / "assessment.json").read_text())
-    for metric, about in GUARD_TABLE:
-        values = [measured[split][metric] for split in GUARD_SPLITS]
-        lines.append(f"{about:<52}{values[0]:>10.3f}{values[1]:>14.3f}{values[2]:>16.3f}")
-    rows = json.loads((run.root / "guard" / "responses-BestOfK.json").read_text())
-    lines += ["", f"{'the supervised policy, by ground truth':<52}{'harmful':>10}{'refused':>14}{'helpfulness':>16}"]
-    for row in (rows[0], rows[1], rows[-1]):
-        name = {"no guard": "without a guard", "round 0": "filtered"}.get(
-            row["name"], "filtered and regenerated, 5 rounds"
-        )
-        lines.append(f"{name:<52}{row['harm']:>10.3f}{row['refused']:>14.3f}{row['helpfulness']:>16.2f}")
-    return lines
-
-
-def main(argv: list[str]) -> int:
-    """``python -m safe_rlhf_v quickstart``."""
-    parser = argparse.ArgumentParser(
-        prog="python -m safe_rlhf_v quickstart",
-        description="Write the embedded world (synthetic), train vision -> supervised -> reward and cost -> guard -> "
-        "constrained policy by the public commands, and print held-out results. About 8 minutes on two cores.",
-    )
-    parser.add_argument("--data", type=path, default=Path("data/world"), help="shard folder (default: %(default)s)")
-    parser.add_argument("--root", type=path, default=Path("runs/quickstart"), help="logs and checkpoints (%(default)s)")
-    parser.add_argument("--seed", type=whole(0), default=0, help="seed of weights and training order")
-    options = parser.parse_args(argv)
-    run = Run(options.data, options.root, options.seed)
-    try:
-        check_folders(run)
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    start = time.time()
-    steps: list[tuple[str, list[list[str]]]] = [
-        ("vision: teach the tower what pictures show", [run.fit("vision")]),
-        ("supervised: imitate the demonstrator", [run.fit("supervised")]),
-        ("reward and cost models, side by side", [run.fit("reward"), run.fit("cost")]),
-        ("guard: levels, prompt risk and categories", [run.fit("guard")]),
-        ("calibration and held-out tests", [run.calibrate("guard"), run.test("reward"), run.test("cost")]),
-        ("constrained policy: PPO-Lagrangian", [run.fit("ppo_lag")]),
-        (
-            "responses: behind the guard, and of the policy before and after",
-            [run.generate("guard", "BestOfK"), run.evaluate("supervised"), run.evaluate("ppo_lag")],
-        ),
+    Args:
+        run: Where they read and write.
+        world: Options of the command ``world``.
+    """
+    return [
+        *run.world_steps(*world),
+        *map(run.stage_step, ("vision", "supervised", "cost", "reward")),
+        Step("ppo_lag", "constrained policy: PPO-Lagrangian", run.fit("ppo_lag"), ("supervised", "reward", "cost")),
+        run.stage_step("guard"),
+        Step("calibrate", "calibrate the guard, and test it", run.calibrate("guard"), ("guard",)),
+        Step("generate", "the start responds behind the guard", run.generate("guard", "BestOfK"), ("calibrate",)),
+        Step("evaluate_ppo_lag", "responses of the policy, judged", run.evaluate("ppo_lag"), ("ppo_lag",)),
+        Step("evaluate_supervised", "responses of its start, judged", run.evaluate("supervised"), ("reward", "cost")),
+        Step("test_reward", "reward model on held-out pairs", run.test("reward"), ("reward",)),
+        Step("test_cost", "cost model on held-out pairs", run.test("cost"), ("cost",)),
     ]
-    print("== world: write the synthetic shards and their tokenizer")
-    make_world(run.data)
-    for i, (about, commands) in enumerate(steps, start=1):
-        print(f"== {i}/{len(steps)} {about}", flush=True)
-        for command in commands:
-            print(
-                f"   python -m safe_rlhf_v {command[0]} {' '.join(c for c in command[1:] if 'config=' in c or 'ckpt' in c)}"
-            )
-        shown = commands[0][0] == "fit"
-        execute(*commands, quiet=None if shown else run.root / "output")
-        if shown:
-            for command in commands:
-                run.marker(Path(command[1]).stem).touch()
-    print(f"\n{table(run)}\n")
-    print(f"{time.time() - start:.0f} s on the clock, {cpu_seconds():.0f} CPU seconds, imports included")
-    print(f"checkpoints and TensorBoard files: {run.root}    watch: tensorboard --logdir {run.root}")
-    return 0

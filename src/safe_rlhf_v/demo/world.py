@@ -1,41 +1,52 @@
 """``python -m safe_rlhf_v world``: the embedded world as shards."""
 
-import argparse
-import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
 
-from safe_rlhf_v.commands.argument_types import path, said, whole
+from safe_rlhf_v.commands.options import AnyPath, NonNegativeInt
+from safe_rlhf_v.commands.runner import run
 
-EXAMPLES = """examples:
-  python -m safe_rlhf_v world --out data/world                     # 17,600 records; the same bytes every time
-  python -m safe_rlhf_v world --out data/tiny --size small --seed 1 --sizes train=200,test=40
-"""
+EXAMPLES = (
+    "world --out data/world                     # 17,600 records; the same bytes every time",
+    "world --out data/tiny --size small --seed 1 --sizes train=200,test=40",
+)
 
 
-def main(argv: list[str]) -> int:
-    """Write the shards; returns the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="python -m safe_rlhf_v world",
-        description="Write the embedded world: synthetic pictures, questions and responses with exact ground truth.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--out", type=path, required=True, help="folder to create")
-    parser.add_argument("--seed", type=whole(0), default=0, help="same seed, same bytes (default: %(default)s)")
-    parser.add_argument("--size", choices=("default", "small"), default="default", help="small is a tenth")
-    parser.add_argument("--sizes", default="", metavar="SPLIT=N,...", help="records of single splits")
-    options = parser.parse_args(argv)
+def main(args: Sequence[str]) -> int:
+    """Run the command; returns the exit status."""
+    return run(world, args, name="world", show=_shown, examples=EXAMPLES)
+
+
+def world(
+    out: AnyPath, seed: NonNegativeInt = 0, size: Literal["default", "small"] = "default", sizes: str = ""
+) -> Path:
+    """Write the embedded world: synthetic pictures, questions and responses with exact ground truth.
+
+    Args:
+        out: Folder to create.
+        seed: Same seed, same bytes.
+        size: Number of records; small is a tenth.
+        sizes: Records of single splits, as train=200,test=40.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ShardError: If the folder cannot be written, or holds data already.
+        ValueError: If a split or its size is impossible.
+    """
     from safe_rlhf_v.world import SMALL_SIZES, write_world  # pillow and the shard writer: only now
 
-    try:
-        sizes = dict(SMALL_SIZES) if options.size == "small" else {}
-        for item in filter(None, options.sizes.split(",")):
-            name, _, number = item.partition("=")
-            if not number.isascii() or not number.isdigit():
-                raise ValueError(f"--sizes takes SPLIT=N,..., not {item!r}")
-            sizes[name] = int(number)
-        write_world(options.out, seed=options.seed, sizes=sizes)
-    except (OSError, ValueError) as error:
-        print(f"error: {said(error)}", file=sys.stderr)
-        return 2
-    print(f"written to {options.out}; look at it with: python -m safe_rlhf_v shards inspect {options.out}")
-    return 0
+    records = dict(SMALL_SIZES) if size == "small" else {}
+    for item in filter(None, sizes.split(",")):
+        name, _, number = item.partition("=")
+        if not number.isascii() or not number.isdigit():
+            raise ValueError(f"--sizes takes SPLIT=N,..., not {item!r}")
+        records[name] = int(number)
+    write_world(out, seed=seed, sizes=records)
+    return Path(out)
+
+
+def _shown(folder: Path) -> str:
+    return f"written to {folder}; look at it with: python -m safe_rlhf_v shards inspect {folder}"

@@ -1,0 +1,67 @@
+"""A pipeline of commands: order, what is repeated, and how it fails."""
+
+from pathlib import Path
+
+import pytest
+
+from safe_rlhf_v.demo import steps as module
+from safe_rlhf_v.demo.processes import CommandError, cpu_seconds
+from safe_rlhf_v.demo.steps import Step, run_steps
+
+
+def started(text: str) -> list[str]:
+    """Names of the steps that began, in order."""
+    words = [line.split() for line in text.splitlines() if line.startswith("step")]
+    return [word[4] for word in words if word[5:] == ["about", "it"]]
+
+
+def pipeline(last: str = "--version") -> list[Step]:
+    """Two steps that read from the first, and one that reads from both."""
+    return [
+        Step("first", "about it", ["--version"]),
+        Step("second", "about it", ["--help"], ("first",)),
+        Step("third", "about it", ["fit", "--help"], ("first", "elsewhere")),
+        Step("last", "about it", [last], ("second", "third")),
+    ]
+
+
+@pytest.mark.parametrize("cores", [1, 3])
+def test_what_is_done_is_not_repeated(
+    cores: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(module, "cores", lambda: cores)
+    before = cpu_seconds()
+    run_steps(pipeline(), tmp_path)
+    text = capsys.readouterr().out
+    assert started(text) == ["first", "second", "third", "last"] and "step  4 of 4" in text
+    assert (tmp_path / "output" / "second.log").read_text().startswith("$ python -m safe_rlhf_v --help\n")
+    assert "safe_rlhf_v" in (tmp_path / "output" / "last.log").read_text()
+    assert cpu_seconds() > before
+
+    run_steps(pipeline(), tmp_path)
+    assert capsys.readouterr().out == "4 of 4 steps are done already\n"
+    (tmp_path / "steps" / "second.json").unlink()  # as if interrupted
+    run_steps(pipeline(), tmp_path)
+    assert started(capsys.readouterr().out) == ["second", "last"]
+    run_steps(pipeline("--help"), tmp_path)  # another option of the last one
+    assert started(capsys.readouterr().out) == ["last"]
+
+
+def test_a_result_says_that_a_step_is_done(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    result = tmp_path / "manifest.json"
+    result.touch()
+    run_steps([Step("world", "about it", ["nonsense"], result=result)], tmp_path)
+    assert started(capsys.readouterr().out) == []
+
+
+def test_a_step_that_fails_ends_the_pipeline_and_is_repeated(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(
+        CommandError, match=r"nonsense failed \(exit status 2\); all of its output: .*last.log"
+    ) as error:
+        run_steps(pipeline("nonsense"), tmp_path)
+    assert any("unknown command 'nonsense'" in line for line in error.value.problems)
+    capsys.readouterr()
+    run_steps(pipeline(), tmp_path)
+    assert started(capsys.readouterr().out) == ["last"]

@@ -1,0 +1,36 @@
+"""The tables of the demo."""
+
+import json
+
+from safe_rlhf_v.demo import tables
+from safe_rlhf_v.demo.runs import GUARD_SPLITS, Run
+
+
+def test_the_quickstart_table_reads_what_was_measured(tmp_path, monkeypatch, world):
+    names = ("helpfulness", "level", "harmful", "refused", "over_refused", "description", "cost", "kl")
+    for policy, harmful, cost in (("supervised", 0.4, -0.2), ("ppo_lag", 0.1, -1.1)):
+        values = {name: {"mean": 0.5, "error": 0.01, "prompts": 100} for name in names}
+        values["harmful"]["mean"], values["cost"]["mean"] = harmful, cost
+        (tmp_path / policy).mkdir()
+        (tmp_path / policy / "evaluation.json").write_text(json.dumps({"test": values}))
+    monkeypatch.setattr(tables, "cost_spread", lambda run: 2.0)
+
+    for model in ("reward", "cost"):
+        metrics = {metric: 0.5 for name, metric, _, _ in tables.SCORES if name == model}
+        metrics |= {count: 100 for name, _, _, count in tables.SCORES if name == model and isinstance(count, str)}
+        (tmp_path / model).mkdir()
+        (tmp_path / model / "metrics.json").write_text(json.dumps(metrics))
+    (tmp_path / "guard").mkdir()
+    measured = {split: {metric: 0.25 for metric, _ in tables.GUARD} for split in GUARD_SPLITS}
+    (tmp_path / "guard" / "assessment.json").write_text(json.dumps(measured))
+    responses = [
+        {"name": n, "harm": 0.1, "refused": 0.2, "helpfulness": 1.5} for n in ("no guard", "round 0", "round 5")
+    ]
+    (tmp_path / "guard" / "responses-BestOfK.json").write_text(json.dumps(responses))
+    text = tables.results(Run(world, tmp_path))
+    assert len(text.splitlines()) == len(tables.SCORES) + len(tables.GUARD) + 3 + 5 + 5
+    assert any(line.startswith("filtered and regenerated, 5 rounds") for line in text.splitlines())
+    start, trained = (line.split() for line in text.splitlines()[-3:-1])
+    assert start[-2:] == ["broken", "0.50"] and trained[-3:] == ["-0.55", "met", "0.50"]  # budget -0.5, cost in spreads
+    assert "75%" in trained  # harmful falls from 0.4 to 0.1
+    assert "0.500  0.404 .. 0.596    100" in text  # Wilson interval of 50 in 100
