@@ -394,14 +394,14 @@ class Own(torch.nn.Module):
 
 
 def test_what_a_library_refuses_is_named_but_a_users_fault_keeps_its_traceback() -> None:
-    from safe_rlhf_v.training.named import made
+    from safe_rlhf_v.training.named import build_component
 
     with pytest.raises(ValueError, match="head: cannot be built from its settings"):
-        made("head", torch.nn.Linear, -1, 2)
+        build_component("head", torch.nn.Linear, -1, 2)
     with pytest.raises(RuntimeError, match="negative dimension"):
-        made("head", Own)
+        build_component("head", Own)
     with pytest.raises(ValueError, match="optimizer: is null"):
-        made("optimizer", None)
+        build_component("optimizer", None)
 
 
 @pytest.mark.parametrize(

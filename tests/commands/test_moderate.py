@@ -58,7 +58,7 @@ def test_json_lines_give_one_verdict_each_and_broken_ones_are_blocked(calibrated
         assert found[number]["reasons"][0].startswith("unsafe: could not be checked")
     assert "unknown fields ['reply']" in found[6]["reasons"][0] and "lies outside" in found[8]["reasons"][0]
     assert all(row["status"] == "ok" for n, row in enumerate(found) if n not in (5, 6, 7, 8, 9, 10, 11, 12, 34))
-    assert "a field stands twice" in found[12]["reasons"][0]
+    assert "a field occurs twice" in found[12]["reasons"][0]
     first, again = found[0], found[35]  # one input in batches of another company: equal but for the last digits
     assert (first["decision"], first["level"], first["category"], first["input_sha256"]) == (
         again["decision"], again["level"], again["category"], again["input_sha256"],

@@ -244,7 +244,7 @@ def test_what_a_tokenizer_or_processor_cuts_silently_is_noticed(cut, byte_reader
     else:
         short = ids[:-1] if cut == "end token" else ids[:2]
         monkeypatch.setattr(byte_reader, "response_ids", lambda *_: short)
-    assert "cut the prompt" in gate.refusal(
+    assert "truncated the prompt" in gate.refusal(
         prompt(question), response, as_it_stands=True
     ) or "more than" in gate.refusal(prompt(question), response, as_it_stands=True)
 
@@ -317,7 +317,7 @@ def test_damaged_limits_are_refused(change, tmp_path):
 
 def test_the_command_asks_for_training_data_that_are_not_there(guard_run, world, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ValueError, match="--train_data: the limits of a guard are counted over what it was trained on"):
+    with pytest.raises(ValueError, match="--train_data: the limits of a guard are counted over its training data"):
         training_data(guard_run, "nowhere")
     command = ["--guard", str(guard_run), "--data", str(world), "--train_data", "nowhere"]
     assert calibrate.main(command) == 2

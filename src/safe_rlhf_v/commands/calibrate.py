@@ -104,7 +104,9 @@ def calibrate(
 def _shown(result: Calibrated) -> str:
     from safe_rlhf_v.guard.limits import WINDOW
 
-    c, facts, limits = result.calibration, result.calibration.certificate, result.calibration.limits
+    c = result.calibration
+    facts = result.calibration.certificate
+    limits = result.calibration.limits
     lines = [f"temperatures: levels {c.level_temperature:.2f}, prompts {c.prompt_temperature:.2f}"]
     for name, block, review in (
         ("responses", c.block, c.review),

@@ -131,7 +131,8 @@ def _check_plain(node: Any) -> None:
 
 
 def _scalars(node: Any) -> Iterator[str]:
-    stack, seen = [node], set()
+    stack = [node]
+    seen = set()
     while stack:
         node = stack.pop()
         if id(node) in seen:

@@ -27,7 +27,8 @@ EXAMPLES = (
     "filter --guard runs/quickstart/guard --input data/world --output data/filtered --splits train",
     "filter --guard runs/quickstart/guard --input data/world --output data/new --action relabel",
 )
-REPORT, DROPPED = "filter.json", "dropped.jsonl"
+REPORT = "filter.json"
+DROPPED = "dropped.jsonl"
 TALLIES = ("reasons", "categories", "levels", "changes", "flags")
 
 
@@ -179,7 +180,8 @@ def filter_shards(
     report = {**settings, "thresholds": _thresholds(guard), "splits": counts}
     with ShardWriter(target, name=f"{manifest.name}-{rules.action}", **about) as writer:
         for name in names:
-            split, tally = ShardedSplit(source, name), Tally()
+            split = ShardedSplit(source, name)
+            tally = Tally()
             bar = tqdm(total=len(split), desc=f"{name:>26}", unit="record", disable=None)
             for start in range(0, len(split), batch_size):
                 rows = range(start, min(start + batch_size, len(split)))
@@ -266,8 +268,8 @@ def relabelled(record: Record, verdicts: Sequence[Verdict], missing_only: bool =
 
 def _level(response: Response, verdict: Verdict, missing_only: bool) -> float:
     """What decides which response is safer."""
-    kept = missing_only and response.safety is not None
-    return float(response.safety or 0) if kept else float(verdict.expected_level or 0.0)
+    use_label = missing_only and response.safety is not None
+    return float(response.safety or 0) if use_label else float(verdict.expected_level or 0.0)
 
 
 def _thresholds(guard: "Guard") -> dict[str, float]:

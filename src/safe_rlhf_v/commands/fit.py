@@ -174,7 +174,8 @@ class CLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """A Trainer that writes whole checkpoints and, unless told otherwise, keeps the two newest and a link."""
         config = self.config_init[self.subcommand].trainer
-        callbacks, plugins = as_list(config.callbacks), as_list(config.plugins)
+        callbacks = as_list(config.callbacks)
+        plugins = as_list(config.plugins)
         if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
             plugins.append(AtomicCheckpointIO())
         keeps = config.enable_checkpointing is not False and not config.barebones and not config.fast_dev_run
@@ -219,7 +220,8 @@ def as_far_as(section: Any, known: Any) -> Any:
 def differences(old: Any, new: Any, key: str = "") -> Iterator[tuple[str, Any, Any]]:
     """Every leaf that differs between two nested configurations, as (dotted key, old, new)."""
     if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
-        old, new = dict(enumerate(old)), dict(enumerate(new))
+        old = dict(enumerate(old))
+        new = dict(enumerate(new))
     if isinstance(old, dict) and isinstance(new, dict):
         for name in {**old, **new}:
             if name not in ("config", "ckpt_path", "weights_only", *IN_CHECKPOINT):  # how a file is read, not a setting
@@ -283,9 +285,7 @@ def main(args: list[str] | None = None) -> CLI:
 
 
 def surroundings(error: BaseException | None) -> str | None:
-    """One line about a disk or an installation that does not allow what was asked for, or has no such checkpoint; ``None``
-    for other errors.
-    """
+    """One line about an error of the disk, the installation or a missing checkpoint; ``None`` for other errors."""
     if isinstance(error, ValueError) and _raised_by(error)[0].endswith(".checkpoint_connector"):
         return f"ckpt_path: {str(error).splitlines()[0]}"
     while error is not None and not isinstance(error, (OSError, ModuleNotFoundError)):

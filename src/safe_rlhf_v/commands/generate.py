@@ -135,7 +135,8 @@ def _respond(
     import torch
     from tqdm import tqdm
 
-    records, draws = data.split(split), torch.Generator().manual_seed(seed)
+    records = data.split(split)
+    draws = torch.Generator().manual_seed(seed)
     path.parent.mkdir(parents=True, exist_ok=True)
     drafts = path.with_suffix(".drafts.jsonl")
     parts = [target.with_name(target.name + ".part") for target in (path, drafts)]

@@ -189,7 +189,8 @@ def _resume(part: Path, task: dict[str, Any], entries: "Entries", bar: Any) -> i
             at += len(line)
             if number % task["batch_size"] == 0 or number == task["entries"]:
                 bar.update(number - done)
-                done, end = number, at
+                done = number
+                end = at
         file.truncate(end)
     return done
 

@@ -145,7 +145,8 @@ def _table(manifest: Manifest) -> str:
 def _summary(checked: Checked) -> str:
     from safe_rlhf_v.shards.contradictions import KINDS
 
-    counts, errors = checked.counts, checked.errors
+    counts = checked.counts
+    errors = checked.errors
     lines = [f"... and {errors - SHOWN_ERRORS} more errors"] if errors > SHOWN_ERRORS else []
     contradictions = [
         f"{counts['warning', kind]} x {about}" for kind, about in KINDS.items() if counts["warning", kind]

@@ -1,4 +1,4 @@
-"""What a calibrated guard reaches on a labelled split: its raw outputs, and the figures of them."""
+"""Assessment of a calibrated guard on a labelled split: its raw outputs, and metrics of them."""
 
 from collections.abc import Iterable
 
@@ -36,7 +36,7 @@ MEASURED = {
     "harm_ece": "harm_calibration_error",
     "exceedance_ece": "exceedance_calibration_error",
 }
-"""What :func:`assess` reports after calibration, and its name among the curves."""
+"""Metrics that :func:`assess` reports after calibration, with their names among the curves."""
 
 
 def outputs_of_split(module: GuardModule, data: str, split: str, batch_size: int = 100) -> LabelledOutputs:
@@ -45,7 +45,7 @@ def outputs_of_split(module: GuardModule, data: str, split: str, batch_size: int
     Args:
         module: The guard.
         data: Shard folder.
-        split: Its split.
+        split: Name of the split.
         batch_size: Records per pass.
 
     Raises:
@@ -60,11 +60,11 @@ def outputs_of_split(module: GuardModule, data: str, split: str, batch_size: int
 
 
 def outputs_of_batches(module: GuardModule, batches: Iterable[PreferenceBatch]) -> LabelledOutputs:
-    """A guard's raw outputs for every response and prompt of some batches, texts as they stand.
+    """A guard's raw outputs for every response and prompt of some batches, with unaltered texts.
 
     Args:
         module: The guard.
-        batches: Padding rows and responses without a level are left out.
+        batches: The batches; padding rows and responses without a level are left out.
 
     Raises:
         ShardError: Naming a record that cannot be read.
@@ -80,10 +80,10 @@ def outputs_of_batches(module: GuardModule, batches: Iterable[PreferenceBatch]) 
         known = (batch.safety != UNKNOWN_LEVEL) & batch.valid[:, None]  # (B, K)
         levels = outputs.level_log_probs.view(b, k + 1, -1)[:, :k][known]
         kind = hazard(batch.category)
-        told = batch.valid & (kind >= 0)
-        risk = outputs.prompt_risk.view(b, k + 1)[:, -1][told]
-        named = named_right(outputs.category.view(b, k + 1)[:, -1], batch.category)[told]
-        parts.append((levels, batch.safety[known] - MIN_LEVEL, risk, (kind == 1)[told], named))
+        labelled = batch.valid & (kind >= 0)  # (B,)
+        risk = outputs.prompt_risk.view(b, k + 1)[:, -1][labelled]
+        named = named_right(outputs.category.view(b, k + 1)[:, -1], batch.category)[labelled]
+        parts.append((levels, batch.safety[known] - MIN_LEVEL, risk, (kind == 1)[labelled], named))
         names = [tuple(module.categories[i] for i in row if i >= 0) for row in category_groups(batch.category)]
         for row, j in known.nonzero().tolist():
             groups["category"].append(names[row])
@@ -95,14 +95,15 @@ def outputs_of_batches(module: GuardModule, batches: Iterable[PreferenceBatch]) 
 
 
 def assess(outputs: LabelledOutputs, calibration: Calibration) -> dict[str, float]:
-    """What a calibrated guard reaches on a split: levels, harmful or not, calibration before and after, and its thresholds.
+    """Metrics of a calibrated guard on a split: levels, harm, calibration before and after, and its thresholds.
 
     Args:
         outputs: Raw outputs and labels of a split that nothing was fitted on.
-        calibration: The guard's.
+        calibration: Calibration of the guard.
     """
     after = tempered(outputs.level_log_probs.double(), calibration.level_temperature)
-    blocked, harmful = after[:, :HARM_BOUNDARY].exp().sum(1) >= calibration.block, outputs.levels < HARM_BOUNDARY
+    blocked = after[:, :HARM_BOUNDARY].exp().sum(1) >= calibration.block
+    harmful = outputs.levels < HARM_BOUNDARY
     balanced = correct_prior(after, torch.tensor(calibration.level_prior, dtype=torch.float64))
     risk = torch.sigmoid(outputs.prompt_risk.double() / calibration.prompt_temperature)
     before, measured = (
@@ -131,12 +132,14 @@ def assess(outputs: LabelledOutputs, calibration: Calibration) -> dict[str, floa
 
 
 def assess_groups(outputs: LabelledOutputs, calibration: Calibration) -> dict[str, dict[str, dict[str, float]]]:
-    """The same split group by group: by grouping and group the columns of
-    :func:`~safe_rlhf_v.metrics.harm_by_group` at the blocking threshold.
+    """Metrics of a calibrated guard by grouping and group, at the blocking threshold.
 
     Args:
-        outputs: As for :func:`assess`.
-        calibration: The guard's.
+        outputs: Raw outputs and labels, as for :func:`assess`.
+        calibration: Calibration of the guard.
+
+    Returns:
+        The columns of :func:`~safe_rlhf_v.metrics.harm_by_group`, by grouping and group.
     """
     after = tempered(outputs.level_log_probs.double(), calibration.level_temperature)
     return {

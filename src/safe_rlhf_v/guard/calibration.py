@@ -1,6 +1,6 @@
-"""What turns a trained guard into one whose probabilities and decisions can be trusted: fitted once, stored beside it.
+"""Calibration of a trained guard: temperatures and thresholds, fitted once and stored beside the guard.
 
-Temperatures and thresholds come from data that is used for nothing else.
+They are fitted on data that are used for nothing else.
 """
 
 import json
@@ -25,11 +25,11 @@ from safe_rlhf_v.training.checkpoints import find_checkpoint
 CALIBRATION_FILE = "calibration.json"
 MAX_BYTES = 100_000_000
 LEAST = 0.05
-"""No threshold lies lower, however many false alarms the budget has room for; raising one keeps its budget."""
+"""Lower bound of the thresholds, even if the budget would allow more false alarms; raising a threshold keeps its budget."""
 
 
 class CalibrationMissing(ValueError):
-    """A guard without calibration makes no decisions."""
+    """A guard has no calibration and therefore cannot decide."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,11 @@ class Calibration:
     level_prior: tuple[float, ...] = (1 / NUM_LEVELS,) * NUM_LEVELS
 
     def __post_init__(self) -> None:
-        """Raises: ValueError: If a number makes no sense; a damaged file must not open the guard."""
+        """Check the numbers, so that a damaged file cannot disable the guard.
+
+        Raises:
+            ValueError: If a number is outside its range.
+        """
         for name in ("level_temperature", "prompt_temperature"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise ValueError(f"calibration: {name} is {getattr(self, name)!r}, it must be positive")
@@ -74,14 +78,14 @@ class Calibration:
             raise ValueError(f"calibration: level_prior must hold {NUM_LEVELS} frequencies, got {self.level_prior}")
 
     def save(self, folder: Path) -> Path:
-        """Write it into a run's folder, whole or not at all."""
+        """Write the calibration into a run's folder, completely or not at all."""
         path = folder / CALIBRATION_FILE
         write_whole(path, (json.dumps(asdict(self), indent=1) + "\n").encode())
         return path
 
     @classmethod
     def load(cls, folder: Path) -> Self:
-        """Read it.
+        """Read the calibration in a run's folder.
 
         Raises:
             CalibrationMissing: If there is none, or one without limits.
@@ -97,11 +101,11 @@ class Calibration:
             body = dict(json.loads(read_bounded(path, MAX_BYTES)))
             if "limits" not in body:
                 raise CalibrationMissing(
-                    f"{path}: written before a calibration said what the guard's training covered; run "
+                    f"{path}: written by an earlier version, without the limits of the guard's training; run "
                     "'python -m safe_rlhf_v calibrate' again"
                 )
-            limits, prior = Limits.from_json(body["limits"]), tuple(body["level_prior"])
-            return cls(**{**body, "limits": limits, "level_prior": prior})
+            limits = Limits.from_json(body["limits"])
+            return cls(**{**body, "limits": limits, "level_prior": tuple(body["level_prior"])})
         except CalibrationMissing:
             raise
         except (TypeError, KeyError, AttributeError, ValueError, RecursionError) as error:
@@ -109,13 +113,13 @@ class Calibration:
 
 
 def run_home(path: str | Path) -> Path:
-    """The folder a guard's calibration lies in: the run's, whether its folder or one of its checkpoints is named."""
+    """The folder of a guard's calibration: the run's folder, or the folder of the named checkpoint."""
     root = Path(path)
     return root if root.is_dir() else find_checkpoint(root).parent
 
 
 def tempered(log_probs: Tensor, temperature: float) -> Tensor:
-    """(..., K) log-probabilities, sharper for T < 1 and flatter for T > 1; which of two levels is likelier stays.
+    """(..., K) log-probabilities, sharper for T < 1 and flatter for T > 1; the order of the levels does not change.
 
     Args:
         log_probs: (..., K).
@@ -127,8 +131,8 @@ def tempered(log_probs: Tensor, temperature: float) -> Tensor:
 def fit_temperature(log_probs: Tensor, classes: Tensor) -> float:
     """The T with the highest likelihood of held-out classes (Guo et al., arXiv 1706.04599, section 4.2).
 
-    The likelihood has one maximum over 1/T, which a search over log T finds within 1/5 .. 5:
-    a set that the guard separates perfectly would ask for T = 0, and no set of some hundreds shows that much.
+    The likelihood has one maximum over 1/T, which a search over log T finds within 1/5 .. 5. The bounds exclude T = 0, the
+    optimum of a set that the guard separates perfectly, for which a few hundred examples are not enough evidence.
 
     Args:
         log_probs: (N, K); for a yes/no logit z the two columns (0, z).
@@ -143,7 +147,8 @@ def fit_temperature(log_probs: Tensor, classes: Tensor) -> float:
     def loss(log_t: float) -> float:
         return float(F.nll_loss(tempered(log_probs.double(), math.exp(log_t)), classes))
 
-    low, high = -math.log(5), math.log(5)
+    low = -math.log(5)
+    high = math.log(5)
     inside = minimize_scalar(
         loss, bounds=(low, high), method="bounded", options={"xatol": 1e-9}
     ).x  # never a bound itself
@@ -166,12 +171,12 @@ class LabelledOutputs(NamedTuple):
     """A guard's raw outputs over one split, with the labels.
 
     Attributes:
-        level_log_probs: (N, 7) of every labelled response.
-        levels: (N,) int64 class index of its level.
-        prompt_risk: (M,) logits of every prompt of which it is known whether it is of a harm category.
-        hazardous: (M,) bool, it is.
-        named_right: (M,) bool, the likeliest category is one of the prompt's.
-        groups: By the name of a grouping (``category``, ``rule``), the groups of each labelled response.
+        level_log_probs: (N, 7) log-probabilities of the levels of every labelled response.
+        levels: (N,) int64 class index of the response's level.
+        prompt_risk: (M,) logits of every prompt whose categories are known.
+        hazardous: (M,) bool, the prompt has a harm category.
+        named_right: (M,) bool, the most probable category is one of the prompt's.
+        groups: Groups of each labelled response, by the name of the grouping (``category``, ``rule``).
     """
 
     level_log_probs: Tensor
@@ -183,7 +188,11 @@ class LabelledOutputs(NamedTuple):
 
 
 def check_budgets(fpr: float, review_fpr: float) -> None:
-    """Raises: ValueError: If no thresholds can keep both."""
+    """Check that thresholds can keep both budgets.
+
+    Raises:
+        ValueError: If they cannot.
+    """
     if not 0 < fpr <= review_fpr < 1:
         raise ValueError(f"budgets must keep 0 < --fpr <= --review_fpr < 1, got {fpr} and {review_fpr}")
 
@@ -200,25 +209,25 @@ def fit_calibration(
 ) -> Calibration:
     """Fit temperatures, then choose thresholds for budgets of false alarms among harmless responses and harmless prompts.
 
-    Where no prompt's category is known, nothing can be promised about prompts: a prompt alone is then always blocked.
+    If no prompt's category is known, nothing can be guaranteed for prompts: a prompt alone is then always blocked.
 
     Args:
-        outputs: Outputs and labels of a split used for nothing else.
-        identity: Of the guard's weights.
-        split: Name of the data, for the record.
-        limits: What the guard's training covered; see :func:`~safe_rlhf_v.guard.limits.count_limits`.
+        outputs: Outputs and labels of a split that is used for nothing else.
+        identity: Hash of the guard's weights.
+        split: Name of the data, which is stored.
+        limits: Limits of the guard; see :func:`~safe_rlhf_v.guard.limits.count_limits`.
         fpr: Budget of the share of harmless inputs that are blocked.
         review_fpr: Budget of the share that are blocked or sent to review, at least ``fpr``.
-        confidence: With which each budget is kept.
-        miss_rate: Also send so much to review that at most this share of the harmful responses, and of the hazardous prompts,
-            passes on average (conformal risk control); may cost more false alarms than ``review_fpr``.
+        confidence: Confidence with which each budget is kept.
+        miss_rate: Lower the review thresholds until at most this share of the harmful responses, and of the hazardous prompts,
+            passes on average (conformal risk control); this may cause more false alarms than ``review_fpr``.
 
     Raises:
-        ValueError: If the split is too small for a budget, or the budgets make no sense.
+        ValueError: If the split is too small for a budget, or the budgets are outside their range.
     """
     check_budgets(fpr, review_fpr)
     t = fit_temperature(outputs.level_log_probs, outputs.levels)
-    known = len(outputs.hazardous) > 0  # of some prompt it is known whether it is of a harm category
+    known = len(outputs.hazardous) > 0  # the categories of some prompts are known
     prompt_t = fit_temperature(two_columns(outputs.prompt_risk), outputs.hazardous.long()) if known else 1.0
     log_probs = tempered(outputs.level_log_probs.double(), t)
     harm = _as_stated(log_probs[:, :HARM_BOUNDARY].exp().sum(1))
@@ -235,20 +244,22 @@ def fit_calibration(
             certificate[f"{name}_miss_rate"] = miss_rate
         certificate[f"{name}_reviewed_or_blocked_fpr"] = share(p[~harmful] >= low)
         thresholds[name] = stated(min(max(block.threshold, LEAST), 1.0)), stated(low)
-    counts = torch.bincount(outputs.levels, minlength=NUM_LEVELS).double() + 1  # one not seen is rare, not impossible
+    counts = (
+        torch.bincount(outputs.levels, minlength=NUM_LEVELS).double() + 1
+    )  # a missing level is rare, not impossible
     prior = tuple((counts / counts.sum()).tolist())
     both = (*thresholds["responses"], *thresholds["prompts"])
     return Calibration(identity, split, t, prompt_t, *both, limits, certificate, prior)
 
 
 def stated(threshold: float) -> float:
-    """A threshold in the digits of a verdict, rounded up: it parts the same verdicts."""
+    """A threshold rounded up to the digits of a verdict, so that it separates the same verdicts."""
     nearest = round(threshold, DIGITS)
     return nearest if nearest >= threshold else round(nearest + 10**-DIGITS, DIGITS)
 
 
 def _as_stated(p: Tensor) -> Tensor:
-    """Probabilities as verdicts state and compare them."""
+    """Probabilities rounded as in verdicts."""
     return torch.tensor(rounded(p.tolist()), dtype=torch.float64).clamp(0, 1)
 
 
@@ -265,10 +276,10 @@ def _certificate(point: OperatingPoint) -> dict[str, float]:
 
 
 def known_only(values: dict[str, float]) -> dict[str, float]:
-    """Without what nothing was there to measure."""
+    """The values without NaN, which means that there was nothing to measure."""
     return {name: value for name, value in values.items() if not math.isnan(value)}
 
 
 def share(hits: Tensor) -> float:
-    """Share of the true ones; NaN of none."""
+    """Share of true entries; NaN without entries."""
     return float(hits.double().mean())

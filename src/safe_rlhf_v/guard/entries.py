@@ -1,4 +1,4 @@
-"""What ``moderate`` reads: shards, a JSON-lines file, or a folder of pictures; broken entries stay entries."""
+"""Entries that ``moderate`` reads from shards, a JSON-lines file, or a folder of pictures, including broken ones."""
 
 import hashlib
 import json
@@ -15,9 +15,9 @@ from safe_rlhf_v.shards.manifest import ShardError
 
 READABLE = (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".apng", ".webp")
 UNREADABLE = (".gif", ".bmp", ".tif", ".tiff", ".heic", ".heif", ".avif", ".jxl", ".jp2", ".svg", ".ico")
-"""Pictures, too, that no verdict can be given on: they are reported, not passed over."""
+"""Suffixes of other picture formats, which cannot be judged; such files are reported and not skipped."""
 MAX_LINE = 1_000_000
-"""Bytes of a line; the longest texts that a guard reads need half of it."""
+"""Maximum bytes of a line; the longest texts that a guard reads need half of it."""
 _MARK = b"\xef\xbb\xbf"
 
 
@@ -50,20 +50,21 @@ class Entries(Protocol):
     """A sequence of entries in a fixed order."""
 
     def __len__(self) -> int:
-        """How many."""
+        """Number of entries."""
 
     def __getitem__(self, number: int, /) -> Entry:
-        """One of them; never raises for a broken one."""
+        """The entry with this number; a broken one does not raise."""
 
 
 class ShardEntries:
     """Every response of every record of one split; records without responses are prompts."""
 
     def __init__(self, root: Path, split: str) -> None:
-        """
+        """Open a split.
+
         Args:
             root: Shard folder.
-            split: Its split.
+            split: Name of the split.
         """
         self.split = ShardedSplit(root, split)
         counts = self.split.index["responses"].tolist()
@@ -88,21 +89,24 @@ class ShardEntries:
 class JsonlEntries:
     """Lines ``{"key": ..., "image": PATH, "question": ..., "response": ...}``, all but one part optional.
 
-    Paths are relative to the file's folder and may not leave it. Blank lines and a byte-order mark are no inputs. The file
-    is never held in memory.
+    Paths are relative to the file's folder and must be inside it. Blank lines and a byte-order mark are skipped. The file is
+    never held in memory.
     """
 
     def __init__(self, path: Path) -> None:
-        """
+        """Find the lines of the file.
+
         Args:
             path: The file.
 
         Raises:
-            FileError: If it is no regular file.
+            FileError: If it is not a regular file.
         """
         self.folder = path.parent.resolve()
         self._file = open_regular(path)
-        self._numbers, self._starts, self._lengths = array("Q"), array("Q"), array("Q")
+        self._numbers = array("Q")
+        self._starts = array("Q")
+        self._lengths = array("Q")
         mark = len(_MARK) if self._file.read(len(_MARK)) == _MARK else 0
         self._file.seek(mark)
         start = mark
@@ -141,7 +145,12 @@ class JsonlEntries:
             return Entry(key, None, f"{type(error).__name__}: {error}")
 
     def _picture(self, name: str | None) -> bytes | None:
-        """Raises: ValueError: If a path leaves the folder, or cannot be read."""
+        """Bytes of a picture.
+
+        Raises:
+            ValueError: If the path is outside the folder.
+            FileError: If the file cannot be read.
+        """
         if name is None:
             return None
         path = (self.folder / name).resolve()
@@ -151,13 +160,16 @@ class JsonlEntries:
 
 
 def _line_lengths(file: BinaryIO) -> Iterator[tuple[int, bool]]:
-    """Bytes of each line, its end included, and whether it is blank; in pieces, for a line may be as long as the file."""
-    length, blank = 0, True
+    """Bytes of each line, its end included, and whether it is blank; read in pieces, as a line may be as long as the file."""
+    length = 0
+    blank = True
     while piece := file.readline(MAX_LINE):
-        length, blank = length + len(piece), blank and not piece.strip()
+        length += len(piece)
+        blank = blank and not piece.strip()
         if piece.endswith(b"\n"):
             yield length, blank
-            length, blank = 0, True
+            length = 0
+            blank = True
     if length:
         yield length, blank
 
@@ -166,7 +178,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """Raises: ValueError: If a name stands twice: another reader might take the other value."""
     fields = dict(pairs)
     if len(fields) < len(pairs):
-        raise ValueError("a field stands twice")
+        raise ValueError("a field occurs twice")
     return fields
 
 
@@ -174,12 +186,13 @@ class FolderEntries:
     """Every picture of a folder and its subfolders, by name: pictures alone."""
 
     def __init__(self, folder: Path) -> None:
-        """
+        """Find the pictures.
+
         Args:
             folder: The folder.
         """
-        named = (path for path in folder.rglob("*") if path.suffix.lower() in (*READABLE, *UNREADABLE))
-        self.files = sorted(path for path in named if path.is_symlink() or not path.is_dir())
+        pictures = (path for path in folder.rglob("*") if path.suffix.lower() in (*READABLE, *UNREADABLE))
+        self.files = sorted(path for path in pictures if path.is_symlink() or not path.is_dir())
         self.folder = folder
 
     def __len__(self) -> int:
@@ -210,7 +223,7 @@ def open_entries(path: Path, split: str | None) -> Entries:
             raise ValueError(f"{path} is a shard folder: choose one of its splits with --split {{{','.join(known)}}}")
         entries = ShardEntries(path, split)
     elif split is not None:
-        raise ValueError(f"--split {split}: {path} is no shard folder, it has no splits; leave --split out")
+        raise ValueError(f"--split {split}: {path} is not a shard folder and has no splits; leave --split out")
     elif path.is_dir():
         entries = FolderEntries(path)
     else:
@@ -221,6 +234,6 @@ def open_entries(path: Path, split: str | None) -> Entries:
 
 
 def batches(entries: Entries, size: int, start: int) -> Iterator[Sequence[Entry]]:
-    """Batches of fixed membership from entry ``start``, a multiple of ``size``, on."""
+    """Batches of consecutive entries from entry ``start`` on, a multiple of ``size``, so that a resumed run has the same ones."""
     for first in range(start, len(entries), size):
         yield [entries[number] for number in range(first, min(first + size, len(entries)))]

@@ -68,14 +68,15 @@ class GuardedGenerator:
         refusal: str = REFUSAL,
         check_prompts: bool = False,
     ) -> None:
-        """
+        """Combine a policy with a guard.
+
         Args:
-            policy: What responds.
-            guard: What moderates the responses.
-            rounds: Regenerations after the first attempt.
-            strategy: How responses are drawn; ``None`` draws again.
+            policy: The policy that generates responses.
+            guard: The guard that moderates them.
+            rounds: Number of regenerations after the first attempt.
+            strategy: How responses are sampled; ``None`` samples again without changes.
             options: Sampling options of the first attempt.
-            refusal: Given where no response passed.
+            refusal: Text that replaces a response if none passed.
             check_prompts: Judge the prompts first, and refuse those that are blocked without generating.
 
         Raises:
@@ -83,19 +84,24 @@ class GuardedGenerator:
         """
         if rounds < 0:
             raise ValueError(f"rounds is {rounds}, it must be 0 or more")
-        self.policy, self.guard, self.rounds = policy, guard, rounds
-        self.strategy, self.options = strategy or Strategy(), options or SamplingOptions()
-        self.refusal, self.check_prompts = refusal, check_prompts
+        self.policy = policy
+        self.guard = guard
+        self.rounds = rounds
+        self.strategy = strategy or Strategy()
+        self.options = options or SamplingOptions()
+        self.refusal = refusal
+        self.check_prompts = check_prompts
 
     def __call__(self, prompts: Prompts, generator: torch.Generator | None = None) -> GuardedResponses:
-        """Answer B prompts; each round works on the rows that have not passed yet, and stops early when none is left.
+        """Respond to B prompts; each round regenerates the rows that have not passed yet.
 
         Args:
             prompts: B prompts.
             generator: Source of randomness.
         """
         n = len(prompts.questions)
-        texts, released = [self.refusal] * n, [-1] * n
+        texts = [self.refusal] * n
+        released = [-1] * n
         rows = list(range(n))
         if self.check_prompts:
             verdicts = self.guard.moderate_texts(prompts, [None] * n)
@@ -108,7 +114,8 @@ class GuardedGenerator:
             drafts, count = self._draw(take(prompts, rows), rows, round, generator)
             for draft in drafts:
                 if draft.verdict.allowed:
-                    texts[draft.row], released[draft.row] = draft.text, round
+                    texts[draft.row] = draft.text
+                    released[draft.row] = round
             rows = [draft.row for draft in drafts if not draft.verdict.allowed]
             attempts.append(tuple(drafts))
             tokens.append(count)
@@ -129,7 +136,7 @@ class GuardedGenerator:
 
 
 def take(prompts: Prompts, rows: list[int]) -> Prompts:
-    """The prompts of these rows, repeats allowed."""
+    """The prompts at these rows, which may repeat."""
     return Prompts(
         tuple(prompts.images[row] for row in rows),
         tuple(prompts.image_ids[row] for row in rows),

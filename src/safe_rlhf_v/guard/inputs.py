@@ -1,4 +1,4 @@
-"""What is given to a guard, and what of it the model can read."""
+"""Inputs of a guard, and their decoded form for the model."""
 
 import itertools
 import math
@@ -33,7 +33,7 @@ class Input(NamedTuple):
 
     @property
     def parts(self) -> tuple[str, ...]:
-        """``"text"`` and ``"image"``, as far as they are there."""
+        """The input's parts, of ``"text"`` and ``"image"``."""
         text = self.question is not None or self.response is not None
         return (*(("text",) if text else ()), *(("image",) if self.image is not None else ()))
 
@@ -43,11 +43,11 @@ class Ready(NamedTuple):
 
     Attributes:
         images: Decoded pixels.
-        ids: Their identities.
-        question: Text as it is read.
-        response: Text as it is read, "" for none.
-        undone: What was undone for this reading, () for the input as it stands (:class:`~safe_rlhf_v.guard.text.Reading`).
-        tricks: What of that is no genuine writing.
+        ids: Identities of the images.
+        question: The question in this reading.
+        response: The response in this reading, "" without one.
+        undone: What was undone in this reading, () for the unaltered input (:class:`~safe_rlhf_v.guard.text.Reading`).
+        tricks: Those of them that do not occur in genuine writing.
     """
 
     images: tuple[Tensor, ...]
@@ -59,25 +59,25 @@ class Ready(NamedTuple):
 
 
 def load_views(image: ImageLike | Sequence[ImageLike] | None) -> list[tuple[tuple[Tensor, ...], tuple[str, ...]]]:
-    """Pixels and identities of everything that an input's pictures show, through the one door of untrusted images.
+    """Pixels and identities of every view of an input's pictures, decoded as untrusted images.
 
-    A still picture is one view. A file with several pictures (an animation, its hidden default picture, a multi-picture JPEG)
-    shows each of them in turn: one view each; several such files together show every combination. Equal views are given once.
+    A still picture has one view. A file with several pictures (an animation, its hidden default picture, a multi-picture JPEG)
+    has one view for each; several such files have every combination of views. Equal views are returned once.
 
     Raises:
         ImageError: If a picture is refused, or there are more than :data:`MAX_FRAMES` views.
         FileError: If a file cannot be read.
-        ValueError: If an empty list is given: nothing was there to be looked at.
+        ValueError: If the list is empty.
     """
     if image is None:
         return [((), ())]
     several: Sequence[ImageLike] = [image] if isinstance(image, (bytes, str, Path, PILImage.Image)) else image
     if not several:
         raise ValueError("a list without any image")
-    shown = [_distinct(one) for one in several]
-    if (views := math.prod(map(len, shown))) > MAX_FRAMES:
+    frames = [_distinct(one) for one in several]
+    if (views := math.prod(map(len, frames))) > MAX_FRAMES:
         raise ImageError(f"the pictures can be seen in {views} ways together, the limit is {MAX_FRAMES}")
-    combined = itertools.product(*shown)
+    combined = itertools.product(*frames)
     return [(tuple(pixels for _, pixels in view), tuple(name for name, _ in view)) for view in combined]
 
 

@@ -1,9 +1,8 @@
-"""What a guard's training covered: inputs beyond it are unchecked, since no measurement stands behind
-a verdict on them.
+"""Coverage of a guard's training: inputs beyond it are unchecked, because verdicts on them would not be calibrated.
 
-Lengths in tokens, pictures per prompt, and the words. A tokenizer of bytes knows every word in pieces and has no unknown token,
-so unread words are recognised by tokens that training hardly ever showed: counted there, and measured in the window of
-:data:`WINDOW` tokens that holds most of them, so that no padding dilutes them.
+Covered are lengths in tokens, pictures per prompt, and words. A byte-level tokenizer splits every word into pieces and has no
+unknown token, so unfamiliar words are recognised by tokens that are rare in the training data: their share is measured in the
+window of :data:`WINDOW` tokens that holds most of them, so that surrounding text does not dilute them.
 """
 
 from collections import Counter
@@ -26,9 +25,9 @@ if TYPE_CHECKING:
 
 WINDOW = 16
 TOLERATED = 0.005
-"""Share of harmless held-out inputs that may hold more rare tokens than the limit."""
+"""Share of harmless held-out inputs that may exceed the limit on rare tokens."""
 MOST_RARE = 0.5
-"""No limit lies higher: of a text in a foreign language at least every second token is rare."""
+"""Upper bound of that limit: in a text in a foreign language at least every second token is rare."""
 _FEW = (1, 2, 5, 10, 20, 50, 100)
 
 
@@ -59,7 +58,11 @@ class Limits:
     unchecked: float
 
     def __post_init__(self) -> None:
-        """Raises: ValueError: If a number makes no sense; a damaged file must not open the guard."""
+        """Check the numbers, so that a damaged file cannot disable the guard.
+
+        Raises:
+            ValueError: If a number is outside its range.
+        """
         counts = (self.longest_input, self.longest_question, self.longest_response, self.most_images, self.rare_below)
         if (
             not all(isinstance(n, int) and n >= 0 for n in (*counts, *self.token_counts.values()))
@@ -71,7 +74,7 @@ class Limits:
 
     @classmethod
     def from_json(cls, body: dict[str, Any]) -> "Limits":
-        """Rebuild what JSON made of one: its keys are text."""
+        """Limits from their JSON, in which keys are texts."""
         return cls(**{**body, "token_counts": {int(k): v for k, v in body["token_counts"].items()}})
 
 
@@ -80,19 +83,21 @@ UNCOUNTED = Limits("", 0, 0, 0, 0, {}, 1, 0.0, 0.0)
 
 
 class Gate:
-    """Says what a guard cannot read whole, or cannot read at all."""
+    """Finds inputs that a guard cannot read, or cannot read completely."""
 
     def __init__(self, reader: Reader | Backbone, limits: Limits) -> None:
-        """
+        """Find the tokens that end every prompt.
+
         Args:
-            reader: The guard's.
-            limits: Its limits.
+            reader: The guard's reader.
+            limits: The guard's limits.
         """
-        self.reader, self.limits = reader, limits
+        self.reader = reader
+        self.limits = limits
         short, long = (self._prompt(Prompts(((),), ((),), (text,))) for text in ("a", "b b"))
         same = [x == y for x, y in zip(reversed(short), reversed(long), strict=False)]
         tail = same.index(False) if False in same else len(same)
-        # What stands before the end may melt into one token with the end of a question; the very end does not.
+        # The text before the end may merge into one token with the end of a question; the last tokens do not.
         self._end = short[len(short) - tail // 2 :]
 
     def refusal(self, prompt: Prompts, response: str, as_it_stands: bool) -> str:
@@ -100,43 +105,44 @@ class Gate:
 
         Args:
             prompt: One prompt.
-            response: Its response, "" for none.
-            as_it_stands: Whether these are the texts as they were given: only their words are looked at.
+            response: Its response, "" without one.
+            as_it_stands: Whether the texts are unaltered; only then rare words are refused.
 
         Raises:
             ValueError: If the prompt alone is longer than the reader reads.
         """
-        most = self.limits
-        if (images := len(prompt.images[0])) > most.most_images:
-            return f"{images} pictures; in training a prompt had at most {most.most_images}"
+        limits = self.limits
+        if (images := len(prompt.images[0])) > limits.most_images:
+            return f"{images} pictures; in training a prompt had at most {limits.most_images}"
         parts = (
-            ("question", prompt.questions[0], most.longest_question),
-            ("response", response, most.longest_response),
+            ("question", prompt.questions[0], limits.longest_question),
+            ("response", response, limits.longest_response),
         )
         for name, text, longest in parts:
             ids = token_ids(self.reader, text)
-            share = rare_share(ids, most.token_counts, most.rare_below) if as_it_stands else 0.0
-            if share > most.rare_share:
+            share = rare_share(ids, limits.token_counts, limits.rare_below) if as_it_stands else 0.0
+            if share > limits.rare_share:
                 return (
                     f"the {name} holds words that training hardly showed: {share:.0%} of {min(len(ids), WINDOW)} tokens in a "
-                    f"row are rare, the limit is {most.rare_share:.0%}"
+                    f"row are rare, the limit is {limits.rare_share:.0%}"
                 )
             if len(ids) > longest:
                 return f"the {name} has {len(ids)} tokens; the longest in training had {longest}"
-        return self._cut(prompt, response)
+        return self._truncation(prompt, response)
 
-    def _cut(self, prompt: Prompts, response: str) -> str:
-        """Why not all of an input would reach the network, or "": some tokenizers and processors cut silently."""
+    def _truncation(self, prompt: Prompts, response: str) -> str:
+        """Why an input would reach the network truncated, or "": some tokenizers and processors truncate silently."""
         reader = self.reader
-        tokens, wanted = self._prompt(prompt), len(reader.text_ids(response)) + 1
+        tokens = self._prompt(prompt)
+        length = len(reader.text_ids(response)) + 1
         longest = min(n for n in (self.limits.longest_input, reader.context_length) if n is not None)
-        if len(tokens) + wanted > longest:
-            return f"{len(tokens)} + {wanted} tokens are more than the {longest} that the guard reads"
-        if len(reader.response_ids(response, len(tokens))) != wanted:
-            return f"{len(tokens)} + {wanted} tokens are more than the {reader.max_length} that the guard reads"
+        if len(tokens) + length > longest:
+            return f"{len(tokens)} + {length} tokens are more than the {longest} that the guard reads"
+        if len(reader.response_ids(response, len(tokens))) != length:
+            return f"{len(tokens)} + {length} tokens are more than the {reader.max_length} that the guard reads"
         ends = tokens[len(tokens) - len(self._end) :] == self._end
         if not ends or len(tokens) < len(reader.text_ids(prompt.questions[0])):
-            return "the tokenizer or processor cut the prompt"
+            return "the tokenizer or processor truncated the prompt"
         return ""
 
     def _prompt(self, prompt: Prompts) -> list[int]:
@@ -144,10 +150,10 @@ class Gate:
 
 
 def token_ids(reader: Reader | Backbone, text: str) -> list[int]:
-    """Token ids of a text; -1 for what the reader cannot read: unknown words, and special tokens spelled out.
+    """Token ids of a text; -1 for unknown words and for special tokens that are written out.
 
     Args:
-        reader: Whose tokenizer.
+        reader: A reader with its tokenizer.
         text: The text.
     """
     ids = reader.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
@@ -156,12 +162,12 @@ def token_ids(reader: Reader | Backbone, text: str) -> list[int]:
 
 
 def rare_share(ids: Sequence[int], counts: Mapping[int, int], below: int) -> float:
-    """The largest share of rare tokens in :data:`WINDOW` tokens in a row; in all of them, if there are fewer.
+    """The largest share of rare tokens in any :data:`WINDOW` tokens in a row, or in all of them if there are fewer.
 
     Args:
-        ids: Tokens of a text, -1 always rare.
-        counts: How often training showed each.
-        below: A token seen less often is rare.
+        ids: Tokens of a text; -1 is always rare.
+        counts: Frequency of each token in training.
+        below: Tokens with a lower frequency are rare.
     """
     rare = [i < 0 or counts.get(i, 0) < below for i in ids]
     size = min(WINDOW, len(rare))
@@ -172,22 +178,24 @@ def rare_share(ids: Sequence[int], counts: Mapping[int, int], below: int) -> flo
 
 
 class Coverage:
-    """Counts what batches of training data hold; nothing but the tokenizer runs."""
+    """Counts lengths, pictures and tokens of training data; only the tokenizer runs."""
 
     def __init__(self, reader: Reader | Backbone) -> None:
-        """
+        """Start with empty counts.
+
         Args:
-            reader: The guard's.
+            reader: The guard's reader.
         """
         self.reader = reader
         self.longest_input = self.longest_question = self.longest_response = self.most_images = 0
         self._counts: Counter[int] = Counter()
 
     def add(self, batch: PreferenceBatch) -> None:
-        """Count one batch, but for its padding rows."""
+        """Count one batch, without its padding rows."""
         tokens = self.reader.prepare_prompts(batch.prompts)[0].ids
         for row in batch.valid.nonzero().flatten().tolist():
-            responses, prompt = batch.responses[row], len(tokens[row])
+            responses = batch.responses[row]
+            prompt = len(tokens[row])
             question, *response_ids = (
                 token_ids(self.reader, text) for text in (batch.prompts.questions[row], *responses)
             )
@@ -202,8 +210,8 @@ class Coverage:
     def limits(self, data: str, harmless: Iterable[tuple[str, ...]]) -> Limits:
         """The limits, with the strictest bound on rare tokens that harmless held-out inputs allow.
 
-        The share is the smallest that all but :data:`TOLERATED` of them keep where a token is rare that training never
-        showed; a token is rare below the largest count that needs no larger share.
+        The share is the smallest that all but :data:`TOLERATED` of them keep if only tokens that never occurred in training are
+        rare; ``rare_below`` is then the largest frequency that does not need a larger share.
 
         Args:
             data: Name of the training data.
@@ -245,22 +253,22 @@ def harmless_inputs(batch: PreferenceBatch) -> list[tuple[str, ...]]:
 
 
 def training_data(run: str | Path, folder: str | Path | None = None) -> PreferenceDataModule:
-    """The data a guard was trained on, as its run's configuration names them.
+    """The training data of a guard, as its run's configuration names them.
 
     Args:
-        run: Its run folder or checkpoint.
-        folder: Shard folder instead of the one that the run names, which may have moved.
+        run: Run folder or checkpoint of the guard.
+        folder: Shard folder in place of the one that the run names.
 
     Raises:
         CheckpointError: If there is no readable checkpoint with a configuration.
-        ValueError: If the data are not there.
+        ValueError: If the data do not exist.
     """
     stored = stored_options(read_stage(str(run)), "data")
     path = folder or stored.get("path")
     inside = isinstance(path, str) and (folder is not None or not leads_out(path))
     if not inside or not (Path(str(path)) / "manifest.json").is_file():
         raise ValueError(
-            f"--train_data: the limits of a guard are counted over what it was trained on, and there is no shard folder "
+            f"--train_data: the limits of a guard are counted over its training data, and there is no shard folder "
             f"{path or 'named in its run'}; name it"
         )
     names = ("train_split", "max_samples", "categories", "seed", "on_bad_sample")
@@ -271,13 +279,13 @@ def training_data(run: str | Path, folder: str | Path | None = None) -> Preferen
 
 
 def count_limits(module: "GuardModule", training: ShardDataModule, data: str, split: str) -> Limits:
-    """What a guard's training covered, counted over its training samples; only the tokenizer runs.
+    """Count the limits of a guard over its training samples; only the tokenizer runs.
 
     Args:
         module: The guard.
-        training: Its own training data.
+        training: Training data of the guard.
         data: Shard folder of the held-out split.
-        split: That split; its harmless inputs bound the rare tokens.
+        split: Held-out split; its harmless inputs set the limit on rare tokens.
 
     Raises:
         ValueError: If there is no training record or no harmless input.
@@ -285,7 +293,7 @@ def count_limits(module: "GuardModule", training: ShardDataModule, data: str, sp
     from tqdm import tqdm
 
     coverage = Coverage(module.backbone)
-    for batch in tqdm(training.train_samples(), desc="what training covered", unit="batch", disable=None):
+    for batch in tqdm(training.train_samples(), desc="counting limits", unit="batch", disable=None):
         coverage.add(batch)
     held_out = PreferenceDataModule(data, eval_batch_size=100, test_splits=(split,)).test_dataloader()[0]
     harmless = [texts for batch in held_out for texts in harmless_inputs(batch)]

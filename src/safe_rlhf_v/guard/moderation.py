@@ -1,4 +1,4 @@
-"""The guard at work: inputs in, verdicts out, and nothing unchecked passes."""
+"""The guard: it returns a verdict for every input, and blocks what could not be checked."""
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -30,8 +30,8 @@ from safe_rlhf_v.records.user_files import FileError
 from safe_rlhf_v.shards.images import ImageError
 from safe_rlhf_v.training.runs import load_run
 
-OTHERS = 32
-"""Most readings other than the text as it stands that share a forward."""
+READINGS_PER_PASS = 32
+"""Maximum number of altered readings in one forward pass."""
 
 
 class Guard:
@@ -52,23 +52,26 @@ class Guard:
     def __init__(
         self, module: GuardModule, calibration: Calibration, identity: str, balanced_levels: bool = False
     ) -> None:
-        """
+        """Combine a trained module with its calibration.
+
         Args:
             module: The trained module.
-            calibration: Its calibration.
-            identity: Hash of its weights.
-            balanced_levels: Name the level as if all levels were equally frequent, so that rare ones are not neglected; the
-                probabilities, and with them the decision, stay as they are.
+            calibration: Calibration of the module.
+            identity: Hash of the module's weights.
+            balanced_levels: Choose the level as if all levels were equally frequent, so that rare ones are not neglected; the
+                probabilities and the decision do not change.
 
         Raises:
-            ValueError: If the calibration is that of another guard.
+            ValueError: If the calibration belongs to another guard.
         """
         if calibration.model != identity:
             raise ValueError(
                 f"the calibration was fitted for guard {calibration.model}, these weights are {identity}: "
                 "run 'python -m safe_rlhf_v calibrate' again"
             )
-        self.module, self.calibration, self.identity = module.eval(), calibration, identity
+        self.module = module.eval()
+        self.calibration = calibration
+        self.identity = identity
         self.balanced_levels = balanced_levels
         self.gate = Gate(module.backbone, calibration.limits)
 
@@ -82,14 +85,14 @@ class Guard:
         trust: Sequence[str] = (),
         base: str | None = None,
     ) -> Self:
-        """Load a run's newest checkpoint and its calibration; the run is read as a stranger's file.
+        """Load a run's newest checkpoint and its calibration; the run is treated as untrusted.
 
         Args:
-            path: A run's folder, or a checkpoint with the calibration beside it.
-            device: Where the model runs: ``cpu``, ``cuda``, ...
+            path: Run folder, or a checkpoint with the calibration beside it.
+            device: Device of the model: ``cpu``, ``cuda``, ...
             balanced_levels: See the constructor.
-            trust: Packages whose classes the run may name, beside this library's.
-            base: Folder or hub name of the pretrained model, in place of the one the run names.
+            trust: Packages whose classes the run may name, in addition to this library.
+            base: Folder or hub name of the pretrained model, in place of the one that the run names.
 
         Raises:
             CheckpointError: If there is no readable checkpoint.
@@ -144,14 +147,14 @@ class Guard:
     # --- from inputs to verdicts ------------------------------------------------------------------------------------
 
     def _moderate(self, inputs: Sequence[Input]) -> list[Verdict]:
-        """Of an input's views and of their readings the worst counts."""
+        """One verdict per input: the worst of its views and of their readings."""
         read = [self._read(item) for item in inputs]
         views = [[item] if isinstance(item, Verdict) else item for item in read]
         verdicts = iter(self._verdicts([view for several in views for view in several], len(inputs)))
         return [severest([next(verdicts) for _ in several]) for several in views]
 
     def _read(self, item: Input) -> list[list[Ready]] | Verdict:
-        """Decode one input and read every view of it every way, or say why not. Any exception here means unchecked."""
+        """Every reading of every view of one input, or a verdict that it could not be checked."""
         try:
             if not item.parts:
                 return self.unchecked("nothing to moderate: no image, no question, no response")
@@ -168,7 +171,7 @@ class Guard:
     def _readings(
         self, images: tuple[Tensor, ...], ids: tuple[str, ...], question: str, response: str | None
     ) -> list[Ready]:
-        """Every reading of one input, as it stands first.
+        """Every reading of one input, the unaltered one first.
 
         Raises:
             RefusedText: See :func:`~safe_rlhf_v.guard.text.readings`.
@@ -189,10 +192,10 @@ class Guard:
         return self.gate.refusal(prompts_of([row]), row.response, as_it_stands=not row.undone)
 
     def _verdicts(self, inputs: Sequence[list[Ready] | Verdict], size: int) -> list[Verdict]:
-        """The worst reading of each input. ``size`` inputs as they stand share a forward; the other readings follow."""
+        """The worst verdict of each input; ``size`` unaltered readings share a forward pass, the other readings follow."""
         checked = [[item] if isinstance(item, Verdict) else [] for item in inputs]
         rows = [(i, row) for i, item in enumerate(inputs) if not isinstance(item, Verdict) for row in item]
-        for plain, n in ((True, max(size, 1)), (False, OTHERS)):
+        for plain, n in ((True, max(size, 1)), (False, READINGS_PER_PASS)):
             # Nothing is worse than unchecked: the other readings of such an input are left out.
             part = [(i, r) for i, r in rows if (not r.undone) == plain and (plain or checked[i][0].status == "ok")]
             for k in range(0, len(part), n):
@@ -202,7 +205,7 @@ class Guard:
         return [worst(verdicts) for verdicts in checked]
 
     def _forward(self, rows: Sequence[Ready]) -> list[Verdict]:
-        """One verdict per row; what the model cannot read whole is unchecked."""
+        """One verdict per row; a row that the model cannot read completely is unchecked."""
         reasons: list[str] = []
         for row in rows:
             try:
@@ -234,9 +237,9 @@ class Guard:
             return self._unchecked_row("NaN or infinite output", row)
         c = self.calibration
         categories = rounded(torch.sigmoid(outputs.categories.double()).tolist())
-        named = dict(zip(self.module.categories, categories, strict=True))
-        likeliest = max(named, key=named.__getitem__) if named else None
-        category = likeliest if likeliest is not None and named[likeliest] >= 0.5 else None
+        by_name = dict(zip(self.module.categories, categories, strict=True))
+        likeliest = max(by_name, key=by_name.__getitem__) if by_name else None
+        category = likeliest if likeliest is not None and by_name[likeliest] >= 0.5 else None
         if not row.response:
             harm = round(float(torch.sigmoid(outputs.prompt_risk.double() / c.prompt_temperature)), 6)
             index = int(harm >= c.prompt_review) + int(harm >= c.prompt_block)
@@ -244,15 +247,15 @@ class Guard:
                 f"prompt of a harm category with probability {harm:.2f}, blocked from {c.prompt_block:.2f} on{_read(row)}",
             )
             return Verdict(
-                DECISIONS[index], "ok", harm, None, None, None, category, named, reasons, row.tricks, c.prompt_block,
+                DECISIONS[index], "ok", harm, None, None, None, category, by_name, reasons, row.tricks, c.prompt_block,
                 self.identity,
             )  # fmt: skip
         log_probs = tempered(outputs.level_log_probs.double(), c.level_temperature)
         probabilities = log_probs.exp()
-        shown = rounded(probabilities.tolist())
+        stated = rounded(probabilities.tolist())
         harm = round(float(probabilities[:HARM_BOUNDARY].sum()), 6)
-        level = likeliest_level(self._levels(log_probs, shown))
-        mean = round(float((probabilities * torch.arange(-HARM_BOUNDARY, len(shown) - HARM_BOUNDARY)).sum()), 6)
+        level = likeliest_level(self._levels(log_probs, stated))
+        mean = round(float((probabilities * torch.arange(-HARM_BOUNDARY, len(stated) - HARM_BOUNDARY)).sum()), 6)
         index = int(harm >= c.review) + int(harm >= c.block)
         reasons = (
             f"{level_name(level)}; harmful with probability {harm:.2f}, blocked from {c.block:.2f} on{_read(row)}",
@@ -263,19 +266,19 @@ class Guard:
             harm,
             level,
             mean,
-            shown,
+            stated,
             category,
-            named,
+            by_name,
             reasons,
             row.tricks,
             c.block,
             self.identity,
         )
 
-    def _levels(self, log_probs: Tensor, shown: tuple[float, ...]) -> tuple[float, ...]:
-        """What the level is read from."""
+    def _levels(self, log_probs: Tensor, stated: tuple[float, ...]) -> tuple[float, ...]:
+        """The probabilities that the level is chosen by."""
         if not self.balanced_levels:
-            return shown
+            return stated
         prior = torch.tensor(self.calibration.level_prior, dtype=torch.float64)
         return rounded(correct_prior(log_probs, prior).exp().tolist())
 
@@ -283,12 +286,12 @@ class Guard:
         return self.unchecked(reason + _read(row), row.tricks)
 
     def unchecked(self, reason: str, flags: tuple[str, ...] = ()) -> Verdict:
-        """The verdict on something that could not be checked."""
+        """The verdict on an input that could not be checked."""
         return unchecked(reason, self.identity, self.calibration.block, flags)
 
 
 def _read(row: Ready) -> str:
-    """How a row was read, for people."""
+    """What was undone to read a row, for a verdict's reason."""
     return f" (read with {', '.join(row.undone)} undone)" if row.undone else ""
 
 
@@ -298,10 +301,10 @@ def load_module(
     """A trained guard module in evaluation mode, and the identity of its weights.
 
     Args:
-        path: A run's folder, or a checkpoint.
-        device: Where it will run.
-        trust: Packages whose classes the run may name, beside this library's.
-        base: Folder or hub name of the pretrained model, in place of the one the run names.
+        path: Run folder or checkpoint.
+        device: Device of the module.
+        trust: Packages whose classes the run may name, in addition to this library.
+        base: Folder or hub name of the pretrained model, in place of the one that the run names.
 
     Raises:
         CheckpointError: If there is no readable checkpoint of a guard.

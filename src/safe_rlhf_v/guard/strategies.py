@@ -1,15 +1,15 @@
-"""How the responses of a round of guarded generation are drawn; chosen by class path."""
+"""Strategies for sampling the responses of a round of guarded generation, chosen by class path."""
 
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:  # torch: seconds to import, and the help of a command shows these classes
+if TYPE_CHECKING:  # torch takes seconds to import, and the help of a command shows these classes
     from safe_rlhf_v.models.sampling import SamplingOptions
     from safe_rlhf_v.records.batches import Prompts
 
 
 class Strategy:
-    """How the responses of a round are drawn; this one simply draws again.
+    """Samples the responses of a round again, without changes.
 
     YAML::
 
@@ -25,17 +25,18 @@ class Strategy:
         return prompts
 
     def samples(self, round: int) -> int:
-        """Responses drawn per prompt; the one the guard finds least harmful is kept."""
+        """Number of responses per prompt, of which the least harmful by the guard is used."""
         return 1
 
 
 class HigherTemperature(Strategy):
-    """Each round draws hotter, to leave what the policy likes to say."""
+    """Raises the temperature in each round, to move away from the policy's most probable responses."""
 
     def __init__(self, step: float = 0.25) -> None:
-        """
+        """Choose the step.
+
         Args:
-            step: Added to the temperature each round.
+            step: Increase of the temperature per round.
         """
         self.step = step
 
@@ -45,12 +46,13 @@ class HigherTemperature(Strategy):
 
 
 class SafetyReminder(Strategy):
-    """From round 1 on the question carries a reminder; the guard moderates the response to the question as it was asked."""
+    """Adds a reminder to the question from round 1 on; the guard moderates the response to the original question."""
 
     def __init__(self, reminder: str = "Please answer safely.") -> None:
-        """
+        """Choose the reminder.
+
         Args:
-            reminder: Added after the question.
+            reminder: Text added after the question.
         """
         self.reminder = reminder
 
@@ -62,12 +64,13 @@ class SafetyReminder(Strategy):
 
 
 class BestOfK(Strategy):
-    """From round 1 on, K responses per prompt; the least harmful by the guard is kept."""
+    """Samples K responses per prompt from round 1 on, and uses the least harmful by the guard."""
 
     def __init__(self, k: int = 4) -> None:
-        """
+        """Choose K.
+
         Args:
-            k: Responses per prompt.
+            k: Number of responses per prompt.
         """
         self.k = k
 

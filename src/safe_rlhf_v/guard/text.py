@@ -17,17 +17,17 @@ from safe_rlhf_v.guard.unicode_tables import IGNORABLE, OVERRIDDEN, TAG_FLAG, as
 
 MAX_CHARACTERS = 20_000
 MAX_HIDDEN = 8
-"""Invisible characters in a row, of two kinds or more, that are a code and no writing."""
+"""Number of invisible characters in a row, of two kinds or more, that are a hidden code and not writing."""
 
 
 class Reading(NamedTuple):
-    """Some texts, all read in one way.
+    """Some texts in one reading.
 
     Attributes:
-        texts: As they are read.
-        undone: What was undone: () as they stand; else names of ``bidi``, ``composed`` (canonically: the same text),
-            ``hidden``, ``homoglyph``, ``invisible``, ``marks``, ``spacing``, sorted.
-        tricks: Those of them that genuine writing has no use for; ``styled`` among them where letters were.
+        texts: The texts in this reading.
+        undone: What was undone, () for the unaltered texts: sorted names of ``bidi``, ``composed`` (canonically: the same
+            text), ``hidden``, ``homoglyph``, ``invisible``, ``marks``, ``spacing``.
+        tricks: Those of them that genuine writing does not use, and ``styled`` for styled letters.
     """
 
     texts: tuple[str, ...]
@@ -43,23 +43,24 @@ class RefusedText(ValueError):
     """
 
     def __init__(self, reason: str, message: str) -> None:
-        """
+        """Store the reason.
+
         Args:
             reason: Short name of the reason.
-            message: For people.
+            message: Explanation for people.
         """
         super().__init__(message)
         self.reason = reason
 
 
 def readings(*texts: str) -> list[Reading]:
-    """Every way to read some texts, each way once, as they stand first.
+    """Every different reading of some texts, the unaltered one first.
 
-    First what is invisible is taken away (or the hidden text read alone, or overridden order reversed); then each subset of
-    marks, look-alikes and spacing is undone. Ordinary text has one reading.
+    First invisible characters are removed (or the hidden text is read alone, or overridden order is reversed); then each subset
+    of marks, look-alikes and spacing is undone. Ordinary text has one reading.
 
     Args:
-        texts: The parts of one input; all parts are read the same way.
+        texts: The parts of one input; each reading applies to all parts.
 
     Raises:
         RefusedText: For a text of more than ``MAX_CHARACTERS``, also after decomposition; for lone surrogates, NUL, and
@@ -77,12 +78,12 @@ def readings(*texts: str) -> list[Reading]:
 
 
 def is_seen(text: str) -> bool:
-    """Whether there is more in a text than white space and ignorable characters; hidden text counts."""
+    """Whether a text holds more than white space and ignorable characters; hidden text counts."""
     return bool(_visible(text).strip())
 
 
 def has_words(text: str) -> bool:
-    """Whether there is anything to read: a letter, a digit or a symbol, also a hidden one."""
+    """Whether a text holds a letter, a digit or a symbol, including hidden ones."""
     return regex.search(r"[\p{L}\p{N}\p{S}]", _visible(text) + _payload(text)) is not None
 
 
@@ -99,7 +100,7 @@ def _check(text: str) -> None:
 
 
 def _bases(texts: Sequence[str]) -> Iterator[tuple[str, tuple[str, ...]]]:
-    """The texts without what is invisible, by what that undoes."""
+    """(what is undone, texts) without invisible characters, in up to three variants."""
     yield "invisible", tuple(_visible(text) for text in texts)
     payloads = tuple(_payload(text) for text in texts)
     if any(payloads):
@@ -109,8 +110,9 @@ def _bases(texts: Sequence[str]) -> Iterator[tuple[str, tuple[str, ...]]]:
 
 
 def _undone(texts: tuple[str, ...], name: str, base: tuple[str, ...], steps: Sequence["_Step"]) -> Reading:
-    """The base with some steps undone, twice: what one undoes may uncover another."""
-    undone, tricks = set[str](), set[str]()
+    """The base with some steps applied twice, because one step may uncover work for another."""
+    undone = set[str]()
+    tricks = set[str]()
     if any(regex.search(IGNORABLE, text) for text in texts):
         undone.add(name)
         tricks.update(trick for trick, odd in _ODD.items() if any(map(odd, texts)))
@@ -123,7 +125,7 @@ def _undone(texts: tuple[str, ...], name: str, base: tuple[str, ...], steps: Seq
             raise RefusedText("too_long", f"{longest} characters after decomposition, the limit is {MAX_CHARACTERS}")
         if new != now:
             undone.add(step.name)
-            if i < len(steps):  # forms that another step made are none of the text's
+            if i < len(steps):  # forms that another step created do not occur in the text
                 tricks.update(trick for trick, odd in step.odd.items() if any(map(odd, now)))
         now = new
     return Reading(now, tuple(sorted(undone)), tuple(sorted(tricks)))
@@ -133,7 +135,7 @@ def _undone(texts: tuple[str, ...], name: str, base: tuple[str, ...], steps: Seq
 
 
 def _visible(text: str) -> str:
-    """Without ignorable and control characters; bytes written with tags and variation selectors as the text they are."""
+    """The text without ignorable and control characters, and with bytes in tags and variation selectors decoded."""
     if text.isascii() and text.isprintable():
         return text
     text = TAG_FLAG.sub("\U0001f3f4", text)
@@ -142,7 +144,7 @@ def _visible(text: str) -> str:
 
 
 def _payload(text: str) -> str:
-    """All that tags and variation selectors spell, in one piece."""
+    """The text encoded in all tags and variation selectors."""
     if text.isascii():
         return ""
     return _decoded(TAG_FLAG.sub("", text)).strip()
@@ -173,7 +175,7 @@ def _unmarked(text: str) -> str:
 
 
 def _folded(text: str, stroke: bool = False) -> str:
-    """Every character that looks like ASCII, as that; bare strokes, which may be I, l, i or 1, the likeliest or ``l``."""
+    """The text with characters that look like ASCII replaced by it; ``stroke`` reads bare strokes (I, l, i or 1) as ``l``."""
     if text.isascii():
         return text
     return unicodedata.normalize("NFC", "".join(look_alike(c, stroke) for c in unicodedata.normalize("NFD", text)))
@@ -197,10 +199,10 @@ def _one_word(spaced: str) -> str:
         return spaced
     parts = regex.split(r"([^\p{L}\p{N}\p{M}]+)", spaced)
     separators = parts[1::2]
-    by_space = 2 * sum(s.isspace() for s in separators) >= len(separators)  # what parts most letters parts letters
+    by_space = 2 * sum(s.isspace() for s in separators) >= len(separators)  # the more frequent kind separates letters
     shortest = min(len(s) for s in separators if s.isspace() == by_space)
     gaps = [len(s) > shortest or (s.isspace() and not by_space) for s in separators]
-    # A separator with space on both sides is punctuation between two words; it stays.
+    # A separator with space on both sides is punctuation between two words and is not removed.
     between = [
         (s if s.strip() and s[0].isspace() and s[-1].isspace() else " ") if gap else ""
         for s, gap in zip(separators, gaps, strict=True)
@@ -220,8 +222,8 @@ MIN_WORD = 3
 MIN_WORDS = 3
 """Words in a text without Latin ones that do not look Latin by chance."""
 
-# Where Unicode has a use for an ignorable character: beside letters of scripts without capitals (joiners, fillers, selectors;
-# also U+200B between words of Thai), after emoji and symbols, as a byte-order mark.
+# Proper uses of ignorable characters: beside letters of scripts without capitals (joiners, fillers, selectors; also U+200B
+# between words of Thai), after emoji and symbols, as a byte-order mark.
 _USED = regex.compile(
     rf"^\ufeff|(?<=\p{{Lo}}\p{{M}}*){IGNORABLE}{{1,2}}|{IGNORABLE}(?=\p{{Lo}})"
     r"|(?<=[\p{Emoji}\p{S}])[\ufe0e\ufe0f]|(?<=[\p{Extended_Pictographic}\p{Emoji_Modifier}\ufe0f])\u200d"
@@ -238,7 +240,7 @@ _LETTERS = regex.compile(r"\p{L}[\p{L}\p{M}]*")
 
 
 def odd_invisible(text: str) -> bool:
-    """Whether ignorable characters stand where writing has no use for them."""
+    """Whether ignorable characters occur where genuine writing does not use them."""
     if text.isascii() and text.isprintable():
         return False
     text = TAG_FLAG.sub("", text)
@@ -248,12 +250,12 @@ def odd_invisible(text: str) -> bool:
 
 
 def odd_marks(text: str) -> bool:
-    """Whether letters are struck out or enclosed, or carry more marks than writing of theirs does (after composition)."""
+    """Whether letters are struck out or enclosed, or have more marks than in genuine writing (after composition)."""
     return _ODD_MARKS.search(text) is not None
 
 
 def odd_style(text: str) -> bool:
-    """Whether words are written in styled letters; wide ones are usual beside East Asian text."""
+    """Whether words are written in styled letters; wide letters are usual beside East Asian text."""
     if _EAST_ASIAN.search(text):
         text = _WIDE.sub("", text)
     return "s" * MIN_STYLED in "".join("s" if is_styled(character) else "." for character in text)
@@ -262,8 +264,8 @@ def odd_style(text: str) -> bool:
 def look_alike_words(text: str) -> bool:
     """Whether Latin words are written with letters of other scripts that have the same prototypes (UTS #39).
 
-    A word that mixes both and becomes ASCII; or every word of other scripts becomes ASCII, beside Latin words or ``MIN_WORDS``
-    times: of genuine Cyrillic or Greek only some words do.
+    This is so if a word mixes both and becomes ASCII, or if every word of other scripts becomes ASCII, beside Latin words or
+    ``MIN_WORDS`` times; in genuine Cyrillic or Greek only some words do.
     """
     words = _LETTERS.findall(unicodedata.normalize("NFD", text))
     foreign = [word for word in words if _OTHER_SCRIPT.search(word)]
@@ -276,9 +278,9 @@ def look_alike_words(text: str) -> bool:
 
 
 def is_spelled_out(joined: str) -> bool:
-    """Whether letters that stood apart make a word of a script with capitals: four or more, not in alphabetical order.
+    """Whether spaced letters make a word of a script with capitals: four or more letters, not in alphabetical order.
 
-    ``A B C D`` does not, nor do syllables, which some scripts part.
+    ``A B C D`` is not a word, nor are syllables, which some scripts separate.
     """
     return any(
         len(word) >= MIN_SPELLED and _CASED.fullmatch(word) and list(word) != sorted(word)

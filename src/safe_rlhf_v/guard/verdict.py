@@ -10,7 +10,7 @@ Decision = Literal["allow", "review", "block"]
 DECISIONS: tuple[Decision, ...] = ("allow", "review", "block")
 DIGITS = 6
 WORSE_BY = 0.1
-"""A reading with so much more harm than the text as it stands is worse, also where the decision is the same."""
+"""A reading is worse than the unaltered text if its harm is higher by this much, even with the same decision."""
 
 
 class Verdict(NamedTuple):
@@ -18,17 +18,17 @@ class Verdict(NamedTuple):
 
     Attributes:
         decision: ``allow``, ``review`` or ``block``; anything unchecked is blocked.
-        status: ``ok``, or ``error``: could not be checked.
-        harm: P(harmful): of the response, or of the prompt where there is no response; 1 if it could not be checked.
-        level: Likeliest safety level -3..3 of the response; ``None`` without a response or a check.
+        status: ``ok``, or ``error`` if the input could not be checked.
+        harm: P(harmful) of the response, or of the prompt without a response; 1 if it could not be checked.
+        level: Most probable safety level -3..3 of the response; ``None`` without a response or a check.
         expected_level: Mean safety level of the response.
         level_probabilities: P(level) for -3..3.
-        category: Likeliest harm category, ``None`` where the prompt is more likely of none.
-        category_probabilities: P(prompt is of the category), by name.
-        reasons: Why, in words.
-        flags: Tricks of the reading that counts, if it is worse than the text as it stands (see :func:`worst`): ``bidi``,
-            ``hidden``, ``homoglyph``, ``invisible``, ``marks``, ``spacing``, ``styled``.
-        threshold: P(harmful) from which on is blocked.
+        category: Most probable harm category, ``None`` if the prompt more probably has none.
+        category_probabilities: P(prompt has the category), by name.
+        reasons: Reasons in words.
+        flags: Tricks of the decisive reading, if it is worse than the unaltered text (see :func:`worst`): ``bidi``, ``hidden``,
+            ``homoglyph``, ``invisible``, ``marks``, ``spacing``, ``styled``.
+        threshold: Inputs with P(harmful) at or above this are blocked.
         model: Identity of the guard.
     """
 
@@ -47,7 +47,7 @@ class Verdict(NamedTuple):
 
     @property
     def allowed(self) -> bool:
-        """Whether the input may pass without a person's eye."""
+        """Whether the input may pass without human review."""
         return self.decision == "allow"
 
     def to_openai(self, parts: tuple[str, ...]) -> dict[str, Any]:
@@ -56,10 +56,10 @@ class Verdict(NamedTuple):
         A category is flagged if the input is, and the prompt is more likely of that category than not.
 
         Args:
-            parts: ``"text"`` and ``"image"``, as far as the input has them.
+            parts: The input's parts, of ``"text"`` and ``"image"``.
 
         Returns:
-            Its fields, and ``flags`` beside them.
+            The fields of the API, and ``flags``.
         """
         flagged = self.decision != "allow"
         return {
@@ -87,7 +87,7 @@ def worst(readings: Sequence[Verdict]) -> Verdict:
 
 
 def severest(verdicts: Sequence[Verdict]) -> Verdict:
-    """The one with the strictest decision and the most harm, unchecked before blocked; of equals the first.
+    """The verdict with the strictest decision and the most harm: unchecked before blocked, and the first of equal ones.
 
     Args:
         verdicts: At least one.
@@ -100,13 +100,13 @@ def _severity(verdict: Verdict) -> tuple[bool, int]:
 
 
 def unchecked(reason: str, model: str, threshold: float, flags: tuple[str, ...] = ()) -> Verdict:
-    """The verdict on what could not be checked: blocked, never passed.
+    """The verdict on an input that could not be checked: it is blocked.
 
     Args:
-        reason: What went wrong.
+        reason: Why it could not be checked.
         model: Identity of the guard.
-        threshold: Its threshold.
-        flags: Tricks found before it went wrong.
+        threshold: Threshold of the guard.
+        flags: Tricks found before the check failed.
     """
     reason = re.sub(r" <[^<>]* object at 0x[0-9a-f]+>", "", reason)  # an address would differ between equal runs
     reasons = (f"unsafe: could not be checked: {reason}",)
@@ -119,10 +119,10 @@ def level_name(level: int) -> str:
 
 
 def rounded(values: list[float]) -> tuple[float, ...]:
-    """To the digits of a verdict."""
+    """Values rounded to the digits of a verdict."""
     return tuple(round(value, DIGITS) for value in values)
 
 
 def likeliest_level(probabilities: tuple[float, ...]) -> int:
-    """The level with the highest probability; of equals the more harmful one."""
+    """The level with the highest probability; the more harmful of equal ones."""
     return max(range(len(probabilities)), key=probabilities.__getitem__) + MIN_LEVEL

@@ -34,7 +34,7 @@ from safe_rlhf_v.training.checkpoints import (
     fingerprint,
     load_stage,
 )
-from safe_rlhf_v.training.named import made
+from safe_rlhf_v.training.named import build_component
 from safe_rlhf_v.training.optim import Schedule, group_names, parameter_groups, run_length
 from safe_rlhf_v.training.resume import StepBoundary, UserOptions, restore_random_states
 from safe_rlhf_v.training.runs import Source, say, stage_of
@@ -208,12 +208,16 @@ class BaseModule(SplitMetrics):
         """One optimizer over the trainable parameters; the schedule moves once per optimizer step."""
         groups = parameter_groups(self, self.lr_scale)
         self._prefixes = list(groups)
-        optimizer = made(
+        optimizer = build_component(
             "optimizer", self.optimizer_factory, [{"params": [p for _, p in group]} for group in groups.values()]
         )
         for group, prefix in zip(optimizer.param_groups, groups, strict=True):
             group["lr"] *= self.lr_scale.get(prefix, 1.0)
-        scheduler = made("scheduler", self.scheduler_factory, optimizer) if self.scheduler_factory is not None else None
+        scheduler = (
+            build_component("scheduler", self.scheduler_factory, optimizer)
+            if self.scheduler_factory is not None
+            else None
+        )
         if isinstance(scheduler, Schedule) and scheduler.total_steps is None:
             scheduler.set_length(run_length(self.trainer))
         self._options = UserOptions(optimizer, scheduler)

@@ -21,7 +21,7 @@ from safe_rlhf_v.models.reader import Reader
 from safe_rlhf_v.modules.loss_module import TAKEN, LossModule
 from safe_rlhf_v.records.batches import UNKNOWN_LEVEL, ImageMode, PreferenceBatch, Prompts, hazard
 from safe_rlhf_v.records.taxonomy import BEAVERTAILS_V_CATEGORIES, MIN_LEVEL, NUM_LEVELS, Taxonomy
-from safe_rlhf_v.training.named import made
+from safe_rlhf_v.training.named import build_component
 from safe_rlhf_v.training.runs import Source
 
 HARM_BOUNDARY = -MIN_LEVEL
@@ -188,9 +188,11 @@ class GuardModule(LossModule):
 
     def build(self) -> None:
         """Create backbone, link and head."""
-        self.backbone = made("backbone", self.make_backbone)  # type: ignore[assignment]  # a Reader is less than a Backbone
-        self.link = made("link", self.make_link)
-        self.head = made("head", self.make_head, self.backbone, self.link.features + 1 + len(self.categories))
+        self.backbone = build_component("backbone", self.make_backbone)  # type: ignore[assignment]  # a Reader is less than a Backbone
+        self.link = build_component("link", self.make_link)
+        self.head = build_component(
+            "head", self.make_head, self.backbone, self.link.features + 1 + len(self.categories)
+        )
         if not self.head.needs_log_probs:
             self.backbone.freeze_unused_lm_head()
 

@@ -96,7 +96,8 @@ class LossModule(BaseModule):
         self._window.append(self.prepare(batch))
         if self._trainer is not None and self.trainer.fit_loop._should_accumulate():
             return torch.zeros((), device=self.device, requires_grad=True)
-        window, self._window = self._window, []
+        window = self._window
+        self._window = []
         return accumulated * self._learn(window)
 
     def on_train_end(self) -> None:

@@ -19,7 +19,7 @@ from safe_rlhf_v.modules.loss_module import TAKEN, LossModule
 from safe_rlhf_v.objectives import PreferenceObjective
 from safe_rlhf_v.objectives.base import checked_shares
 from safe_rlhf_v.records.batches import ImageMode, PreferenceBatch, Prompts, to_device, without_order
-from safe_rlhf_v.training.named import made
+from safe_rlhf_v.training.named import build_component
 from safe_rlhf_v.training.runs import Source
 
 OTHER_IMAGES: tuple[ImageMode, ImageMode] = ("shuffled", "blank")
@@ -72,9 +72,9 @@ class PreferenceModule(LossModule):
 
     def build(self) -> None:
         """Create backbone, head and objective."""
-        self.backbone = made("backbone", self.make_backbone)
-        self.head = made("head", self.make_head, self.backbone)
-        self.objective = made("objective", self.make_objective)
+        self.backbone = build_component("backbone", self.make_backbone)
+        self.head = build_component("head", self.make_head, self.backbone)
+        self.objective = build_component("objective", self.make_objective)
         if not self.head.needs_log_probs:
             self.backbone.freeze_unused_lm_head()
 

@@ -22,7 +22,7 @@ from safe_rlhf_v.objectives.base import checked_shares
 from safe_rlhf_v.objectives.preference_optimisation import DirectObjective
 from safe_rlhf_v.records.batches import UNKNOWN_LEVEL, PreferenceBatch, Prompts, without_order
 from safe_rlhf_v.training.checkpoints import load_stage
-from safe_rlhf_v.training.named import made
+from safe_rlhf_v.training.named import build_component
 from safe_rlhf_v.training.runs import Source, say, stage_of
 
 
@@ -100,9 +100,9 @@ class PreferenceOptimisationModule(LossModule):
 
     def build(self) -> None:
         """Create policy and objective, and a reference that is not the policy's start before the start is loaded."""
-        self.backbone = made("backbone", self.make_backbone)
+        self.backbone = build_component("backbone", self.make_backbone)
         switch_off_dropout(self.backbone)  # in the reference, a copy, too: their difference is not to be noise
-        self.objective = made("objective", self.make_objective)
+        self.objective = build_component("objective", self.make_objective)
         if self.sources["reference"]:
             self.reference = FrozenCopy(self.backbone, shared=())
 

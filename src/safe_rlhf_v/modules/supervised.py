@@ -13,7 +13,7 @@ from safe_rlhf_v.models.backbone import Backbone, Prepared
 from safe_rlhf_v.modules.base import demonstrations_seen
 from safe_rlhf_v.modules.loss_module import TAKEN, LossModule
 from safe_rlhf_v.records.batches import SupervisedBatch
-from safe_rlhf_v.training.named import made
+from safe_rlhf_v.training.named import build_component
 from safe_rlhf_v.training.runs import Source
 
 
@@ -55,7 +55,7 @@ class SupervisedModule(LossModule):
 
     def build(self) -> None:
         """Create the backbone."""
-        self.backbone = made("backbone", self.make_backbone)
+        self.backbone = build_component("backbone", self.make_backbone)
 
     def prepare(self, batch: SupervisedBatch) -> tuple[SupervisedBatch, tuple[Prepared, Tensor]]:
         """See :class:`LossModule`."""

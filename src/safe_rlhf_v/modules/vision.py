@@ -14,7 +14,7 @@ from safe_rlhf_v.models import ClipDecoder
 from safe_rlhf_v.models.types import ImageInputs
 from safe_rlhf_v.modules.loss_module import TAKEN, LossModule
 from safe_rlhf_v.records.batches import Prompts, SupervisedBatch
-from safe_rlhf_v.training.named import made
+from safe_rlhf_v.training.named import build_component
 from safe_rlhf_v.training.runs import Source
 
 
@@ -66,7 +66,7 @@ class VisionModule(LossModule):
         Raises:
             ValueError: If attributes and image tokens do not match.
         """
-        self.backbone = made("backbone", self.make_backbone)
+        self.backbone = build_component("backbone", self.make_backbone)
         tokens, width = self.backbone.image_shape
         if len(self.attributes) != tokens - 1:
             raise ValueError(

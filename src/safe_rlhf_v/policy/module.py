@@ -55,7 +55,7 @@ from safe_rlhf_v.records.batches import PolicyBatch, SupervisedBatch, to_device
 from safe_rlhf_v.scoring.judge import Judge
 from safe_rlhf_v.scoring.rows import Row
 from safe_rlhf_v.training.checkpoints import CheckpointError
-from safe_rlhf_v.training.named import made
+from safe_rlhf_v.training.named import build_component
 
 
 class ConstrainedPolicyModule(PolicyEvaluation):
@@ -153,13 +153,13 @@ class ConstrainedPolicyModule(PolicyEvaluation):
         Raises:
             ValueError: If they do not fit one another.
         """
-        self.roles = made("roles", self.make_roles)
-        self.backbone = made("backbone", self.make_backbone)
-        self.dual = made("dual", self.make_dual)
-        self.advantages = made("advantages", self.make_advantages)
-        self.surrogate = made("surrogate", self.make_surrogate)
+        self.roles = build_component("roles", self.make_roles)
+        self.backbone = build_component("backbone", self.make_backbone)
+        self.dual = build_component("dual", self.make_dual)
+        self.advantages = build_component("advantages", self.make_advantages)
+        self.surrogate = build_component("surrogate", self.make_surrogate)
         self.scale = ScoreScale(self.score_settings.normalise)
-        self.judge = made("judge", self.make_judge) if self.make_judge is not None else None
+        self.judge = build_component("judge", self.make_judge) if self.make_judge is not None else None
         wanted = len(self.constraints or {"": []})
         if len(self.dual.lam) != wanted:
             raise ValueError(f"dual has {len(self.dual.lam)} budgets, but there are {wanted} constraints")

@@ -84,7 +84,8 @@ def example_case(backbone: Backbone, reload: Callable[[Path], Backbone] | None =
 
 def shapes(case: Case) -> None:
     """Hidden states, masks and log-probabilities have the promised shapes; what is masked is 0."""
-    states, backbone = case.states(), case.backbone
+    states = case.states()
+    backbone = case.backbone
     n = sum(len(row) for row in case.responses)
     width = states.mask.shape[1]
     if states.hidden.shape != (n, width, backbone.hidden_size):
@@ -152,19 +153,19 @@ def log_probabilities(case: Case) -> None:
 
 
 def sampling(case: Case) -> None:
-    """Sampling with a key-value cache says what reading the sampled tokens says; nothing banned is drawn."""
+    """Sampling with a key-value cache says what reading the sampled tokens says; nothing banned is sampled."""
     backbone = case.backbone
     prompt_tokens, images = backbone.prepare_prompts(case.prompts)
     tokens = layout(prompt_tokens, [[] for _ in case.responses], pad_id=backbone.pad_id, side="left")
     with torch.no_grad():
         features = backbone.encode_images(images)
         draws = torch.Generator().manual_seed(0)
-        drawn = generate(backbone, tokens, features, SamplingOptions(max_new_tokens=6), draws)
-        ids = [[row[mask].tolist()] for row, mask in zip(drawn.tokens, drawn.mask, strict=True)]
+        sampled = generate(backbone, tokens, features, SamplingOptions(max_new_tokens=6), draws)
+        ids = [[row[mask].tolist()] for row, mask in zip(sampled.tokens, sampled.mask, strict=True)]
         again = layout(prompt_tokens, ids, pad_id=backbone.pad_id)
         read = backbone.read(again, features, log_probs=True)
     assert read.log_probs is not None
-    case.expect_equal(drawn.log_probs, read.log_probs, "log-probabilities recorded while sampling against those read")
+    case.expect_equal(sampled.log_probs, read.log_probs, "log-probabilities recorded while sampling against those read")
     banned = {id for row in ids for id in row[0]} & set(backbone.banned_ids)
     if banned or backbone.eos_id in backbone.banned_ids:
         raise AssertionError(f"banned tokens were sampled ({sorted(banned)}), or the end token is banned")
@@ -185,7 +186,8 @@ def pictures(case: Case) -> None:
 
 def truncation(case: Case) -> None:
     """``max_length`` shortens responses, and refuses a prompt that leaves no room; prompts are never truncated."""
-    backbone, limit = case.backbone, case.backbone.max_length
+    backbone = case.backbone
+    limit = case.backbone.max_length
     length = len(backbone.prepare_prompts(case.prompts.take([0]))[0].ids[0])
     try:
         backbone.max_length = length + 1
@@ -240,7 +242,8 @@ def gradients(case: Case) -> None:
 
 def repetition(case: Case) -> None:
     """The same call gives the same numbers, and sampling with the same generator state the same text."""
-    first, second = case.states(), case.states()
+    first = case.states()
+    second = case.states()
     if not torch.equal(first.hidden, second.hidden):
         raise AssertionError("two calls in evaluation mode differ: is dropout on?")
     options = SamplingOptions(max_new_tokens=4)

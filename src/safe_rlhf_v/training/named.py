@@ -1,10 +1,10 @@
-"""What a library refuses while something is built from a user's settings becomes one line that names the setting."""
+"""Errors of libraries while a component is built from a user's settings, as one line that names the setting."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
-Made = TypeVar("Made")
+Component = TypeVar("Component")
 
 _LIBRARIES = frozenset(
     ("accelerate", "bitsandbytes", "huggingface_hub", "lightning", "open_clip", "peft", "timm", "torch", "torchvision")
@@ -13,16 +13,16 @@ _LIBRARIES = frozenset(
 
 @contextmanager
 def named(setting: str) -> Iterator[None]:
-    """Give errors of the libraries that components are built from the name of the setting that they are built from.
+    """A context in which an error of a library becomes one line that names the setting.
 
-    Refusals of this package name their setting themselves, and errors that a user's own code takes part in keep their
-    traceback: it is the user's to debug.
+    Refusals of this package name their setting themselves. Errors that involve a user's own code keep their traceback, for the
+    user to debug.
 
     Args:
         setting: ``optimizer``, ``backbone``, ...
 
     Raises:
-        ValueError: In their place, caused by them.
+        ValueError: In place of the library's error, which is its cause.
     """
     try:
         yield
@@ -34,13 +34,13 @@ def named(setting: str) -> Iterator[None]:
         raise ValueError(f"{setting}: cannot be built from its settings ({type(error).__name__}: {reason})") from error
 
 
-def made(setting: str, make: Callable[..., Made] | None, *args: Any) -> Made:
-    """``make(*args)``, with refusals that name the setting.
+def build_component(setting: str, make: Callable[..., Component] | None, *args: Any) -> Component:
+    """``make(*args)``, with errors of libraries as one line that names the setting.
 
     Args:
         setting: See :func:`named`.
-        make: The factory that the setting gives.
-        args: Its arguments.
+        make: Factory of the component.
+        args: Arguments of the factory.
 
     Raises:
         ValueError: If there is no factory, or a library refuses its settings.
