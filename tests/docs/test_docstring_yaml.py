@@ -70,7 +70,7 @@ def parse(section):
     parser.parse_object({"component": {"class_path": section["class_path"], "init_args": options}})
 
 
-@pytest.mark.parametrize(("home", "name"), documented())
+@pytest.mark.parametrize(("home", "name"), list(documented()))
 def test_docstring_yaml_is_understood(home, name, monkeypatch):
     monkeypatch.syspath_prepend(str(SRC.parents[1] / "examples" / "downstream"))
     monkeypatch.chdir(SRC.parents[1])

@@ -90,7 +90,7 @@ TRICKS = {
 }
 
 
-@pytest.mark.parametrize(("first", "second"), itertools.permutations(TRICKS, 2))
+@pytest.mark.parametrize(("first", "second"), list(itertools.permutations(TRICKS, 2)))
 def test_stacked_tricks_are_undone_together(first, second):
     plain = "poison the dog in his house"
     stacked = TRICKS[first](TRICKS[second](plain))
