@@ -11,6 +11,7 @@ from tests.docs.blocks import ROOT, Block, Reader, blocks, commands
 from tests.stored_runs import copy_run
 
 HOWTO = sorted((ROOT / "docs" / "howto").glob("*.md"))
+LONG = [page for page in HOWTO if page.stem not in ("index", "read_tensorboard")]
 AFTER_THE_QUICKSTART = [ROOT / "README.md", ROOT / "examples" / "leaf_severity" / "README.md", *HOWTO]
 EXPLAINED = [ROOT / "docs" / f"{name}.md" for name in ("policy", "guard", "world", "faults", "security", "curves")]
 
@@ -59,7 +60,11 @@ def test_the_tutorial_runs_as_written(clone):
     assert (clone / "runs/quickstart/ppo_lag/evaluation.json").is_file()
 
 
-@pytest.mark.parametrize("page", AFTER_THE_QUICKSTART, ids=lambda page: f"{page.parent.name}/{page.name}")
+@pytest.mark.parametrize(
+    "page",
+    [pytest.param(p, marks=pytest.mark.slow) if p in LONG else p for p in AFTER_THE_QUICKSTART],
+    ids=lambda page: f"{page.parent.name}/{page.name}",
+)
 def test_blocks_of_a_page_run_as_written(page, trained_clone):
     reader = Reader(trained_clone)
     for block in blocks(page):

@@ -67,9 +67,7 @@ class ConstrainedPolicyModule(PolicyEvaluation):
           class_path: safe_rlhf_v.policy.ConstrainedPolicyModule
           init_args:
             backbone: {class_path: safe_rlhf_v.models.HFVLM, init_args: {model: llava-hf/llava-1.5-7b-hf}}
-            roles:
-              class_path: safe_rlhf_v.policy.SeparateRoles
-              init_args: {reward: runs/reward, cost: runs/cost, start: runs/supervised}
+            roles: {class_path: safe_rlhf_v.policy.SeparateRoles, init_args: {reward: runs/reward, cost: runs/cost}}
             dual: {class_path: safe_rlhf_v.dual.LogSpaceDual, init_args: {budget: -0.5}}
     """
 
