@@ -110,4 +110,4 @@ def test_the_tokenizer_comes_out_of_the_checkpoint_alone(moved: Path, world: Pat
     assert ours.get_vocab() == given.get_vocab()
     text = "is this <image> safe"
     assert ours(text)["input_ids"] == given(text)["input_ids"]
-    assert set(read_checkpoint(file)["kept"]["files"]["tokenizer"]) >= {"tokenizer.json", "tokenizer_config.json"}
+    assert set(read_checkpoint(file)["sources"]["files"]["tokenizer"]) >= {"tokenizer.json", "tokenizer_config.json"}

@@ -78,7 +78,7 @@ def test_what_could_act_is_refused_before_anything_is_imported(kind: str, policy
     ACTS[kind](config)
     run = tmp_path / "x.ckpt"
     content["config_yaml"] = yaml.safe_dump(config)
-    content["kept"]["options"] = {}  # nothing of its own hides what was planted
+    content["sources"]["options"] = {}  # nothing of its own hides what was planted
     torch.save(content, run)
     with pytest.raises(CheckpointError) as error:
         load_run(run)
@@ -89,8 +89,8 @@ def test_what_could_act_is_refused_before_anything_is_imported(kind: str, policy
 @pytest.mark.parametrize("kind", ["tower", "decoder", "optimizer"])
 def test_what_travels_beside_the_configuration_is_looked_at_too(kind: str, policy_stages: Path, tmp_path: Path) -> None:
     def plant(content: dict[str, Any]) -> None:
-        content["kept"]["options"][kind] = call("planted.Thing")
-        content["kept"]["options"]["template"] = call("planted.Thing")
+        content["sources"]["options"][kind] = call("planted.Thing")
+        content["sources"]["options"]["template"] = call("planted.Thing")
 
     with pytest.raises(CheckpointError, match=r"planted\.Thing"):
         load_run(copy_run(policy_stages / "reward", tmp_path / "run", plant))
@@ -221,7 +221,7 @@ def test_text_that_no_run_wrote_is_refused_in_one_line(text: str) -> None:
 @pytest.mark.parametrize("name", ["../evil.json", "/tmp/evil.json", "evil.py", "a/b.json", "", "x.bin", ".hidden.json"])
 def test_files_of_a_tokenizer_stay_where_they_belong(name: str, policy_stages: Path, tmp_path: Path) -> None:
     def plant(content: dict[str, Any]) -> None:
-        content["kept"]["files"]["tokenizer"][name] = b"evil"
+        content["sources"]["files"]["tokenizer"][name] = b"evil"
 
     run = copy_run(policy_stages / "reward", tmp_path / "run", plant)
     with pytest.raises(ValueError, match="which no tokenizer has"):
@@ -230,7 +230,7 @@ def test_files_of_a_tokenizer_stay_where_they_belong(name: str, policy_stages: P
 
 def test_a_tokenizer_with_remote_code_does_not_run_it(policy_stages: Path, tmp_path: Path) -> None:
     def plant(content: dict[str, Any]) -> None:
-        files = content["kept"]["files"]["tokenizer"]
+        files = content["sources"]["files"]["tokenizer"]
         config = yaml.safe_load(files["tokenizer_config.json"].decode())
         config |= {"auto_map": {"AutoTokenizer": ["planted.Thing", "planted.Thing"]}, "tokenizer_class": "Thing"}
         files["tokenizer_config.json"] = yaml.safe_dump(config, default_flow_style=True, width=10**6).encode()

@@ -51,7 +51,9 @@ class Job:
             command: Command line without the program.
             log: File of its output; replaced.
         """
-        self.command, self.log, self.seconds = tuple(command), log, 0.0
+        self.command = tuple(command)
+        self.log = log
+        self.seconds = 0.0
         log.parent.mkdir(parents=True, exist_ok=True)
         context = _context()
         self._receiver, sender = context.Pipe(duplex=False)

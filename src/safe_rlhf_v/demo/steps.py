@@ -91,7 +91,8 @@ class Board:
             total: Number of steps.
             done: How many of them need not run.
         """
-        self._total, self._began = total, time.monotonic()
+        self._total = total
+        self._began = time.monotonic()
         self.interval = 1.0 if sys.stdout.isatty() else None
         if done:
             print(f"{done} of {total} steps are done already", flush=True)
