@@ -328,7 +328,7 @@ def test_a_stored_configuration_survives_the_way_into_a_checkpoint(policy_stages
 
     stage = read_checkpoint(policy_stages / "reward")
     assert yaml.safe_load(stage["config_yaml"])["model"]["class_path"] == "safe_rlhf_v.modules.RewardModule"
-    assert isinstance(stage["kept"]["files"]["tokenizer"]["tokenizer.json"], bytes)
+    assert isinstance(stage["sources"]["files"]["tokenizer"]["tokenizer.json"], bytes)
     assert torch.is_tensor(next(iter(stage["state_dict"].values())))
 
 
