@@ -47,7 +47,7 @@ class Pictures:
 
         Args:
             tag: ``{place}_{kind}/{split}``.
-            pixels: uint8 (H, W, 3).
+            pixels: The picture, uint8 (H, W, 3).
         """
         for writer in self.writers:
             writer.add_image(tag, pixels, self.step, dataformats="HWC")

@@ -18,7 +18,7 @@ class GalleryEntry(NamedTuple):
 
     Attributes:
         key: Of the record.
-        picture: uint8 (H, W, 3).
+        picture: Pixels, uint8 (H, W, 3).
         question: What was asked.
         row: The response and what is known about it.
     """

@@ -44,7 +44,7 @@ class Tile(NamedTuple):
     """One picture and what stands beside it.
 
     Attributes:
-        picture: uint8 (H, W, 3).
+        picture: Pixels, uint8 (H, W, 3).
         lines: From top to bottom.
     """
 

@@ -27,7 +27,13 @@ from safe_rlhf_v.training.runs import Source, say, stage_of
 
 
 class Inputs(NamedTuple):
-    """Prepared pairs, prepared demonstrations with the mask of their tokens, and numbers of them to be logged."""
+    """What a training step reads, prepared on the CPU.
+
+    Attributes:
+        pairs: B pairs of responses with their prompts.
+        demonstrations: Demonstrations (PTX) and the (M, R) bool mask of their response tokens; ``None`` without PTX.
+        shown: Numbers of these to be logged, by name.
+    """
 
     pairs: Prepared
     demonstrations: tuple[Prepared, Tensor] | None

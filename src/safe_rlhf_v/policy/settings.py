@@ -34,12 +34,13 @@ class KLPenalty:
     while the ratio is near 1.
 
     Attributes:
-        coefficient: beta, per token.
-        where: ``split``: half is taken from the reward and half added to the cost, so that the combined advantage sees
-            beta / 2 for every multiplier (the formula of Safe RLHF, arXiv 2310.12773); ``both``: the whole in each, so
-            that it sees beta (as released); ``reward``: in the reward only, where a growing multiplier drowns it;
+        coefficient: Weight beta of the divergence, per token.
+        where: Where it is charged. ``split``: half is taken from the reward and half added to the cost, so that the combined
+            advantage sees beta / 2 for every multiplier (the formula of Safe RLHF, arXiv 2310.12773); ``both``: the whole in
+            each, so that it sees beta (as released); ``reward``: in the reward only, where a growing multiplier drowns it;
             ``loss``: a term of the loss, the only one without token signals.
-        estimator: ``k1`` in the token signals; ``k2`` or ``k3`` in the loss. ``None`` takes k1 there and k2 here.
+        estimator: Which estimate is taken: ``k1`` in the token signals; ``k2`` or ``k3`` in the loss. ``None`` takes k1 there
+            and k2 here.
     """
 
     coefficient: float = 0.05

@@ -240,9 +240,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     try:
         content = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:
-        reason = str(error).partition("\n")[0].strip()[:100]
         raise CheckpointError(
-            f"{file}: not a checkpoint of plain data and tensors ({reason}); nothing in it was executed"
+            f"{file}: not a checkpoint of plain data and tensors ({type(error).__name__}); nothing in it was executed"
         ) from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{file}: not a checkpoint of this library, it holds a {type(content).__name__}")
