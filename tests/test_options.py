@@ -77,6 +77,26 @@ def test_help_shows_the_sentences(flag: str, cls: str, capsys: pytest.CaptureFix
         assert " ".join(sentence.split()) in printed, option
 
 
+@pytest.mark.parametrize(
+    ("option", "names"),
+    [
+        ("backbone", ["models.ClipDecoder", "models.HFVLM"]),
+        ("roles", ["SeparateRoles", "policy.SharedRoles"]),
+        ("surrogate", ["PPOClip", "ClipHigher", "GSPO"]),
+    ],
+)
+def test_help_lists_every_class_to_choose_from(
+    option: str, names: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main(["fit", "--model.help", "safe_rlhf_v.policy.ConstrainedPolicyModule"])
+    printed = " ".join(capsys.readouterr().out.partition("Help for")[2].split())
+    text = printed.partition(f" --model.{option} {option.upper()} ")[2].partition(" --model.")[0]
+    known = text.partition("known subclasses: ")[2]
+    for name in names:
+        assert name.rpartition(".")[2] in known
+
+
 def parsers(parser: argparse.ArgumentParser) -> list[argparse.ArgumentParser]:
     """A parser and those of its subcommands."""
     below = [action.choices.values() for action in parser._actions if isinstance(action, argparse._SubParsersAction)]

@@ -33,11 +33,7 @@ from lightning.pytorch.plugins.io import CheckpointIO
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-import safe_rlhf_v.data_modules.preference
-import safe_rlhf_v.data_modules.prompt
-import safe_rlhf_v.data_modules.supervised
-import safe_rlhf_v.modules
-import safe_rlhf_v.policy.module  # noqa: F401  short class names resolve among imported classes
+from safe_rlhf_v import callbacks, data_modules, dual, models, modules, objectives, policy, training
 from safe_rlhf_v.callbacks import PredictionsFile, RunKeeper
 from safe_rlhf_v.commands import STOPPED
 from safe_rlhf_v.commands.config_files import check_files, check_stray
@@ -55,6 +51,11 @@ from safe_rlhf_v.training.named import named
 from safe_rlhf_v.training.parser_errors import ShortErrors
 from safe_rlhf_v.training.runs import IN_CHECKPOINT
 from safe_rlhf_v.training.stored_config import read_stored
+
+# Help lists, and short names reach, only classes that are imported; several rooms import theirs on first use.
+for _room in (callbacks, data_modules, dual, models, modules, objectives, policy, training):
+    for _name in _room.__all__:
+        getattr(_room, _name)
 
 # Warnings about what is intended here.
 _EXPECTED = (
