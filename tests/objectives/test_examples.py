@@ -21,7 +21,7 @@ def test_the_hinge_is_the_mean_shortfall_of_labelled_pairs(downstream, preferenc
     scores = torch.tensor([[2.0, 0.0], [0.5, 0.0], [9.0, 0.0], [0.0, 9.0]], requires_grad=True)
     loss = HingeBradleyTerry(lead=1.0, hinge=0.5)(scores, batch)
     plain = BradleyTerry()(scores, batch)
-    assert float(loss["shortfall"]) == pytest.approx((0.0 + 1.5) / 2)
+    assert loss["shortfall"].item() == pytest.approx((0.0 + 1.5) / 2)
     assert loss["loss"].item() == pytest.approx(plain["loss"].item() + 0.5 * 0.75)
     loss["loss"].backward()
     assert not scores.grad[2:].any()

@@ -110,9 +110,11 @@ def _jsonl(path: Path, file: BinaryIO, columns: _Columns) -> Iterator[Row]:
 def _csv(path: Path, file: BinaryIO, columns: _Columns) -> Iterator[Row]:
     """RFC 4180: commas, quotation marks doubled within quotation marks, line breaks within them."""
     previous_limit = csv.field_size_limit(MAX_LINE)
+    lines = _Lines(file)
     try:
-        yield from _csv_rows(path, _Lines(file), columns)
+        yield from _csv_rows(path, lines, columns)
     finally:
+        lines.release()
         csv.field_size_limit(previous_limit)
 
 
@@ -174,6 +176,10 @@ class _Lines(Iterator[str]):
                 line = self._text.readline(MAX_LINE)
             return "too long\n"
         return line
+
+    def release(self) -> None:
+        """Leave the file to who opened it."""
+        self._text.detach()
 
 
 _READERS = {".csv": _csv, ".jsonl": _jsonl}
