@@ -52,6 +52,7 @@ def trained_clone(clone, world, policy_stages):
     return clone
 
 
+@pytest.mark.slow
 def test_the_tutorial_runs_as_written(clone):
     reader = Reader(clone)
     for block in blocks(ROOT / "docs" / "tutorial.md"):
