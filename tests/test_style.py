@@ -49,14 +49,9 @@ def test_a_file_is_one_idea(path: Path) -> None:
     )
 
 
-LONG_TESTS = {"commands/test_messages.py"}
-"""Test files that still have to be divided."""
-
-
 @pytest.mark.parametrize("path", TESTS, ids=names)
 def test_a_file_of_tests_is_one_idea(path: Path) -> None:
-    if names(path).removeprefix("tests/") not in LONG_TESTS:
-        assert len(path.read_text().splitlines()) <= 400
+    assert len(path.read_text().splitlines()) <= 400
 
 
 def double_assignments(tree: ast.AST) -> Iterator[str]:

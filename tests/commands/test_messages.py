@@ -1,14 +1,11 @@
 """Mistakes that people make: one line that names the setting or file and the mend, and exit status 2."""
 
-import contextlib
 import errno
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-import yaml
 from tests.conftest import QUICKSTART, stage_command
 
 from safe_rlhf_v import __main__ as entry
@@ -314,24 +311,6 @@ def test_mistakes_in_commands_that_read_runs(
     assert all(word in line for word in words), line
 
 
-def test_the_threat_model_is_named_in_the_help(capsys: pytest.CaptureFixture[str]) -> None:
-    for command in ("fit", "validate", "test", "predict", "evaluate", "moderate", "generate", "filter", "calibrate"):
-        with contextlib.suppress(SystemExit):
-            entry.main([command, "--help"])
-        said = capsys.readouterr().out
-        assert "--trust" in said, command
-        assert "docs/security.md" in said, command
-
-
-def test_a_stored_configuration_survives_the_way_into_a_checkpoint(policy_stages: Path) -> None:
-    from safe_rlhf_v.training.checkpoints import read_checkpoint
-
-    stage = read_checkpoint(policy_stages / "reward")
-    assert yaml.safe_load(stage["config_yaml"])["model"]["class_path"] == "safe_rlhf_v.modules.RewardModule"
-    assert isinstance(stage["sources"]["files"]["tokenizer"]["tokenizer.json"], bytes)
-    assert torch.is_tensor(next(iter(stage["state_dict"].values())))
-
-
 @pytest.mark.parametrize(
     ("extra", "words"),
     [
@@ -383,25 +362,6 @@ def test_settings_that_mean_nothing(
 
 def test_a_configuration_without_its_option(capsys: pytest.CaptureFixture[str]) -> None:
     assert "named by --config run.yaml" in refused(["fit", "run.yaml"], capsys)
-
-
-class Own(torch.nn.Module):
-    """A component of a user with a fault."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.layer = torch.nn.Linear(-1, 2)
-
-
-def test_what_a_library_refuses_is_named_but_a_users_fault_keeps_its_traceback() -> None:
-    from safe_rlhf_v.training.named import build_component
-
-    with pytest.raises(ValueError, match="head: cannot be built from its settings"):
-        build_component("head", torch.nn.Linear, -1, 2)
-    with pytest.raises(RuntimeError, match="negative dimension"):
-        build_component("head", Own)
-    with pytest.raises(ValueError, match="optimizer: is null"):
-        build_component("optimizer", None)
 
 
 @pytest.mark.parametrize(

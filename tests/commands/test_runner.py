@@ -1,5 +1,6 @@
 """A typed function as a command: its help, its errors, its files of options; the same for every own command."""
 
+import contextlib
 import inspect
 import subprocess
 import sys
@@ -256,3 +257,12 @@ def test_devices(gpus: int, monkeypatch: pytest.MonkeyPatch) -> None:
     else:
         with pytest.raises(ValueError, match=r"--device cuda: there is no GPU that torch can use; use another device"):
             find_device("cuda")
+
+
+def test_the_threat_model_is_named_in_the_help(capsys: pytest.CaptureFixture[str]) -> None:
+    for command in ("fit", "validate", "test", "predict", "evaluate", "moderate", "generate", "filter", "calibrate"):
+        with contextlib.suppress(SystemExit):
+            entry.main([command, "--help"])
+        printed = capsys.readouterr().out
+        assert "--trust" in printed, command
+        assert "docs/security.md" in printed, command

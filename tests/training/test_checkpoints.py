@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from tests.training.stages import Stub, one_line, save
 
 from safe_rlhf_v.training.checkpoints import (
@@ -277,3 +278,10 @@ def test_pickles_and_foreign_content_are_refused_without_running_them(tmp_path: 
             read_checkpoint(tmp_path / f"{name}.ckpt")
         assert one_line(error, f"{name}.ckpt")
     assert not (tmp_path / "ran").exists()
+
+
+def test_a_stored_configuration_survives_the_way_into_a_checkpoint(policy_stages: Path) -> None:
+    stage = read_checkpoint(policy_stages / "reward")
+    assert yaml.safe_load(stage["config_yaml"])["model"]["class_path"] == "safe_rlhf_v.modules.RewardModule"
+    assert isinstance(stage["sources"]["files"]["tokenizer"]["tokenizer.json"], bytes)
+    assert torch.is_tensor(next(iter(stage["state_dict"].values())))
