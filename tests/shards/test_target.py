@@ -231,13 +231,12 @@ def test_sigkill_at_any_time(tmp_path, delay):
     root = tmp_path / "out"
     put(root, FOREIGN)
     code = WRITER.format(tests=str(Path(__file__).parents[2]), root=str(root))
-    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
-    assert process.stdout is not None and process.stdout.readline() == b"go\n"
-    while delay and not (root / JOURNAL).exists() and process.poll() is None:
-        time.sleep(0.001)
-    time.sleep(delay)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None and process.stdout.readline() == b"go\n"
+        while delay and not (root / JOURNAL).exists() and process.poll() is None:
+            time.sleep(0.001)
+        time.sleep(delay)
+        process.send_signal(signal.SIGKILL)
     if not (root / "manifest.json").exists():
         write(root, n=100, per_shard=1)
     assert check(root) == []
