@@ -48,6 +48,8 @@ def quickstart(
     Vision, supervised, reward and cost models, guard, constrained policy: each step is a public command, and the log of a step
     begins with its command line. What is done already is not repeated. About 8 minutes on two cores.
 
+    A script that calls it needs ``if __name__ == "__main__":``, because steps are processes of their own.
+
     Args:
         data: Shard folder; a world that is there is used.
         root: Folder of logs and checkpoints.
