@@ -13,7 +13,7 @@ from safe_rlhf_v.demo.tables import BUDGET, PPO_LAG, START, Method, policy_rows
 
 EXAMPLES = ("compare", "compare --methods grpo_lag safe_dpo")
 NEEDS = """Every policy method from one supervised start, with one reward and one cost model, judged by the world's ground truth.
-{steps} steps, about 5 minutes on two idle cores behind the quickstart; {cores} at a time; data: {data}, runs: {root}.
+{steps} steps behind the quickstart, minutes on two cores; {cores} at a time; data: {data}, runs: {root}.
 """
 _DUAL = "--model.init_args.dual=safe_rlhf_v.dual."
 
@@ -51,7 +51,7 @@ def compare(
     """Train every policy method on the embedded world (synthetic) from one supervised start, and print one table.
 
     All use one reward and one cost model and are judged by ground truth. Steps that the quickstart has finished with the same
-    options are not repeated. About 5 minutes on two cores after the quickstart.
+    options are not repeated. Minutes on two cores after the quickstart.
 
     Args:
         data: Shard folder.
