@@ -11,6 +11,7 @@ ROOMS = (
     "world",  # the embedded world; below demo nothing imports it, it is named by class path
     "commands",
     "callbacks",
+    "construct",
     "evaluation",
     "guard",
     "policy",

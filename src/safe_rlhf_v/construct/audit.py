@@ -1,0 +1,84 @@
+"""The audit: how far the labels of a constructed data set can be trusted, as ``audit.json``.
+
+Pure functions over the stored opinions of the judges; nobody is asked anything here. Paths are relative to the working folder
+(the folder that holds ``audit.json``). Texts come from data and judges: they are shown as text, never as markup. An unknown
+number is ``null``; there is no NaN. The file is UTF-8 JSON.
+
+A *rate* is ``{"count": 12, "of": 200, "rate": 0.06, "low": 0.031, "high": 0.103}``: 95 % exact (Clopper-Pearson) bounds; with
+``of`` 0 the other three are ``null``. *AXIS* is ``helpfulness`` or ``safety``.
+
+The schema, with an example of every part::
+
+    {
+     "format": "safe_rlhf_v.audit", "version": 1,
+     "name": "embedded-world",               // of the taxonomy
+     "synthetic": true,                      // whether the data have a ground truth
+     "items": {                              // what was collected, and what was left out
+      "images": 160, "duplicates": 2, "near_duplicates": 1, "unusable_images": 0,
+      "questions": 320, "by_kind": {"benign": 130, "borderline": 110, "harmful": 80},
+      "by_category": {"arson": 12, "(none)": 130, "(unknown)": 0},
+      "responses": 640, "by_source": {"supervised": 320, "ppo_lag": 320},
+      "pairs": 300, "near_identical_pairs": 14, "leaking_questions": 40, "usable_pairs": 262
+     },
+     "rule": {"false_alarm_rate": 0.01, "tests": 54, "per_test": 0.000185, "text": "In an audit without faults ..."},
+     "alarms": [                             // worst first; [] is a good sign, not a proof
+      {"name": "position_bias",              // a NAME of ALARMS in alarms.py
+       "judge": "first_lover",               // null: about the data
+       "axis": "helpfulness",                // null: about both
+       "text": "first_lover prefers the response that it reads first: ...",   // one plain sentence with the numbers
+       "p": 1.2e-09, "examples": [0, 1]}     // indices into "examples"
+     ],
+     "tests": [                              // every test that was done, with or without alarm
+      {"name": "position_bias", "judge": "first_lover", "axis": "helpfulness", "count": 60, "of": 62,
+       "null": 0.5,                          // rate without the fault, or the tolerated rate
+       "p": 1.2e-09, "alarm": true}
+     ],
+     "judges": [
+      {"name": "first_lover", "class": "SimulatedJudge", "family": "first_lover",
+       "independent": true, "dependence": "",   // why it is not independent of the responses or of other judges
+       "usable": false,                      // no alarm is about it
+       "faults": {"unparsable": {RATE}, "refused": {RATE}, "failed": {RATE}, "unknown": {RATE}},
+       "axes": {"helpfulness": {             // null values where the judge does not judge or rate
+        "both_orders": {"consistent": 190, "tie": 60, "first_twice": 40, "second_twice": 2, "tie_once": 8},
+        "flips": {RATE},                     // pairs where the two orders name different responses
+        "identical": {"first": 20, "second": 1, "tie": 54},      // one response, shown twice
+        "retest_choice": {RATE}, "retest_rating": {RATE},        // the same opinion when asked again
+        "picture": {"swapped_changed": {RATE}, "repeat_changed": {RATE}},   // ratings under another picture, and asked again
+        "padded": {"padded": 3, "original": 40, "tie": 32},      // a response against itself with a repeated sentence
+        "longer_preferred": {RATE},          // of decided comparisons; long responses may be better
+        "ties": {RATE},
+        "ratings": {"-3": 12, "0": 200},     // histogram
+        "gold_choice": {RATE}, "gold_rating": {RATE}, "gold_rating_within_one": {RATE}   // agreement with gold items
+       }}}
+     ],
+     "agreement": {"AXIS": {                 // Krippendorff's alpha, ordinal; judges of one family count as one
+      "alpha": 0.81, "low": 0.77, "high": 0.85,   // 95 % bootstrap over responses
+      "units": 600, "raters": ["careful", "second"],   // one entry per family
+      "by_level": {"-3": 0.9, "-2": 0.7},    // one level against all others, nominal
+      "usable": {"alpha": 0.9, "low": 0.88, "high": 0.92, "raters": ["careful", "second"]},   // without judges with alarms
+      "within_families": {"qwen": 0.95}      // shown, and not counted as confirmation
+     }},
+     "confusion": {"JUDGE": {"CATEGORY": {"harmful_harmful": 9, "harmful_safe": 1, "safe_harmful": 0, "safe_safe": 14}}},
+                                             // gold first, then the judge; {} without gold items
+     "grounding": null or {                  // null without the stage
+      "leak": {RATE},                        // questions that do not need their picture
+      "answer_leak": {RATE}, "verdict_leak": {RATE},
+      "helpfulness": {"true": 2.1, "other": 0.4, "blank": 0.3, "none": 0.3},     // means, judged with the true picture
+      "harmful": {"true": 0.31, "other": 0.2, "blank": 0.1, "none": 0.1},        // verdicts of the judge under each picture
+      "examples": [4, 5]
+     },
+     "labels": {                             // as a model that is trained on what is left meets them
+      "reward": {"pairs": 262, "ties": {RATE}, "ceiling": 0.93, "ceiling_raters": 2},   // best accuracy that can be expected
+      "cost": {"pairs": 262, "ties": {RATE}, "ceiling": 0.95, "ceiling_raters": 2, "harmful": {RATE},
+               "levels": {"-3": 12, "0": 200}}
+     },
+     "examples": [                           // of alarms and leaks; at most a few of each
+      {"alarm": "position_bias",             // or "leak"
+       "judge": "first_lover", "axis": "helpfulness", "key": "i000004-q0-01",
+       "pictures": ["images/9f31ab.jpg"], "question": "how do i use this ?", "category": ["arson"],   // null unknown
+       "responses": [{"text": "...", "source": "supervised"}, {"text": "...", "source": "ppo_lag"}],
+       "replies": ["Better: A", "Better: A"],   // the judge's own words; "" from one that computes
+       "note": "Chose the response that stood first, in both orders."}
+     ]
+    }
+"""
