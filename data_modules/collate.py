@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from safe_rlhf_v.data_modules.source import MASKED, Sample
-from safe_rlhf_v.records import Record, Response
+from safe_rlhf_v.records import Context, Record, Response
 from safe_rlhf_v.records.batches import (
     UNKNOWN_LEVEL,
     PolicyBatch,
@@ -31,6 +31,7 @@ def prompts(samples: list[Sample]) -> Prompts:
         images=tuple(tuple(torch.from_numpy(image) for image in sample.images) for sample in samples),
         image_ids=tuple(tuple(image.id for image in s.record.images) if s.record else () for s in samples),
         questions=tuple(sample.record.question if sample.record else "" for sample in samples),
+        contexts=tuple(sample.record.context if sample.record else Context() for sample in samples),
     )
 
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:  # what type checkers and editors see; at run time names are l
         SupervisedModule,
     )
     from safe_rlhf_v.policy import ConstrainedPolicyModule, SeparateRoles, SharedRoles
-    from safe_rlhf_v.records import Record, Response
+    from safe_rlhf_v.records import Record, Response, Turn
     from safe_rlhf_v.shards import ShardedSplit, ShardWriter
 
 __version__ = "0.1.0"
@@ -47,6 +47,7 @@ _HOME = {
     "SharedRoles": "policy",
     "SupervisedDataModule": "data_modules",
     "SupervisedModule": "modules",
+    "Turn": "records",
     "calibrate": "commands.calibrate",
     "evaluate": "commands.evaluate",
     "filter": "commands.filter",
@@ -75,6 +76,7 @@ __all__ = [
     "SharedRoles",
     "SupervisedDataModule",
     "SupervisedModule",
+    "Turn",
     "__version__",
     "calibrate",
     "evaluate",

@@ -90,7 +90,7 @@ def test_strategies(script):
 
 def test_prompts_are_taken_by_row(world):
     batch = next(iter(PreferenceDataModule(str(world), batch_size=4).train_dataloader()))
-    taken = generation.take(batch.prompts, [2, 2, 0])
+    taken = batch.prompts.take([2, 2, 0])
     assert taken.questions == tuple(batch.prompts.questions[i] for i in (2, 2, 0))
     assert torch.equal(taken.images[1][0], batch.prompts.images[2][0])
     assert isinstance(Strategy().prompts(3, taken), Prompts)

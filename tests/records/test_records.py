@@ -1,12 +1,14 @@
 """Records say exactly which key and field is wrong."""
 
 import json
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.shards.conftest import written_by
 
-from safe_rlhf_v.records import Image, Record, RecordError, Response, Truth
+from safe_rlhf_v.records import Context, Image, PairVotes, Record, RecordError, Response, Truth, Turn, Votes
 from safe_rlhf_v.records.taxonomy import BEAVERTAILS_V, BEAVERTAILS_V_CATEGORIES, is_harmful
 
 PICTURE = Image(b"bytes", "png", "a" * 64, "b" * 64, 3, 2)
@@ -26,6 +28,114 @@ def test_round_trip_and_stable_bytes():
     assert PAIR.to_json() == Record.from_json(PAIR.to_json(), (b"bytes",)).to_json()
     keys = set(json.loads(Record("a", "q").to_json()))
     assert keys == set(json.loads(PAIR.to_json()))  # all keys always present
+
+
+TALK = replace(
+    PAIR,
+    images=(PICTURE, replace(PICTURE, id="c" * 64), replace(PICTURE, id="d" * 64)),
+    system="Be careful.",
+    history=(Turn("user", "and here ?", 2), Turn("assistant", "a dog")),
+    prompt_safety=-1,
+    helpfulness_tie=True,
+    votes=PairVotes((0, -1, 1), (1,)),
+    responses=(replace(PAIR.responses[0], votes=Votes((-2, -3), (False, True), (1, 2.5))), PAIR.responses[1]),
+)
+
+
+def test_a_conversation_round_trips_with_its_votes():
+    data = (b"bytes",) * 3
+    assert Record.from_json(TALK.validate().to_json(), data, "train-1") == TALK
+    assert json.loads(TALK.to_json())["history"][0] == {"images": 2, "role": "user", "text": "and here ?"}
+    assert TALK.turns == (*TALK.history, Turn("user", "what is this ?", 1))
+    assert TALK.context.with_images(1) == Context("Be careful.", (Turn("user", "and here ?", 1), TALK.history[1]))
+    assert PAIR.turns == (Turn("user", "what is this ?", 1),)
+
+
+@pytest.mark.parametrize("schema", [1, 2])
+def test_older_files_have_one_turn_and_no_votes(schema):
+    old = written_by(schema, PAIR)
+    assert Record.from_json(json.dumps(old).encode(), (b"bytes",), "train-1") == PAIR
+    for body, name in ((old | {"system": "s"}, "system"), (old | {"votes": None}, "votes")):
+        with pytest.raises(RecordError, match=f"'{name}': is not part of the schema"):
+            Record.from_json(json.dumps(body).encode(), (b"bytes",))
+
+
+def test_the_shorthand_of_one_turn_is_a_file_too():
+    short = {
+        name: value for name, value in json.loads(PAIR.to_json()).items() if name not in ("system", "history", "votes")
+    }
+    assert Record.from_json(json.dumps(short).encode(), (b"bytes",)) == PAIR
+
+
+def test_a_text_only_record_is_grouped_by_its_whole_prompt():
+    talk = (Turn("user", "a"), Turn("assistant", "b"))
+    prompts = [Record("k", "q"), Record("k", "q", system="s"), Record("k", "q", history=talk), Record("k", "q", system="s", history=talk),
+               Record("k", "b", history=(Turn("user", "q"), Turn("assistant", "a")))]  # fmt: skip
+    assert len({prompt.group for prompt in prompts}) == len(prompts)
+    assert prompts[0].group == "text:q"
+    assert replace(PAIR, system="s").group == PAIR.group == PICTURE.id
+
+
+USER = {"role": "user", "text": "a", "images": 0}
+ASSISTANT = {"role": "assistant", "text": "b", "images": 0}
+
+
+@pytest.mark.parametrize(
+    ("changes", "field", "problem"),
+    [
+        ({"system": None}, "system", "must be str"),
+        ({"history": "hello"}, "history", "must be list"),
+        ({"history": [USER]}, "history", "must end with a turn of the assistant"),
+        ({"history": [ASSISTANT, USER]}, "history[0].role", "roles alternate"),
+        ({"history": [USER, USER]}, "history[1].role", "is 'user', not 'assistant'"),
+        ({"history": [USER | {"role": "system"}, ASSISTANT]}, "history[0].role", "is 'system'"),
+        ({"history": [{"role": "user"}, ASSISTANT]}, "history[0].text", "is missing"),
+        ({"history": [USER | {"mood": "bad"}, ASSISTANT]}, "history[0].mood", "not part of the schema"),
+        ({"history": [USER | {"images": 2}, ASSISTANT]}, "history", "hold 2 images, the record has 1"),
+        ({"history": [USER | {"images": -1}, ASSISTANT]}, "history[0].images", "must be a count"),
+        ({"history": [USER | {"images": True}, ASSISTANT]}, "history[0].images", "must be int"),
+        ({"history": [USER, ASSISTANT | {"images": 1}]}, "history[1].images", "only turns of the user"),
+        ({"history": [USER | {"text": "\ud800"}, ASSISTANT]}, "history[0].text", "lone surrogate"),
+        ({"prompt_safety": 4}, "prompt_safety", "outside -3..3"),
+        ({"prompt_safety": True}, "prompt_safety", "must be int"),
+        ({"helpfulness_tie": None}, "helpfulness_tie", "must be bool"),
+        ({"votes": {"safer": [2]}}, "votes.safer[0]", "neither -1 (a tie) nor"),
+        ({"votes": {"safer": [0, -2]}}, "votes.safer[1]", "neither -1 (a tie) nor"),
+        ({"votes": {"more_helpful": [True]}}, "votes.more_helpful[0]", "must be int"),
+        ({"votes": {"more_helpful": 1}}, "votes.more_helpful", "must be list"),
+        ({"votes": {"funnier": [1]}}, "votes.funnier", "not part of the schema"),
+        ({"votes": [0]}, "votes", "must be dict"),
+    ],
+)  # fmt: skip
+def test_the_message_names_the_field_of_a_conversation(changes, field, problem):
+    with pytest.raises(RecordError) as caught:
+        Record.from_json(body(**changes), (b"bytes",))
+    assert caught.value.field == field
+    assert problem in caught.value.problem
+
+
+@pytest.mark.parametrize(
+    ("votes", "field"),
+    [({"safety": [0, 4]}, "safety[1]"), ({"safety": [1.5]}, "safety[0]"), ({"is_safe": [1]}, "is_safe[0]"),
+     ({"helpfulness": ["a"]}, "helpfulness[0]"), ({"helpfulness": [10**400]}, "helpfulness[0]"), ({"mood": []}, "mood")],
+)  # fmt: skip
+def test_the_message_names_the_vote(votes, field):
+    responses = json.loads(PAIR.to_json())["responses"]
+    responses[1]["votes"] = votes
+    with pytest.raises(RecordError) as caught:
+        Record.from_json(body(responses=responses), (b"bytes",))
+    assert caught.value.field == f"responses[1].votes.{field}"
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"history": [Turn("user", "a"), Turn("assistant", "b")]}, {"history": (("user", "a", 0), Turn("assistant", "b"))},
+     {"history": (Turn("user", None), Turn("assistant", "b"))}, {"history": (Turn("user", "a", 0.5), Turn("assistant", "b"))},
+     {"votes": (0, 1)}, {"votes": PairVotes([0])}, {"votes": Votes()}, {"responses": (Response("x", votes=PairVotes()),)}],
+)  # fmt: skip
+def test_parts_of_the_wrong_type_are_named(changes):
+    with pytest.raises(RecordError):
+        replace(Record("k", "q"), **changes).validate()
 
 
 text = st.text(st.characters(exclude_categories=["Cs"]), max_size=30)
@@ -49,9 +159,9 @@ def test_any_valid_record_round_trips(question, answers, category, origin):
     ("written", "read"),
     [([], ()), (None, None), ("absent", None), ("animal_abuse", ("animal_abuse",)), (["a", "b"], ("a", "b"))],
 )
-@pytest.mark.parametrize("schema", [1, 2])
+@pytest.mark.parametrize("schema", [1, 2, 3])
 def test_a_category_is_names_none_or_unknown(written, read, schema):
-    body = json.loads(Record("k", "q").to_json()) | {"schema": schema, "category": written}
+    body = {**written_by(schema, Record("k", "q")), "category": written}
     if written == "absent":
         del body["category"]
     assert Record.from_json(json.dumps(body).encode(), (), "k").category == read
@@ -79,7 +189,7 @@ def test_random_bytes_raise_only_record_errors(data):
 @pytest.mark.parametrize(
     ("changes", "field", "problem"),
     [
-        ({"schema": 3}, "schema", "reads 1 and 2"),
+        ({"schema": 4}, "schema", "reads 1, 2 and 3"),
         ({"key": "a.b"}, "key", "dot"),
         ({"question": None}, "question", "must be str"),
         ({"more_helpful": 2}, "more_helpful", "0-based"),

@@ -1,6 +1,7 @@
 """Small pictures and shard folders."""
 
 import io
+import json
 
 import numpy as np
 import pytest
@@ -35,3 +36,14 @@ def write(root, n=7, per_shard=3, **options):
 @pytest.fixture
 def folder(tmp_path):
     return write(tmp_path / "shards")
+
+
+def written_by(schema, record, to_json=Record.to_json):
+    """What a record without newer fields looks like in a file of an older version."""
+    body = json.loads(to_json(record)) | {"schema": schema}
+    if schema < 3:
+        for name in ("system", "history", "prompt_safety", "helpfulness_tie", "votes"):
+            del body[name]
+        for response in body["responses"]:
+            del response["votes"]
+    return body

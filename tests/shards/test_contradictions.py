@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from safe_rlhf_v.commands.shards import main
-from safe_rlhf_v.records import Record, Response, Truth
+from safe_rlhf_v.records import PairVotes, Record, Response, Truth, Turn, Votes
 from safe_rlhf_v.records.taxonomy import BEAVERTAILS_V
 from safe_rlhf_v.shards import ShardWriter
 from safe_rlhf_v.shards.check import check, examine
@@ -29,6 +29,8 @@ def responses(*changes):
     replace(GOOD, responses=(Response("a"), Response("a")), more_helpful=None, safer=None),
     replace(GOOD, responses=(Response("a", None, True), Response("b", 2)), safer=1), replace(TIED, safer=None),
     replace(GOOD, responses=(Response("a", helpfulness=1), Response("b", helpfulness=1.0))),
+    replace(GOOD, responses=(Response("a", helpfulness=1), Response("b", helpfulness=1.0)), helpfulness_tie=True),
+    replace(GOOD, votes=PairVotes((0, 1), (-1, -1))), replace(GOOD, history=(Turn("user", "a"), Turn("assistant", "b"))),
 ])  # fmt: skip
 def test_what_agrees_is_not_reported(record):
     assert list(contradictions(record)) == []
@@ -57,6 +59,12 @@ def test_what_agrees_is_not_reported(record):
         (Record("k", "q", (), (Response("a", 2), Response("b", None, False)), safety_tie=True), [("tie", "safety_tie")]),
         (Record("k", "q", (), (Response("a"), Response(" a\n")), safer=1), [("identical", "safer")]),
         (Record("k", " \n"), [("empty", "question")]),
+        (Record("k", "q", history=(Turn("user", ""), Turn("assistant", " "))),
+         [("empty", "history[0].text"), ("empty", "history[1].text")]),
+        (replace(GOOD, helpfulness_tie=True), [("tie", "helpfulness_tie")]),
+        (replace(GOOD, votes=PairVotes((1, -1), (0,))), [("votes", "more_helpful")]),
+        (replace(GOOD, responses=responses({"votes": Votes((0, 1), (True,), (3,))}, {"votes": Votes((-2, 1), (True,))})),
+         [("votes", "responses[0].safety"), ("votes", "responses[1].is_safe")]),
         (Record("k", "q", (), (Response(""),)), [("empty", "responses[0].text")]),
     ],
 )  # fmt: skip

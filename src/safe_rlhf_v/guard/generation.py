@@ -111,7 +111,7 @@ class GuardedGenerator:
         for round in range(self.rounds + 1):
             if not rows:
                 break
-            drafts, count = self._draw(take(prompts, rows), rows, round, generator)
+            drafts, count = self._draw(prompts.take(rows), rows, round, generator)
             for draft in drafts:
                 if draft.verdict.allowed:
                     texts[draft.row] = draft.text
@@ -128,17 +128,8 @@ class GuardedGenerator:
         k = self.strategy.samples(round)
         options = self.strategy.options(round, self.options)
         samples = sample(self.policy, self.strategy.prompts(round, prompts), options, generator, samples=k)
-        repeated = take(prompts, [i for i in range(len(rows)) for _ in range(k)])
+        repeated = prompts.take([i for i in range(len(rows)) for _ in range(k)])
         verdicts = self.guard.moderate_texts(repeated, samples.text)  # the question as it was asked
         best = [min(range(i * k, (i + 1) * k), key=lambda j: verdicts[j].harm) for i in range(len(rows))]
         drafts = [Attempt(row, samples.text[j], verdicts[j]) for row, j in zip(rows, best, strict=True)]
         return drafts, int(samples.mask.sum())
-
-
-def take(prompts: Prompts, rows: list[int]) -> Prompts:
-    """The prompts at these rows, which may repeat."""
-    return Prompts(
-        tuple(prompts.images[row] for row in rows),
-        tuple(prompts.image_ids[row] for row in rows),
-        tuple(prompts.questions[row] for row in rows),
-    )

@@ -19,6 +19,7 @@ from safe_rlhf_v.models.heads import Head, ScalarHead
 from safe_rlhf_v.models.links import CornLink, OrdinalLink
 from safe_rlhf_v.models.reader import Reader
 from safe_rlhf_v.modules.loss_module import TAKEN, LossModule
+from safe_rlhf_v.records import Context
 from safe_rlhf_v.records.batches import UNKNOWN_LEVEL, ImageMode, PreferenceBatch, Prompts, hazard
 from safe_rlhf_v.records.taxonomy import BEAVERTAILS_V_CATEGORIES, MIN_LEVEL, NUM_LEVELS, Taxonomy
 from safe_rlhf_v.training.named import build_component
@@ -319,7 +320,7 @@ class GuardModule(LossModule):
         }
 
     def _drop_parts(self, batch: PreferenceBatch) -> PreferenceBatch:
-        """Some rows without their pictures, some without their question."""
+        """Some rows without their pictures, some without their texts: question, earlier turns and system text."""
         if not self.part_dropout:
             return batch
         draws = [self._random("parts", key).random() for key in batch.keys]
@@ -331,6 +332,10 @@ class GuardModule(LossModule):
                 tuple(() if gone else row for row, gone in zip(prompts.images, blind, strict=True)),
                 tuple(() if gone else row for row, gone in zip(prompts.image_ids, blind, strict=True)),
                 tuple("" if gone else text for text, gone in zip(prompts.questions, mute, strict=True)),
+                tuple(
+                    Context() if no_text else context.with_images(0) if no_images else context
+                    for context, no_images, no_text in zip(prompts.contexts, blind, mute, strict=True)
+                ),
             )
         )
 

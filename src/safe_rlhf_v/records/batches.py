@@ -6,12 +6,12 @@ Unknown labels are -1 for indices and booleans, ``UNKNOWN_LEVEL`` for levels, Na
 """
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, Self, TypeVar
 
 import torch
 from torch import Tensor
 
-from safe_rlhf_v.records import Record
+from safe_rlhf_v.records import Context, Record, Turn
 
 UNKNOWN_LEVEL = -128
 
@@ -20,18 +20,38 @@ Batch = TypeVar("Batch", "SupervisedBatch", "PreferenceBatch", "PolicyBatch")
 ImageMode = Literal["real", "shuffled", "blank"]
 
 
-class Prompts(NamedTuple):
-    """B prompts.
-
-    Attributes:
-        images: Per row a tuple (may be empty) of uint8 tensors (H, W, 3), RGB.
-        image_ids: Same nesting: equal ids mean equal pixels (the key of image-feature caches).
-        questions: B strings.
-    """
-
+class _PromptFields(NamedTuple):
     images: tuple[tuple[Tensor, ...], ...]
     image_ids: tuple[tuple[str, ...], ...]
     questions: tuple[str, ...]
+    contexts: tuple[Context, ...]
+
+
+class Prompts(_PromptFields):
+    """B prompts.
+
+    Attributes:
+        images: Per row a tuple (may be empty) of uint8 tensors (H, W, 3), RGB, in the order of the conversation.
+        image_ids: Same nesting: equal ids mean equal pixels (the key of image-feature caches).
+        questions: B strings: the user's last turns.
+        contexts: Per row what stands before the question: system text and earlier turns.
+    """
+
+    __slots__ = ()
+
+    def __new__(
+        cls,
+        images: tuple[tuple[Tensor, ...], ...],
+        image_ids: tuple[tuple[str, ...], ...],
+        questions: tuple[str, ...],
+        contexts: tuple[Context, ...] | None = None,
+    ) -> Self:
+        """Without ``contexts`` nothing stands before any question."""
+        return super().__new__(cls, images, image_ids, questions, contexts or (Context(),) * len(questions))
+
+    def turns(self, row: int) -> tuple[Turn, ...]:
+        """All turns of one row, with the question last."""
+        return self.contexts[row].turns(self.questions[row], len(self.images[row]))
 
     def take(self, rows: Sequence[int]) -> "Prompts":
         """The prompts at these row numbers."""
@@ -39,10 +59,11 @@ class Prompts(NamedTuple):
             tuple(self.images[row] for row in rows),
             tuple(self.image_ids[row] for row in rows),
             tuple(self.questions[row] for row in rows),
+            tuple(self.contexts[row] for row in rows),
         )
 
     def with_images(self, mode: ImageMode) -> "Prompts":
-        """The same questions with other pictures, to measure how much a model reads from the pictures.
+        """The same texts with other pictures, to measure how much a model reads from the pictures.
 
         Args:
             mode: ``real`` keeps the pictures; ``shuffled`` gives each row the pictures of the row before it;
@@ -51,9 +72,9 @@ class Prompts(NamedTuple):
         if mode == "real":
             return self
         if mode == "shuffled":
-            return self._replace(
-                images=self.images[-1:] + self.images[:-1], image_ids=self.image_ids[-1:] + self.image_ids[:-1]
-            )
+            images = self.images[-1:] + self.images[:-1]
+            contexts = (c.with_images(len(row)) for c, row in zip(self.contexts, images, strict=True))
+            return Prompts(images, self.image_ids[-1:] + self.image_ids[:-1], self.questions, tuple(contexts))
         return self._replace(
             images=tuple(tuple(torch.full_like(image, 127) for image in row) for row in self.images),
             image_ids=tuple(tuple(f"blank-{i.shape[0]}x{i.shape[1]}" for i in row) for row in self.images),
@@ -231,10 +252,10 @@ def without_rows(batch: Batch, rows: Collection[int]) -> Batch:
     def emptied(values: tuple[Any, ...], empty: Any) -> tuple[Any, ...]:
         return tuple(empty if row in rows else value for row, value in enumerate(values))
 
-    images, ids, questions = batch.prompts
+    images, ids, questions, contexts = batch.prompts
     valid = batch.valid.clone()
     valid[list(rows)] = False
-    prompts = Prompts(emptied(images, ()), emptied(ids, ()), emptied(questions, ""))
+    prompts = Prompts(emptied(images, ()), emptied(ids, ()), emptied(questions, ""), emptied(contexts, Context()))
     changed: dict[str, Any] = {"prompts": prompts, "valid": valid, "keys": emptied(batch.keys, "")}
     if isinstance(batch, PolicyBatch):
         changed["records"] = Records(emptied(tuple(batch.records), None))

@@ -1,4 +1,4 @@
-"""One record: images, a question, its responses and their labels.
+"""One record: a prompt, its responses and their labels.
 
 Shards store records (``KEY.jpg`` + ``KEY.json``) and every stage reads them: supervised, reward, cost, guard and prompt-only
 training differ only in the fields they use. Records validate themselves; messages name the key and the field.
@@ -11,103 +11,53 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from safe_rlhf_v.records.parsing import (
-    Fields,
-    RecordError,
-    check_finite,
-    check_int,
-    check_level,
-    check_text,
-    parse_json,
+from safe_rlhf_v.records.conversation import Context, Turn, parse_turns, turn_problems
+from safe_rlhf_v.records.parsing import Fields, RecordError, check_level, check_text, parse_json
+from safe_rlhf_v.records.parts import (
+    Image,
+    Response,
+    Truth,
+    image_problems,
+    parse_image,
+    parse_response,
+    parse_truth,
+    response_problems,
+    truth_problems,
 )
 from safe_rlhf_v.records.taxonomy import Taxonomy
+from safe_rlhf_v.records.votes import PairVotes, pair_vote_problems, parse_pair_votes
 
-__all__ = ["IMAGE_FORMATS", "SCHEMA_VERSION", "Image", "Record", "RecordError", "Response", "Truth"]
-
-SCHEMA_VERSION = 2
-READS = (1, 2)
-"""Schema versions that are read; in version 1 ``category`` was a single name."""
-IMAGE_FORMATS = ("jpg", "png", "webp")
+SCHEMA_VERSION = 3
+READS = (1, 2, 3)
+"""Schema versions that are read. In version 1 ``category`` was a single name; before version 3 a prompt was one turn, and there
+were no ``system``, ``history``, ``prompt_safety``, ``helpfulness_tie`` and ``votes``."""
 # KEY.json must fit into the 100 bytes of a tar header's name field.
 _KEY = re.compile(r"[A-Za-z0-9_\-]{1,95}")
-_HASH = re.compile(r"[0-9a-f]{64}")
-
-
-@dataclass(frozen=True, slots=True)
-class Image:
-    """An encoded image and what identifies it.
-
-    Attributes:
-        data: The encoded bytes as imported, never re-encoded.
-        format: ``"jpg"``, ``"png"`` or ``"webp"``.
-        id: SHA-256 (hex) of size and RGB pixels after EXIF transpose: equal pixels have equal ids. It is the split
-            group and the key of image-feature caches.
-        sha256: SHA-256 (hex) of ``data``.
-        width: Pixels, after EXIF transpose.
-        height: Pixels, after EXIF transpose.
-    """
-
-    data: bytes
-    format: str
-    id: str
-    sha256: str
-    width: int
-    height: int
-
-
-@dataclass(frozen=True, slots=True)
-class Response:
-    """One response to the prompt, with the labels annotators gave it (``None`` = not labelled).
-
-    Attributes:
-        text: The response.
-        safety: Safety level -3..3.
-        is_safe: Binary safety label.
-        helpfulness: Graded helpfulness (0..3 in BeaverTails-V; any finite scale is accepted).
-        source: Origin of the text (a model name, ``"demonstrator"``, ...).
-    """
-
-    text: str
-    safety: int | None = None
-    is_safe: bool | None = None
-    helpfulness: float | None = None
-    source: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Truth:
-    """Noise-free values behind the labels; only synthetic data have them.
-
-    Attributes:
-        helpfulness: True helpfulness of each response.
-        safety: True safety level -3..3 of each response.
-        attributes: What the picture shows, as class indices (``{"object": 3, "context": 1, ...}``).
-        twin: Key of the counterfactual partner (same question and responses, another picture), or ``""``.
-        rule: Name of the rule that decides the safety level of each response.
-    """
-
-    helpfulness: tuple[float, ...]
-    safety: tuple[int, ...]
-    attributes: dict[str, int]
-    twin: str = ""
-    rule: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One prompt (images + question) with its responses and labels.
+    """One prompt with its responses and labels.
+
+    The prompt is a conversation. Most have one turn, which ``question`` and ``images`` describe; ``system`` and ``history`` say
+    what stands before it.
 
     Attributes:
         key: Unique in the data set; letters, digits, ``_`` and ``-`` only (a dot would split the file name in the shard).
-        question: The text part of the prompt.
-        images: Zero or more images, in prompt order.
+        question: Text of the user's last turn. This turn holds those of ``images`` that no earlier turn holds.
+        images: Zero or more images, in the order of the conversation.
         responses: Zero or more responses; two for a preference pair.
         category: Harm categories of the prompt: names, ``()`` if it is of none (a harmless prompt), ``None`` if unknown.
             In a file the same: a list of names, ``[]``, and ``null`` or no such field.
+        system: System text; "" for none.
+        history: Turns before the question, oldest first: the user's first, the assistant's last.
+        prompt_safety: Safety level -3..3 of the prompt itself.
         image_severity: Risk level of the image, on the scale of its source.
         more_helpful: Index of the response that annotators rated more helpful.
         safer: Index of the response that annotators rated safer.
         safety_tie: Both responses have the same safety rating, so ``safer`` was a forced choice.
+        helpfulness_tie: Both responses have the same helpfulness rating, so ``more_helpful`` was a forced choice.
+        votes: What each annotator chose.
         origin: Where the record came from (data set, revision, split, row), as flat strings.
         truth: Noise-free values, synthetic data only.
     """
@@ -117,17 +67,36 @@ class Record:
     images: tuple[Image, ...] = ()
     responses: tuple[Response, ...] = ()
     category: tuple[str, ...] | None = None
+    system: str = ""
+    history: tuple[Turn, ...] = ()
+    prompt_safety: int | None = None
     image_severity: int | None = None
     more_helpful: int | None = None
     safer: int | None = None
     safety_tie: bool = False
+    helpfulness_tie: bool = False
+    votes: PairVotes | None = None
     origin: dict[str, str] = field(default_factory=dict)
     truth: Truth | None = None
 
     @property
+    def context(self) -> Context:
+        """System text and earlier turns."""
+        return Context(self.system, self.history)
+
+    @property
+    def turns(self) -> tuple[Turn, ...]:
+        """All turns, with the question last."""
+        return self.context.turns(self.question, len(self.images))
+
+    @property
     def group(self) -> str:
-        """Split group: the ids of the images, or the question for a text-only record."""
-        return "+".join(image.id for image in self.images) or f"text:{self.question}"
+        """Split group: the ids of the images, or the texts of the prompt if it has no image."""
+        if self.images:
+            return "+".join(image.id for image in self.images)
+        if not self.system and not self.history:
+            return f"text:{self.question}"
+        return "texts:" + json.dumps([self.system, *(turn.text for turn in self.turns)], ensure_ascii=False)
 
     def validate(self, taxonomy: Taxonomy | None = None) -> "Record":
         """Check every field; returns the record itself.
@@ -155,6 +124,7 @@ class Record:
         body = dataclasses.asdict(self)
         for image in body["images"]:
             del image["data"]
+        body["history"] = [turn._asdict() for turn in self.history]
         return json.dumps(
             {"schema": SCHEMA_VERSION, **body},
             ensure_ascii=False,
@@ -188,7 +158,8 @@ class Record:
 def _record(fields: Fields, images: tuple[bytes, ...]) -> Record:
     """Build a record from its JSON fields and image bytes."""
     if (schema := fields.take("schema", int)) not in READS:
-        raise RecordError(fields.key, "schema", f"is {schema}; this version reads {' and '.join(map(str, READS))}")
+        *others, last = map(str, READS)
+        raise RecordError(fields.key, "schema", f"is {schema}; this version reads {', '.join(others)} and {last}")
     described = fields.items("images")
     if len(described) != len(images):
         raise RecordError(fields.key, "images", f"describes {len(described)} images, the shard has {len(images)}")
@@ -196,19 +167,36 @@ def _record(fields: Fields, images: tuple[bytes, ...]) -> Record:
         key=fields.take("key", str),
         question=fields.take("question", str),
         images=tuple(
-            _image(Fields(body, fields.key, where), data) for (where, body), data in zip(described, images, strict=True)
+            parse_image(Fields(body, fields.key, where), data)
+            for (where, body), data in zip(described, images, strict=True)
         ),
-        responses=tuple(_response(Fields(body, fields.key, where)) for where, body in fields.items("responses")),
+        responses=tuple(
+            parse_response(Fields(body, fields.key, where), schema) for where, body in fields.items("responses")
+        ),
         category=_category(fields),
         image_severity=fields.take("image_severity", int, optional=True),
         more_helpful=fields.take("more_helpful", int, optional=True),
         safer=fields.take("safer", int, optional=True),
         safety_tie=fields.take("safety_tie", bool),
         origin=dict(fields.take("origin", dict)),
-        truth=_truth(fields),
+        truth=parse_truth(fields),
     )
+    if schema >= 3:
+        record = _with_newer_fields(record, fields)
     fields.done()
     return record
+
+
+def _with_newer_fields(record: Record, fields: Fields) -> Record:
+    """The record with the fields that only schema 3 has; one that is absent has its default."""
+    values: dict[str, Callable[[], Any]] = {
+        "system": lambda: fields.take("system", str),
+        "history": lambda: parse_turns(fields, "history"),
+        "prompt_safety": lambda: fields.take("prompt_safety", int, optional=True),
+        "helpfulness_tie": lambda: fields.take("helpfulness_tie", bool),
+        "votes": lambda: parse_pair_votes(fields),
+    }
+    return dataclasses.replace(record, **{name: value() for name, value in values.items() if name in fields.body})
 
 
 def _category(fields: Fields) -> tuple[str, ...] | None:
@@ -219,47 +207,6 @@ def _category(fields: Fields) -> tuple[str, ...] | None:
     return (value,) if isinstance(value, str) else None if value is None else tuple(value)
 
 
-def _image(fields: Fields, data: bytes) -> Image:
-    image = Image(
-        data=data,
-        format=fields.take("format", str),
-        id=fields.take("id", str),
-        sha256=fields.take("sha256", str),
-        width=fields.take("width", int),
-        height=fields.take("height", int),
-    )
-    fields.done()
-    return image
-
-
-def _response(fields: Fields) -> Response:
-    response = Response(
-        text=fields.take("text", str),
-        safety=fields.take("safety", int, optional=True),
-        is_safe=fields.take("is_safe", bool, optional=True),
-        helpfulness=fields.take("helpfulness", float, int, optional=True),
-        source=fields.take("source", str),
-    )
-    fields.done()
-    return response
-
-
-def _truth(fields: Fields) -> Truth | None:
-    body = fields.take("truth", dict, optional=True)
-    if body is None:
-        return None
-    inner = Fields(body, fields.key, "truth")
-    truth = Truth(
-        helpfulness=tuple(inner.take("helpfulness", list)),
-        safety=tuple(inner.take("safety", list)),
-        attributes=dict(inner.take("attributes", dict)),
-        twin=inner.take("twin", str),
-        rule=tuple(inner.take("rule", list)),
-    )
-    inner.done()
-    return truth
-
-
 def _problems(record: Record, taxonomy: Taxonomy | None) -> Iterator[tuple[str, str]]:
     """See :meth:`Record.problems`."""
     if not _KEY.fullmatch(record.key):
@@ -268,32 +215,29 @@ def _problems(record: Record, taxonomy: Taxonomy | None) -> Iterator[tuple[str, 
             f"{record.key!r:.140} must be 1-95 letters, digits, '_' or '-' (a dot would split the file name in the shard)",
         )
     for i, image in enumerate(record.images):
-        if image.format not in IMAGE_FORMATS:
-            yield f"images[{i}].format", f"{image.format!r} is not one of {', '.join(IMAGE_FORMATS)}"
-        for name, value in (("id", image.id), ("sha256", image.sha256)):
-            if not _HASH.fullmatch(value):
-                yield f"images[{i}].{name}", "must be 64 hexadecimal digits"
+        yield from ((f"images[{i}].{name}", problem) for name, problem in image_problems(image))
     for i, response in enumerate(record.responses):
-        if problem := check_level(response.safety):
-            yield f"responses[{i}].safety", problem
-        if problem := check_finite(response.helpfulness):
-            yield f"responses[{i}].helpfulness", problem
+        yield from ((f"responses[{i}].{name}", problem) for name, problem in response_problems(response))
     count = len(record.responses)
     for name, index in (("more_helpful", record.more_helpful), ("safer", record.safer)):
         if index is not None and not 0 <= index < count:
             yield name, f"{index} is not the 0-based index of one of the {count} responses"
+    yield from pair_vote_problems(record.votes, count)
+    yield from turn_problems(record.history, len(record.images))
+    if problem := check_level(record.prompt_safety):
+        yield "prompt_safety", problem
     yield from _category_problems(record.category, taxonomy)
     if not all(isinstance(k, str) and isinstance(v, str) for k, v in record.origin.items()):
         yield "origin", "must map strings to strings"
     else:
         yield from _text_problems(record)
     if record.truth is not None:
-        yield from _truth_problems(record.truth, count)
+        yield from truth_problems(record.truth, count)
 
 
 def _text_problems(record: Record) -> Iterator[tuple[str, str]]:
     """Texts that are not valid Unicode."""
-    texts = {"question": record.question}
+    texts = {"question": record.question, "system": record.system}
     for i, response in enumerate(record.responses):
         texts |= {f"responses[{i}].text": response.text, f"responses[{i}].source": response.source}
     texts["origin"] = "".join((*record.origin, *record.origin.values()))
@@ -315,30 +259,3 @@ def _category_problems(category: tuple[str, ...] | None, taxonomy: Taxonomy | No
         if taxonomy and name not in taxonomy.categories:
             categories = ", ".join(taxonomy.categories) or "no categories"
             yield "category", f"{name!r} is not in taxonomy {taxonomy.name!r}, which has: {categories}"
-
-
-def _truth_problems(truth: Truth, count: int) -> Iterator[tuple[str, str]]:
-    """Problems of the noise-free values, one entry per response."""
-    checks: tuple[tuple[str, tuple[Any, ...], tuple[type, ...]], ...] = (
-        ("helpfulness", truth.helpfulness, (int, float)),
-        ("safety", truth.safety, (int,)),
-        ("rule", truth.rule, (str,)),
-    )
-    for name, values, kinds in checks:
-        if (name != "rule" or values) and len(values) != count:
-            yield f"truth.{name}", f"has {len(values)} entries for {count} responses"
-        if not all(isinstance(value, kinds) and not isinstance(value, bool) for value in values):
-            yield f"truth.{name}", f"must hold {kinds[-1].__name__}, not {values!r:.80}"
-        elif problem := next((p for v in values if (p := _check_truth(name, v))), None):
-            yield f"truth.{name}", problem
-    for name, value in truth.attributes.items():
-        if not isinstance(value, int) or isinstance(value, bool):
-            yield f"truth.attributes.{name}", f"must be an integer class index, not {value!r:.80}"
-        elif problem := check_int(value):
-            yield f"truth.attributes.{name}", problem
-
-
-def _check_truth(name: str, value: Any) -> str | None:
-    """What is wrong with one entry of helpfulness, safety or rule that has the right type, or ``None``."""
-    checks: dict[str, Callable[[Any], str | None]] = {"safety": check_level, "helpfulness": check_finite}
-    return checks.get(name, check_text)(value)

@@ -15,7 +15,16 @@ from safe_rlhf_v.records.user_files import FileError, read_bounded
 from safe_rlhf_v.shards.contradictions import contradictions
 from safe_rlhf_v.shards.images import ImageError, probe
 from safe_rlhf_v.shards.index import NO_CATEGORY, UNKNOWN_CATEGORY, Member, group_hash, scan_shard
-from safe_rlhf_v.shards.manifest import FILE_NAME, MAX_BYTES, Histograms, Manifest, ShardError, ShardInfo, SplitInfo
+from safe_rlhf_v.shards.manifest import (
+    FILE_NAME,
+    MAX_BYTES,
+    NEWER_HISTOGRAMS,
+    Histograms,
+    Manifest,
+    ShardError,
+    ShardInfo,
+    SplitInfo,
+)
 from safe_rlhf_v.shards.split import ShardedSplit, file_sha256, parse_sample
 from safe_rlhf_v.shards.target import OURS, SIZES
 
@@ -101,6 +110,8 @@ def examine(root: str | Path, *, progress: bool = False) -> Iterator[Finding]:
             counts = histograms.counts()
             if manifest.version == 1:  # it names "none" and "unknown" differently
                 stated["category"] = counts["category"]
+            if manifest.version < 3:
+                counts = {name: count for name, count in counts.items() if name not in NEWER_HISTOGRAMS}
             if complete and (len(groups), counts) != (about.groups, stated):
                 yield _error(FILE_NAME, f"split {name!r}: its groups or histograms are not those of the records")
     yield from seen.twins()
@@ -256,7 +267,7 @@ class _SeenRecords:
             yield "key", f"occurs in split {self.keys[record.key]!r} too"
         self.keys[record.key] = split
         if self.groups.setdefault(record.group, split) != split:
-            what = "image" if record.images else "question"
+            what = "image" if record.images else "prompt"
             yield "", f"its {what} occurs in split {self.groups[record.group]!r} too"
         if record.truth is not None and record.truth.twin:
             self.partners[record.key] = (shard, record.truth.twin)

@@ -5,12 +5,14 @@ from itertools import combinations
 
 from safe_rlhf_v.records import Record, Response
 from safe_rlhf_v.records.taxonomy import is_harmful
+from safe_rlhf_v.records.votes import TIE
 
 KINDS = {
     "safer": "'safer' contradicts the levels or 'is_safe'",
     "level": "level contradicts 'is_safe'",
     "helpful": "'more_helpful' contradicts the helpfulness scores",
-    "tie": "'safety_tie' contradicts the levels",
+    "tie": "a tie contradicts the ratings",
+    "votes": "a label that no vote supports",
     "identical": "identical responses with a preference or different labels",
     "empty": "nothing is asked or answered",
     "twin": "the twin does not exist or names another",
@@ -21,8 +23,10 @@ KINDS = {
 def contradictions(record: Record) -> Iterator[tuple[str, str, str]]:
     """Every (kind, field, problem) of one record."""
     responses = record.responses
-    if not record.question.strip() and not record.images:
-        yield "empty", "question", "is empty, and there is no image"
+    for i, turn in enumerate(record.turns):
+        if not turn.text.strip() and not turn.images:
+            where = "question" if i == len(record.history) else f"history[{i}].text"
+            yield "empty", where, "is empty, and there is no image"
     for i, response in enumerate(responses):
         if not response.text.strip():
             yield "empty", f"responses[{i}].text", "is empty"
@@ -31,6 +35,7 @@ def contradictions(record: Record) -> Iterator[tuple[str, str, str]]:
             yield "level", f"responses[{i}].is_safe", f"says {stated}, the level is {response.safety}"
     yield from _preferences(record)
     yield from _ties(record)
+    yield from _votes(record)
     for i, j in combinations(range(len(responses)), 2):
         if responses[i].text.strip() == responses[j].text.strip():
             if {record.more_helpful, record.safer} & {i, j}:
@@ -63,7 +68,10 @@ def _preferences(record: Record) -> Iterator[tuple[str, str, str]]:
 
 
 def _ties(record: Record) -> Iterator[tuple[str, str, str]]:
-    """Contradictions between the levels and the flag of a forced choice."""
+    """Contradictions between the ratings and the flags of a forced choice."""
+    scores = {response.helpfulness for response in record.responses} - {None}
+    if record.helpfulness_tie and len(scores) > 1:
+        yield "tie", "helpfulness_tie", "is set, the scores differ"
     levels = [response.safety for response in record.responses if response.safety is not None]
     if record.safety_tie and len(set(levels)) > 1:
         yield "tie", "safety_tie", f"is set, the levels are {', '.join(map(str, levels))}"
@@ -77,6 +85,29 @@ def _ties(record: Record) -> Iterator[tuple[str, str, str]]:
         return
     if not record.safety_tie and record.safer is not None and len(set(levels)) == 1:
         yield "tie", "safety_tie", f"is not set, although 'safer' chooses between equal levels ({levels[0]})"
+
+
+def _votes(record: Record) -> Iterator[tuple[str, str, str]]:
+    """Labels outside the range of the votes: choices and binary labels that nobody gave, levels beyond all of them."""
+    for i, response in enumerate(record.responses):
+        votes = response.votes
+        if votes is None:
+            continue
+        for name, label, all_votes in (
+            ("safety", response.safety, votes.safety),
+            ("is_safe", response.is_safe, votes.is_safe),
+            ("helpfulness", response.helpfulness, votes.helpfulness),
+        ):
+            if label is not None and all_votes and not min(all_votes) <= label <= max(all_votes):
+                stated = ", ".join(map(str, all_votes))
+                yield "votes", f"responses[{i}].{name}", f"is {label}, the votes are {stated}"
+    if record.votes is not None:
+        for name, choice, choices in (
+            ("more_helpful", record.more_helpful, record.votes.more_helpful),
+            ("safer", record.safer, record.votes.safer),
+        ):
+            if choice is not None and choices and choice not in choices and set(choices) != {TIE}:
+                yield "votes", name, f"is {choice}, the votes are {', '.join(map(str, choices))}"
 
 
 def _harmful(response: Response) -> bool | None:

@@ -14,10 +14,13 @@ from safe_rlhf_v.records.taxonomy import LEVEL_NAMES, Taxonomy
 from safe_rlhf_v.records.user_files import FileError, read_bounded
 
 FORMAT = "safe_rlhf_v.shards"
-VERSION = 2
-READS = (1, 2)
+VERSION = 3
+READS = (1, 2, 3)
 """Versions that are read. In version 1 a record's ``category`` was one name or ``null``, which meant "no category" in the
-embedded world and "none or unknown" in other data; version 2 distinguishes the two (``[]`` and ``null``)."""
+embedded world and "none or unknown" in other data; version 2 distinguishes the two (``[]`` and ``null``). Version 3 has
+conversations and votes (see :data:`~safe_rlhf_v.records.record.READS`), and more histograms."""
+NEWER_HISTOGRAMS = ("prompt_safety", "turns")
+"""Histograms that only version 3 has."""
 FILE_NAME = "manifest.json"
 MAX_BYTES = 100_000_000
 WORLD_ORIGIN = "embedded world (synthetic)"
@@ -118,7 +121,9 @@ class Manifest:
             file_format = fields.take("format", str)
             version = fields.take("version", int)
             if file_format != FORMAT or version not in READS:
-                raise ShardError(f"{path}: format {file_format!r:.80} version {version}; this reads {FORMAT!r} 1 and 2")
+                *others, last = map(str, READS)
+                reads = f"{FORMAT!r} {', '.join(others)} and {last}"
+                raise ShardError(f"{path}: format {file_format!r:.80} version {version}; this reads {reads}")
             return _manifest(fields, version, hashlib.sha256(raw).hexdigest())
         except (FileNotFoundError, NotADirectoryError):
             raise ShardError(f"{path}: no manifest (is this a shard folder, and was it written to the end?)") from None
@@ -242,17 +247,19 @@ def new_manifest(
 
 
 class Histograms:
-    """Counts of a split's labels: categories, image severity, number of responses, safety levels and sources."""
+    """Counts of a split's labels: categories, severity, number of turns and responses, safety levels and sources."""
 
     def __init__(self) -> None:
         """Start with empty counts."""
-        names = ("category", "image_severity", "responses", "safety", "source")
+        names = ("category", "image_severity", "prompt_safety", "responses", "safety", "source", "turns")
         self._counts: dict[str, Counter[str]] = {name: Counter() for name in names}
 
     def add(self, record: Record) -> None:
         """Count the labels of one record."""
         self._counts["category"].update(("(unknown)",) if record.category is None else record.category or ("(none)",))
         self._counts["image_severity"][str(record.image_severity)] += 1
+        self._counts["prompt_safety"][str(record.prompt_safety)] += 1
+        self._counts["turns"][str(len(record.turns))] += 1
         self._counts["responses"][str(len(record.responses))] += 1
         for response in record.responses:
             self._counts["safety"][str(response.safety)] += 1
