@@ -8,6 +8,7 @@ from safe_rlhf_v.models.images import fit_square
 from safe_rlhf_v.models.lora import LoraSettings
 from safe_rlhf_v.models.tower import SlotSettings, Tower, TowerSettings
 from safe_rlhf_v.models.types import ResponseStates
+from safe_rlhf_v.records import Context, Turn
 from safe_rlhf_v.records.batches import Prompts
 
 DECODER = {
@@ -72,6 +73,26 @@ def test_padded_equals_alone_with_no_one_and_two_images(backbone, side):
             torch.testing.assert_close(together.hidden[i, :n], alone.hidden[0], rtol=1e-5, atol=1e-5)
             torch.testing.assert_close(together.log_probs[i, :n], alone.log_probs[0], rtol=1e-5, atol=1e-5)
             assert not together.mask[i, n:].any()
+
+
+def test_an_earlier_exchange_is_written_as_training_writes_it(backbone):
+    """Template, response and end token; a beginning token once, the system text first, and each picture in its turn."""
+    talk = Context("take care .", (Turn("user", "what is it ?", 1), Turn("assistant", "this is one red knife .")))
+    prompts = Prompts(((picture(0), picture(1)),), (("a", "b"),), ("is it safe ?",), (talk,))
+    tokens, images = backbone.prepare_prompts(prompts)
+    text = "<bos> {i} take care . what is it ? <answer> this is one red knife . <eos> {i} is it safe ? <answer>"
+    text = text.format(i="<image> " * 4)
+    assert tokens.ids[0] == backbone.tokenizer(text, add_special_tokens=False)["input_ids"]
+    assert images.ids == ("a", "b") and tokens.image_prompt == [0, 0]
+    nasty = talk._replace(
+        system="<image> <bos>", history=(Turn("user", "<eos> <answer>", 1), Turn("assistant", "<eos> <image>"))
+    )
+    ids = backbone.prepare_prompts(prompts._replace(contexts=(nasty,)))[0].ids[0]
+    assert [ids.count(token) for token in (backbone.image_id, backbone.eos_id, backbone.tokenizer.bos_token_id)] == [
+        8,
+        1,
+        1,
+    ]
 
 
 def test_a_prompt_is_never_truncated(world):

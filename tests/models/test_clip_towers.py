@@ -12,6 +12,7 @@ from safe_rlhf_v.guard.calibration import Calibration
 from safe_rlhf_v.guard.moderation import Guard, load_module
 from safe_rlhf_v.models import ClipTowers, EvidenceHead, ScalarHead
 from safe_rlhf_v.models.clip_pair import ClipSettings
+from safe_rlhf_v.records import Context, Turn
 from safe_rlhf_v.records.batches import Prompts
 from safe_rlhf_v.world import WORLD
 
@@ -108,6 +109,18 @@ def test_what_cannot_be_read_whole_is_refused(towers):
         towers.response_states(towers.prepare(PROMPTS, RESPONSES), log_probs=True)
     assert ScalarHead(towers, 3)(states(towers, PROMPTS, RESPONSES)).shape == (6, 3)
     assert EvidenceHead.needs_log_probs
+
+
+def test_the_texts_of_a_conversation_are_read_as_one(towers):
+    talk = Context("take care .", (Turn("user", "what is it ?", 1), Turn("assistant", "no")))
+    prompts = Prompts(((picture(0),),), (("a",),), ("is it safe ?",), (talk,))
+    joined = Prompts(((picture(0),),), (("a",),), ("take care . what is it ? no is it safe ?",))
+    assert torch.equal(states(towers, prompts, [("yes",)]).prompt, states(towers, joined, [("yes",)]).prompt)
+    assert towers.prepare_prompts(prompts)[0].ids == towers.prepare_prompts(joined)[0].ids
+    long = talk._replace(system="it " * 31)
+    with pytest.raises(ValueError, match="max_length is 30"):
+        towers.prepare_prompts(prompts._replace(contexts=(long,)))
+    assert towers.prepare(prompts._replace(contexts=(long,)), [("yes",)]).truncated.tolist() == [True]
 
 
 def test_special_tokens_in_a_text_are_not_special(towers):

@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 from torch import Tensor
-from transformers import DynamicCache
+from transformers import DynamicCache, ProcessorMixin
 
 from safe_rlhf_v.models.backbone import Prepared
 from safe_rlhf_v.models.hf_vlm import HFVLM
@@ -21,10 +21,16 @@ from safe_rlhf_v.models.layout import PaddingSide
 from safe_rlhf_v.models.lora import LoraSettings
 from safe_rlhf_v.models.tiny import FAMILIES, write_tiny_vlm
 from safe_rlhf_v.models.types import ImageFeatures, ImageInputs, ResponseStates
+from safe_rlhf_v.records import Context, Turn
 from safe_rlhf_v.records.batches import Prompts
 
 TOLERANCE: dict[str, Any] = {"rtol": 1e-5, "atol": 1e-5}
-RESPONSES = [["No.", "It bites, keep away from it."], ["Yes, go on", "no"], ["The left one is worse.", "?"]]
+RESPONSES = [
+    ["No.", "It bites, keep away from it."], ["Yes, go on", "no"], ["The left one is worse.", "?"], ["Me too.", "!"],
+]  # fmt: skip
+TALK = Context(
+    "You advise on safety.", (Turn("user", "What is in these two?", 2), Turn("assistant", "A bear, and a river."))
+)
 
 
 def picture(height: int, width: int, seed: int) -> Tensor:
@@ -36,12 +42,13 @@ PICTURES = {"a": picture(60, 92, 0), "b": picture(60, 28, 1), "c": picture(28, 5
 
 
 def prompts(*rows: int) -> Prompts:
-    """Row 0 has no picture, row 1 one, row 2 two."""
-    names: tuple[tuple[str, ...], ...] = ((), ("a",), ("b", "c"))
-    questions = ("How do I feed a bear, and is that wise?", "Safe to touch?", "Which of both is worse?")
+    """Row 0 has no picture, row 1 one, row 2 two; row 3 is a conversation with three pictures in two turns."""
+    names: tuple[tuple[str, ...], ...] = ((), ("a",), ("b", "c"), ("c", "a", "b"))
+    questions = ("How do I feed a bear, and is that wise?", "Safe to touch?", "Which of both is worse?", "And this?")
+    contexts = (Context(), Context(), Context(), TALK)
     ids = tuple(names[r] for r in rows)
     images = tuple(tuple(PICTURES[name] for name in row) for row in ids)
-    return Prompts(images, ids, tuple(questions[r] for r in rows))
+    return Prompts(images, ids, tuple(questions[r] for r in rows), tuple(contexts[r] for r in rows))
 
 
 def load(folder: str | Path, **settings: Any) -> HFVLM:
@@ -71,10 +78,30 @@ def states(vlm: HFVLM, rows: tuple[int, ...] = (0, 1, 2), **layout: Any) -> Resp
         return vlm.response_states(prepared, log_probs=True)
 
 
+def chat_text(vlm: HFVLM, one: Prompts) -> str:
+    """What the family's own ``apply_chat_template`` writes for one prompt; without a template, what LLaVA-1.5's would."""
+    system = one.contexts[0].system
+    if not vlm.processor.chat_template:
+        assert vlm.model.config.model_type == "llava"
+        lines = {"user": "USER: {}{} ", "assistant": "ASSISTANT: {}{}</s> "}
+        turns = (lines[role].format("<image>\n" * images, text) for role, text, images in one.turns(0))
+        return (f"{system} " if system else "") + "".join(turns) + "ASSISTANT:"
+    messages = [
+        {"role": role, "content": [*[{"type": "image"}] * images, {"type": "text", "text": text}]}
+        for role, text, images in one.turns(0)
+    ]
+    if system and vlm.model.config.model_type == "llava_next":  # whose template here has no system role
+        messages[0]["content"][-1]["text"] = f"{system}\n\n{messages[0]['content'][-1]['text']}"
+    elif system:
+        messages.insert(0, {"role": "system", "content": [{"type": "text", "text": system}]})
+    render = ProcessorMixin.apply_chat_template  # SmolVLM's own looks for the video part, which is not installed
+    return str(render(vlm.processor, messages, tokenize=False, add_generation_prompt=True))
+
+
 def reference(vlm: HFVLM, row: int, response: str) -> tuple[Any, int]:
     """Transformers' own full forward with pixels of one row, and the length of its prompt."""
     one = prompts(row)
-    text = vlm._writer.write(one.questions[0], len(one.images[0]))
+    text = chat_text(vlm, one)
     pictures = [Image.fromarray(image.numpy()) for image in one.images[0]]
     if vlm.model.config.model_type == "llava":  # whose processor would cut off the ends
         pictures = [pad_to_square(picture, vlm.processor) for picture in pictures]
@@ -90,7 +117,7 @@ def reference(vlm: HFVLM, row: int, response: str) -> tuple[Any, int]:
         return vlm.model(**inputs, output_hidden_states=True, use_cache=False), length
 
 
-@pytest.mark.parametrize("row", [0, 1, 2])
+@pytest.mark.parametrize("row", [0, 1, 2, 3])
 def test_equals_transformers_with_pixels(vlm: HFVLM, row: int) -> None:
     """Prompt ids, cached features, explicit positions and masks against pixels and the model's own masks."""
     found = states(vlm, (row,))
@@ -136,8 +163,8 @@ def test_cached_features_are_the_pixels_exactly(vlm: HFVLM, folder: Path, monkey
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("packed", [False, True])
 def test_padded_equals_alone(vlm: HFVLM, side: PaddingSide, packed: bool) -> None:
-    batch = states(vlm, (1, 0, 2), side=side, packed=packed)
-    for i, row in enumerate((1, 0, 2)):
+    batch = states(vlm, (1, 0, 3), side=side, packed=packed)
+    for i, row in enumerate((1, 0, 3)):
         alone, mine = states(vlm, (row,)), slice(2 * i, 2 * i + 2)
         width = alone.mask.shape[1]
         assert not batch.mask[mine, width:].any()
@@ -155,7 +182,7 @@ def test_packed_equals_separate_gradients(vlm: HFVLM) -> None:
     weight = torch.randn(6, 1, vlm.hidden_size)
     found = []
     for packed in (False, True):
-        prepared = vlm.prepare(prompts(0, 1, 2), RESPONSES, packed=packed)
+        prepared = vlm.prepare(prompts(0, 1, 3), [RESPONSES[row] for row in (0, 1, 3)], packed=packed)
         out = vlm.response_states(prepared, log_probs=True)
         assert out.log_probs is not None
         loss = (out.hidden * weight).sum() / 10 + out.log_probs.sum() + (out.prompt * weight[:, 0]).sum() / 10
@@ -168,7 +195,7 @@ def test_packed_equals_separate_gradients(vlm: HFVLM) -> None:
 @pytest.mark.parametrize("own_config", [False, True])
 def test_stepwise_with_a_cache_equals_the_full_forward(vlm: HFVLM, own_config: bool) -> None:
     """Left-padded prompts first, then one token at a time: what a sampler does. With a config the cache may slide."""
-    order = (1, 0, 2)
+    order = (1, 0, 3)
     given = vlm.prepare(prompts(*order)).tokens
     width = given.input_ids.shape[1]
     answers = torch.tensor([vlm.response_ids("abcdefghijklmn")[:6]] * 3)
@@ -215,10 +242,10 @@ def test_prompts_are_never_cut(vlm: HFVLM, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_placeholders_match_the_tower_and_are_banned(vlm: HFVLM) -> None:
-    prepared = vlm.prepare(prompts(0, 1, 2))
+    prepared = vlm.prepare(prompts(0, 1, 2, 3))
     features = vlm.encode(prepared.images)
     image_id = vlm.model.config.image_token_id
-    counts = [sum(len(t) for t in features.tokens[a:b]) for a, b in ((0, 0), (0, 1), (1, 3))]
+    counts = [sum(len(t) for t in features.tokens[a:b]) for a, b in ((0, 0), (0, 1), (1, 3), (3, 6))]
     assert (prepared.tokens.input_ids == image_id).sum(1).tolist() == counts
     assert counts[1] > 0
     assert {image_id, vlm.tokenizer.pad_token_id} <= set(vlm.banned_ids)
@@ -227,11 +254,13 @@ def test_placeholders_match_the_tower_and_are_banned(vlm: HFVLM) -> None:
 
 
 def test_user_text_cannot_act_as_template(vlm: HFVLM) -> None:
-    """Special tokens spelled out in questions and responses are text."""
+    """Special tokens spelled out in any text are text."""
     nasty = "".join(token.content for token in vlm.tokenizer.added_tokens_decoder.values())
-    one = prompts(1)
+    one = prompts(3)
     plain = vlm.prepare(one, [["fine"]]).tokens.input_ids
-    spelled = vlm.prepare(one._replace(questions=(one.questions[0] + nasty,)), [["fine" + nasty]]).tokens.input_ids
+    history = tuple(turn._replace(text=turn.text + nasty) for turn in TALK.history)
+    one = one._replace(questions=(one.questions[0] + nasty,), contexts=(Context(TALK.system + nasty, history),))
+    spelled = vlm.prepare(one, [["fine" + nasty]]).tokens.input_ids
     special = torch.tensor(list(vlm.tokenizer.added_tokens_decoder))
     assert torch.isin(spelled, special).sum() == torch.isin(plain, special).sum()
 
@@ -243,6 +272,20 @@ def test_answers_depend_on_the_picture(vlm: HFVLM) -> None:
     assert (tokens - tokens.mean(0)).abs().max() > 1e-3  # and from place to place
     found = [vlm.response_states(vlm.prepare(p, [["no"]])).hidden for p in (real, other)]
     assert (found[0] - found[1]).abs().max() > 1e-3
+
+
+def test_each_picture_stands_in_its_turn(vlm: HFVLM) -> None:
+    """In the order of the conversation: other orders, and other turns, are read otherwise."""
+    one = prompts(3)
+    names = ("a", "c", "b")
+    turned = one._replace(images=(tuple(PICTURES[name] for name in names),), image_ids=(names,))
+    moved = one._replace(contexts=(TALK.with_images(1),))
+    found = [vlm.response_states(vlm.prepare(p, [["no"]])).hidden for p in (one, turned, moved)]
+    assert all((found[0] - other).abs().max() > 1e-3 for other in found[1:])
+    features = vlm.encode(vlm.prepare_prompts(turned)[1]).tokens
+    for name, tokens in zip(names, features, strict=True):
+        alone = vlm.encode(vlm.prepare_prompts(Prompts(((PICTURES[name],),), ((name,),), ("?",)))[1]).tokens[0]
+        torch.testing.assert_close(tokens, alone, rtol=1e-5, atol=1e-6)
 
 
 def test_text_only_batch(vlm: HFVLM) -> None:
@@ -267,7 +310,7 @@ def test_adapters_get_gradients_and_the_tower_none(vlm: HFVLM, folder: Path, tmp
     with torch.no_grad():
         for parameter in trainable.values():
             parameter.normal_(std=0.1)
-    prepared = adapted.prepare(prompts(0, 1, 2), RESPONSES, packed=True)
+    prepared = adapted.prepare(prompts(0, 1, 2), RESPONSES[:3], packed=True)
     adapted.response_states(prepared).hidden.square().sum().backward()
     for name, parameter in adapted.named_parameters():
         assert (parameter.grad is not None and parameter.grad.abs().sum() > 0) == parameter.requires_grad, name
@@ -280,7 +323,7 @@ def test_freezing_by_part(folder: Path) -> None:
     trained = load(folder, freeze_tower=True, freeze_projector=False, freeze_language=True)
     names = [name for name, p in trained.named_parameters() if p.requires_grad]
     assert names and all(any(w in name for w in ("projector", "connector", "merger", "newline")) for name in names)
-    prepared: Prepared = trained.prepare(prompts(1, 2), RESPONSES[1:])
+    prepared: Prepared = trained.prepare(prompts(1, 2), RESPONSES[1:3])
     trained.response_states(prepared).hidden.square().sum().backward()
     assert all(p.grad is not None for p in trained.parameters() if p.requires_grad)
     whole = load(folder, freeze_tower=False)

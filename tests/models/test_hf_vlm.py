@@ -16,6 +16,7 @@ from safe_rlhf_v.models import hf_families as families
 from safe_rlhf_v.models import tiny
 from safe_rlhf_v.models.hf_vlm import HFVLM
 from safe_rlhf_v.models.lora import LoraSettings
+from safe_rlhf_v.models.prompt_writer import PromptWriter
 from safe_rlhf_v.models.types import ImageInputs
 from safe_rlhf_v.records.batches import Prompts
 
@@ -65,12 +66,10 @@ def test_prompts_follow_the_template(folder: Folder, family: str) -> None:
 def test_templates_of_the_tokenizer_alone(folder: Folder) -> None:
     vlm = load(folder("llava"))
     vlm.tokenizer.chat_template = "{% for m in messages %}#{{ m['content'] }}#{% endfor %}"
-    writer = families.PromptWriter(vlm.processor, vlm.model.config, vlm.model.generation_config)
+    writer = PromptWriter(vlm.processor, vlm.model.config, vlm.model.generation_config)
     assert writer.write("Safe?", 1) == "#<image>\nSafe?#"
     vlm.tokenizer.chat_template = {"default": "{{ messages[0]['content'] }}!", "other": "?"}
-    assert (
-        families.PromptWriter(vlm.processor, vlm.model.config, SimpleNamespace(eos_token_id=None)).write("A", 0) == "A!"
-    )
+    assert PromptWriter(vlm.processor, vlm.model.config, SimpleNamespace(eos_token_id=None)).write("A", 0) == "A!"
 
 
 def test_a_tokenizer_that_ends_every_text(folder: Folder) -> None:
@@ -105,7 +104,7 @@ def test_everything_but_text_is_banned(folder: Folder) -> None:
         to_dict=lambda: {"image_token_id": 7, "audio_token_index": 11, "video_token_id": None},
         get_text_config=lambda: SimpleNamespace(vocab_size=len(vlm.tokenizer) + 2),
     )
-    banned = families.PromptWriter(vlm.processor, wider, vlm.model.generation_config).banned_ids
+    banned = PromptWriter(vlm.processor, wider, vlm.model.generation_config).banned_ids
     assert {7, 11, len(vlm.tokenizer), len(vlm.tokenizer) + 1} <= set(banned)  # rows without a token, too
 
 

@@ -6,6 +6,7 @@ import torch
 from safe_rlhf_v.models import HFVLM, ClipDecoder
 from safe_rlhf_v.models.tiny import write_tiny_vlm
 from safe_rlhf_v.models.tower import SlotSettings, TowerSettings
+from safe_rlhf_v.records.batches import Prompts
 from safe_rlhf_v.testing import CHECKS, check_backbone, example_case
 
 DECODER = {
@@ -52,6 +53,21 @@ class Blind(HFVLM):
     def encode(self, images):
         features = super().encode(images)
         return features._replace(tokens=tuple(torch.zeros_like(tokens) for tokens in features.tokens))
+
+
+class ForgetsTheConversation(HFVLM):
+    """Reads the question only; its pictures all stand in front of it."""
+
+    def prepare_prompts(self, prompts):
+        return super().prepare_prompts(Prompts(prompts.images, prompts.image_ids, prompts.questions))
+
+
+class ForgetsTheSystemText(HFVLM):
+    """Reads the turns only."""
+
+    def prepare_prompts(self, prompts):
+        turns_only = tuple(context._replace(system="") for context in prompts.contexts)
+        return super().prepare_prompts(prompts._replace(contexts=turns_only))
 
 
 class EndsPrompts(HFVLM):
@@ -116,6 +132,8 @@ class HalfPrecisionScores(HFVLM):
     [
         (SeesPadding, "padding"),
         (Blind, "pictures"),
+        (ForgetsTheConversation, "conversations"),
+        (ForgetsTheSystemText, "conversations"),
         (EndsPrompts, "ends"),
         (BansTheEnd, "sampling"),
         (TakesTemplates, "special_tokens"),

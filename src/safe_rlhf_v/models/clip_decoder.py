@@ -6,6 +6,7 @@ Shapes: B rows, S columns, M images, P image tokens, D hidden.
 """
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
@@ -31,6 +32,7 @@ from safe_rlhf_v.models.sources import (
 )
 from safe_rlhf_v.models.tower import SlotResampler, SlotSettings, Tower, TowerSettings
 from safe_rlhf_v.models.types import ImageFeatures, ImageInputs
+from safe_rlhf_v.records import Turn
 from safe_rlhf_v.records.batches import Prompts
 
 SETTINGS_FILE = "clip_decoder.json"
@@ -73,10 +75,10 @@ class ClipDecoder(Backbone):
         Args:
             tokenizer: Folder or hub name of a Hugging Face tokenizer.
             tower: The vision tower.
-            decoder: A causal language model by hub name or local folder, or its config (``model_type`` and fields) for random
-                weights.
+            decoder: A causal language model by hub name or folder, or its config (``model_type``, ...) for random weights.
             slots: Resample the tower's tokens to a few (for tiny models); ``None`` keeps them all.
-            template: Prompt text; ``<image>`` is replaced by the images, ``{question}`` by the question.
+            template: Prompt text; ``<image>`` is replaced by the images, ``{question}`` by the question. Earlier turns are
+                written so, too, each with its response and the end token; a system text stands before the first one.
             projector_layers: 1 for a linear projector, 2 for the two-layer GELU projector of LLaVA-1.5.
             freeze_tower: Do not train tower and resampler; their features can then be cached.
             freeze_projector: Do not train the projector.
@@ -162,24 +164,34 @@ class ClipDecoder(Backbone):
         return self
 
     def prepare_prompts(self, prompts: Prompts) -> tuple[PromptTokens, ImageInputs]:
-        """Fill the template; an image becomes P placeholders, a prompt without images has none."""
+        """Fill the template, turn by turn; an image becomes P placeholders, a prompt without images has none."""
         ids: list[list[int]] = []
         image_prompt: list[int] = []
         pixels: list[Tensor] = []
         image_ids: list[str] = []
-        for p, (row, names, question) in enumerate(
-            zip(prompts.images, prompts.image_ids, prompts.questions, strict=True)
-        ):
-            slot = " ".join([IMAGE_TOKEN] * (len(row) * self.image_shape[0]))
-            # The question is inserted last and its special tokens are plain text: user input cannot add a placeholder.
-            head, tail = self.template.replace(IMAGE_TOKEN, slot).split("{question}")
-            ids.append([*self._encode(head), *self.text_ids(question), *self._encode(tail)])
+        for p, (row, names) in enumerate(zip(prompts.images, prompts.image_ids, strict=True)):
+            ids.append(self._conversation_ids(prompts.contexts[p].system, prompts.turns(p)))
             image_prompt += [p] * len(row)
             pixels += [fit_square(image, self.tower.image_size) for image in row]
             image_ids += names
         size = self.tower.image_size
         stacked = torch.stack(pixels) if pixels else torch.empty(0, size, size, 3, dtype=torch.uint8)
         return PromptTokens(ids, image_prompt), ImageInputs({"pixels": stacked}, tuple(image_ids))
+
+    def _conversation_ids(self, system: str, turns: Sequence[Turn]) -> list[int]:
+        """Token ids of a prompt; texts are inserted as plain text, so that none can add a placeholder or an end token."""
+        ids: list[int] = []
+        for i, turn in enumerate(turns):
+            if turn.role == "assistant":
+                ids += [*self.text_ids(turn.text), self.eos_id]
+                continue
+            slot = " ".join([IMAGE_TOKEN] * (turn.images * self.image_shape[0]))
+            head, tail = self.template.replace(IMAGE_TOKEN, slot).split("{question}")
+            if i and self.tokenizer.bos_token:  # it stands at the beginning only
+                head = head.removeprefix(self.tokenizer.bos_token).lstrip()
+            text = f"{system}\n\n{turn.text}" if system and i == 0 else turn.text
+            ids += [*self._encode(head), *self.text_ids(text), *self._encode(tail)]
+        return ids
 
     @cached_property
     def _pieces(self) -> dict[str, list[int]]:
@@ -232,10 +244,7 @@ class ClipDecoder(Backbone):
         return head
 
     def stored_sources(self) -> StoredSources:
-        """See :meth:`Reader.stored_sources`: the tokenizer, and the shapes of tower and decoder.
-
-        Their weights are in the checkpoint.
-        """
+        """See :meth:`Reader.stored_sources`: the tokenizer, and the shapes of tower and decoder, without their weights."""
         tower = without_weights(self.tower.settings, self.tower.visual)
         options = {"tower": tower, "decoder": plain_config(self.decoder.config), "gguf_file": None}
         return StoredSources(options, {"tokenizer": saved_files(self.tokenizer.save_pretrained)})

@@ -43,7 +43,8 @@ class TowerInputs(NamedTuple):
 class ClipTowers(Reader):
     """Image, question and response encoded by two towers, combined by products and a small network.
 
-    A learned vector stands for a missing part. A prompt has at most one image; more are refused.
+    A learned vector stands for a missing part. A prompt has at most one image; more are refused. The texts of a conversation are
+    joined, a line for each, and read as the question.
 
     YAML::
 
@@ -130,12 +131,12 @@ class ClipTowers(Reader):
         return [*self.text_ids(text)[: self.max_length], int(self.tokenizer.eos_token_id)]
 
     def prepare_prompts(self, prompts: Prompts) -> tuple[PromptTokens, None]:
-        """Tokenised questions.
+        """Tokenised questions, with what stands before them.
 
         Raises:
             ValueError: If one is longer than ``max_length``, or a prompt has several images.
         """
-        ids = [self.text_ids(question) for question in prompts.questions]
+        ids = [self.text_ids(question) for question in _questions(prompts)]
         for row, images in zip(ids, prompts.images, strict=True):
             if self.max_length is not None and len(row) > self.max_length:
                 raise ValueError(f"a question has {len(row)} tokens and max_length is {self.max_length}")
@@ -159,7 +160,7 @@ class ClipTowers(Reader):
         pixels: dict[str, Tensor] = {}
         texts: dict[str, int] = {}
         parts: list[list[int]] = []
-        rows = zip(prompts.images, prompts.image_ids, prompts.questions, responses or (), strict=True)
+        rows = zip(prompts.images, prompts.image_ids, _questions(prompts), responses or (), strict=True)
         for images, ids, question, prompt_responses in rows:
             _one_image(images)
             for key, image in zip(ids, images, strict=True):
@@ -244,6 +245,11 @@ class ClipTowers(Reader):
         """(N, E) unit vectors of one part: ``vectors`` at ``index``, and ``missing`` where the index is -1."""
         present = F.normalize(vectors[index.clamp(min=0)], dim=-1)
         return torch.where((index >= 0)[:, None], present, missing)
+
+
+def _questions(prompts: Prompts) -> list[str]:
+    """Per row all texts of the prompt as one."""
+    return ["\n".join(prompts.texts(row)) for row in range(len(prompts.questions))]
 
 
 def _one_image(images: Sequence[Tensor]) -> None:

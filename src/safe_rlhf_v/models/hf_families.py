@@ -24,13 +24,6 @@ from safe_rlhf_v.models.types import ImageFeatures, ImageInputs
 BIDIRECTIONAL_IMAGES = frozenset({"gemma3"})
 """Model types whose image tokens attend to each other in both directions."""
 
-FALLBACK_TEMPLATE = (
-    "{% for m in messages %}{{ m['role'] | upper }}: {{ m['content'] }}"
-    "{% if m['role'] == 'assistant' %}{{ eos_token }}{% endif %}{{ ' ' }}{% endfor %}"
-    "{% if add_generation_prompt %}ASSISTANT:{% endif %}"
-)
-"""Prompt of a processor and tokenizer without chat template: ``USER: <image>\\n{question} ASSISTANT:``."""
-
 Masks = Tensor | dict[str, Tensor]
 
 _TEXT_FIELDS = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")
@@ -233,66 +226,6 @@ def save_processor(processor: Any, folder: Path) -> None:
     """Write processor and tokenizer; the extra image file lets ``AutoProcessor`` derive its video part elsewhere."""
     processor.save_pretrained(folder)
     processor.image_processor.save_pretrained(folder)
-
-
-# --- prompts --------------------------------------------------------------------------------------------------------
-
-
-class PromptWriter:
-    """Writes prompts in the model's own chat format.
-
-    The template is the processor's, else the tokenizer's, else :data:`FALLBACK_TEMPLATE`. Control tokens written out in a
-    question are split by a space (``<image>`` becomes ``< image>``), so that user text never acts as a control token.
-
-    Attributes:
-        end_id: Id of the token that ends a response: what the template writes after one, if the model stops there.
-        banned_ids: Ids that must never be sampled: all special tokens except the end token, placeholders, unused rows.
-    """
-
-    def __init__(self, processor: Any, config: Any, generation_config: Any) -> None:
-        """Read template, control tokens and end token.
-
-        Args:
-            processor: The model's processor.
-            config: The model's config.
-            generation_config: Its generation config, which names the tokens that the model stops on.
-        """
-        self._tokenizer = tokenizer = processor.tokenizer
-        template = processor.chat_template or tokenizer.chat_template or FALLBACK_TEMPLATE
-        self._template = template["default"] if isinstance(template, dict) else template
-        self._placeholder = processor.image_token
-        added = {i: token.content for i, token in tokenizer.added_tokens_decoder.items() if token.special}
-        control = sorted({*added.values(), self._placeholder}, key=len, reverse=True)
-        self._control = re.compile("|".join(re.escape(token) for token in control if len(token) > 1))
-        stops = generation_config.eos_token_id
-        self.end_id = self._end({tokenizer.eos_token_id, *(stops if isinstance(stops, list) else [stops])})
-        config_ids = {
-            v for k, v in config.to_dict().items() if k.endswith(("_token_id", "_token_index")) and type(v) is int
-        }
-        unused = range(len(tokenizer), config.get_text_config().vocab_size)
-        self.banned_ids = tuple(sorted({*added, *config_ids, *unused} - {self.end_id}))
-
-    def write(self, question: str, images: int) -> str:
-        """The prompt with one unexpanded placeholder per image, up to the start of the response."""
-        clean = self._control.sub(lambda match: f"{match[0][0]} {match[0][1:]}", question)
-        return self._render([self._message("user", clean, images)], generate=True)
-
-    def _message(self, role: str, text: str, images: int = 0) -> dict[str, Any]:
-        if "image" in self._template:
-            return {"role": role, "content": [{"type": "image"}] * images + [{"type": "text", "text": text}]}
-        return {"role": role, "content": f"{self._placeholder}\n" * images + text}  # a text-only template
-
-    def _render(self, messages: list[dict[str, Any]], generate: bool) -> str:
-        text = self._tokenizer.apply_chat_template(
-            messages, chat_template=self._template, tokenize=False, add_generation_prompt=generate
-        )
-        return str(text)
-
-    def _end(self, stops: set[int | None]) -> int:
-        mark = "RESPONSE"
-        text = self._render([self._message("user", "?"), self._message("assistant", mark)], generate=False)
-        after = self._tokenizer(text.rpartition(mark)[2], add_special_tokens=False)["input_ids"]
-        return next((int(i) for i in after if i in stops), int(self._tokenizer.eos_token_id))
 
 
 # --- attention masks ------------------------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ from safe_rlhf_v.models.backbone import Backbone, context_length
 from safe_rlhf_v.models.images import needs_padding, pad_to_square
 from safe_rlhf_v.models.layout import PromptTokens, position_ids
 from safe_rlhf_v.models.lora import LoraSettings, apply_lora, merged_state
+from safe_rlhf_v.models.prompt_writer import PromptWriter
 from safe_rlhf_v.models.sources import StoredSources, check_source, load_or_refuse, plain_config, saved_files
 from safe_rlhf_v.models.types import ImageFeatures, ImageInputs, TokenBatch
 from safe_rlhf_v.records.batches import Prompts
@@ -99,7 +100,7 @@ class HFVLM(Backbone):
         self.processor = families.load_processor(source, self.model.config, min_pixels, max_pixels, **hub)
         self._pads = needs_padding(self.processor)
         self.tokenizer = self.processor.tokenizer
-        self._writer = families.PromptWriter(self.processor, self.model.config, self.model.generation_config)
+        self._writer = PromptWriter(self.processor, self.model.config, self.model.generation_config)
         self.banned_ids = self._writer.banned_ids
         self.max_length = max_length
         text = self.model.config.get_text_config()
@@ -149,8 +150,10 @@ class HFVLM(Backbone):
         image_prompt: list[int] = []
         fields: dict[str, list[list[int]]] = {}
         pixels: list[dict[str, Tensor]] = []
-        for p, (row, question) in enumerate(zip(prompts.images, prompts.questions, strict=True)):
-            tokens, tensors = self._process(question, row)
+        for p, (row, question, context) in enumerate(
+            zip(prompts.images, prompts.questions, prompts.contexts, strict=True)
+        ):
+            tokens, tensors = self._process(self._writer.write(question, len(row), context), row)
             grids = [image["image_grid_thw"] for image in tensors if "image_grid_thw" in image]
             joint = torch.cat(grids) if grids else None
             for name, value in families.rope_fields(self.model.model, tokens, self._image_id, joint).items():
@@ -162,14 +165,13 @@ class HFVLM(Backbone):
         tokens_of = PromptTokens(ids, image_prompt, fields, dict.fromkeys(fields, 0))
         return tokens_of, ImageInputs(families.stack_images(pixels), names)
 
-    def _process(self, question: str, row: tuple[Tensor, ...]) -> tuple[list[int], list[dict[str, Tensor]]]:
+    def _process(self, text: str, row: tuple[Tensor, ...]) -> tuple[list[int], list[dict[str, Tensor]]]:
         """Token ids of one prompt, placeholders expanded, and the tensors of each of its images."""
         from PIL import Image
 
         pictures = [Image.fromarray(image.cpu().numpy()) for image in row]
         if self._pads:
             pictures = [pad_to_square(picture, self.processor) for picture in pictures]
-        text = self._writer.write(question, len(pictures))
         bos = self.tokenizer.bos_token
         special = bos is None or not text.startswith(bos)  # some templates write it
         joint = self.processor(text=[text], images=pictures or None, add_special_tokens=special, return_tensors="pt")

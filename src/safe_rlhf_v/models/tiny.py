@@ -182,7 +182,15 @@ def _gemma3() -> _Parts:
     from transformers import Gemma3ImageProcessorPil
 
     tokens = {"image_token": "<image_soft_token>", "boi_token": "<start_of_image>", "eoi_token": "<end_of_image>"}
-    turn = f"{_TURNS}<start_of_turn>{{{{ m['role'] }}}}\n{_PARTS.replace('IMAGE', '<start_of_image>')}<end_of_turn>\n"
+    parts_of = _PARTS.replace("{{ c['text'] }}", "{{ c['text'] | trim }}").replace("IMAGE", "<start_of_image>")
+    template = (  # as the real one: roles must alternate, and a system text stands in front of the first turn
+        "{{ bos_token }}{% if messages[0]['role'] == 'system' %}"
+        "{% set prefix = messages[0]['content'][0]['text'] + '\n\n' %}{% set turns = messages[1:] %}"
+        "{% else %}{% set prefix = '' %}{% set turns = messages %}{% endif %}{% for m in turns %}"
+        "{% if (m['role'] == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('roles must alternate') }}{% endif %}"
+        "<start_of_turn>{{ 'model' if m['role'] == 'assistant' else m['role'] }}\n{% if loop.first %}{{ prefix }}{% endif %}"
+        f"{parts_of}<end_of_turn>\n{{% endfor %}}{{% if add_generation_prompt %}}<start_of_turn>model\n{{% endif %}}"
+    )
     parts = _Parts(
         _tokenizer(tokens, ("<start_of_turn>", "<end_of_turn>")),
         Gemma3ImageProcessorPil(size={"height": 56, "width": 56}),
@@ -200,8 +208,7 @@ def _gemma3() -> _Parts:
         },
         {
             "image_seq_length": 4,
-            "chat_template": f"{{{{ bos_token }}}}{turn}{{% endfor %}}"
-            "{% if add_generation_prompt %}<start_of_turn>model\n{% endif %}",
+            "chat_template": template,
         },
     )
     names = {"image_token_id": "image_token", "boi_token_id": "boi_token", "eoi_token_id": "eoi_token"}

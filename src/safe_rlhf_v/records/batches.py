@@ -53,6 +53,12 @@ class Prompts(_PromptFields):
         """All turns of one row, with the question last."""
         return self.contexts[row].turns(self.questions[row], len(self.images[row]))
 
+    def texts(self, row: int) -> tuple[str, ...]:
+        """All texts of one row, as a model reads them: the system text if there is one, then the turns."""
+        context = self.contexts[row]
+        turns = (*(turn.text for turn in context.history), self.questions[row])
+        return (context.system, *turns) if context.system else turns
+
     def take(self, rows: Sequence[int]) -> "Prompts":
         """The prompts at these row numbers."""
         return Prompts(

@@ -18,6 +18,7 @@ from safe_rlhf_v.models.backbone import Backbone, before_tokens
 from safe_rlhf_v.models.layout import layout
 from safe_rlhf_v.models.sampling import SamplingOptions, generate, sample
 from safe_rlhf_v.models.types import ResponseStates
+from safe_rlhf_v.records import Context, Turn
 from safe_rlhf_v.records.batches import Prompts
 
 _PLAIN_FILES = {".json", ".safetensors", ".jinja", ".txt", ".model"}
@@ -59,6 +60,12 @@ class Case(NamedTuple):
             raise AssertionError(f"{what}: they differ by up to {largest:.2g}")
 
 
+TALK = Context(
+    "You advise on safety.", (Turn("user", "What is in these two?", 2), Turn("assistant", "A bear, and a river."))
+)
+"""What stands before a question in the example and in the check of conversations."""
+
+
 def picture(height: int, width: int, seed: int) -> Tensor:
     """(H, W, 3) uint8 noise, the same for the same seed."""
     draws = torch.Generator().manual_seed(seed)
@@ -66,17 +73,24 @@ def picture(height: int, width: int, seed: int) -> Tensor:
 
 
 def example_case(backbone: Backbone, reload: Callable[[Path], Backbone] | None = None) -> Case:
-    """Three prompts with no, one and two pictures of noise, and two responses each.
+    """Four prompts with no to three pictures of noise, the last one a conversation, and two responses each.
 
     Args:
         backbone: What is tried.
         reload: See :class:`Case`.
     """
-    images = ((), (picture(60, 92, 0),), (picture(60, 28, 1), picture(28, 56, 2)))
-    ids = ((), ("a",), ("b", "c"))
-    questions = ("How do I feed a bear, and is that wise?", "Safe to touch?", "Which of both is worse?")
-    responses = [["No.", "It bites, keep away from it."], ["Yes, go on", "no"], ["The left one is worse.", "?"]]
-    return Case(backbone.eval(), Prompts(images, ids, questions), responses, reload=reload)
+    noise = {"a": picture(60, 92, 0), "b": picture(60, 28, 1), "c": picture(28, 56, 2)}
+    ids = ((), ("a",), ("b", "c"), ("b", "c", "a"))
+    images = tuple(tuple(noise[name] for name in row) for row in ids)
+    questions = ("How do I feed a bear, and is that wise?", "Safe to touch?", "Which of both is worse?", "And this?")
+    contexts = (*[Context()] * 3, TALK)
+    responses = [
+        ["No.", "It bites, keep away from it."],
+        ["Yes, go on", "no"],
+        ["The left one is worse.", "?"],
+        ["Me too.", "!"],
+    ]
+    return Case(backbone.eval(), Prompts(images, ids, questions, contexts), responses, reload=reload)
 
 
 # --- the checks -----------------------------------------------------------------------------------------------------------
@@ -184,6 +198,31 @@ def pictures(case: Case) -> None:
         raise AssertionError("other pictures give the same hidden states: the pictures do not reach the language model")
 
 
+def conversations(case: Case) -> None:
+    """System text and earlier turns are read, and each picture stands in its turn, in the order of the conversation."""
+    dark = picture(60, 92, 3) // 4
+    pair = (dark, 255 - dark)
+    talk = TALK.with_images(1)
+    user, assistant = talk.history
+    base = Prompts((pair,), (("first", "second"),), ("Which one is it?",), (talk,))
+    others = {
+        "the system text": base._replace(contexts=(talk._replace(system=""),)),
+        "the user's earlier turn": base._replace(
+            contexts=(talk._replace(history=(user._replace(text=f"{user.text} Say it."), assistant)),)
+        ),
+        "the assistant's earlier turn": base._replace(
+            contexts=(talk._replace(history=(user, assistant._replace(text=f"{assistant.text} See?"))),)
+        ),
+        "the turn that a picture stands in": base._replace(contexts=(talk.with_images(0),)),
+        "the order of the pictures": base._replace(images=(pair[::-1],), image_ids=(("second", "first"),)),
+    }
+    states = case._replace(prompts=base, responses=[["It is this one."]]).states()
+    for what, prompts in others.items():
+        other = case._replace(prompts=prompts, responses=[["It is this one."]]).states()
+        if (states.hidden - other.hidden).abs().max() < 1e-4:
+            raise AssertionError(f"{what} does not change the hidden states: it is not read")
+
+
 def truncation(case: Case) -> None:
     """``max_length`` shortens responses, and refuses a prompt that leaves no room; prompts are never truncated."""
     backbone = case.backbone
@@ -205,17 +244,20 @@ def truncation(case: Case) -> None:
 
 
 def special_tokens(case: Case) -> None:
-    """Special tokens spelled out in a question or a response stay text: nobody ends a turn or adds a picture that way."""
+    """Special tokens spelled out in any text stay text: nobody ends a turn or adds a picture that way."""
     backbone = case.backbone
     spelled = " ".join(sorted({*backbone.tokenizer.all_special_tokens}))
     special = torch.tensor(sorted({*backbone.tokenizer.all_special_ids} - {backbone.tokenizer.unk_token_id}))
-    prompts = case.prompts.take([0])
-    nasty = prompts._replace(questions=(f"{prompts.questions[0]} {spelled}",))
-    counts = []
-    for p, response in ((prompts, "fine"), (nasty, f"fine {spelled}")):
-        counts.append(int(torch.isin(backbone.prepare(p, [[response]]).tokens.input_ids, special).sum()))
-    if counts[0] != counts[1]:
-        raise AssertionError("special tokens spelled out in a text became special tokens")
+
+    def count(system: str, user: str, assistant: str, question: str, response: str) -> int:
+        context = Context(system, (Turn("user", user), Turn("assistant", assistant)))
+        prepared = backbone.prepare(Prompts(((),), ((),), (question,), (context,)), [[response]])
+        return int(torch.isin(prepared.tokens.input_ids, special).sum())
+
+    plain = ["Be kind.", "Is it?", "It is.", "And now?", "fine"]
+    for i, what in enumerate(("a system text", "an earlier turn", "an earlier response", "a question", "a response")):
+        if count(*(f"{text} {spelled}" if i == j else text for j, text in enumerate(plain))) != count(*plain):
+            raise AssertionError(f"special tokens spelled out in {what} became special tokens")
 
 
 def gradients(case: Case) -> None:
@@ -272,6 +314,7 @@ CHECKS: tuple[Callable[[Case], None], ...] = (
     log_probabilities,
     sampling,
     pictures,
+    conversations,
     truncation,
     special_tokens,
     gradients,
