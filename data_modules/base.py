@@ -158,7 +158,8 @@ class ShardDataModule(LightningDataModule):
         """Open the splits that a stage will read.
 
         Raises:
-            ValueError: Naming the option, if a split does not exist, or no record has the chosen categories.
+            ValueError: Naming the option, if a split does not exist, no record has the chosen categories, or data that are
+                for testing only would be trained on.
         """
         validating = stage == "validate" or (
             stage == "fit" and self.trainer is not None and self.trainer.enable_validation
@@ -172,6 +173,7 @@ class ShardDataModule(LightningDataModule):
                 raise ValueError(f"data.{option} names {name!r}, but {self.path} has only {', '.join(splits)}")
             self.split(name)
         if stage == "fit":
+            Manifest.load(self.path).check_training(self.path)
             self._chosen(self.split(self.train_split))
 
     def other_splits(self, stage: str) -> list[tuple[str, str]]:

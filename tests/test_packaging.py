@@ -23,6 +23,7 @@ def packages():
     for path in (ROOT / "src" / "safe_rlhf_v").iterdir():
         if (path / "__init__.py").exists():
             found.add(f"safe_rlhf_v.{path.name}")
+            found |= {f"safe_rlhf_v.{path.name}.{data.parent.name}" for data in path.glob("*/*.yaml")}
     return found | {"safe_rlhf_v"}
 
 
@@ -56,6 +57,8 @@ def test_wheel_and_sdist_hold_everything(tmp_path):
         *(ROOT / "configs").glob("*/*.yaml"),
     ]:
         assert f"safe_rlhf_v/{path.relative_to(ROOT)}" in wheel, path
+    for path in (ROOT / "src" / "safe_rlhf_v").glob("ingest/presets/*.yaml"):
+        assert str(path.relative_to(ROOT / "src")) in wheel, path
     assert "safe_rlhf_v/py.typed" in wheel
     assert not any(name.split("/")[0] in ("data_modules", "callbacks", "configs", "tests") for name in wheel)
     assert any(name.endswith("data_modules/plan.py") for name in sdist)

@@ -35,7 +35,7 @@ def write_old(root, monkeypatch, origin):
         return json.dumps(body, sort_keys=True).encode()
 
     def category_number(self, category):
-        return self.taxonomy.category_index(category[0]) if category else -1
+        return TAXONOMY.category_index(category[0]) if category else -1
 
     new_json = Record.to_json
     with monkeypatch.context() as old:

@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from safe_rlhf_v.training.unique_yaml import DuplicateKeyError, check_unique
+from safe_rlhf_v.records.unique_yaml import DuplicateKeyError, check_unique
 
 _YAML = (".yaml", ".yml", ".json")
 _MOST_INCLUDES = 1000

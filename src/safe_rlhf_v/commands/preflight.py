@@ -218,7 +218,10 @@ def check_data(command: str, data: Any) -> None:
             f"data.path {path}: no shard folder; name one by --data.init_args.path, or write one: "
             "'python -m safe_rlhf_v world --out data/world' (synthetic), or of your own by 'shards import' ('shards --help')"
         )
-    known = list(Manifest.load(path).splits)
+    manifest = Manifest.load(path)
+    if command == "fit":
+        manifest.check_training(path)
+    known = list(manifest.splits)
     for option in _SPLITS[command]:
         wanted = options[option]
         for split in (wanted,) if isinstance(wanted, str) else wanted:

@@ -10,9 +10,10 @@ from typing import Literal, NamedTuple
 
 from tqdm import tqdm
 
+from safe_rlhf_v.commands import shards_import
 from safe_rlhf_v.commands.options import AnyPath, NonNegativeInt
 from safe_rlhf_v.commands.runner import dispatch, run
-from safe_rlhf_v.ingest import folder
+from safe_rlhf_v.commands.shards_import import show_imported
 from safe_rlhf_v.ingest.bad_rows import Imported
 from safe_rlhf_v.records.user_files import printable
 from safe_rlhf_v.shards.manifest import Manifest, ShardError
@@ -27,7 +28,8 @@ def main(args: Sequence[str]) -> int:
     commands = {
         "inspect": (_inspect, "print counts and label histograms"),
         "check": (_check, "recompute everything, list every problem"),
-        "import": (_import, "a folder of images and a table of questions, responses and labels"),
+        "import": (shards_import.main, "a public data set, or images and a table of your own"),
+        "presets": (shards_import.presets, "the public data sets that import knows, and how it reads their columns"),
         "import-ordinal": (_import_ordinal, "pictures with one ordered label each, as preference pairs"),
     }
     return dispatch("shards", commands, args)
@@ -48,12 +50,6 @@ def _check(args: Sequence[str]) -> int:
         positional=True,
         status=lambda checked: int(checked.errors > 0),
     )
-
-
-def _import(args: Sequence[str]) -> int:
-    example = "shards import --table mine.csv --images pictures --name mine --licence CC0-1.0 --out data/mine"
-    about = folder.__doc__ or ""
-    return run(folder.import_folder, args, name="shards import", show=_imported, examples=(example,), about=about)
 
 
 def _import_ordinal(args: Sequence[str]) -> int:
@@ -221,20 +217,8 @@ def import_ordinal(
     )
 
 
-def _imported(imported: Imported) -> str:
-    folder = imported.folder
-    lines = [f"{imported.records} records written to {folder}; compare their labels with 'shards check {folder}'"]
-    if imported.skipped:
-        lines.append(f"{imported.skipped} rows left out; they are listed in {imported.bad_rows}")
-    for name, split in Manifest.load(folder).splits.items():
-        if len(numbers := split.histograms["responses"]) > 1:
-            counts = ", ".join(f"{count} with {number}" for number, count in numbers.items())
-            lines.append(
-                f"note: records of {name!r} differ in their responses ({counts}); preference training takes one number"
-            )
-    return "\n".join(lines)
-
-
 def _imported_splits(imported: Imported) -> str:
     splits = Manifest.load(imported.folder).splits
-    return f"{_imported(imported)}\nsplits: " + ", ".join(f"{split.samples} {name}" for name, split in splits.items())
+    return f"{show_imported(imported)}\nsplits: " + ", ".join(
+        f"{split.samples} {name}" for name, split in splits.items()
+    )

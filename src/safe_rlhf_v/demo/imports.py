@@ -15,7 +15,6 @@ MODULES = (
     "transformers.models.auto.modeling_auto",
     "transformers.models.auto.tokenization_auto",
     "transformers.models.llama.modeling_llama",
-    "webdataset",
 )
 
 for name in MODULES:

@@ -8,6 +8,7 @@ from typing import Literal, Self, TextIO
 
 from safe_rlhf_v.ingest.rows import Row
 from safe_rlhf_v.ingest.table import TableError
+from safe_rlhf_v.records.user_files import write_whole
 
 OnBadRow = Literal["error", "skip"]
 MAX_PROBLEMS = 50
@@ -24,12 +25,14 @@ class Imported:
         skipped: Number of rows left out.
         bad_rows: The file that lists the rows left out.
         folder: The shard folder.
+        notes: What else the user should know, a line each.
     """
 
     records: int
     skipped: int
     bad_rows: Path
     folder: Path
+    notes: tuple[str, ...] = ()
 
 
 class BadRowsError(TableError):
@@ -83,17 +86,21 @@ class BadRows:
         """Add a row with all its problems."""
         reasons = [f"{_column(column)}{problem}" for column, problem in row.problems]
         columns = list(dict.fromkeys(column for column, _ in row.problems if column))
-        line = {"row": row.number, "line": row.line, "columns": columns, "reason": "; ".join(reasons)}
+        file = {"file": row.file} if row.file else {}
+        line = {**file, "row": row.number, "line": row.line, "columns": columns, "reason": "; ".join(reasons)}
+        text = json.dumps(line) + "\n"
         try:
             if self._open is None:
                 self.file.parent.mkdir(parents=True, exist_ok=True)
-                self._open = self.file.open("x", encoding="utf-8")
-            self._open.write(json.dumps(line) + "\n")
+                write_whole(self.file, text.encode())  # a killed import leaves a list that can be recognised
+                self._open = self.file.open("a", encoding="utf-8", buffering=1)
+            else:
+                self._open.write(text)
         except OSError as error:
             raise self._unwritten(error) from None
         self.count += 1
         self._total += len(reasons)
-        self._problems += [f"{self.table}, row {row.number}, {reason}" for reason in reasons][
+        self._problems += [f"{row.file or self.table}, row {row.number}, {reason}" for reason in reasons][
             : MAX_PROBLEMS - len(self._problems)
         ]
 
@@ -154,6 +161,6 @@ def _is_ours(file: Path) -> bool:
             return False
         with file.open("rb") as lines:
             first = lines.readline(10_000_000)
-        return isinstance(body := json.loads(first), dict) and set(body) == _KEYS
+        return isinstance(body := json.loads(first), dict) and set(body) - {"file"} == _KEYS
     except (OSError, ValueError, RecursionError):
         return False

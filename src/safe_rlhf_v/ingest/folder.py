@@ -26,18 +26,16 @@ from tqdm import tqdm
 
 from safe_rlhf_v.ingest.bad_rows import BadRows, Imported, OnBadRow, default_list
 from safe_rlhf_v.ingest.pictures import check_folder, read_picture
+from safe_rlhf_v.ingest.row_records import MAX_RESPONSES, OF_RECORD, OF_RESPONSE, column_of, note_problems, record_of
 from safe_rlhf_v.ingest.rows import Row, describe
 from safe_rlhf_v.ingest.table import read_table
-from safe_rlhf_v.records import Record, RecordError, Response
+from safe_rlhf_v.records import Record, RecordError
 from safe_rlhf_v.records.taxonomy import Taxonomy
 from safe_rlhf_v.shards import ShardWriter, split_of
 from safe_rlhf_v.shards.target import SPLIT_NAME
 
 FRACTIONS = {"train": 0.8, "validation": 0.1, "test": 0.1}
-MAX_RESPONSES = 10
-_OF_RECORD = ("question", "image", "key", "split", "category", "image_severity", "more_helpful", "safer")
-_OF_RESPONSE = ("response", "safety", "is_safe", "helpfulness", "source")
-_COLUMNS = (*_OF_RECORD, *(f"{name}_{n}" for n in range(MAX_RESPONSES) for name in _OF_RESPONSE))
+_COLUMNS = (*OF_RECORD, *(f"{name}_{n}" for n in range(MAX_RESPONSES) for name in OF_RESPONSE))
 
 
 def import_folder(
@@ -89,7 +87,7 @@ def import_folder(
             if row.readable:
                 record, split = _read(row, table, images, fractions or FRACTIONS)
                 seen.check(row, record, split)
-                _note_problems(row, record, taxonomy)
+                note_problems(row, record.problems(taxonomy))
                 if not row.problems:
                     _write(writer, split, record, row)
             if row.problems:
@@ -110,75 +108,20 @@ def _read(row: Row, table: Path, images: Path, fractions: dict[str, float]) -> t
     return record, split or split_of(record.group, fractions)
 
 
-def _note_problems(row: Row, record: Record, taxonomy: Taxonomy) -> None:
-    """Note every violation of the schema, except in columns that already have a problem."""
-    unread = {column for column, _ in row.problems}
-    for field, problem in record.problems(taxonomy):
-        if (column := _column(field)) not in unread:
-            row.bad(column, problem)
-
-
 def _write(writer: ShardWriter, split: str, record: Record, row: Row) -> None:
     """Write a record, or note why readers would refuse it."""
     try:
         writer.write(split, record)
     except RecordError as error:
-        row.bad(_column(error.field), error.problem)
+        row.bad(column_of(error.field), error.problem)
 
 
 def to_record(row: Row, table: Path, images: Path) -> Record:
     """One row as a record; missing and wrong values are noted in the row."""
-    question = row.text("question")
     name = row.text("image")
-    if not row.has("question"):
-        row.bad("question", "is missing")
-    responses = _responses(row)
-    levels = [response.safety for response in responses]
     image = read_picture(images, name, row, "image") if name is not None else None
-    key = row.text("key") or f"{re.sub('[^A-Za-z0-9_-]', '-', table.stem)[:80]}-{row.number:08d}"
-    return Record(
-        key=key,
-        question=question or "",
-        images=() if image is None else (image,),
-        responses=responses,
-        category=row.names("category"),
-        image_severity=row.integer("image_severity"),
-        more_helpful=row.integer("more_helpful"),
-        safer=row.integer("safer"),
-        safety_tie=len(levels) == 2 and levels[0] is not None and levels[0] == levels[1],
-        origin={"row": str(row.number)},
-    )
-
-
-def _responses(row: Row) -> tuple[Response, ...]:
-    """The responses; gaps between them and labels without a response are noted as problems."""
-    numbers = [n for n in range(MAX_RESPONSES) if row.has(f"response_{n}")]
-    for n in range(max(numbers, default=-1)):
-        if n not in numbers:
-            row.bad(f"response_{n}", f"is empty, but response_{max(numbers)} is given")
-    for n in range(MAX_RESPONSES):
-        for name in _OF_RESPONSE:
-            if n not in numbers and row.has(f"{name}_{n}"):
-                row.bad(f"{name}_{n}", f"is given, but response_{n} is empty")
-    return tuple(
-        Response(
-            row.text(f"response_{n}") or "",
-            row.integer(f"safety_{n}"),
-            row.boolean(f"is_safe_{n}"),
-            row.decimal(f"helpfulness_{n}"),
-            row.text(f"source_{n}") or "",
-        )
-        for n in range(max(numbers, default=-1) + 1)  # including gaps, so that other columns' numbers are right
-    )
-
-
-def _column(field: str) -> str:
-    """The column that a field of a record comes from."""
-    if match := re.fullmatch(r"responses\[(\d+)\]\.(\w+)", field):
-        return f"{'response' if match[2] == 'text' else match[2]}_{match[1]}"
-    if field.startswith("images"):
-        return "image"
-    return field if field in _OF_RECORD else ""
+    key = f"{re.sub('[^A-Za-z0-9_-]', '-', table.stem)[:80]}-{row.number:08d}"
+    return record_of(row, key, () if image is None else (image,), {"row": str(row.number)})
 
 
 class _SeenRows:

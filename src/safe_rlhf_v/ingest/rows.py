@@ -28,6 +28,7 @@ class Row:
         cells: Cells by column.
         typed: Cells have types (JSON); else they are texts that are parsed (CSV).
         readable: The cells could be read.
+        file: File of the row, if the rows come from several.
         problems: (column, problem) so far; the column is "" if the problem concerns the row as a unit.
     """
 
@@ -49,6 +50,7 @@ class Row:
         self.cells = cells
         self.typed = typed
         self.readable = not problem
+        self.file = ""
         self.problems: list[tuple[str, str]] = [(column, problem)] if problem else []
 
     def bad(self, column: str, problem: str) -> None:

@@ -23,6 +23,8 @@ NEWER_HISTOGRAMS = ("prompt_safety", "turns")
 """Histograms that only version 3 has."""
 FILE_NAME = "manifest.json"
 MAX_BYTES = 100_000_000
+TESTING_ONLY = "testing only"
+"""``origin["use"]`` of a benchmark: training on it would make its figures worthless, and some licences forbid it."""
 WORLD_ORIGIN = "embedded world (synthetic)"
 """``origin["dataset"]`` of the embedded world and of data derived from it."""
 
@@ -104,6 +106,20 @@ class Manifest:
     def null_is_harmless(self) -> bool:
         """Whether a ``category`` of ``null`` means that the prompt has none, as in old files of the embedded world."""
         return self.version == 1 and self.origin.get("dataset") == WORLD_ORIGIN
+
+    def check_training(self, root: str | Path) -> None:
+        """Check that the data set may be trained on.
+
+        Args:
+            root: Its folder, for the message.
+
+        Raises:
+            ShardError: If it is for testing only.
+        """
+        if self.origin.get("use") == TESTING_ONLY:
+            raise ShardError(
+                f"{root}: {self.name!r:.140} is for testing only; train on other data, and name this by test_splits"
+            )
 
     @classmethod
     def load(cls, root: str | Path) -> "Manifest":

@@ -16,8 +16,8 @@ from typing import Any
 
 import yaml
 
+from safe_rlhf_v.records.unique_yaml import UniqueKeyLoader
 from safe_rlhf_v.training.checkpoints import CheckpointError
-from safe_rlhf_v.training.unique_yaml import UniqueKeyLoader
 
 _MAX_CHARACTERS = 1 << 20
 _MAX_NODES = 50_000
