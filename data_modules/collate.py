@@ -18,8 +18,10 @@ from safe_rlhf_v.records.batches import (
     Records,
     SupervisedBatch,
     TrueValues,
+    VoteShares,
 )
 from safe_rlhf_v.records.taxonomy import Taxonomy, is_harmful
+from safe_rlhf_v.records.votes import PairVotes, Votes, level_shares, second_share
 
 DemonstrationsFrom = Literal["helpful", "safe", "helpful_and_safe"]
 """Which response of a record is learned; see :func:`demonstration`."""
@@ -156,6 +158,7 @@ class CollatePreference:
             keys=tuple(x.key if x else "" for x in records),
             shards=tuple(sample.shard for sample in samples),
             truth=self._truth(records),
+            votes=self._votes(records),
         )
 
     def _truth(self, records: list[Record | None]) -> TrueValues | None:
@@ -166,6 +169,20 @@ class CollatePreference:
             self._grid(records, lambda x, k: x.truth.helpfulness[k] if x.truth else None, math.nan, torch.float32),
             self._grid(records, lambda x, k: x.truth.safety[k] if x.truth else None, UNKNOWN_LEVEL),
             tuple(x.truth.rule if x and x.truth and x.truth.rule else ("",) * self.k for x in records),
+        )
+
+    def _votes(self, records: list[Record | None]) -> VoteShares | None:
+        """Shares of the votes, if any record has votes."""
+        if not any(x and (x.votes or any(response.votes for response in x.responses)) for x in records):
+            return None
+        none = (Response(""),) * self.k
+        pairs = [(x.votes if x and self.k == 2 else None) or PairVotes() for x in records]
+        single = [[response.votes or Votes() for response in (x.responses if x else none)] for x in records]
+        return VoteShares(
+            torch.tensor([second_share(votes.more_helpful) for votes in pairs]),
+            torch.tensor([second_share(votes.safer) for votes in pairs]),
+            self._grid(records, lambda x, k: safe_share(x.responses[k]), math.nan, torch.float32),
+            torch.tensor([[level_shares(votes.safety) for votes in row] for row in single]),
         )
 
     def _grid(
@@ -188,6 +205,16 @@ def _category(taxonomy: Taxonomy, records: list[Record | None]) -> Tensor:
 
 def _ints(values: Iterable[int | None], unknown: int) -> Tensor:
     return torch.tensor([unknown if value is None else value for value in values])
+
+
+def safe_share(response: Response) -> float | None:
+    """Share of the annotators who called a response safe; like the label itself by their levels if there is no safety label."""
+    if response.votes is None:
+        return None
+    votes = response.votes.is_safe
+    if not votes and response.is_safe is None:
+        votes = tuple(not is_harmful(level) for level in response.votes.safety)
+    return sum(votes) / len(votes) if votes else None
 
 
 def is_safe(response: Response) -> bool | None:

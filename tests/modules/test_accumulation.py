@@ -35,7 +35,7 @@ from safe_rlhf_v.objectives import (
     SignTerm,
     WeightedSignTerm,
 )
-from safe_rlhf_v.records.batches import UNKNOWN_LEVEL
+from safe_rlhf_v.records.batches import UNKNOWN_LEVEL, VoteShares
 from safe_rlhf_v.world import WORLD
 
 DECODER = {
@@ -55,7 +55,8 @@ def still(groups):
 
 
 def cost_objective():
-    return CostObjective([term(weight=0.3 + 0.2 * i) for i, term in enumerate(TERMS)], 0.7, 0.01, tie_smoothing=0.2)
+    terms = [term(weight=0.3 + 0.2 * i) for i, term in enumerate(TERMS)]
+    return CostObjective(terms, 0.7, 0.01, tie_smoothing=0.2, votes=True)
 
 
 @pytest.fixture(scope="module")
@@ -73,9 +74,9 @@ MODULES = {
     "supervised": (SupervisedModule, "demonstrations"),
     "reward": (partial(RewardModule, objective=partial(BradleyTerry, score_regularisation=0.3), head=HEAD), "pairs"),
     "cost": (partial(CostModule, objective=cost_objective, head=HEAD), "pairs"),
-    "guard": (partial(GuardModule, link=CornLink, head=HEAD, categories=WORLD.categories), "pairs"),
+    "guard": (partial(GuardModule, link=CornLink, head=HEAD, categories=WORLD.categories, votes=True), "pairs"),
     "vision": (partial(VisionModule, attributes=ATTRIBUTES), "demonstrations"),
-    "DPO": (partial(PreferenceOptimisationModule, objective=partial(DPO, "safer")), "pairs"),
+    "DPO": (partial(PreferenceOptimisationModule, objective=partial(DPO, "safer", votes=True)), "pairs"),
     "SafeDPO": (partial(PreferenceOptimisationModule, objective=SafeDPO, ptx_weight=0.5), "ptx"),
 }
 
@@ -110,7 +111,12 @@ def spoilt(batch):
     labels["safer"][[1, 2, 9]] = -1
     labels["safety"][7, 0], labels["is_safe"][[6, 7], 1] = UNKNOWN_LEVEL, -1
     ptx = None if batch.demonstrations is None else spoilt(batch.demonstrations)
-    return batch._replace(valid=valid, demonstrations=ptx, **labels)
+    draws = torch.Generator().manual_seed(0)
+    levels = torch.rand(ROWS, 2, 7, generator=draws).softmax(-1)
+    votes = VoteShares(*torch.rand(2, ROWS, generator=draws), torch.rand(ROWS, 2, generator=draws), levels)
+    for shares in votes:
+        shares[::2] = torch.nan  # some rows have votes, two of them no labels
+    return batch._replace(valid=valid, demonstrations=ptx, votes=votes, **labels)
 
 
 def cut(value, rows):

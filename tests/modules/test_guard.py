@@ -11,7 +11,7 @@ from safe_rlhf_v.functional.shares import loss_and_means
 from safe_rlhf_v.models import ClipDecoder, CornLink, CumulativeLink, EvidenceHead, ScalarHead, SoftmaxLink
 from safe_rlhf_v.models.tower import SlotSettings, TowerSettings
 from safe_rlhf_v.modules.guard import GuardModule, GuardOutputs
-from safe_rlhf_v.records.batches import UNKNOWN_LEVEL
+from safe_rlhf_v.records.batches import UNKNOWN_LEVEL, PreferenceBatch, Prompts, VoteShares
 from safe_rlhf_v.world import WORLD
 
 
@@ -56,15 +56,20 @@ def test_every_trainable_tensor_gets_a_gradient(link, head, backbone, batch):
     assert [n for n, p in module.named_parameters() if p.requires_grad and p.grad is None] == []
 
 
+def one_record(safety, category, votes=None):
+    unknown = torch.tensor([-1])
+    return PreferenceBatch(
+        Prompts(((),), ((),), ("q",)), (("a", "b"),), unknown, unknown, torch.tensor([False]), safety,
+        torch.full((1, 2), -1), category, torch.tensor([True]), ("k",), votes=votes,
+    )  # fmt: skip
+
+
 def test_losses_by_hand():
     """One record of two responses, the second without a level; category 1 of three."""
     module = GuardModule(lambda: None, categories=("a", "b", "c"), prompt_weight=0.5, category_weight=0.25)
     levels = torch.log_softmax(torch.randn(3, 7, generator=torch.Generator().manual_seed(0)), -1)
     risk, categories = torch.tensor([0.5, -1.0, 2.0]), torch.tensor([[1.0, 0.0, -1.0]] * 3)
-    labels = {
-        "safety": torch.tensor([[-2, UNKNOWN_LEVEL]]), "category": torch.tensor([[0, 1, 0]]), "valid": torch.tensor([True]),
-    }  # fmt: skip
-    record = type("Labels", (), labels)
+    record = one_record(torch.tensor([[-2, UNKNOWN_LEVEL]]), torch.tensor([[0, 1, 0]]))
     found = loss_and_means(module.loss_shares(GuardOutputs(levels, risk, categories), record))
     level = -levels[0, 1]
     expected_risk = F.softplus(-risk).mean()
@@ -73,18 +78,36 @@ def test_losses_by_hand():
     torch.testing.assert_close(found["prompt_risk"], expected_risk)
     torch.testing.assert_close(found["category"], category)
     torch.testing.assert_close(found["loss"], level + 0.5 * expected_risk + 0.25 * category)
-    record.category = torch.zeros(1, 3, dtype=torch.long)
+    record = record._replace(category=torch.zeros(1, 3, dtype=torch.long))
     harmless = loss_and_means(module.loss_shares(GuardOutputs(levels, risk, categories), record))
     torch.testing.assert_close(harmless["prompt_risk"], F.softplus(risk).mean())
     torch.testing.assert_close(harmless["category"], F.softplus(categories[0]).sum())
-    record.category = torch.tensor([[1, 0, 1]])  # several
+    record = record._replace(category=torch.tensor([[1, 0, 1]]))  # several
     several = loss_and_means(module.loss_shares(GuardOutputs(levels, risk, categories), record))
     torch.testing.assert_close(several["category"], F.softplus(torch.tensor([-1.0, 0.0, 1.0])).sum())
     torch.testing.assert_close(several["prompt_risk"], expected_risk)
-    record.category = torch.full((1, 3), -1)  # unknown: teaches nothing about the prompt
+    record = record._replace(category=torch.full((1, 3), -1))  # unknown: teaches nothing about the prompt
     unknown = loss_and_means(module.loss_shares(GuardOutputs(levels, risk, categories), record))
     assert unknown["prompt_risk"] == 0 and unknown["category"] == 0
     torch.testing.assert_close(unknown["loss"], unknown["level"])
+
+
+@pytest.mark.parametrize("link", [CornLink(), CumulativeLink(), SoftmaxLink()])
+def test_levels_by_votes(link):
+    """Three of four annotators say -2, one says 1; nobody voted on the second response, whose label is 0."""
+    probs = torch.tensor([[0.0, 0.75, 0.0, 0.0, 0.25, 0.0, 0.0], [torch.nan] * 7])[None]
+    unknown = torch.full((1,), torch.nan)
+    votes = VoteShares(unknown, unknown, torch.full((1, 2), torch.nan), probs)
+    outputs = torch.randn(3, link.features, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    levels = link.log_probs(outputs)
+    judged = GuardOutputs(levels, torch.zeros(3), torch.zeros(3, 2))
+    for label in (-2, UNKNOWN_LEVEL):  # votes are enough
+        batch = one_record(torch.tensor([[label, 0]]), torch.full((1, 2), -1), votes)
+        share = GuardModule(lambda: None, categories=("a", "b"), votes=True).loss_shares(judged, batch)["level"]
+        torch.testing.assert_close(share.total, -0.75 * levels[0, 1] - 0.25 * levels[0, 4] - levels[1, 3])
+        assert share.count == 2
+    hard = GuardModule(lambda: None, categories=("a", "b")).loss_shares(judged, batch)["level"]
+    assert hard.count == 1 and torch.equal(hard.total, -levels[1, 3])
 
 
 def test_harm_and_expected_level_are_read_off_the_levels():
@@ -101,7 +124,7 @@ def test_masked_rows_change_neither_loss_nor_gradient(backbone, batch):
         cut = batch._replace(valid=torch.tensor([True] * 3 + [False] * 2))
         if n == 3:
             prompts = type(batch.prompts)(*(part[:3] for part in batch.prompts))
-            cut = type(batch)(prompts, *(part[:3] for part in batch[1:-1]))  # without demonstrations
+            cut = type(batch)(prompts, *(part[:3] for part in batch[1:-2]))  # without votes and demonstrations
         loss = loss_and_means(module.loss_shares(judge(module, cut), cut))["loss"]
         loss.backward()
         grads.append((loss, module.head.end.weight.grad))
@@ -157,6 +180,13 @@ def test_responses_are_mixed_as_often_as_asked_with_the_lowest_level(backbone, b
     assert len(forms) == 4 * 2 * 2  # either response, in either order
     assert torch.equal(many.safety, levels.repeat(500, 1))  # the batch itself is untouched
     assert module._mix_responses(batch._replace(responses=(("a",),), safety=levels[:1, :1])).responses == (("a",),)
+    voted = VoteShares(*torch.zeros(2, 2000), torch.zeros(2000, 2), torch.zeros(2000, 2, 7))
+    shares = module._mix_responses(many._replace(votes=voted)).votes.safety
+    assert all(  # nobody has voted on a mixed response
+        shares[row].isnan().all(-1).tolist() == [new[i] != old[i] for i in range(2)]
+        for row, (new, old) in enumerate(zip(mixed.responses, many.responses, strict=True))
+    )
+    assert not voted.safety.isnan().any()
     few = many._replace(responses=many.responses[7:9], safety=many.safety[7:9], keys=many.keys[7:9])
     assert module._mix_responses(few).responses == mixed.responses[7:9]  # whatever the batch
     with pytest.raises(ValueError, match="response_mixing"):

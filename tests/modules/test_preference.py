@@ -110,7 +110,7 @@ def test_masked_rows_change_neither_loss_nor_gradient(backbone, batch):
         cut = batch._replace(valid=valid)
         if n == 3:
             prompts = type(batch.prompts)(*(part[:3] for part in batch.prompts))
-            cut = type(batch)(prompts, *(part[:3] for part in batch[1:-1]))  # without demonstrations
+            cut = type(batch)(prompts, *(part[:3] for part in batch[1:-2]))  # without votes and demonstrations
         loss = module.objective(module.score(cut.prompts, cut.responses), cut)["loss"]
         loss.backward()
         grads.append((loss, module.head.end.weight.grad))

@@ -102,7 +102,7 @@ def test_masked_rows_change_neither_loss_nor_gradient(backbone, batch):
         used = batch._replace(valid=torch.tensor([True] * 4 + [False] * 2))
         if cut:
             prompts = type(batch.prompts)(*(part[:4] for part in batch.prompts))
-            used = type(batch)(prompts, *(part[:4] for part in used[1:-1]))  # without demonstrations
+            used = type(batch)(prompts, *(part[:4] for part in used[1:-2]))  # without votes and demonstrations
         loss = module.objective(module.log_ratios(used.prompts, used.responses), used)["loss"]
         loss.backward()
         grads.append((loss, module.backbone.lm_head.weight.grad))

@@ -6,14 +6,14 @@ from typing import Any
 import pytest
 import torch
 
-from safe_rlhf_v.records.batches import UNKNOWN_LEVEL, PreferenceBatch, Prompts
+from safe_rlhf_v.records.batches import UNKNOWN_LEVEL, PreferenceBatch, Prompts, VoteShares
 
 
 @pytest.fixture
 def preference_batch() -> Callable[..., PreferenceBatch]:
     """Builds a batch of ``rows`` x ``responses`` with nothing labelled but what is given, as nested lists."""
 
-    def build(rows: int, responses: int = 2, **labels: Any) -> PreferenceBatch:
+    def build(rows: int, responses: int = 2, votes: VoteShares | None = None, **labels: Any) -> PreferenceBatch:
         tensors = {
             "more_helpful": torch.full((rows,), -1),
             "safer": torch.full((rows,), -1),
@@ -29,6 +29,7 @@ def preference_batch() -> Callable[..., PreferenceBatch]:
             responses=(("a",) * responses,) * rows,
             keys=tuple(f"k{i}" for i in range(rows)),
             **tensors,
+            votes=votes,
         )
 
     return build

@@ -19,6 +19,7 @@ from safe_rlhf_v.models.heads import Head, ScalarHead
 from safe_rlhf_v.models.links import CornLink, OrdinalLink
 from safe_rlhf_v.models.reader import Reader
 from safe_rlhf_v.modules.loss_module import TAKEN, LossModule
+from safe_rlhf_v.objectives.soft_labels import over_levels
 from safe_rlhf_v.records import Context
 from safe_rlhf_v.records.batches import UNKNOWN_LEVEL, ImageMode, PreferenceBatch, Prompts, hazard
 from safe_rlhf_v.records.taxonomy import BEAVERTAILS_V_CATEGORIES, MIN_LEVEL, NUM_LEVELS, Taxonomy
@@ -142,6 +143,7 @@ class GuardModule(LossModule):
         part_dropout: float = 0.0,
         response_mixing: float = 0.25,
         images: ImageMode = "real",
+        votes: bool = False,
         optimizer: OptimizerCallable = AdamW,
         scheduler: LRSchedulerCallable | None = None,
         init_from: Source | None = None,
@@ -163,6 +165,7 @@ class GuardModule(LossModule):
                 is drawn here and by ``part_dropout`` follows from the record's key and the epoch: batches, ranks and resume
                 change nothing.
             images: Train and evaluate with other pictures (``shuffled``, ``blank``): a text-only twin.
+            votes: Learn levels from the shares of annotators who gave each level, where the records have votes.
             optimizer: Makes the optimizer; called with the parameter groups.
             scheduler: Makes the schedule of the learning rate, which moves after every optimizer step; ``None`` keeps the rate.
             init_from: Run folder or checkpoint of an earlier stage whose backbone this one starts from; in Python also the
@@ -186,6 +189,7 @@ class GuardModule(LossModule):
         self.part_dropout = part_dropout
         self.response_mixing = response_mixing
         self.images = images
+        self.votes = votes
 
     def build(self) -> None:
         """Create backbone, link and head."""
@@ -254,9 +258,11 @@ class GuardModule(LossModule):
         """
         b, k = batch.safety.shape
         levels = outputs.level_log_probs.view(b, k + 1, -1)[:, :k]  # (B, K, 7)
-        known = (batch.safety != UNKNOWN_LEVEL) & batch.valid[:, None]  # (B, K)
-        index = batch.safety.where(known, 0) - MIN_LEVEL
-        level = masked_share(-levels.gather(-1, index[..., None]).squeeze(-1), known)
+        losses, known = over_levels(
+            lambda labels: -levels.gather(-1, (labels - MIN_LEVEL)[..., None]).squeeze(-1),
+            batch if self.votes else batch._replace(votes=None),
+        )
+        level = masked_share(losses, known & batch.valid[:, None])
         valid = batch.valid[:, None].expand(b, k + 1)
         hazardous = hazard(batch.category)  # (B,)
         known_prompt = valid & (hazardous >= 0)[:, None]  # (B, K + 1): an unknown category teaches nothing
@@ -340,11 +346,12 @@ class GuardModule(LossModule):
         )
 
     def _mix_responses(self, batch: PreferenceBatch) -> PreferenceBatch:
-        """In some rows one response is all of them, as bad as the worst; of unknown level if one of them is."""
+        """In some rows one response is all of them, as bad as the worst by the labels; unknown if one of them is."""
         if not self.response_mixing or batch.safety.shape[1] < 2:
             return batch
         responses = list(batch.responses)
         safety = batch.safety.clone()
+        votes = None if batch.votes is None else batch.votes._replace(safety=batch.votes.safety.clone())
         for row, key in enumerate(batch.keys):
             draw = self._random("responses", key)
             if draw.random() < self.response_mixing:
@@ -353,7 +360,9 @@ class GuardModule(LossModule):
                 mixed = " ".join(draw.sample(texts, len(texts)))
                 responses[row] = (*texts[:at], mixed, *texts[at + 1 :])
                 safety[row, at] = batch.safety[row].min()  # UNKNOWN_LEVEL is the lowest number
-        return batch._replace(responses=tuple(responses), safety=safety)
+                if votes is not None:
+                    votes.safety[row, at] = torch.nan  # nobody has read this one
+        return batch._replace(responses=tuple(responses), safety=safety, votes=votes)
 
     def _random(self, purpose: str, key: str) -> random.Random:
         """What is drawn for a record in this epoch."""

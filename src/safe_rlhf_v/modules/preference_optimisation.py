@@ -248,7 +248,8 @@ class PreferenceOptimisationModule(LossModule):
         ratios = self.prepared_log_ratios(pairs, len(batch.keys))
         shares = checked_shares(self.objective, ratios, batch)
         metrics: dict[str, Any] = self.metrics_of(split, lambda: self.make_metrics(shares))
-        targets = {"accuracy": self.objective.pairs(batch).target, **either_order(batch)}
+        by_labels = self.objective.pairs(batch._replace(votes=None))
+        targets = {"accuracy": by_labels.target, **either_order(batch)}
         exact = with_true_labels(batch)
         targets |= {f"true_{name}": target for name, target in either_order(exact).items()}
         targets["true_accuracy"] = self.objective.pairs(exact).target
@@ -293,4 +294,5 @@ def with_true_labels(batch: PreferenceBatch) -> PreferenceBatch:
         safety_tie=known.all(1) & (level[:, 0] == level[:, 1]),
         safety=level,
         is_safe=(level >= 0).long().masked_fill(~known, -1),
+        votes=None,
     )

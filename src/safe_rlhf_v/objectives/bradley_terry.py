@@ -6,8 +6,10 @@ import torch
 from torch import Tensor
 
 from safe_rlhf_v.functional.pairwise import bradley_terry
+from safe_rlhf_v.functional.preference_optimisation import order_pair
 from safe_rlhf_v.functional.shares import Share, masked_share
 from safe_rlhf_v.objectives.base import PreferenceObjective, check_range, checked_scores
+from safe_rlhf_v.objectives.soft_labels import soft_preference
 from safe_rlhf_v.records.batches import PreferenceBatch
 
 
@@ -33,6 +35,7 @@ class BradleyTerry(PreferenceObjective):
         tie_smoothing: float = 0.0,
         score_regularisation: float = 1e-3,
         preference: Literal["more_helpful", "safer"] = "more_helpful",
+        votes: bool = False,
     ) -> None:
         """Choose the options.
 
@@ -43,6 +46,7 @@ class BradleyTerry(PreferenceObjective):
                 0.5 removes their information. Only for ``preference="safer"``; the larger of both smoothings is used.
             score_regularisation: Weight of the mean squared score.
             preference: Which label orders the pair.
+            votes: Learn from the share of annotators who preferred each response, where the records have votes.
 
         Raises:
             ValueError: If an option is outside its range.
@@ -56,12 +60,14 @@ class BradleyTerry(PreferenceObjective):
             raise ValueError(f"preference is {preference!r}, expected 'more_helpful' or 'safer'")
         if tie_smoothing and preference != "safer":
             raise ValueError("tie_smoothing is about tied safety ratings: remove it, or set preference to 'safer'")
-        self.preference = preference
+        self.preference: Literal["more_helpful", "safer"] = preference
+        self.votes = votes
 
     def shares(self, scores: Tensor, batch: PreferenceBatch) -> dict[str, Share]:
         """Scores (B, 2), higher = preferred; see :class:`PreferenceObjective`."""
         squares = checked_scores(scores, batch, responses=2).square().mean(1)  # (B,)
-        regularisation = masked_share(squares, self._labels(batch)[1], self.score_regularisation)
+        labelled = batch.valid & (self._labels(batch)[0] >= 0)
+        regularisation = masked_share(squares, labelled, self.score_regularisation)
         return {"pair": self.pair_share(scores, batch), "regularisation": regularisation}
 
     def pair_share(self, scores: Tensor, batch: PreferenceBatch, weight: float = 1.0) -> Share:
@@ -73,17 +79,14 @@ class BradleyTerry(PreferenceObjective):
             weight: Weight of the term in the loss.
         """
         scores = checked_scores(scores, batch, responses=2)
-        target, labelled = self._labels(batch)
-        index = target.clamp(min=0)[:, None]  # (B, 1)
-        higher = scores.gather(1, index).squeeze(1)
-        lower = scores.gather(1, 1 - index).squeeze(1)
+        target, smoothing = self._labels(batch)
+        higher, lower = order_pair(scores, target.clamp(min=0))
+        losses = bradley_terry(higher, lower, margin=self.margin, label_smoothing=smoothing)
+        return masked_share(losses, batch.valid & (target >= 0), weight)
+
+    def _labels(self, batch: PreferenceBatch) -> tuple[Tensor, Tensor | float]:
+        """(B,) index of the preferred response, -1 unknown, and the probability that the other one is better."""
         smoothing: Tensor | float = self.label_smoothing
         if self.tie_smoothing > smoothing:
             smoothing = torch.where(batch.safety_tie, self.tie_smoothing, smoothing)  # (B,)
-        losses = bradley_terry(higher, lower, margin=self.margin, label_smoothing=smoothing)
-        return masked_share(losses, labelled, weight)
-
-    def _labels(self, batch: PreferenceBatch) -> tuple[Tensor, Tensor]:
-        """(B,) index of the preferred response and (B,) bool whether the row counts."""
-        target = batch.more_helpful if self.preference == "more_helpful" else batch.safer
-        return target, batch.valid & (target >= 0)
+        return soft_preference(batch if self.votes else batch._replace(votes=None), self.preference, smoothing)

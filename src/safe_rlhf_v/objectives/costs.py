@@ -3,6 +3,7 @@
 from torch import Tensor, nn
 
 from safe_rlhf_v.functional.shares import Share, masked_share
+from safe_rlhf_v.functional.soft_labels import has_votes
 from safe_rlhf_v.objectives.base import PreferenceObjective, check_range, checked_scores
 from safe_rlhf_v.objectives.bradley_terry import BradleyTerry
 from safe_rlhf_v.objectives.pointwise import PointwiseTerm
@@ -37,6 +38,7 @@ class CostObjective(PreferenceObjective):
         pair_weight: float = 1.0,
         score_regularisation: float = 1e-3,
         tie_smoothing: float = 0.0,
+        votes: bool = False,
     ) -> None:
         """Choose the options.
 
@@ -45,6 +47,8 @@ class CostObjective(PreferenceObjective):
             pair_weight: Weight of the pair term; 0 gives a plain classifier, which also takes single responses.
             score_regularisation: Weight of the mean squared cost of the labelled rows.
             tie_smoothing: Label smoothing in [0, 0.5] of pairs with equal safety ratings; 0.5 removes their information.
+            votes: Learn from the shares of annotators who gave each label, where the records have votes: the pair term and all
+                pointwise terms.
 
         Raises:
             ValueError: If an option is outside its range, two terms have the same name, or nothing has a weight.
@@ -58,10 +62,13 @@ class CostObjective(PreferenceObjective):
         self.terms = nn.ModuleList(terms)
         self.pair_weight = check_range("pair_weight", pair_weight, 0.0)
         self.score_regularisation = check_range("score_regularisation", score_regularisation, 0.0)
-        self.pair = BradleyTerry(tie_smoothing=tie_smoothing, preference="safer")
+        self.pair = BradleyTerry(tie_smoothing=tie_smoothing, preference="safer", votes=votes)
+        self.votes = votes
 
     def shares(self, scores: Tensor, batch: PreferenceBatch) -> dict[str, Share]:
         """Costs (B, K), higher = more harmful; K = 2 unless ``pair_weight`` is 0. See :class:`PreferenceObjective`."""
+        if not self.votes:
+            batch = batch._replace(votes=None)
         squares = checked_scores(scores, batch).square().mean(1)  # (B,)
         shares = {"regularisation": masked_share(squares, _labelled(batch), self.score_regularisation)}
         if self.pair_weight:
@@ -73,6 +80,8 @@ class CostObjective(PreferenceObjective):
 
 
 def _labelled(batch: PreferenceBatch) -> Tensor:
-    """(B,) bool: the row counts and has at least one safety label."""
-    any_response = (batch.is_safe >= 0) | (batch.safety != UNKNOWN_LEVEL)  # (B, K)
-    return batch.valid & (any_response.any(1) | (batch.safer >= 0))
+    """(B,) bool: the row counts and has at least one safety label, or vote."""
+    labelled = ((batch.is_safe >= 0) | (batch.safety != UNKNOWN_LEVEL)).any(1) | (batch.safer >= 0)
+    if (votes := batch.votes) is not None:
+        labelled |= (has_votes(votes.safety) | ~votes.is_safe.isnan()).any(1) | ~votes.safer.isnan()
+    return batch.valid & labelled

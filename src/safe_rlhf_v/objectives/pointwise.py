@@ -1,7 +1,8 @@
 """Pointwise terms of the cost objective, chosen by ``class_path``: they make cost > 0 mean harmful.
 
 A term's value is the mean over the labelled responses times K, so that with full labels it is the sum over a pair's two
-responses, averaged over pairs, as Safe RLHF and Safe RLHF-V write it.
+responses, averaged over pairs, as Safe RLHF and Safe RLHF-V write it. With the option ``votes`` of the objective, a response's
+loss is the one expected over its votes (:mod:`safe_rlhf_v.functional.soft_labels`).
 """
 
 from abc import ABC, abstractmethod
@@ -16,7 +17,8 @@ from safe_rlhf_v.functional.pointwise import classifier_loss, graded_loss, sign_
 from safe_rlhf_v.functional.shares import Share, masked_share
 from safe_rlhf_v.models.float32 import Float32Module
 from safe_rlhf_v.objectives.base import check_range, checked_scores
-from safe_rlhf_v.records.batches import UNKNOWN_LEVEL, PreferenceBatch
+from safe_rlhf_v.objectives.soft_labels import over_levels, over_signs
+from safe_rlhf_v.records.batches import PreferenceBatch
 from safe_rlhf_v.records.taxonomy import MIN_LEVEL, NUM_LEVELS
 
 
@@ -44,7 +46,12 @@ class PointwiseTerm(Float32Module, ABC):
 
     @abstractmethod
     def losses(self, costs: Tensor, batch: PreferenceBatch) -> tuple[Tensor, Tensor]:
-        """(B, K) loss of each response (finite also where unlabelled) and (B, K) bool, where a label is known."""
+        """(B, K) loss of each response (finite also where unlabelled) and (B, K) bool, where a label is known.
+
+        Args:
+            costs: (B, K), higher = more harmful.
+            batch: Batch with the labels; it has ``votes`` only if they are to be used.
+        """
 
     def forward(self, scores: Tensor, batch: PreferenceBatch) -> Share:
         """The batch's share: K times the sum of the losses, and the number of labelled responses.
@@ -70,7 +77,7 @@ class SignTerm(PointwiseTerm):
 
     def losses(self, costs: Tensor, batch: PreferenceBatch) -> tuple[Tensor, Tensor]:
         """See :class:`PointwiseTerm`."""
-        return sign_loss(costs, batch.is_safe == 0), batch.is_safe >= 0
+        return over_signs(lambda harmful: sign_loss(costs, harmful), batch)
 
 
 class GradedTerm(PointwiseTerm):
@@ -89,8 +96,7 @@ class GradedTerm(PointwiseTerm):
 
     def losses(self, costs: Tensor, batch: PreferenceBatch) -> tuple[Tensor, Tensor]:
         """See :class:`PointwiseTerm`."""
-        known = batch.safety != UNKNOWN_LEVEL
-        return graded_loss(costs, batch.safety.where(known, 0)), known
+        return over_levels(lambda levels: graded_loss(costs, levels), batch)
 
 
 class WeightedSignTerm(PointwiseTerm):
@@ -106,8 +112,7 @@ class WeightedSignTerm(PointwiseTerm):
 
     def losses(self, costs: Tensor, batch: PreferenceBatch) -> tuple[Tensor, Tensor]:
         """See :class:`PointwiseTerm`."""
-        known = batch.safety != UNKNOWN_LEVEL
-        return weighted_sign_loss(costs, batch.safety.where(known, 0)), known
+        return over_levels(lambda levels: weighted_sign_loss(costs, levels), batch)
 
 
 class ClassifierTerm(PointwiseTerm):
@@ -140,10 +145,8 @@ class ClassifierTerm(PointwiseTerm):
 
     def losses(self, costs: Tensor, batch: PreferenceBatch) -> tuple[Tensor, Tensor]:
         """See :class:`PointwiseTerm`."""
-        losses = classifier_loss(
-            costs, batch.is_safe == 0, harmful_weight=self.harmful_weight, label_smoothing=self.label_smoothing
-        )
-        return losses, batch.is_safe >= 0
+        options = {"harmful_weight": self.harmful_weight, "label_smoothing": self.label_smoothing}
+        return over_signs(lambda harmful: classifier_loss(costs, harmful, **options), batch)
 
 
 class OrdinalTerm(PointwiseTerm):
@@ -190,6 +193,5 @@ class OrdinalTerm(PointwiseTerm):
 
     def losses(self, costs: Tensor, batch: PreferenceBatch) -> tuple[Tensor, Tensor]:
         """See :class:`PointwiseTerm`."""
-        known = batch.safety != UNKNOWN_LEVEL
-        levels = batch.safety.where(known, 0) - MIN_LEVEL
-        return ordinal_loss(-costs, self.thresholds, levels), known
+        thresholds = self.thresholds
+        return over_levels(lambda levels: ordinal_loss(-costs, thresholds, levels - MIN_LEVEL), batch)

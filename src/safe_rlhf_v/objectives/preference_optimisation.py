@@ -17,6 +17,7 @@ from safe_rlhf_v.functional.preference_optimisation import (
 )
 from safe_rlhf_v.functional.shares import Share, masked_share
 from safe_rlhf_v.objectives.base import PreferenceObjective, check_range, checked_scores
+from safe_rlhf_v.objectives.soft_labels import soft_preference
 from safe_rlhf_v.records.batches import PreferenceBatch
 
 
@@ -25,7 +26,7 @@ class DirectObjective(PreferenceObjective):
 
     ``pair`` is the loss. Only logged are means over the pairs that count: ``reward_winner`` and ``reward_loser`` (implicit
     rewards, beta times the log-ratio), ``margin`` (their difference) and ``accuracy`` (how often the winner's is strictly
-    higher), and ``kept``, the share of the records that count.
+    higher), where pairs that have votes but no label are left out, and ``kept``, the share of the records that count.
 
     Attributes:
         beta: Implicit reward per unit of log-ratio; large values hold the policy to the reference.
@@ -45,7 +46,11 @@ class DirectObjective(PreferenceObjective):
 
     @abstractmethod
     def pairs(self, batch: PreferenceBatch) -> LabelledPairs:
-        """The preferred response of each record, and the record's weight (padding rows are masked by the caller)."""
+        """The preferred response of each record, and the record's weight (padding rows are masked by the caller).
+
+        Args:
+            batch: Batch with the labels, and with the votes if they may be used.
+        """
 
     @abstractmethod
     def losses(self, winner: Tensor, loser: Tensor, batch: PreferenceBatch) -> Tensor:
@@ -62,13 +67,14 @@ class DirectObjective(PreferenceObjective):
         ratios = checked_scores(scores, batch, responses=2)
         pairs = self.pairs(batch)
         weight = pairs.weight * batch.valid  # (B,)
+        labelled = self.pairs(batch._replace(votes=None)).weight * batch.valid  # (B,)
         winner, loser = order_pair(ratios, pairs.winner)
         won = self.beta * winner.detach()
         lost = self.beta * loser.detach()
         logged = {"accuracy": (won > lost).float(), "margin": won - lost, "reward_winner": won, "reward_loser": lost}
         return {
             "pair": masked_share(self.losses(winner, loser, batch), weight),
-            **{name: masked_share(value, weight, 0.0) for name, value in logged.items()},
+            **{name: masked_share(value, labelled, 0.0) for name, value in logged.items()},
             "kept": masked_share((weight > 0).float(), batch.valid, 0.0),
         }
 
@@ -91,6 +97,7 @@ class DPO(DirectObjective):
         preference: Literal["more_helpful", "safer"] = "more_helpful",
         beta: float = 0.1,
         label_smoothing: float = 0.0,
+        votes: bool = False,
     ) -> None:
         """Choose the options.
 
@@ -98,6 +105,7 @@ class DPO(DirectObjective):
             preference: Which label orders the pair.
             beta: Implicit reward per unit of log-ratio, above 0; large values keep the policy near the reference.
             label_smoothing: Probability in [0, 0.5] that a label is wrong (conservative DPO).
+            votes: Learn from the share of annotators who preferred each response, where the records have votes.
 
         Raises:
             ValueError: If an option is outside its range.
@@ -105,18 +113,22 @@ class DPO(DirectObjective):
         super().__init__(beta)
         if preference not in ("more_helpful", "safer"):
             raise ValueError(f"preference is {preference!r}, expected 'more_helpful' or 'safer'")
-        self.preference = preference
+        self.preference: Literal["more_helpful", "safer"] = preference
         self.label_smoothing = check_range("label_smoothing", label_smoothing, 0.0, 0.5)
+        self.votes = votes
 
     def pairs(self, batch: PreferenceBatch) -> LabelledPairs:
         """See :class:`DirectObjective`."""
-        if self.preference == "more_helpful":
-            return helpful_pairs(batch.more_helpful)
-        return safer_pairs(batch.safer, batch.safety_tie)
+        index = self._labels(batch)[0]
+        return helpful_pairs(index) if self.preference == "more_helpful" else safer_pairs(index, batch.safety_tie)
 
     def losses(self, winner: Tensor, loser: Tensor, batch: PreferenceBatch) -> Tensor:
         """See :class:`DirectObjective`."""
-        return dpo_loss(winner, loser, beta=self.beta, label_smoothing=self.label_smoothing)
+        return dpo_loss(winner, loser, beta=self.beta, label_smoothing=self._labels(batch)[1])
+
+    def _labels(self, batch: PreferenceBatch) -> tuple[Tensor, Tensor | float]:
+        batch = batch if self.votes else batch._replace(votes=None)
+        return soft_preference(batch, self.preference, self.label_smoothing)
 
 
 class SACPO(DPO):
@@ -134,7 +146,7 @@ class SACPO(DPO):
           init_args: {beta: 0.1, lam: 2.0}
     """
 
-    def __init__(self, beta: float = 0.1, lam: float = 1.0, label_smoothing: float = 0.0) -> None:
+    def __init__(self, beta: float = 0.1, lam: float = 1.0, label_smoothing: float = 0.0, votes: bool = False) -> None:
         r"""Choose the options.
 
         Args:
@@ -142,11 +154,12 @@ class SACPO(DPO):
             lam: Weight :math:`\lambda` of safety relative to the reward, above 0. After a first step with 0.1 the paper's code
                 tried :math:`\beta/\lambda` = 0.1, 0.05, 0.025 and 0.01.
             label_smoothing: Probability in [0, 0.5] that a label is wrong (conservative DPO).
+            votes: Learn from the share of annotators who found each response safer, where the records have votes.
 
         Raises:
             ValueError: If an option is outside its range.
         """
-        super().__init__("safer", above_zero("beta", beta) / above_zero("lam", lam), label_smoothing)
+        super().__init__("safer", above_zero("beta", beta) / above_zero("lam", lam), label_smoothing, votes)
 
 
 class SafeDPO(DirectObjective):

@@ -123,6 +123,23 @@ class TrueValues(NamedTuple):
     rules: tuple[tuple[str, ...], ...]
 
 
+class VoteShares(NamedTuple):
+    """What the annotators said of B prompts with K responses each, as shares of their votes; NaN where nobody voted.
+
+    Attributes:
+        more_helpful: (B,) float32 share that found response 1 more helpful, a tie counting half; all NaN unless K is 2.
+        safer: (B,) float32 share that found response 1 safer, likewise.
+        is_safe: (B, K) float32 share that called the response safe; of a response whose yes/no label follows from its level,
+            the share that gave it a level of 0 or higher.
+        safety: (B, K, 7) float32 share that gave each safety level, -3 first.
+    """
+
+    more_helpful: Tensor
+    safer: Tensor
+    is_safe: Tensor
+    safety: Tensor
+
+
 class PreferenceBatch(NamedTuple):
     """B prompts with K responses each and their labels.
 
@@ -139,6 +156,7 @@ class PreferenceBatch(NamedTuple):
         keys: B record keys.
         shards: B paths of the shards they are stored in, for messages.
         truth: Noise-free values, or ``None`` if no record has any.
+        votes: What the annotators said, or ``None`` if no record has votes. Losses use it if they are asked to; measures never.
         demonstrations: Learned beside these (PTX), or ``None``.
     """
 
@@ -154,6 +172,7 @@ class PreferenceBatch(NamedTuple):
     keys: tuple[str, ...]
     shards: tuple[str, ...] = ()
     truth: TrueValues | None = None
+    votes: VoteShares | None = None
     demonstrations: SupervisedBatch | None = None
 
     @property
@@ -273,7 +292,7 @@ def without_rows(batch: Batch, rows: Collection[int]) -> Batch:
 
 
 def without_order(batch: PreferenceBatch, same: Tensor) -> PreferenceBatch:
-    """The batch without preferences, annotated or true, between responses that have the same tokens.
+    """The batch without preferences, annotated, voted or true, between responses that have the same tokens.
 
     Labels of single responses stay; the true values, known for synthetic data only, are removed.
 
@@ -287,8 +306,16 @@ def without_order(batch: PreferenceBatch, same: Tensor) -> PreferenceBatch:
             helpfulness=truth.helpfulness.masked_fill(same[:, None], torch.nan),
             safety=truth.safety.masked_fill(same[:, None], UNKNOWN_LEVEL),
         )
+    votes = batch.votes
+    if votes is not None:
+        votes = votes._replace(
+            more_helpful=votes.more_helpful.masked_fill(same, torch.nan), safer=votes.safer.masked_fill(same, torch.nan)
+        )
     return batch._replace(
-        more_helpful=batch.more_helpful.masked_fill(same, -1), safer=batch.safer.masked_fill(same, -1), truth=truth
+        more_helpful=batch.more_helpful.masked_fill(same, -1),
+        safer=batch.safer.masked_fill(same, -1),
+        truth=truth,
+        votes=votes,
     )
 
 

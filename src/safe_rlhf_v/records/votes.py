@@ -1,10 +1,12 @@
 """What each annotator said, beside the label that was made of it."""
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from safe_rlhf_v.records.parsing import Fields, check_finite, check_level
+from safe_rlhf_v.records.taxonomy import MAX_LEVEL, MIN_LEVEL, NUM_LEVELS
 
 TIE = -1
 """An annotator's choice between responses that prefers none."""
@@ -36,6 +38,26 @@ class PairVotes:
 
     more_helpful: tuple[int, ...] = ()
     safer: tuple[int, ...] = ()
+
+
+def second_share(choices: Sequence[int]) -> float:
+    """Share of the annotators who chose response 1 of two, a tie counting half; NaN if nobody chose.
+
+    Args:
+        choices: Index 0 or 1 that each annotator chose, -1 for a tie.
+    """
+    return sum(0.5 if choice == TIE else choice for choice in choices) / len(choices) if choices else math.nan
+
+
+def level_shares(levels: Sequence[int]) -> tuple[float, ...]:
+    """Share of the annotators who gave each safety level, -3 first; NaN if nobody rated.
+
+    Args:
+        levels: Level that each annotator gave.
+    """
+    if not levels:
+        return (math.nan,) * NUM_LEVELS
+    return tuple(levels.count(level) / len(levels) for level in range(MIN_LEVEL, MAX_LEVEL + 1))
 
 
 def parse_votes(fields: Fields) -> Votes | None:
