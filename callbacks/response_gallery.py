@@ -8,7 +8,7 @@ from lightning.pytorch import Trainer
 
 from safe_rlhf_v.callbacks.pictures import Pictures
 from safe_rlhf_v.callbacks.responses import ResponseCallback, moment
-from safe_rlhf_v.callbacks.tiles import INK, MUTED, RIGHT, WRONG, Line, Tile, draw_grid, first_picture
+from safe_rlhf_v.callbacks.tiles import INK, MUTED, RIGHT, WRONG, Line, Tile, draw_grid, first_picture, prompt_lines
 from safe_rlhf_v.records.batches import PolicyBatch
 from safe_rlhf_v.scoring.rows import Row
 
@@ -19,13 +19,13 @@ class GalleryEntry(NamedTuple):
     Attributes:
         key: Of the record.
         picture: Pixels, uint8 (H, W, 3).
-        question: What was asked.
+        prompt: What was asked, and the turns before it.
         row: The response and what is known about it.
     """
 
     key: str
     picture: np.ndarray
-    question: str
+    prompt: tuple[Line, ...]
     row: Row
 
 
@@ -57,7 +57,7 @@ class ResponseGallery(ResponseCallback):
 
     def observe(self, row: Row, batch: PolicyBatch, i: int) -> GalleryEntry:
         """The prompt with its response."""
-        return GalleryEntry(batch.keys[i], first_picture(batch.prompts, i), batch.prompts.questions[i], row)
+        return GalleryEntry(batch.keys[i], first_picture(batch.prompts, i), prompt_lines(batch.prompts, i), row)
 
     def report(self, pictures: Pictures, split: str, notes: list[GalleryEntry], trainer: Trainer) -> None:
         """One picture."""
@@ -75,7 +75,7 @@ def tile(note: GalleryEntry, when: str, before: Row | None) -> Tile:
         when: When, in words.
         before: The earlier row with its ``when``, if there is one.
     """
-    lines = [Line(note.question, bold=True), *_answer(note.row, when, INK)]
+    lines = [*note.prompt, *_answer(note.row, when, INK)]
     if before is not None and before["response"] == note.row["response"]:
         lines.append(Line(f"the same response {before['when']}", bold=True, colour=MUTED, gap=8))
     elif before is not None:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from safe_rlhf_v.callbacks.evaluation import EvaluationCallback, ScoreKind, agreement
 from safe_rlhf_v.callbacks.pictures import Pictures
-from safe_rlhf_v.callbacks.tiles import MUTED, RIGHT, WRONG, Line, Tile, draw_grid, first_picture
+from safe_rlhf_v.callbacks.tiles import MUTED, RIGHT, WRONG, Line, Tile, draw_grid, first_picture, prompt_lines
 from safe_rlhf_v.records.batches import UNKNOWN_LEVEL, PreferenceBatch
 
 
@@ -46,7 +46,7 @@ class SampleGallery(EvaluationCallback):
         pictures.image(f"1_samples/{split}", draw_grid(notes))
 
     def _tile(self, row: int, scores: Tensor, batch: PreferenceBatch, right: bool | None) -> Tile:
-        lines = [Line(batch.prompts.questions[row], bold=True)]
+        lines = [*prompt_lines(batch.prompts, row)]
         for k, text in enumerate(batch.responses[row]):
             head = f"{chr(ord('A') + k)}  {self.kind} {scores[row, k].item():+.2f}{self._label(row, k, batch)}"
             lines += [Line(head, bold=True, colour=MUTED, gap=6), Line(text)]

@@ -17,6 +17,7 @@ PICTURE = 192
 MARGIN = 14
 LEADING = 19
 MAX_LINES = 4  # of one text; more ends with an ellipsis
+MAX_TURNS = 4  # before the question
 INK = "#111111"
 MUTED = "#595959"
 RIGHT = "#0072B2"
@@ -80,6 +81,16 @@ def first_picture(prompts: Prompts, row: int) -> np.ndarray:
     """The first picture of a prompt, uint8 (H, W, 3); white for a prompt without one."""
     images = prompts.images[row]
     return images[0].cpu().numpy() if images else np.full((8, 8, 3), 255, np.uint8)
+
+
+def prompt_lines(prompts: Prompts, row: int) -> tuple[Line, ...]:
+    """The texts of a prompt: system text and the last earlier turns with who wrote them, then the question in bold type."""
+    system, history = prompts.contexts[row]
+    lines = [Line(f"system: {system}", colour=MUTED)] if system else []
+    if left_out := len(history[:-MAX_TURNS]):
+        lines.append(Line(f"({left_out} turns)", colour=MUTED))
+    lines += [Line(f"{turn.role}: {turn.text}", colour=MUTED) for turn in history[-MAX_TURNS:]]
+    return (*lines, Line(prompts.questions[row], bold=True))
 
 
 def _fit(picture: np.ndarray) -> "PilImage":

@@ -112,11 +112,16 @@ class CollatePrompts:
         return PolicyBatch(
             prompts=prompts(samples),
             category=_category(self.taxonomy, records),
-            records=Records(dataclasses.replace(x, images=()) if x else None for x in records),
+            records=Records(_without_bytes(x) if x else None for x in records),
             valid=torch.tensor([x is not None for x in records]),
             keys=tuple(x.key if x else "" for x in records),
             shards=tuple(sample.shard for sample in samples),
         )
+
+
+def _without_bytes(record: Record) -> Record:
+    """The record without the bytes of its images."""
+    return dataclasses.replace(record, images=tuple(dataclasses.replace(image, data=b"") for image in record.images))
 
 
 class CollatePreference:

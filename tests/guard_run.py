@@ -6,7 +6,7 @@ import pytest
 
 from safe_rlhf_v.guard.limits import Limits
 
-WIDE = Limits("by hand", 10**6, 10**6, 10**6, 64, {}, 1, 1.0, 0.0)
+WIDE = Limits("by hand", 10**6, 10**6, 10**6, 64, {}, 1, 1.0, 0.0, 64)
 """Limits that leave a guard in training of two steps something to judge."""
 CONFIG = Path(__file__).parents[1] / "configs" / "quickstart" / "guard.yaml"
 

@@ -14,7 +14,7 @@ from tests.callbacks.scripted import PromptData, Scripted, prompts
 from safe_rlhf_v.callbacks import ResponseGallery, RewardCostPlane, response_gallery, reward_cost_plane
 from safe_rlhf_v.callbacks.response_gallery import GalleryEntry, facts, tile
 from safe_rlhf_v.callbacks.reward_cost_plane import Cloud, plane_figure
-from safe_rlhf_v.callbacks.tiles import RIGHT, WRONG
+from safe_rlhf_v.callbacks.tiles import RIGHT, WRONG, Line
 
 RUN: dict[str, Any] = {
     "num_sanity_val_steps": 0,
@@ -199,11 +199,16 @@ def test_facts_are_in_words_and_levels_in_colour() -> None:
     picture = np.zeros((8, 8, 3), np.uint8)
     for level, colour in ((-1.0, WRONG), (0.0, RIGHT), (3.0, RIGHT)):
         lines = tile(
-            GalleryEntry("k", picture, "Q?", {**known, "level": level, "harmful": float(level < 0)}), "now", None
+            GalleryEntry("k", picture, (Line("Q?"),), {**known, "level": level, "harmful": float(level < 0)}),
+            "now",
+            None,
         ).lines
         assert lines[-1].colour == colour and lines[1].colour != WRONG  # the learned cost is below 0
-    assert tile(GalleryEntry("k", picture, "Q?", {**row, "cost": 0.1}), "now", None).lines[1].colour == WRONG
-    assert tile(GalleryEntry("k", picture, "Q?", {**row, "response": ""}), "now", None).lines[2].text == "(nothing)"
+    assert tile(GalleryEntry("k", picture, (Line("Q?"),), {**row, "cost": 0.1}), "now", None).lines[1].colour == WRONG
+    assert (
+        tile(GalleryEntry("k", picture, (Line("Q?"),), {**row, "response": ""}), "now", None).lines[2].text
+        == "(nothing)"
+    )
 
 
 def test_the_plane_marks_budget_and_zero(monkeypatch: pytest.MonkeyPatch) -> None:

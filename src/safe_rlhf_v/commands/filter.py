@@ -215,10 +215,11 @@ def _check(guard: "Guard", split: ShardedSplit, rows: Sequence[int], rules: Rule
             continue
         images = [image.data for image in record.images] or None
         read.append(Checked(row, record))
+        asked = Input(images, record.question, None, record.system, record.history)
         if _asks_prompt(record, rules):
-            inputs.append(Input(images, record.question))
+            inputs.append(asked)
         if rules.check != "prompts":
-            inputs += [Input(images, record.question, response.text) for response in record.responses]
+            inputs += [asked._replace(response=response.text) for response in record.responses]
     verdicts = iter(guard.moderate_batch(inputs))
     for item in read:
         if item.record is None:

@@ -46,8 +46,9 @@ def moderate(
     one that was moderated. What cannot be checked is blocked and says why. The status is 0 also where inputs were blocked.
 
     A line of JSON lines is ``{"key": "a1", "image": "photo.jpg", "question": "...", "response": "..."}``; leave out what there
-    is not. Blank lines are no inputs; a line without a key is named by its number. Of a folder every file named like a
-    picture is moderated.
+    is not. Of a conversation, ``"system": "..."`` and ``"history": [{"role": "user", "text": "...", "images": 1}, ...]`` stand
+    before the question, and ``image`` is a list. Blank lines are no inputs; a line without a key is named by its number. Of a
+    folder every file named like a picture is moderated.
 
     Args:
         guard: Run folder of a calibrated guard.

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, Protocol
 
 from safe_rlhf_v.guard.inputs import Input
+from safe_rlhf_v.records.conversation import parse_turns
+from safe_rlhf_v.records.parsing import Fields, RecordError
 from safe_rlhf_v.records.user_files import FileError, open_regular, read_bounded
 from safe_rlhf_v.shards import Manifest, ShardedSplit
 from safe_rlhf_v.shards.images import MAX_BYTES
@@ -18,6 +20,7 @@ UNREADABLE = (".gif", ".bmp", ".tif", ".tiff", ".heic", ".heif", ".avif", ".jxl"
 """Suffixes of other picture formats, which cannot be judged; such files are reported and not skipped."""
 MAX_LINE = 1_000_000
 """Maximum bytes of a line; the longest texts that a guard reads need half of it."""
+_TEXTS = ("question", "response", "system")
 _MARK = b"\xef\xbb\xbf"
 
 
@@ -38,7 +41,9 @@ class Entry(NamedTuple):
     def digest(self) -> str:
         """SHA-256 (hex) of all that its verdict depends on but the guard."""
         content = hashlib.sha256()
-        images, question, response = self.input or Input()
+        images, question, response, system, history = self.input or Input()
+        if system or history:
+            content.update(json.dumps(["conversation", system, *history]).encode())
         several = images if isinstance(images, (list, tuple)) else [images]
         for part in (self.key, self.problem, question, response, *several):
             body = part.encode("utf-8", "surrogatepass") if isinstance(part, str) else part
@@ -81,7 +86,8 @@ class ShardEntries:
             record = self.split[row]
             images = [image.data for image in record.images] or None
             text = None if k is None else record.responses[k].text
-            return Entry(record.key if k is None else f"{record.key}/{k}", Input(images, record.question, text))
+            key = record.key if k is None else f"{record.key}/{k}"
+            return Entry(key, Input(images, record.question, text, record.system, record.history))
         except (ShardError, ValueError, IndexError) as error:
             return Entry(f"row {row}", None, str(error))
 
@@ -89,8 +95,8 @@ class ShardEntries:
 class JsonlEntries:
     """Lines ``{"key": ..., "image": PATH, "question": ..., "response": ...}``, all but one part optional.
 
-    Paths are relative to the file's folder and must be inside it. Blank lines and a byte-order mark are skipped. The file is
-    never held in memory.
+    A conversation has ``"system"`` and ``"history"`` as records have them, and several pictures in a list. Paths are relative to
+    the file's folder and must be inside it. Blank lines and a byte-order mark are skipped. The file is never held in memory.
     """
 
     def __init__(self, path: Path) -> None:
@@ -132,27 +138,35 @@ class JsonlEntries:
             if not isinstance(row, dict):
                 return Entry(key, None, "not a JSON object")
             key = key if row.get("key") is None else str(row["key"])[:128]
-            unknown = sorted(set(row) - {"key", "image", "question", "response"})
-            wrong = [
-                name for name in ("image", "question", "response") if not isinstance(row.get(name), (str, type(None)))
-            ]
+            unknown = sorted(set(row) - {"key", "image", *_TEXTS, "history"})
+            wrong = [name for name in _TEXTS if not isinstance(row.get(name), (str, type(None)))]
             if unknown or wrong:
                 return Entry(key, None, f"unknown fields {unknown}" if unknown else f"field {wrong[0]!r} is not text")
-            return Entry(key, Input(self._picture(row.get("image")), row.get("question"), row.get("response")))
+            history = () if row.get("history") is None else parse_turns(Fields(row, key), "history")
+            question, response, system = (row.get(name) for name in _TEXTS)
+            return Entry(key, Input(self._pictures(row.get("image")), question, response, system or "", history))
+        except RecordError as error:
+            return Entry(key, None, f"field {error.field!r} {error.problem}")
         except FileError as error:
             return Entry(key, None, str(error))
         except (ValueError, RecursionError, RuntimeError, OSError) as error:
             return Entry(key, None, f"{type(error).__name__}: {error}")
 
-    def _picture(self, name: str | None) -> bytes | None:
+    def _pictures(self, names: Any) -> bytes | list[bytes] | None:
+        """Bytes of the pictures of a line: of one, of several, or ``None``."""
+        if names is None:
+            return None
+        return [self._picture(name) for name in names] if isinstance(names, list) else self._picture(names)
+
+    def _picture(self, name: Any) -> bytes:
         """Bytes of a picture.
 
         Raises:
-            ValueError: If the path is outside the folder.
+            ValueError: If the path is no text, or is outside the folder.
             FileError: If the file cannot be read.
         """
-        if name is None:
-            return None
+        if not isinstance(name, str):
+            raise ValueError(f"field 'image' holds {name!r:.80}, which is no text")
         path = (self.folder / name).resolve()
         if not path.is_relative_to(self.folder):
             raise ValueError(f"image {name!r} lies outside {self.folder}")

@@ -11,7 +11,9 @@ import torch
 from PIL import Image as PILImage
 from torch import Tensor
 
+from safe_rlhf_v.records import Context, Turn
 from safe_rlhf_v.records.batches import Prompts
+from safe_rlhf_v.records.conversation import turn_problems
 from safe_rlhf_v.records.user_files import read_bounded
 from safe_rlhf_v.shards.images import MAX_BYTES, MAX_FRAMES, ImageError, load_frames, pixel_id
 
@@ -22,20 +24,38 @@ class Input(NamedTuple):
     """An input of the guard; at least one part must be there.
 
     Attributes:
-        image: Encoded bytes, a file, or a picture; several of them in a list or tuple.
+        image: Encoded bytes, a file, or a picture; several of them in a list or tuple, in the order of the conversation.
         question: The user's text.
         response: The response; ``None`` moderates the prompt alone.
+        system: System text.
+        history: Turns before the question, oldest first; they say how many of the pictures they hold.
     """
 
     image: ImageLike | Sequence[ImageLike] | None = None
     question: str | None = None
     response: str | None = None
+    system: str = ""
+    history: Sequence[Turn] = ()
 
     @property
     def parts(self) -> tuple[str, ...]:
         """The input's parts, of ``"text"`` and ``"image"``."""
-        text = self.question is not None or self.response is not None
+        text = self.question is not None or self.response is not None or self.system or self.history
         return (*(("text",) if text else ()), *(("image",) if self.image is not None else ()))
+
+    def context(self, images: int) -> Context:
+        """What stands before the question.
+
+        Args:
+            images: Number of pictures.
+
+        Raises:
+            ValueError: If the turns do not alternate, or hold more pictures than there are.
+        """
+        history = tuple(self.history)
+        for where, problem in turn_problems(history, images):
+            raise ValueError(f"{where} {problem}")
+        return Context(self.system, history)
 
 
 class Ready(NamedTuple):
@@ -46,6 +66,7 @@ class Ready(NamedTuple):
         ids: Identities of the images.
         question: The question in this reading.
         response: The response in this reading, "" without one.
+        context: System text and earlier turns in this reading.
         undone: What was undone in this reading, () for the unaltered input (:class:`~safe_rlhf_v.guard.text.Reading`).
         tricks: Those of them that do not occur in genuine writing.
     """
@@ -54,6 +75,7 @@ class Ready(NamedTuple):
     ids: tuple[str, ...]
     question: str
     response: str
+    context: Context = Context()
     undone: tuple[str, ...] = ()
     tricks: tuple[str, ...] = ()
 
@@ -89,4 +111,5 @@ def _distinct(image: ImageLike) -> list[tuple[str, Tensor]]:
 
 def prompts_of(rows: Sequence[Ready]) -> Prompts:
     """The rows' prompts as one batch."""
-    return Prompts(tuple(r.images for r in rows), tuple(r.ids for r in rows), tuple(r.question for r in rows))
+    images, ids, questions, _, contexts, *_ = zip(*rows, strict=True)
+    return Prompts(images, ids, questions, contexts)

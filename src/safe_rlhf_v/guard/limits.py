@@ -38,13 +38,14 @@ class Limits:
     Attributes:
         data: Where it was counted: the guard's own training split.
         longest_input: Tokens of prompt (its pictures included), response and end token.
-        longest_question: Tokens of a question.
+        longest_question: Tokens of a question, with the texts before it.
         longest_response: Tokens of a response.
         most_images: Pictures of a prompt.
-        token_counts: How often training showed each token of questions and responses.
+        token_counts: How often training showed each token of prompts and responses.
         rare_below: Tokens seen less often are rare.
         rare_share: Most rare tokens in a window, as a share of it.
         unchecked: Share of harmless held-out inputs with more of them.
+        most_texts: Texts of a prompt: its turns, and a system text.
     """
 
     data: str
@@ -56,6 +57,7 @@ class Limits:
     rare_below: int
     rare_share: float
     unchecked: float
+    most_texts: int = 1
 
     def __post_init__(self) -> None:
         """Check the numbers, so that a damaged file cannot disable the guard.
@@ -63,7 +65,8 @@ class Limits:
         Raises:
             ValueError: If a number is outside its range.
         """
-        counts = (self.longest_input, self.longest_question, self.longest_response, self.most_images, self.rare_below)
+        lengths = (self.longest_input, self.longest_question, self.longest_response)
+        counts = (*lengths, self.most_images, self.rare_below, self.most_texts)
         if (
             not all(isinstance(n, int) and n >= 0 for n in (*counts, *self.token_counts.values()))
             or not self.rare_below
@@ -114,20 +117,31 @@ class Gate:
         limits = self.limits
         if (images := len(prompt.images[0])) > limits.most_images:
             return f"{images} pictures; in training a prompt had at most {limits.most_images}"
-        parts = (
-            ("question", prompt.questions[0], limits.longest_question),
-            ("response", response, limits.longest_response),
+        texts = prompt.texts(0)
+        if len(texts) > limits.most_texts:
+            return f"{len(texts)} turns (system text included); in training a prompt had at most {limits.most_texts}"
+        *earlier, question, answer = (token_ids(self.reader, text) for text in (*texts, response))
+        if as_it_stands:
+            parts = [
+                *(("text before the question", ids) for ids in earlier),
+                ("question", question),
+                ("response", answer),
+            ]
+            for name, ids in parts:
+                share = rare_share(ids, limits.token_counts, limits.rare_below)
+                if share > limits.rare_share:
+                    return (
+                        f"the {name} holds words that training hardly showed: {share:.0%} of {min(len(ids), WINDOW)} tokens "
+                        f"in a row are rare, the limit is {limits.rare_share:.0%}"
+                    )
+        asked = len(question) + sum(map(len, earlier))
+        lengths = (
+            ("conversation" if earlier else "question", asked, limits.longest_question),
+            ("response", len(answer), limits.longest_response),
         )
-        for name, text, longest in parts:
-            ids = token_ids(self.reader, text)
-            share = rare_share(ids, limits.token_counts, limits.rare_below) if as_it_stands else 0.0
-            if share > limits.rare_share:
-                return (
-                    f"the {name} holds words that training hardly showed: {share:.0%} of {min(len(ids), WINDOW)} tokens in a "
-                    f"row are rare, the limit is {limits.rare_share:.0%}"
-                )
-            if len(ids) > longest:
-                return f"the {name} has {len(ids)} tokens; the longest in training had {longest}"
+        for name, length, longest in lengths:
+            if length > longest:
+                return f"the {name} has {length} tokens; the longest in training had {longest}"
         return self._truncation(prompt, response)
 
     def _truncation(self, prompt: Prompts, response: str) -> str:
@@ -141,7 +155,7 @@ class Gate:
         if len(reader.response_ids(response, len(tokens))) != length:
             return f"{len(tokens)} + {length} tokens are more than the {reader.max_length} that the guard reads"
         ends = tokens[len(tokens) - len(self._end) :] == self._end
-        if not ends or len(tokens) < len(reader.text_ids(prompt.questions[0])):
+        if not ends or len(tokens) < sum(len(reader.text_ids(text)) for text in prompt.texts(0)):
             return "the tokenizer or processor truncated the prompt"
         return ""
 
@@ -188,6 +202,7 @@ class Coverage:
         """
         self.reader = reader
         self.longest_input = self.longest_question = self.longest_response = self.most_images = 0
+        self.most_texts = 1
         self._counts: Counter[int] = Counter()
 
     def add(self, batch: PreferenceBatch) -> None:
@@ -196,14 +211,15 @@ class Coverage:
         for row in batch.valid.nonzero().flatten().tolist():
             responses = batch.responses[row]
             prompt = len(tokens[row])
-            question, *response_ids = (
-                token_ids(self.reader, text) for text in (batch.prompts.questions[row], *responses)
-            )
-            for ids in (question, *response_ids):
+            texts = batch.prompts.texts(row)
+            prompt_ids = [token_ids(self.reader, text) for text in texts]
+            response_ids = [token_ids(self.reader, text) for text in responses]
+            for ids in (*prompt_ids, *response_ids):
                 self._counts.update(i for i in ids if i >= 0)
             longest = max((len(self.reader.response_ids(text, prompt)) for text in responses), default=1)
             self.longest_input = max(self.longest_input, prompt + longest)
-            self.longest_question = max(self.longest_question, len(question))
+            self.longest_question = max(self.longest_question, sum(map(len, prompt_ids)))
+            self.most_texts = max(self.most_texts, len(texts))
             self.longest_response = max([self.longest_response, *map(len, response_ids)])
             self.most_images = max(self.most_images, len(batch.prompts.images[row]))
 
@@ -233,19 +249,19 @@ class Coverage:
         below = max((n for n in _FEW if shares(n)[allowed] <= share), default=1)
         beyond = sum(rare > share for rare in shares(below)) / len(inputs)
         lengths = (self.longest_input, self.longest_question, self.longest_response, self.most_images)
-        return Limits(data, *lengths, dict(sorted(counts.items())), below, share, beyond)
+        return Limits(data, *lengths, dict(sorted(counts.items())), below, share, beyond, self.most_texts)
 
 
 def harmless_inputs(batch: PreferenceBatch) -> list[tuple[str, ...]]:
-    """Texts of the harmless inputs of a batch: prompts of no harm category alone, harmless responses with their question."""
+    """Texts of the harmless inputs of a batch: prompts of no harm category alone, harmless responses with their prompt."""
     inputs: list[tuple[str, ...]] = []
     kind = hazard(batch.category).tolist()
     for row in batch.valid.nonzero().flatten().tolist():
-        question = batch.prompts.questions[row]
-        inputs += [(question,)] if kind[row] == 0 else []
+        prompt = batch.prompts.texts(row)
+        inputs += [prompt] if kind[row] == 0 else []
         levels = batch.safety[row].tolist()
         inputs += [
-            (question, text)
+            (*prompt, text)
             for text, level in zip(batch.responses[row], levels, strict=True)
             if level != UNKNOWN_LEVEL and level >= 0
         ]

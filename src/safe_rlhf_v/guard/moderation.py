@@ -13,7 +13,7 @@ from safe_rlhf_v.functional.ordinal import correct_prior
 from safe_rlhf_v.guard.calibration import Calibration, run_home, tempered
 from safe_rlhf_v.guard.inputs import ImageLike, Input, Ready, load_views, prompts_of
 from safe_rlhf_v.guard.limits import Gate
-from safe_rlhf_v.guard.text import RefusedText, has_words, is_seen, readings
+from safe_rlhf_v.guard.text import RefusedText, check_length, has_words, is_seen, readings
 from safe_rlhf_v.guard.verdict import (
     DECISIONS,
     Verdict,
@@ -25,6 +25,7 @@ from safe_rlhf_v.guard.verdict import (
     worst,
 )
 from safe_rlhf_v.modules.guard import HARM_BOUNDARY, GuardModule, GuardOutputs
+from safe_rlhf_v.records import Context, Turn
 from safe_rlhf_v.records.batches import Prompts
 from safe_rlhf_v.records.user_files import FileError
 from safe_rlhf_v.shards.images import ImageError
@@ -107,9 +108,11 @@ class Guard:
         image: ImageLike | Sequence[ImageLike] | None = None,
         question: str | None = None,
         response: str | None = None,
+        system: str = "",
+        history: Sequence[Turn] = (),
     ) -> Verdict:
         """Moderate one input; see :class:`Input`."""
-        return self.moderate_batch([Input(image, question, response)])[0]
+        return self.moderate_batch([Input(image, question, response, system, history)])[0]
 
     def moderate_batch(self, inputs: Sequence[Input], timeout: float | None = None) -> list[Verdict]:
         """Moderate several inputs in one pass of the model; one verdict each, in order.
@@ -136,10 +139,10 @@ class Guard:
             responses: B responses; ``None`` moderates the prompt alone.
         """
         readings: list[list[Ready] | Verdict] = []
-        rows = zip(prompts.images, prompts.image_ids, prompts.questions, responses, strict=True)
-        for images, ids, question, response in rows:
+        rows = zip(prompts.images, prompts.image_ids, prompts.questions, prompts.contexts, responses, strict=True)
+        for images, ids, question, context, response in rows:
             try:
-                readings.append(self._readings(images, ids, question, response))
+                readings.append(self._readings(images, ids, question, context, response))
             except Exception as error:  # fails closed, whatever it is
                 readings.append(self.unchecked(f"{type(error).__name__}: {error}"))
         return self._verdicts(readings, len(readings))
@@ -158,7 +161,9 @@ class Guard:
         try:
             if not item.parts:
                 return self.unchecked("nothing to moderate: no image, no question, no response")
-            return [self._readings(*view, item.question or "", item.response) for view in load_views(item.image)]
+            views = load_views(item.image)
+            context = item.context(len(views[0][0]))
+            return [self._readings(*view, item.question or "", context, item.response) for view in views]
         except RefusedText as error:
             return self.unchecked(f"text refused ({error.reason}): {error}")
         except ImageError as error:
@@ -169,7 +174,12 @@ class Guard:
             return self.unchecked(f"{type(error).__name__}: {error}")
 
     def _readings(
-        self, images: tuple[Tensor, ...], ids: tuple[str, ...], question: str, response: str | None
+        self,
+        images: tuple[Tensor, ...],
+        ids: tuple[str, ...],
+        question: str,
+        context: Context,
+        response: str | None,
     ) -> list[Ready]:
         """Every reading of one input, the unaltered one first.
 
@@ -179,13 +189,19 @@ class Guard:
         """
         if response is not None and not is_seen(response):
             raise ValueError("the response is empty")
-        if not images and not has_words(question + (response or "")):
+        earlier = (context.system, *(turn.text for turn in context.history))
+        check_length(earlier)
+        if not images and not has_words("".join((*earlier, question, response or ""))):
             raise ValueError("nothing to moderate: no image, and no letter, digit or symbol in the text")
-        return [
-            Ready(images, ids, reading.texts[0], reading.texts[1], reading.undone, reading.tricks)
-            for reading in readings(question, response or "")
-            if response is None or reading.texts[1].strip()
-        ]
+        rows = []
+        for reading in readings(question, response or "", *earlier):
+            question_read, response_read, system, *turns = reading.texts
+            if response is not None and not response_read.strip():
+                continue
+            history = tuple(turn._replace(text=text) for turn, text in zip(context.history, turns, strict=True))
+            before = Context(system, history)
+            rows.append(Ready(images, ids, question_read, response_read, before, reading.undone, reading.tricks))
+        return rows
 
     def _unread(self, row: Ready) -> str:
         """Why a row is unchecked, or "". Asked for every reading; only of the input as it stands the words are looked at."""

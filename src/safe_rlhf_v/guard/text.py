@@ -77,6 +77,16 @@ def readings(*texts: str) -> list[Reading]:
     return list(by_texts.values())
 
 
+def check_length(texts: Sequence[str]) -> None:
+    """Check the length of all earlier turns together, before anything is read: there may be any number of them.
+
+    Raises:
+        RefusedText: If they have more than ``MAX_CHARACTERS``, or are more than that many.
+    """
+    if (length := len(texts) + sum(map(len, texts))) > MAX_CHARACTERS:
+        raise RefusedText("too_long", f"{length} characters before the question, the limit is {MAX_CHARACTERS}")
+
+
 def is_seen(text: str) -> bool:
     """Whether a text holds more than white space and ignorable characters; hidden text counts."""
     return bool(_visible(text).strip())
