@@ -110,7 +110,7 @@ def test_a_bad_cell_of_a_csv_is_named_and_nothing_is_written(tmp_path, run, caps
         ({"key": "a.b"}, "key", "dot"),
         ({"key": "k" * 96}, "key", "1-95"),
         ({"image": 0}, "image", "must be text"),
-        ({"image": ["0.jpg", "1.jpg"]}, "image", "must be text"),
+        ({"image": ["0.jpg", 1]}, "image", "entry 1 must be text"),
         ({"image": "0.jpg\0"}, "image", "NUL"),
         ({"image": "\ud800.jpg"}, "image", "lone surrogate"),
         ({"safety_0": "1"}, "safety_0", "must be a whole number, not '1'"),

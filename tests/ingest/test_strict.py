@@ -132,7 +132,8 @@ any_json = st.recursive(
     max_leaves=4,
 )
 COLUMNS = ["question", "image", "key", "split", "category", "image_severity", "more_helpful", "safer", "response_0", "response_1",
-           "safety_0", "safety_1", "is_safe_0", "helpfulness_0", "source_0"]  # fmt: skip
+           "safety_0", "safety_1", "is_safe_0", "helpfulness_0", "source_0", "system", "history", "prompt_safety", "safety_votes_0",
+           "is_safe_votes_0", "helpfulness_votes_0", "more_helpful_votes", "safer_votes"]  # fmt: skip
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -18,7 +18,7 @@ def main(args: Sequence[str]) -> int:
 
 
 def write_tokenizer(shards: AnyPath, out: AnyPath, splits: Sequence[str] | None = None) -> int:
-    """Build a word-level tokenizer from the questions and responses of shards, for tiny models.
+    """Build a word-level tokenizer from the texts of shards, for tiny models.
 
     Args:
         shards: Shard folder.
@@ -35,7 +35,8 @@ def write_tokenizer(shards: AnyPath, out: AnyPath, splits: Sequence[str] | None 
     names = splits or Manifest.load(Path(shards)).splits
     for name, split in [(name, ShardedSplit(Path(shards), name)) for name in names]:
         for record in tqdm(split, desc=f"reading {name}", disable=None):
-            texts.update([record.question, *(response.text for response in record.responses)])
+            texts.add(record.system)
+            texts.update(part.text for part in (*record.turns, *record.responses))
     tokenizer = build_tokenizer(texts)
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)  # the tokenizer's own writer goes on where it could not

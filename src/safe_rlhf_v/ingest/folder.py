@@ -3,14 +3,19 @@
 Columns (``N`` counts responses from 0; an empty cell, "" and null mean unknown)::
 
     question        required
-    image           file name inside the image folder; empty for a text-only record
+    image           file name inside the image folder; empty for a text-only record; several in a list (CSV: separated by ";")
+    system          system text
+    history         earlier turns, oldest first, the user's first: [{"role": "user", "text": "...", "images": 1},
+                    {"role": "assistant", "text": "..."}, ...]; "images" of the row's pictures stand in this turn (CSV: as JSON)
     response_N      text of a response; response_0 and response_1 make a preference pair
     safety_N        level -3..3          is_safe_N       true/false/yes/no/1/0 (JSONL: true or false)
     helpfulness_N   a number             source_N        its origin, such as a model's name
     more_helpful    N of the more helpful response       safer   N of the safer response
+    safety_votes_N, is_safe_votes_N, helpfulness_votes_N, more_helpful_votes, safer_votes
+                    what each annotator said: a list (CSV: separated by ";"); -1 for a tie of the last two
     category        names of --categories, separated by ";" (in JSONL also a list); "none" or [] for a prompt of no harm
                     category; empty: unknown
-    image_severity  a whole number
+    prompt_safety   level -3..3 of the prompt itself     image_severity  a whole number
     key             unique name, letters, digits, _ and -; default: table name and row number
     split           split of the row, likewise; default: by hash of the picture
 
@@ -26,7 +31,15 @@ from tqdm import tqdm
 
 from safe_rlhf_v.ingest.bad_rows import BadRows, Imported, OnBadRow, default_list
 from safe_rlhf_v.ingest.pictures import check_folder, read_picture
-from safe_rlhf_v.ingest.row_records import MAX_RESPONSES, OF_RECORD, OF_RESPONSE, column_of, note_problems, record_of
+from safe_rlhf_v.ingest.row_records import (
+    MAX_RESPONSES,
+    OF_RECORD,
+    OF_RESPONSE,
+    column_of,
+    context_of,
+    note_problems,
+    record_of,
+)
 from safe_rlhf_v.ingest.rows import Row, describe
 from safe_rlhf_v.ingest.table import read_table
 from safe_rlhf_v.records import Record, RecordError
@@ -118,10 +131,23 @@ def _write(writer: ShardWriter, split: str, record: Record, row: Row) -> None:
 
 def to_record(row: Row, table: Path, images: Path) -> Record:
     """One row as a record; missing and wrong values are noted in the row."""
-    name = row.text("image")
-    image = read_picture(images, name, row, "image") if name is not None else None
+    names = _names_of_pictures(row)
+    read = [read_picture(images, name, row, "image") for name in names]
+    pictures = tuple(picture for picture in read if picture is not None)
+    context = context_of(row)
+    if any(column == "image" for column, _ in row.problems):
+        context = context.with_images(len(pictures))  # the picture's problem is enough
     key = f"{re.sub('[^A-Za-z0-9_-]', '-', table.stem)[:80]}-{row.number:08d}"
-    return record_of(row, key, () if image is None else (image,), {"row": str(row.number)})
+    return record_of(row, key, pictures, {"row": str(row.number)}, context)
+
+
+def _names_of_pictures(row: Row) -> tuple[str, ...]:
+    """The pictures that a row names: one, or several in a list (CSV: separated by ";")."""
+    cell = row.cells.get("image")
+    if isinstance(cell, list) or (not row.typed and ";" in str(cell)):
+        return row.each("image", Row.text)
+    name = row.text("image")
+    return () if name is None else (name,)
 
 
 class _SeenRows:
@@ -135,7 +161,7 @@ class _SeenRows:
         """Note conflicts of key or split with earlier rows."""
         if record.key in self._keys:
             row.bad("key", f"{record.key!r:.140} is the key of row {self._keys[record.key]}, too")
-        if {"question", "image"} & {column for column, _ in row.problems}:
+        if {"question", "image", "system", "history"} & {column for column, _ in row.problems}:
             return  # its group is unknown
         other_split, other_row = self._groups.get(record.group, (split, 0))
         if other_split != split:

@@ -11,7 +11,7 @@ from safe_rlhf_v.ingest.mapping import Schema
 from safe_rlhf_v.ingest.row_records import OF_RESPONSE, note_problems, record_of
 from safe_rlhf_v.ingest.rows import Row, describe
 from safe_rlhf_v.ingest.sources import Part
-from safe_rlhf_v.records import Record
+from safe_rlhf_v.records import Context, Record
 from safe_rlhf_v.records.taxonomy import Taxonomy
 
 LISTS = ("category", "image", "conversation")
@@ -90,9 +90,9 @@ class Draft(NamedTuple):
         if field is not None and not field.optional and not pictures:
             self.row.bad("image", "has no picture")
         talk = self._conversation(len(pictures))
-        more: dict[str, Any] = {"system": self.row.text("system") or talk.system, "history": talk.history}
+        context = Context(self.row.text("system") or talk.system, talk.history)
         origin = {"part": self.part, "row": str(self.row.number)}
-        record = record_of(self.row, self.key, images, origin, prompt_safety=self.row.integer("prompt_safety"), **more)
+        record = record_of(self.row, self.key, images, origin, context)
         note_problems(self.row, record.problems(taxonomy))
         return record, [picture.likeness for picture in pictures]
 

@@ -24,7 +24,7 @@ from safe_rlhf_v.records.user_files import read_bounded
 from safe_rlhf_v.shards.target import SPLIT_NAME
 
 MAX_BYTES = 1_000_000
-_OF_RECORD = (*OF_RECORD, "system", "conversation", "prompt_safety")
+_OF_RECORD = (*(name for name in OF_RECORD if name != "history"), "conversation")
 _FIELD = re.compile(rf"{'|'.join(_OF_RECORD)}|({'|'.join(OF_RESPONSE)})_[0-{MAX_RESPONSES - 1}]")
 _SCHEMA = ("name", "rows", "each", "skip", "pair_by", "unpaired", "fields", "records")
 _MAPPING = (

@@ -1,10 +1,12 @@
 """One row of a user's table: cells are read by type, and every problem is collected with its column."""
 
 import re
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 from safe_rlhf_v.records.parsing import check_int, check_text
 
+Value = TypeVar("Value")
 _TRUE = ("true", "yes", "1")
 _FALSE = ("false", "no", "0")
 _INTEGER = re.compile(r"[+-]?[0-9]{1,30}(\.0*)?")
@@ -68,7 +70,7 @@ class Row:
             return None
         if not isinstance(value, str):
             self.bad(column, f"must be text, not {describe(value)}")
-        elif problem := _text_problem(value, self.typed):
+        elif problem := text_problem(value, self.typed):
             self.bad(column, problem)
         else:
             return value
@@ -127,10 +129,34 @@ class Row:
                 return None if text is None else ()
             return tuple(name.strip() for name in text.split(";"))
         for name in value:
-            if not isinstance(name, str) or _text_problem(name, self.typed):
+            if not isinstance(name, str) or text_problem(name, self.typed):
                 self.bad(column, f"must be a list of names, which {describe(name)} is not")
                 return None
         return tuple(value)
+
+    def each(self, column: str, read: Callable[["Row", str], Value | None]) -> tuple[Value, ...]:
+        """The entries of a list, which CSV separates by ";"; () if the cell is empty, or an entry wrong.
+
+        Args:
+            column: The column.
+            read: Method that reads one entry, such as ``Row.integer``.
+        """
+        value = self._known(column)
+        if value is None:
+            return ()
+        if not self.typed and isinstance(value, str):
+            value = [entry.strip() for entry in value.split(";")]
+        if not isinstance(value, list):
+            self.bad(column, f"must be a list, not {describe(value)}")
+            return ()
+        inner = Row(self.number, self.line, {str(i): entry for i, entry in enumerate(value)}, typed=self.typed)
+        entries = [read(inner, name) for name in inner.cells]
+        for name in inner.cells:
+            if not inner.has(name):
+                inner.bad(name, "is empty")
+        for name, problem in inner.problems[:5]:
+            self.bad(column, f"entry {name} {problem}")
+        return () if inner.problems else tuple(entry for entry in entries if entry is not None)
 
     def _known(self, column: str) -> Any:
         value = self.cells.get(column)
@@ -147,7 +173,7 @@ def describe(value: Any) -> str:
     return text if isinstance(value, str) else f"{_TYPE_NAMES.get(type(value), type(value).__name__)} ({text})"
 
 
-def _text_problem(value: str, typed: bool) -> str | None:
+def text_problem(value: str, typed: bool) -> str | None:
     """What is wrong with a text, or ``None``."""
     if not typed and (match := re.search("[\udc80-\udcff]", value)):  # how Python stores an undecodable byte
         byte = ord(match[0]) - 0xDC00
