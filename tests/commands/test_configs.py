@@ -96,8 +96,18 @@ def tiny_vlms(tmp_path_factory):
     return root
 
 
-@pytest.mark.parametrize("stage", ["supervised", "reward", "cost", "guard", "safe_dpo"])
-@pytest.mark.parametrize(("folder", "family"), [("llava_1_5_7b", "llava"), ("qwen2_5_vl_7b", "qwen2_5_vl")])
+STAGES = ("supervised", "reward", "cost", "guard")
+"""Of LLaVA they run on conversations in the fast suite (``test_two_turns.py``)."""
+
+
+@pytest.mark.parametrize(
+    ("folder", "family", "stage"),
+    [
+        *(("qwen2_5_vl_7b", "qwen2_5_vl", stage) for stage in (*STAGES, "safe_dpo")),
+        *(pytest.param("llava_1_5_7b", "llava", stage, marks=pytest.mark.slow) for stage in STAGES),
+        ("llava_1_5_7b", "llava", "safe_dpo"),
+    ],
+)
 def test_real_model_configs_train_two_steps_on_a_tiny_model(folder, family, stage, tiny_vlms, world, tmp_path):
     """The same modules and the same shards; only the model's path and the hardware differ from the published file."""
     extra = [
