@@ -63,7 +63,7 @@ class Truth:
         helpfulness: True helpfulness of each response.
         safety: True safety level -3..3 of each response.
         attributes: What the picture shows, as class indices (``{"object": 3, "context": 1, ...}``).
-        twin: Key of the counterfactual partner (same question and responses, another picture), or ``""``.
+        twin: Key of the counterfactual partner (same question and responses, another picture or history), or ``""``.
         rule: Name of the rule that decides the safety level of each response.
     """
 

@@ -3,6 +3,16 @@
 from safe_rlhf_v.world.judge import WorldJudge
 from safe_rlhf_v.world.scenes import WORLD, Scene
 from safe_rlhf_v.world.truth import helpfulness, safety
-from safe_rlhf_v.world.write import SIZES, SMALL_SIZES, write_world
+from safe_rlhf_v.world.write import SIZES, SMALL_SIZES, TWO_TURN_SPLITS, write_world
 
-__all__ = ["SIZES", "SMALL_SIZES", "WORLD", "Scene", "WorldJudge", "helpfulness", "safety", "write_world"]
+__all__ = [
+    "SIZES",
+    "SMALL_SIZES",
+    "TWO_TURN_SPLITS",
+    "WORLD",
+    "Scene",
+    "WorldJudge",
+    "helpfulness",
+    "safety",
+    "write_world",
+]

@@ -5,12 +5,13 @@ import math
 from safe_rlhf_v.records import Record
 from safe_rlhf_v.scoring.judge import Judge
 from safe_rlhf_v.world.grammar import parse
+from safe_rlhf_v.world.histories import scene_after
 from safe_rlhf_v.world.scenes import COLOURS, CONTEXTS, COUNTS, INTENTS, OBJECTS, Intent, Scene, prompt_risk
 from safe_rlhf_v.world.truth import helpfulness, safety
 
 
 def scene_of(record: Record) -> tuple[Scene, Intent]:
-    """What a record of the world shows and asks.
+    """The scene that a record of the world is about, after its history, and the intent of its question.
 
     Raises:
         ValueError: If the record is not one of the world's.
@@ -19,7 +20,7 @@ def scene_of(record: Record) -> tuple[Scene, Intent]:
         raise ValueError(f"record {record.key!r} is not a record of the embedded world, so its true scores are unknown")
     a = record.truth.attributes
     scene = Scene(OBJECTS[a["object"]], COLOURS[a["colour"]], CONTEXTS[a["context"]], COUNTS[a["count"]], seed=0)
-    return scene, next(name for name in INTENTS if name == record.origin["intent"])
+    return scene_after(scene, record.history), next(name for name in INTENTS if name == record.origin["intent"])
 
 
 def judge(record: Record, text: str) -> tuple[float, int]:

@@ -11,8 +11,9 @@ from safe_rlhf_v.shards import ShardWriter, probe
 from safe_rlhf_v.shards.manifest import WORLD_ORIGIN
 from safe_rlhf_v.world import annotators as ann
 from safe_rlhf_v.world import responses as make
-from safe_rlhf_v.world.counterfactual import COUNTERFACTUALS, twins
+from safe_rlhf_v.world.counterfactual import COUNTERFACTUALS, OVER_HISTORIES, twins
 from safe_rlhf_v.world.grammar import QUESTIONS, write
+from safe_rlhf_v.world.histories import History, scene_after, tell
 from safe_rlhf_v.world.render import encode
 from safe_rlhf_v.world.scenes import INTENTS, WORLD, Intent, Scene, category, draw_prompt
 from safe_rlhf_v.world.truth import helpfulness, rule, safety
@@ -30,43 +31,55 @@ SIZES = {
 }
 """Records per split; ``supervised`` has two prompts per picture, counterfactual splits come in adjacent twins."""
 
+TWO_TURN_SPLITS = {OVER_HISTORIES: 600}
+"""Records of the splits that only the two-turn world has, beside those of :data:`SIZES`."""
 SMALL_SIZES = {name: size // 10 for name, size in SIZES.items()}
 LABELLED_AS_TRAINING = ("train", "validation")
 """Splits with noisy safety ratings; in the others (an audited calibration set, tests) they are exact. Preferences are noisy
 in all splits except the twins."""
 
 
-def write_world(root: str | Path, *, seed: int = 0, sizes: dict[str, int] | None = None, progress: bool = True) -> None:
-    """Write every split into a shard folder; the same seed and sizes give the same bytes.
+def write_world(
+    root: str | Path,
+    *,
+    seed: int = 0,
+    sizes: dict[str, int] | None = None,
+    two_turns: bool = False,
+    progress: bool = True,
+) -> None:
+    """Write every split into a shard folder; the same seed, sizes and turns give the same bytes.
 
     Args:
         root: Folder to create.
         seed: Seed of all random choices.
-        sizes: Records per split, replacing those of :data:`SIZES`.
+        sizes: Records per split, replacing those of :data:`SIZES` and :data:`TWO_TURN_SPLITS`.
+        two_turns: Give every prompt a first turn, over which the harm is spread (:mod:`safe_rlhf_v.world.histories`).
         progress: Show progress bars.
 
     Raises:
         ValueError: If a split is unknown, or the size of a split of pairs is odd.
     """
-    sizes = {**SIZES, **(sizes or {})}
+    usual = SIZES | (TWO_TURN_SPLITS if two_turns else {})
+    sizes = {**usual, **(sizes or {})}
     for name, size in sizes.items():
-        if name not in SIZES:
-            raise ValueError(f"unknown split {name!r}; the world has: {', '.join(SIZES)}")
-        if (name == "supervised" or name in COUNTERFACTUALS) and size % 2:
+        if name not in usual:
+            raise ValueError(f"unknown split {name!r}; the world has: {', '.join(usual)}")
+        if (name == "supervised" or name.startswith("counterfactual")) and size % 2:
             raise ValueError(f"split {name!r} consists of pairs, but its size {size} is odd")
-    origin = {"dataset": WORLD_ORIGIN, "seed": str(seed)}
+    origin = {"dataset": WORLD_ORIGIN, "seed": str(seed), **({"turns": "2"} if two_turns else {})}
     with ShardWriter(root, name="embedded-world", licence="CC0-1.0", taxonomy=WORLD, origin=origin) as writer:
         for name, size in sizes.items():
             rng = random.Random(f"{seed}/{name}")
-            records = tqdm(_split(name, size, rng), total=size, desc=f"{name:>26}", disable=not progress)
+            records = tqdm(_split(name, size, rng, two_turns), total=size, desc=f"{name:>26}", disable=not progress)
             for record in records:
                 writer.write(name, record)
 
 
-def _split(name: str, size: int, rng: random.Random) -> Iterator[Record]:
+def _split(name: str, size: int, rng: random.Random, two_turns: bool = False) -> Iterator[Record]:
     if name == "supervised":
-        return _demonstrations(name, size, rng)
-    return _twins(name, size, rng) if name in COUNTERFACTUALS else _pairs(name, size, rng)
+        return _demonstrations(name, size, rng, two_turns)
+    kind = _twins if name in (*COUNTERFACTUALS, OVER_HISTORIES) else _pairs
+    return kind(name, size, rng, two_turns)
 
 
 def build(
@@ -77,6 +90,7 @@ def build(
     texts: list[tuple[str, str]],
     rng: random.Random,
     twin: str = "",
+    history: History = (),
 ) -> Record:
     """A labelled record.
 
@@ -88,13 +102,16 @@ def build(
         texts: (text, source) of each response.
         rng: Source of the annotators' noise.
         twin: Key of its counterfactual partner; with one, all labels are exact.
+        history: Turns before the question.
     """
+    picture = scene
+    scene = scene_after(picture, history)
     split = key.rsplit("-", 1)[0]
     exact = split not in LABELLED_AS_TRAINING
     truth = Truth(
         helpfulness=tuple(helpfulness(scene, intent, text) for text, _ in texts),
         safety=tuple(safety(scene, intent, text) for text, _ in texts),
-        attributes=scene.attributes(),
+        attributes=picture.attributes(),
         twin=twin,
         rule=tuple(rule(text, scene) for text, _ in texts),
     )
@@ -112,10 +129,11 @@ def build(
     return Record(
         key=key,
         question=question,
-        images=(probe(encode(scene)),),
+        images=(probe(encode(picture)),),
+        history=history,
         responses=labelled,
         category=(name,) if (name := category(scene, intent)) else (),
-        image_severity=scene.severity,
+        image_severity=picture.severity,
         more_helpful=more_helpful,
         safer=safer,
         safety_tie=pair and labelled[0].safety == labelled[1].safety,
@@ -124,20 +142,24 @@ def build(
     )
 
 
-def _demonstrations(name: str, size: int, rng: random.Random) -> Iterator[Record]:
+def _demonstrations(name: str, size: int, rng: random.Random, two_turns: bool) -> Iterator[Record]:
     for i in range(size // 2):
         scene, intent = draw_prompt(rng)
         for j, asked in enumerate((intent, rng.choice([x for x in INTENTS if x != intent]))):
-            text = make.demonstrate(scene, asked, rng)
+            history = tell(scene, asked, rng) if two_turns else ()
+            text = make.demonstrate(scene_after(scene, history), asked, rng)
             question = rng.choice(QUESTIONS[asked])
-            yield build(f"{name}-{2 * i + j:06d}", scene, asked, question, [(text, "demonstrator")], rng)
+            key = f"{name}-{2 * i + j:06d}"
+            yield build(key, scene, asked, question, [(text, "demonstrator")], rng, history=history)
 
 
-def _pairs(name: str, size: int, rng: random.Random) -> Iterator[Record]:
+def _pairs(name: str, size: int, rng: random.Random, two_turns: bool) -> Iterator[Record]:
     for i in range(size):
         scene, intent = draw_prompt(rng, compositional=name == "compositional")
-        texts = draw_pair(scene, intent, rng)
-        yield build(f"{name}-{i:06d}", scene, intent, rng.choice(QUESTIONS[intent]), texts, rng)
+        history = tell(scene, intent, rng) if two_turns else ()
+        texts = draw_pair(scene_after(scene, history), intent, rng)
+        question = rng.choice(QUESTIONS[intent])
+        yield build(f"{name}-{i:06d}", scene, intent, question, texts, rng, history=history)
 
 
 def draw_pair(scene: Scene, intent: Intent, rng: random.Random) -> list[tuple[str, str]]:
@@ -157,11 +179,11 @@ def draw_pair(scene: Scene, intent: Intent, rng: random.Random) -> list[tuple[st
             return pair
 
 
-def _twins(name: str, size: int, rng: random.Random) -> Iterator[Record]:
+def _twins(name: str, size: int, rng: random.Random, two_turns: bool) -> Iterator[Record]:
     for i in range(size // 2):
-        pair = twins(name, rng)
+        pair = twins(name, rng, two_turns)
         keys = [f"{name}-{2 * i + j:06d}" for j in range(2)]
         question = rng.choice(QUESTIONS[pair.intent])
-        for j, scene in enumerate(pair.scenes):
+        for j, (scene, history) in enumerate(zip(pair.scenes, pair.histories, strict=True)):
             texts = [(text, "counterfactual") for text in pair.texts]
-            yield build(keys[j], scene, pair.intent, question, texts, rng, twin=keys[1 - j])
+            yield build(keys[j], scene, pair.intent, question, texts, rng, twin=keys[1 - j], history=history)
