@@ -1,0 +1,49 @@
+"""Families of models: judges of one family share habits, so they do not confirm each other."""
+
+import re
+
+_FAMILIES: dict[str, tuple[str, ...]] = {
+    "claude": ("claude",),
+    "cogvlm": ("cogvlm", "glm", "chatglm"),
+    "command": ("command", "aya"),
+    "deepseek": ("deepseek", "janus"),
+    "gemini": ("gemini", "gemma", "paligemma", "medgemma", "shieldgemma"),
+    "gpt": ("gpt", "chatgpt", "o1", "o3", "o4", "davinci", "omni"),
+    "grok": ("grok",),
+    "idefics": ("idefics", "smolvlm", "smollm"),
+    "internvl": ("internvl", "internlm"),
+    "llama": ("llama", "vicuna"),
+    "llava": ("llava",),
+    "minicpm": ("minicpm",),
+    "mistral": ("mistral", "mixtral", "ministral", "pixtral", "magistral", "codestral"),
+    "molmo": ("molmo", "olmo"),
+    "nova": ("nova",),
+    "phi": ("phi",),
+    "qwen": ("qwen", "qwq", "qvq"),
+    "yi": ("yi",),
+}
+"""Family to the beginnings of its models' names."""
+
+
+def model_families(name: str) -> frozenset[str]:
+    """Families that a model's name says it descends from; a name without a known one is a family of its own.
+
+    A fine-tuned model belongs to the families of its base too: ``DeepSeek-R1-Distill-Qwen-7B`` is of two. Names may hide what
+    a model is made from, so a common family is certain and a missing one is not.
+
+    Args:
+        name: Name of the model, with or without its maker (``Qwen/Qwen2.5-VL-7B-Instruct``).
+    """
+    words = re.findall(r"[a-z]+[0-9]*|[0-9]+", name.lower())
+    families = {
+        family
+        for family, beginnings in _FAMILIES.items()
+        for beginning in beginnings
+        if any(_begins(word, beginning) for word in words)
+    }
+    return frozenset(families or {name.strip().lower()})
+
+
+def _begins(word: str, beginning: str) -> bool:
+    """Whether a word is a family's name, with digits behind it or none: ``phi3``, not ``philosophy``."""
+    return word.removeprefix(beginning).isdigit() or word == beginning
