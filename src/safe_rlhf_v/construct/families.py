@@ -8,7 +8,7 @@ _FAMILIES: dict[str, tuple[str, ...]] = {
     "command": ("command", "aya"),
     "deepseek": ("deepseek", "janus"),
     "gemini": ("gemini", "gemma", "paligemma", "medgemma", "shieldgemma"),
-    "gpt": ("gpt", "chatgpt", "o1", "o3", "o4", "davinci", "omni"),
+    "gpt": ("gpt", "chatgpt", "o1", "o3", "o4", "davinci"),
     "grok": ("grok",),
     "idefics": ("idefics", "smolvlm", "smollm"),
     "internvl": ("internvl", "internlm"),
@@ -34,16 +34,8 @@ def model_families(name: str) -> frozenset[str]:
     Args:
         name: Name of the model, with or without its maker (``Qwen/Qwen2.5-VL-7B-Instruct``).
     """
-    words = re.findall(r"[a-z]+[0-9]*|[0-9]+", name.lower())
-    families = {
-        family
-        for family, beginnings in _FAMILIES.items()
-        for beginning in beginnings
-        if any(_begins(word, beginning) for word in words)
-    }
+    words = re.findall(r"[a-z]+[0-9]*", name.lower())
+    beginnings = {beginning: family for family, names in _FAMILIES.items() for beginning in names}
+    # With digits behind the name or none: ``phi3``, not ``philosophy``; ``o1`` has its digit already.
+    families = {beginnings[part] for word in words for part in (word, word.rstrip("0123456789")) if part in beginnings}
     return frozenset(families or {name.strip().lower()})
-
-
-def _begins(word: str, beginning: str) -> bool:
-    """Whether a word is a family's name, with digits behind it or none: ``phi3``, not ``philosophy``."""
-    return word.removeprefix(beginning).isdigit() or word == beginning

@@ -18,12 +18,24 @@ Kind = Literal[
     "rate_limit",
     "server_error",
     "connection",
+    "unauthorized",
+    "not_found",
     "rejected",
     "garbled",
     "too_large",
 ]
 FAILURES: frozenset[Kind] = frozenset(
-    ("timeout", "rate_limit", "server_error", "connection", "rejected", "garbled", "too_large")
+    (
+        "timeout",
+        "rate_limit",
+        "server_error",
+        "connection",
+        "unauthorized",
+        "not_found",
+        "rejected",
+        "garbled",
+        "too_large",
+    )
 )
 """No reply of the model came: a later run may ask again."""
 
@@ -62,8 +74,8 @@ class Reply:
         key: The request's key.
         kind: The outcome. ``complete``; ``truncated`` by the limit of tokens; ``refused`` (the endpoint says so in its own
             field); ``filtered`` by the provider; ``empty`` (no visible character); or one of :data:`FAILURES`, after the
-            last try: ``timeout``, ``rate_limit`` (429), ``server_error`` (5xx), ``connection`` (refused, cut), ``rejected``
-            (any other status), ``garbled`` (not a chat completion) and ``too_large``.
+            last try: ``timeout``, ``rate_limit`` (429), ``server_error`` (5xx), ``connection`` (refused, cut), ``unauthorized``
+            (401), ``not_found`` (404), ``rejected`` (any other status), ``garbled`` (not a chat completion), ``too_large``.
         text: The text if it is complete or truncated, else ``None``.
         finish_reason: What the endpoint says of the end, ``""`` if it says nothing.
         refusal: The text of a refusal, else ``""``.
@@ -95,10 +107,14 @@ def chat_message(message: Message) -> dict[str, Any]:
     Raises:
         ValueError: If a picture is not a JPEG, PNG or WebP, or stands in a message that is not the user's.
     """
+    if problem := check_text(message.text):
+        raise ValueError(f"a text of the {message.role} {problem}")
     if not message.images:
         return {"role": message.role, "content": message.text}
     if message.role != "user":
-        raise ValueError(f"a picture stands in a message of the {message.role}; endpoints take pictures from the user only")
+        raise ValueError(
+            f"a picture stands in a message of the {message.role}; endpoints take pictures from the user only"
+        )
     pictures = [{"type": "image_url", "image_url": {"url": data_url(data)}} for data in message.images]
     return {"role": "user", "content": [*pictures, {"type": "text", "text": message.text}]}
 
