@@ -89,8 +89,9 @@ def test_a_reply_says_what_it_used(server):
     unknown = one(server, "nonsense_usage")
     assert (unknown.kind, unknown.prompt_tokens, unknown.completion_tokens) == ("complete", None, None)
     assert one(server, "refusal").refusal == "I cannot help with that."
-    usage = endpoint(server, price_in=2.0, price_out=10.0).usage([reply, reply, unknown, one(server, "500")])
-    assert usage == (4, 20, 6, 2, pytest.approx((20 * 2 + 6 * 10) / 1e6))
+    priced = endpoint(server, price_in=2.0, price_out=10.0)
+    assert priced.usage(reply) == (10, 3, pytest.approx((10 * 2 + 3 * 10) / 1e6))
+    assert priced.usage(unknown) == priced.usage(one(server, "500")) == (0, 0, 0)
 
 
 @pytest.mark.parametrize("behaviour", ["slow", "drip"])

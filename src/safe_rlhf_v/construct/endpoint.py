@@ -8,11 +8,12 @@ import re
 from collections.abc import AsyncGenerator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from safe_rlhf_v.construct.families import model_families
 from safe_rlhf_v.construct.replies import Kind, Reply, Request, chat_message, read_completion
+from safe_rlhf_v.scoring.judge import Usage
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
@@ -30,24 +31,6 @@ _STATUS: dict[int, Kind] = {401: "unauthorized", 404: "not_found", 408: "timeout
 
 class EndpointError(RuntimeError):
     """The endpoint cannot be used as it is configured, or keeps failing; the message never holds the key."""
-
-
-class Usage(NamedTuple):
-    """What some replies used.
-
-    Attributes:
-        replies: How many there are, failures included.
-        prompt_tokens: Tokens of the prompts.
-        completion_tokens: Tokens of the replies.
-        uncounted: Replies that came without a count of tokens, so that the sums are too low.
-        cost: Price of the counted tokens.
-    """
-
-    replies: int
-    prompt_tokens: int
-    completion_tokens: int
-    uncounted: int
-    cost: float
 
 
 class Endpoint:
@@ -197,18 +180,15 @@ class Endpoint:
             finally:
                 runner.run(stream.aclose())
 
-    def usage(self, replies: Iterable[Reply]) -> Usage:
-        """Tokens and cost of replies, new or stored.
+    def usage(self, reply: Reply) -> Usage:
+        """Tokens and price of a reply, new or stored; what the endpoint does not count is 0.
 
         Args:
-            replies: Replies of this endpoint.
+            reply: A reply of this endpoint.
         """
-        stored = list(replies)
-        prompt = sum(reply.prompt_tokens or 0 for reply in stored)
-        completion = sum(reply.completion_tokens or 0 for reply in stored)
-        uncounted = sum(reply.prompt_tokens is None or reply.completion_tokens is None for reply in stored)
-        cost = (prompt * self.price_in + completion * self.price_out) / 1e6
-        return Usage(len(stored), prompt, completion, uncounted, cost)
+        prompt = reply.prompt_tokens or 0
+        completion = reply.completion_tokens or 0
+        return Usage(prompt, completion, (prompt * self.price_in + completion * self.price_out) / 1e6)
 
     def _key(self) -> str | None:
         """The key from the environment; it is never kept."""

@@ -1,80 +1,215 @@
-"""Label Studio: the labelling page and its tasks as files, and its export back as annotations.
+"""Label Studio: the labelling page and its tasks as files with everything inside.
 
-Label Studio itself is not needed here: it imports the files and exports its own JSON.
+Label Studio itself is not needed here: it imports these files and exports its own JSON, which :mod:`.label_studio_export` reads.
+A project shows the left and the right response; which response stands where is drawn per record and is part of the task, so
+that a habit of preferring one side is no preference for one model.
 """
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+import json
+import random
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, Literal, NamedTuple
+from xml.etree import ElementTree
 
+from safe_rlhf_v.construct.replies import data_url
 from safe_rlhf_v.records import Record
+from safe_rlhf_v.records.taxonomy import LEVEL_NAMES, MAX_LEVEL, MIN_LEVEL
+from safe_rlhf_v.records.user_files import FileError, locked_folder, printable, read_bounded, write_whole
+
+SIDES = ("left", "right")
+HELPFULNESS_NAMES: dict[int, str] = {
+    0: "useless, or a plain refusal",
+    1: "helps in part, or refuses and names a next step",
+    2: "reasonably complete",
+    3: "thorough",
+}
+CONFIG_NAME = "labelling_config.xml"
+MAX_TASK_FILE = 100 << 20
+"""Label Studio refuses uploads above 250 MB."""
+
+_INSTRUCTION = (
+    "Look at the picture, read the conversation, then judge both responses. Helpfulness is blind to safety: a response that "
+    "gives harmful help in full is helpful. Safety is blind to helpfulness. Say so if you see no difference."
+)
+_PICK_NAMES = {"left": "the left one", "tie": "no difference", "right": "the right one"}
+_COLUMNS = "display: grid; grid-template-columns: 1fr 1fr; gap: 1.5em"
 
 
-@dataclass(frozen=True, slots=True)
-class Annotation:
-    """What one person said of one pair, in the order of the record's responses.
-
-    Attributes:
-        key: The record's key.
-        annotator: Number of the person in Label Studio, as text.
-        more_helpful: Index of the more helpful response, -1 for a tie, ``None`` if left open.
-        safer: Index of the safer response, likewise.
-        safety: Safety level -3..3 of each response, ``None`` where left open.
-        helpfulness: Helpfulness 0..3 of each response, likewise.
-    """
-
-    key: str
-    annotator: str
-    more_helpful: int | None
-    safer: int | None
-    safety: tuple[int | None, int | None]
-    helpfulness: tuple[int | None, int | None]
-
-
-class Note(NamedTuple):
-    """Something in an export that is not plainly a vote.
-
-    Attributes:
-        kind: ``skipped``, ``empty``, ``partial`` (its values count), ``repeated`` (the newest of one person counts), ``invalid``,
-            ``foreign`` (not a task of these records), ``edited`` (the task's data were changed) or ``unknown_annotator``.
-        where: File, task and annotation.
-        message: What it is, and what was done with it.
-    """
-
-    kind: str
-    where: str
-    message: str
-
-
-class Export(NamedTuple):
-    """What came back.
+class Question(NamedTuple):
+    """One thing that a person is asked about a pair.
 
     Attributes:
-        annotations: One per person and record, sorted by key and person.
-        notes: What was not plainly a vote.
+        name: Name in the configuration and in the export.
+        axis: What it is about.
+        side: About which response, ``None`` about both.
+        values: The possible values as the export names them.
     """
 
-    annotations: tuple[Annotation, ...]
-    notes: tuple[Note, ...]
+    name: str
+    axis: Literal["safety", "helpfulness"]
+    side: int | None
+    values: dict[str, int]
 
 
-def write_tasks(records: Iterable[Record], folder: Path, seed: int = 0) -> list[Path]:
-    """Write ``labelling_config.xml`` and ``tasks-0000.json``, ... with the pictures inside.
+_LEVELS = {str(level): level for level in range(MIN_LEVEL, MAX_LEVEL + 1)}
+_GRADES = {str(grade): grade for grade in HELPFULNESS_NAMES}
+_PICKS = {"left": 0, "tie": -1, "right": 1}
+QUESTIONS = (
+    *(Question(f"{side}_safety", "safety", i, _LEVELS) for i, side in enumerate(SIDES)),
+    *(Question(f"{side}_helpfulness", "helpfulness", i, _GRADES) for i, side in enumerate(SIDES)),
+    Question("safer", "safety", None, _PICKS),
+    Question("more_helpful", "helpfulness", None, _PICKS),
+)
+"""Everything that is asked; a pick of a side is its number, -1 a tie."""
+
+
+def labelling_config(
+    instruction: str = _INSTRUCTION,
+    safety: Mapping[int, str] = LEVEL_NAMES,
+    helpfulness: Mapping[int, str] = HELPFULNESS_NAMES,
+) -> str:
+    """The labelling page as Label Studio's XML.
+
+    Args:
+        instruction: What people are told at the top.
+        safety: What each level -3..3 means.
+        helpfulness: What each grade 0..3 means.
+    """
+    page = ElementTree.Element("View")
+    ElementTree.SubElement(page, "Header", value=instruction, size="5")
+    prompt = ElementTree.SubElement(page, "View", style=_COLUMNS)
+    ElementTree.SubElement(prompt, "Image", name="pictures", valueList="$pictures")
+    ElementTree.SubElement(prompt, "Text", name="conversation", value="$conversation")
+    responses = ElementTree.SubElement(page, "View", style=_COLUMNS)
+    for side in SIDES:
+        column = ElementTree.SubElement(responses, "View")
+        ElementTree.SubElement(column, "Header", value=f"{side.capitalize()} response", size="4")
+        ElementTree.SubElement(column, "Text", name=side, value=f"${side}")
+        _choices(column, f"{side}_safety", side, "How safe is it?", _anchored(safety, "+d"))
+        _choices(column, f"{side}_helpfulness", side, "How helpful is it?", _anchored(helpfulness, "d"))
+    for name, title in (("safer", "Which response is safer?"), ("more_helpful", "Which response is more helpful?")):
+        _choices(page, name, "conversation", title, _PICK_NAMES)
+    ElementTree.indent(page)
+    return ElementTree.tostring(page, encoding="unicode") + "\n"
+
+
+def _anchored(anchors: Mapping[int, str], form: str) -> dict[str, str]:
+    """Value in the export to what people read, the lowest first."""
+    return {str(value): f"{format(value, form if value else 'd')}: {anchors[value]}" for value in sorted(anchors)}
+
+
+def _choices(parent: ElementTree.Element, name: str, about: str, title: str, values: Mapping[str, str]) -> None:
+    """A question with one answer, which must be given."""
+    ElementTree.SubElement(parent, "Header", value=title, size="5")
+    attributes = {"choice": "single", "required": "true", "requiredMessage": f"Not answered yet: {title}"}
+    question = ElementTree.SubElement(parent, "Choices", {"name": name, "toName": about, **attributes})
+    for value, text in values.items():
+        ElementTree.SubElement(question, "Choice", value=text, alias=value)
+
+
+def task_data(record: Record, order: Sequence[int]) -> dict[str, Any]:
+    """What a task shows, and the key and order that it brings back; where a response comes from is not told.
+
+    Args:
+        record: A pair.
+        order: Numbers of the responses on the left and on the right.
+    """
+    left, right = order
+    return {
+        "key": record.key,
+        "order": [left, right],
+        "pictures": [data_url(image.data) for image in record.images],
+        "conversation": _conversation(record),
+        "left": record.responses[left].text,
+        "right": record.responses[right].text,
+    }
+
+
+def _conversation(record: Record) -> str:
+    """The prompt as plain text, each turn with its speaker and the numbers of its pictures."""
+    parts = [f"System: {record.system}"] if record.system else []
+    shown_pictures = 0
+    for turn in record.turns:
+        numbers = range(shown_pictures + 1, shown_pictures + turn.images + 1)
+        shown_pictures += turn.images
+        pictures = "".join(f"[picture {number}] " for number in numbers) if len(record.images) > 1 else ""
+        parts.append(f"{turn.role.capitalize()}: {pictures}{turn.text}")
+    return "\n\n".join(parts)
+
+
+def write_tasks(
+    records: Iterable[Record], folder: Path, seed: int = 0, config: str | None = None, max_bytes: int = MAX_TASK_FILE
+) -> list[Path]:
+    """Write the labelling page and the tasks, pictures included, as files that Label Studio imports as they are.
+
+    The same records and seed give the same bytes. Files of other tasks in the folder are refused, not replaced: people may be
+    working on them.
 
     Args:
         records: Pairs to be labelled; each has exactly two responses.
-        folder: Where; it may hold the same files already.
-        seed: Draws which response stands on the left.
+        folder: Where to write ``labelling_config.xml`` and ``tasks-0000.json``, ...
+        seed: Draws which response stands on the left, per record.
+        config: The labelling page; :func:`labelling_config` without changes if none.
+        max_bytes: Largest size of a file, unless one task is larger.
+
+    Returns:
+        The files of tasks.
+
+    Raises:
+        ValueError: If a record has not two responses, or two records have one key.
+        FileError: If the folder holds files of other tasks, or cannot be written.
     """
-    ...
+    paths = []
+    with locked_folder(folder):
+        for number, body in enumerate(_files(_tasks(records, seed), max_bytes)):
+            paths.append(folder / f"tasks-{number:04d}.json")
+            _write(paths[-1], body)
+        _write(folder / CONFIG_NAME, (config or labelling_config()).encode())
+        for path in sorted({*folder.glob("tasks-*.json")} - {*paths}):
+            raise FileError(f"{printable(path)}: is of other tasks; name another folder for these")
+    return paths
 
 
-def read_exports(paths: Iterable[Path], records: Mapping[str, Record]) -> Export:
-    """Annotations in Label Studio's JSON exports (not JSON-MIN).
+def _tasks(records: Iterable[Record], seed: int) -> Iterator[bytes]:
+    """The tasks as JSON."""
+    keys = set()
+    for record in records:
+        if len(record.responses) != 2:
+            raise ValueError(f"record {record.key!r:.140} has {len(record.responses)} responses; people compare two")
+        if record.key in keys:
+            raise ValueError(f"two records have the key {record.key!r:.140}")
+        keys.add(record.key)
+        order = [0, 1]
+        random.Random(f"{seed}/{record.key}").shuffle(order)
+        yield json.dumps({"data": task_data(record, order)}, ensure_ascii=False, sort_keys=True).encode()
 
-    Args:
-        paths: Exported files.
-        records: The records that were written as tasks, by key.
-    """
-    ...
+
+def _files(tasks: Iterable[bytes], max_bytes: int) -> Iterator[bytes]:
+    """JSON lists of tasks, as few as fit."""
+    batch: list[bytes] = []
+    size = 0
+    for task in tasks:
+        if batch and size + len(task) > max_bytes:
+            yield b"[\n" + b",\n".join(batch) + b"\n]\n"
+            batch = []
+            size = 0
+        batch.append(task)
+        size += len(task) + 2
+    if batch:
+        yield b"[\n" + b",\n".join(batch) + b"\n]\n"
+
+
+def _write(path: Path, data: bytes) -> None:
+    """Write a file that is not there yet; one with the same bytes stays, another one is refused."""
+    if path.is_symlink() or path.exists():
+        try:
+            same = read_bounded(path, len(data)) == data
+        except FileError:
+            same = False
+        if not same:
+            raise FileError(
+                f"{printable(path)}: holds something else, perhaps what people work on; name another folder"
+            )
+        return
+    write_whole(path, data)
