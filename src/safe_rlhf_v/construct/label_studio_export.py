@@ -180,12 +180,12 @@ def _values(results: list[Any], where: str, notes: list[Note]) -> dict[str, int]
     answers: dict[str, list[Any]] = {}
     for result in results:
         name = result.get("from_name") if isinstance(result, dict) else None
-        if name not in _QUESTIONS:
+        if not isinstance(name, str) or name not in _QUESTIONS:
             notes.append(Note("invalid", where, f"answers {name!r:.80}, which is not asked"))
             continue
         value = result.get("value")
         choices = value.get("choices") if isinstance(value, dict) else None
-        answers.setdefault(name, []).extend(choices if isinstance(choices, list) else [choices])
+        answers.setdefault(name, []).extend(choices if isinstance(choices, list) else [[choices]])
     values = {}
     for name, choices in answers.items():
         allowed = _QUESTIONS[name].values
