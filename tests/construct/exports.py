@@ -3,10 +3,11 @@
 import json
 from pathlib import Path
 
+from tests.shards.conftest import picture
+
 from safe_rlhf_v.construct.label_studio_export import Annotation
 from safe_rlhf_v.records import Record, Response
 from safe_rlhf_v.shards import probe
-from tests.shards.conftest import picture
 
 
 def pair(i: int, images: int = 1, **fields: object) -> Record:
@@ -16,7 +17,14 @@ def pair(i: int, images: int = 1, **fields: object) -> Record:
 
 
 def result(name: str, value: object) -> dict[str, object]:
-    return {"id": "a", "from_name": name, "to_name": "left", "type": "choices", "origin": "manual", "value": {"choices": value}}
+    return {
+        "id": "a",
+        "from_name": name,
+        "to_name": "left",
+        "type": "choices",
+        "origin": "manual",
+        "value": {"choices": value},
+    }
 
 
 def results(annotation: Annotation, order: list[int]) -> list[dict[str, object]]:
@@ -49,6 +57,8 @@ def exported(path: Path, task_files: list[Path], annotations: list[Annotation]) 
         of_task = [one for one in annotations if one.key == task["data"]["key"]]
         order = task["data"]["order"]
         entries = [entry(one, order, 100 * len(tasks) + i) for i, one in enumerate(of_task)]
-        tasks.append({"id": len(tasks) + 1, "annotations": entries, "drafts": [], "predictions": [], "meta": {}, **task})
+        tasks.append(
+            {"id": len(tasks) + 1, "annotations": entries, "drafts": [], "predictions": [], "meta": {}, **task}
+        )
     path.write_text(json.dumps(tasks))
     return path

@@ -106,6 +106,8 @@ class Handler(BaseHTTPRequestHandler):
             self.huge()
         elif behaviour == "bomb":
             self.reply(200, gzip.compress(bytes(1 << 24)), **{"Content-Encoding": "gzip"})
+        elif behaviour == "detail":
+            self.reply(400, b'{"detail": "pinned to another model"}')
         elif behaviour == "redirect":
             self.reply(307, b"", Location="/elsewhere")
         elif behaviour == "echo":

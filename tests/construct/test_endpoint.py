@@ -54,7 +54,7 @@ OUTCOMES = dict(
         ("odd_choices", "garbled"), ("no_message", "garbled"), ("number", "garbled"), ("surrogate", "garbled"),
         ("error_200", "garbled"), ("empty_body", "garbled"), ("garbage", "garbled"), ("half", "garbled"), ("deep", "garbled"),
         ("list", "garbled"), ("digits", "garbled"), ("page", "garbled"), ("bomb", "garbled"), ("huge", "too_large"),
-        ("cut", "connection"), ("cut_inside", "connection"), ("400", "rejected"), ("403", "rejected"), ("413", "rejected"),
+        ("cut", "connection"), ("cut_inside", "connection"), ("400", "rejected"), ("detail", "rejected"), ("403", "rejected"), ("413", "rejected"),
         ("redirect", "rejected"), ("422", "rejected"), ("408", "timeout"), ("429", "rate_limit"), ("500", "server_error"),
         ("503", "server_error"), ("529", "server_error"),
     ]
@@ -88,6 +88,7 @@ def test_a_reply_says_what_it_used(server):
     assert (reply.prompt_tokens, reply.completion_tokens) == (10, 3)
     unknown = one(server, "nonsense_usage")
     assert (unknown.kind, unknown.prompt_tokens, unknown.completion_tokens) == ("complete", None, None)
+    assert one(server, "detail").error == 'Error code: 400 {"detail": "pinned to another model"}'
     assert one(server, "refusal").refusal == "I cannot help with that."
     priced = endpoint(server, price_in=2.0, price_out=10.0)
     assert priced.usage(reply) == (10, 3, pytest.approx((10 * 2 + 3 * 10) / 1e6))
@@ -307,5 +308,7 @@ def test_what_is_left_to_the_endpoint_is_not_sent(server):
 def test_without_the_package_the_extra_is_named(monkeypatch):
     monkeypatch.delitem(sys.modules, "safe_rlhf_v.construct.bounded", raising=False)
     monkeypatch.setitem(sys.modules, "openai", None)
-    with pytest.raises(EndpointError, match=r"endpoints need the package openai: pip install 'safe_rlhf_v\[construct\]'"):
+    with pytest.raises(
+        EndpointError, match=r"endpoints need the package openai: pip install 'safe_rlhf_v\[construct\]'"
+    ):
         list(Endpoint("tiny", "http://127.0.0.1:9/v1").replies([]))

@@ -5,11 +5,12 @@ import json
 from xml.etree import ElementTree
 
 import pytest
+from tests.construct.exports import pair
 
 from safe_rlhf_v.construct.label_studio import QUESTIONS, labelling_config, task_data, write_tasks
 from safe_rlhf_v.records import Response, Turn
 from safe_rlhf_v.records.user_files import FileError
-from tests.construct.exports import pair
+from safe_rlhf_v.shards import probe
 
 NASTY = """<img src=x onerror="alert('1')"> & </View> {{x}} $left ]]> 'q' "q" ಠ_ಠ\n\ttab"""
 
@@ -49,8 +50,10 @@ def test_a_task_holds_the_whole_conversation_and_the_pictures_as_they_are(tmp_pa
     assert pictures == [image.data for image in record.images]
     assert "one" not in task.values() and not {"source", "truth"} & set(task), "the page would not be blind"
     (text_only,) = tasks(write_tasks([pair(2, images=0)], tmp_path / "text"))
-    assert text_only["pictures"] == []
-    assert text_only["conversation"] == "User: what is this, 2 ?"
+    assert probe(base64.b64decode(text_only["pictures"][0].partition(",")[2])).width == 1, (
+        "an empty list is never opened"
+    )
+    assert text_only["conversation"] == "(There is no picture.)\n\nUser: what is this, 2 ?"
 
 
 def test_texts_are_neither_cut_nor_changed(tmp_path):
@@ -81,7 +84,7 @@ def test_the_same_tasks_are_the_same_bytes_and_others_are_refused(tmp_path):
     for others, seed in ((records[:1], 0), (records, 5), (records[:2], 0)):
         with pytest.raises(FileError, match="name another folder"):
             write_tasks(others, tmp_path / "out", seed, max_bytes=5 * size // 2)
-    with pytest.raises(FileError, match="labelling_config.xml: holds something else"):
+    with pytest.raises(FileError, match=r"labelling_config.xml: holds something else"):
         write_tasks(records, tmp_path / "out", config=labelling_config("otherwise"), max_bytes=5 * size // 2)
     assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
 

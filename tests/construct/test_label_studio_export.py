@@ -4,11 +4,11 @@ import json
 import random
 
 import pytest
+from tests.construct.exports import entry, exported, pair, result
 
 from safe_rlhf_v.construct.label_studio import write_tasks
 from safe_rlhf_v.construct.label_studio_export import NOTE_KINDS, Annotation, read_exports
 from safe_rlhf_v.records.user_files import FileError
-from tests.construct.exports import entry, exported, pair, result
 
 RECORDS = {record.key: record for record in (pair(i, images=i % 2) for i in range(4))}
 FULL = Annotation("pair-0", "7", more_helpful=0, safer=1, safety=(-3, 2), helpfulness=(3, 0))
@@ -80,7 +80,9 @@ def test_an_annotation_without_a_value_is_no_vote(changed, found_results):
 
 def test_a_partial_annotation_counts_as_far_as_it_goes(changed):
     def keep_one(task):
-        task["annotations"][0]["result"] = [one for one in task["annotations"][0]["result"] if one["from_name"] == "safer"]
+        task["annotations"][0]["result"] = [
+            one for one in task["annotations"][0]["result"] if one["from_name"] == "safer"
+        ]
 
     export = changed(keep_one)
     assert export.annotations == (Annotation("pair-0", "7", safer=1),)
@@ -161,7 +163,8 @@ def test_columns_that_a_project_adds_do_no_harm(changed):
 
 
 @pytest.mark.parametrize(
-    ("who", "name"), [({"id": 7, "email": "a@b.c"}, "7"), (None, "annotation 0"), ({}, "annotation 0"), (True, "annotation 0")]
+    ("who", "name"),
+    [({"id": 7, "email": "a@b.c"}, "7"), (None, "annotation 0"), ({}, "annotation 0"), (True, "annotation 0")],
 )
 def test_who_made_it_is_a_number_and_no_address(changed, who, name):
     export = changed(lambda task: task["annotations"][0].update(completed_by=who))

@@ -4,12 +4,12 @@ import random
 import sys
 
 import pytest
+from tests.construct.exports import pair
 
 from safe_rlhf_v.construct.label_studio_export import Annotation
 from safe_rlhf_v.construct.people import DawidSkene, Majority, with_votes
 from safe_rlhf_v.records import PairVotes, Record, Response, Votes
 from safe_rlhf_v.shards.contradictions import contradictions
-from tests.construct.exports import pair
 
 
 def said_by(*people, key="pair-0"):
@@ -35,16 +35,27 @@ def test_every_vote_is_kept_and_most_votes_count():
 
 @pytest.mark.parametrize(
     ("choices", "label"),
-    [((0, 1), None), ((-1,), None), ((-1, -1, 0), None), ((-1, 0), None), ((1, 1, -1), 1), ((0,), 0), ((0, 0, 1, 1), None)],
+    [
+        ((0, 1), None),
+        ((-1,), None),
+        ((-1, -1, 0), None),
+        ((-1, 0), None),
+        ((1, 1, -1), 1),
+        ((0,), 0),
+        ((0, 0, 1, 1), None),
+    ],
 )
 def test_a_choice_without_most_votes_is_a_tie(choices, label):
-    (record,) = with_votes([pair(0)], said_by(*((choice, choice, (None, None), (None, None)) for choice in choices))).records
+    (record,) = with_votes(
+        [pair(0)], said_by(*((choice, choice, (None, None), (None, None)) for choice in choices))
+    ).records
     assert (record.more_helpful, record.safer) == (label, label)
     assert record.votes == PairVotes(choices, choices)
 
 
 @pytest.mark.parametrize(
-    ("levels", "level"), [((-3, -2, -1, 0, 0), -1), ((-1, 1), -1), ((3,), 3), ((0, 0, -3), 0), ((-3, 3, 2), 2), ((1, 2, 2, 3), 2)]
+    ("levels", "level"),
+    [((-3, -2, -1, 0, 0), -1), ((-1, 1), -1), ((3,), 3), ((0, 0, -3), 0), ((-3, 3, 2), 2), ((1, 2, 2, 3), 2)],
 )
 def test_a_level_is_the_median_so_that_half_the_people_can_call_it_harmful(levels, level):
     (record,) = with_votes([pair(0)], said_by(*((None, None, (one, 0), (None, None)) for one in levels))).records

@@ -247,7 +247,10 @@ class Endpoint:
             )
         except openai.APIStatusError as error:
             kind = _STATUS.get(error.status_code, "server_error" if error.status_code >= 500 else "rejected")
-            return Reply(name, kind, error=_line(error.message))
+            told = (
+                "" if " - " in error.message else error.response.text
+            )  # the package repeats messages of one form only
+            return Reply(name, kind, error=_line(f"{error.message} {told}"))
         except openai.APIConnectionError as error:
             return Reply(name, "connection", error=_line(f"{error.message} {error.__cause__ or ''}"))
         except openai.OpenAIError as error:

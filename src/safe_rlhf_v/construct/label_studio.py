@@ -27,13 +27,16 @@ HELPFULNESS_NAMES: dict[int, str] = {
 CONFIG_NAME = "labelling_config.xml"
 MAX_TASK_FILE = 100 << 20
 """Label Studio refuses uploads above 250 MB."""
-
+_NO_PICTURE = (
+    "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR42mP4DwABAQEAHLCMmQAAAABJRU5ErkJggg=="
+)
+"""One white pixel: Label Studio never opens a task whose list of pictures is empty."""
 _INSTRUCTION = (
     "Look at the picture, read the conversation, then judge both responses. Helpfulness is blind to safety: a response that "
     "gives harmful help in full is helpful. Safety is blind to helpfulness. Say so if you see no difference."
 )
 _PICK_NAMES = {"left": "the left one", "tie": "no difference", "right": "the right one"}
-_COLUMNS = "display: grid; grid-template-columns: 1fr 1fr; gap: 1.5em"
+_COLUMNS = "display: grid; grid-template-columns: repeat(2, minmax(0, 1fr)); gap: 1.5em"
 
 
 class Question(NamedTuple):
@@ -81,28 +84,41 @@ def labelling_config(
     prompt = ElementTree.SubElement(page, "View", style=_COLUMNS)
     ElementTree.SubElement(prompt, "Image", name="pictures", valueList="$pictures")
     ElementTree.SubElement(prompt, "Text", name="conversation", value="$conversation")
-    responses = ElementTree.SubElement(page, "View", style=_COLUMNS)
+    texts = ElementTree.SubElement(page, "View", style=_COLUMNS)
+    questions = ElementTree.SubElement(page, "View", style=_COLUMNS)  # below both texts, however long they are
     for side in SIDES:
-        column = ElementTree.SubElement(responses, "View")
-        ElementTree.SubElement(column, "Header", value=f"{side.capitalize()} response", size="4")
-        ElementTree.SubElement(column, "Text", name=side, value=f"${side}")
-        _choices(column, f"{side}_safety", side, "How safe is it?", _anchored(safety, "+d"))
-        _choices(column, f"{side}_helpfulness", side, "How helpful is it?", _anchored(helpfulness, "d"))
+        text = ElementTree.SubElement(texts, "View")
+        ElementTree.SubElement(text, "Header", value=f"{side.capitalize()} response", size="4")
+        ElementTree.SubElement(text, "Text", name=side, value=f"${side}")
+        column = ElementTree.SubElement(questions, "View")
+        for axis, word, anchors in (("safety", "safe", safety), ("helpfulness", "helpful", helpfulness)):
+            title = f"How {word} is the {side} response?"
+            _choices(column, f"{side}_{axis}", side, title, _anchored(anchors, signed=axis == "safety"))
     for name, title in (("safer", "Which response is safer?"), ("more_helpful", "Which response is more helpful?")):
-        _choices(page, name, "conversation", title, _PICK_NAMES)
+        _choices(page, name, "conversation", title, _PICK_NAMES, layout="inline")
     ElementTree.indent(page)
     return ElementTree.tostring(page, encoding="unicode") + "\n"
 
 
-def _anchored(anchors: Mapping[int, str], form: str) -> dict[str, str]:
+def _anchored(anchors: Mapping[int, str], signed: bool) -> dict[str, str]:
     """Value in the export to what people read, the lowest first."""
-    return {str(value): f"{format(value, form if value else 'd')}: {anchors[value]}" for value in sorted(anchors)}
+    return {
+        str(value): f"{value:+d}: {anchors[value]}" if signed and value else f"{value}: {anchors[value]}"
+        for value in sorted(anchors)
+    }
 
 
-def _choices(parent: ElementTree.Element, name: str, about: str, title: str, values: Mapping[str, str]) -> None:
+def _choices(
+    parent: ElementTree.Element, name: str, about: str, title: str, values: Mapping[str, str], layout: str = "vertical"
+) -> None:
     """A question with one answer, which must be given."""
     ElementTree.SubElement(parent, "Header", value=title, size="5")
-    attributes = {"choice": "single", "required": "true", "requiredMessage": f"Not answered yet: {title}"}
+    attributes = {
+        "choice": "single",
+        "required": "true",
+        "requiredMessage": f"Not answered yet: {title}",
+        "layout": layout,
+    }
     question = ElementTree.SubElement(parent, "Choices", {"name": name, "toName": about, **attributes})
     for value, text in values.items():
         ElementTree.SubElement(question, "Choice", value=text, alias=value)
@@ -119,7 +135,7 @@ def task_data(record: Record, order: Sequence[int]) -> dict[str, Any]:
     return {
         "key": record.key,
         "order": [left, right],
-        "pictures": [data_url(image.data) for image in record.images],
+        "pictures": [data_url(image.data) for image in record.images] or [_NO_PICTURE],
         "conversation": _conversation(record),
         "left": record.responses[left].text,
         "right": record.responses[right].text,
@@ -128,7 +144,9 @@ def task_data(record: Record, order: Sequence[int]) -> dict[str, Any]:
 
 def _conversation(record: Record) -> str:
     """The prompt as plain text, each turn with its speaker and the numbers of its pictures."""
-    parts = [f"System: {record.system}"] if record.system else []
+    parts = [] if record.images else ["(There is no picture.)"]
+    if record.system:
+        parts.append(f"System: {record.system}")
     shown_pictures = 0
     for turn in record.turns:
         numbers = range(shown_pictures + 1, shown_pictures + turn.images + 1)
