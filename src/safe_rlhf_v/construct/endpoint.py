@@ -250,7 +250,7 @@ class Endpoint:
             told = (
                 "" if " - " in error.message else error.response.text
             )  # the package repeats messages of one form only
-            return Reply(name, kind, error=_line(f"{error.message} {told}"))
+            return Reply(name, kind, error=_line(f"{error.message} {detail}"))
         except openai.APIConnectionError as error:
             return Reply(name, "connection", error=_line(f"{error.message} {error.__cause__ or ''}"))
         except openai.OpenAIError as error:
