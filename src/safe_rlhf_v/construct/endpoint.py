@@ -247,9 +247,8 @@ class Endpoint:
             )
         except openai.APIStatusError as error:
             kind = _STATUS.get(error.status_code, "server_error" if error.status_code >= 500 else "rejected")
-            told = (
-                "" if " - " in error.message else error.response.text
-            )  # the package repeats messages of one form only
+            # The package repeats messages of one form only.
+            detail = "" if " - " in error.message else error.response.text
             return Reply(name, kind, error=_line(f"{error.message} {detail}"))
         except openai.APIConnectionError as error:
             return Reply(name, "connection", error=_line(f"{error.message} {error.__cause__ or ''}"))
