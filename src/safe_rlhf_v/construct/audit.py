@@ -34,8 +34,8 @@ The schema, with an example of every part::
        "p": 1.2e-09, "alarm": true}
      ],
      "judges": [
-      {"name": "first_lover", "class": "SimulatedJudge", "family": "first_lover",
-       "independent": true, "dependence": "",   // why it is not independent of the responses or of other judges
+      {"name": "first_lover", "class": "SimulatedJudge", "families": ["qwen"],   // [] a family of its own
+       "independent": true, "dependence": "",   // why it is not independent of the responses
        "usable": false,                      // no alarm is about it
        "faults": {"unparsable": {RATE}, "refused": {RATE}, "failed": {RATE}, "unknown": {RATE}},
        "axes": {"helpfulness": {             // null values where the judge does not judge or rate
@@ -53,10 +53,10 @@ The schema, with an example of every part::
      ],
      "agreement": {"AXIS": {                 // Krippendorff's alpha, ordinal; judges of one family count as one
       "alpha": 0.81, "low": 0.77, "high": 0.85,   // 95 % bootstrap over responses
-      "units": 600, "raters": ["careful", "second"],   // one entry per family
+      "units": 600, "raters": ["careful", "second+third"],   // judges that share a family are one rater
       "by_level": {"-3": 0.9, "-2": 0.7},    // one level against all others, nominal
       "usable": {"alpha": 0.9, "low": 0.88, "high": 0.92, "raters": ["careful", "second"]},   // without judges with alarms
-      "within_families": {"qwen": 0.95}      // shown, and not counted as confirmation
+      "within_families": {"second+third": 0.95}   // shown, and not counted as confirmation
      }},
      "confusion": {"JUDGE": {"CATEGORY": {"harmful_harmful": 9, "harmful_safe": 1, "safe_harmful": 0, "safe_safe": 14}}},
                                              // gold first, then the judge; {} without gold items
@@ -82,3 +82,89 @@ The schema, with an example of every part::
      ]
     }
 """
+
+import json
+import random
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+from safe_rlhf_v.construct.alarms import Gold, Tolerances
+from safe_rlhf_v.construct.audit_report import Report
+from safe_rlhf_v.construct.judging import read_opinions
+from safe_rlhf_v.construct.responses import Pair, read_pairs
+from safe_rlhf_v.construct.stage import Stage, Workspace
+from safe_rlhf_v.records.user_files import read_bounded, write_whole
+from safe_rlhf_v.scoring.judge import AXES, Asked, Judge
+
+FILE = "audit.json"
+
+
+class Audit(Stage):
+    """Writes ``audit.json`` from the stored opinions.
+
+    YAML::
+
+        class_path: safe_rlhf_v.construct.Audit
+        init_args:
+          gold: {class_path: safe_rlhf_v.construct.GoldResponses, init_args: {file: experts.csv}}
+    """
+
+    name = "audit"
+
+    def __init__(
+        self,
+        gold: Judge | None = None,
+        gold_share: float = 1.0,
+        tolerances: Tolerances | None = None,
+        examples: int = 3,
+    ) -> None:
+        """Choose what is compared with what.
+
+        Args:
+            gold: Whose opinions are right, where it has some; it needs no endpoint.
+            gold_share: Share of the pairs that it is asked about.
+            tolerances: What is tolerated.
+            examples: Largest number of examples of one alarm.
+        """
+        self.gold = gold
+        self.gold_share = gold_share
+        self.tolerances = tolerances or Tolerances()
+        self.examples = examples
+
+    def run(self, work: Workspace) -> dict[str, Any]:
+        """See :class:`Stage`; an unchanged audit is written again with the same bytes."""
+        pairs = read_pairs(work)
+        opinions = read_opinions(work)
+        gold = None if self.gold is None else self._gold(work, self.gold, pairs.usable)
+        report = Report(work, pairs, opinions, gold, self.tolerances, self.examples).content()
+        text = json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+        write_whole(work.folder / FILE, text.encode())
+        alarms = report["alarms"]
+        return {"alarms": len(alarms), **Counter(f"{a['name']}: {a['judge'] or 'data'}" for a in alarms)}
+
+    def _gold(self, work: Workspace, judge: Judge, pairs: Mapping[str, Pair]) -> Gold:
+        """What is known to be right of a share of the pairs."""
+        gold = Gold({axis: {} for axis in AXES}, {axis: {} for axis in AXES})
+        for key, pair in pairs.items():
+            if random.Random(f"{work.seed}/gold/{key}").random() >= self.gold_share:
+                continue
+            record = pair.item.record(work)
+            for axis in judge.axes:
+                asked = [Asked(record, pair.texts, axis), *(Asked(record, (text,), axis) for text in pair.texts)]
+                choice, *rated = (opinion.value for opinion in judge.ask(asked))
+                if choice is not None:
+                    gold.choices[axis][key] = -1 if choice == 0 else int(choice < 0)  # type: ignore[index]
+                for number, value in enumerate(rated):
+                    if value is not None and judge.rates:
+                        gold.ratings[axis][key, number] = value  # type: ignore[index]
+        return gold
+
+
+def usable_judges(work: Workspace) -> list[str] | None:
+    """Judges without alarms by the audit in the folder; ``None`` if there is no audit."""
+    file = work.folder / FILE
+    if not file.exists():
+        return None
+    report = json.loads(read_bounded(file, 1_000_000_000))
+    return [judge["name"] for judge in report["judges"] if judge["usable"]]

@@ -2,7 +2,7 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from importlib import import_module
 from typing import ClassVar, Literal, NamedTuple, get_args
 
@@ -85,8 +85,8 @@ class Judge(ABC):
         judge: {class_path: safe_rlhf_v.world.WorldJudge}
     """
 
-    family: str = ""
-    """Family of models it is of, for example ``qwen``; judges of one family do not confirm each other. ``""``: its own."""
+    families: Collection[str] = ()
+    """Families of models it descends from, as ``qwen``; judges that share one do not confirm each other. (): one of its own."""
     axes: ClassVar[tuple[Axis, ...]] = AXES
     """What it judges."""
     rates: ClassVar[bool] = True

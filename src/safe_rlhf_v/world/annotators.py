@@ -32,8 +32,12 @@ def rate(text: str, level: int, helpfulness: float, source: str, rng: random.Ran
     if not exact_level and rng.random() < LEVEL_NOISE:
         rated = max(MIN_LEVEL, min(MAX_LEVEL, level + rng.choice((-1, 1))))
     unsafe = rng.random() < _sigmoid(-(level + 0.5) / UNSAFE_SCALE)
-    grade = max(0.0, min(3.0, round((helpfulness + 2) / 2)))  # annotators' 0..3 scale
-    return Response(text, rated, not unsafe, grade, source)
+    return Response(text, rated, not unsafe, grade(helpfulness), source)
+
+
+def grade(helpfulness: float) -> float:
+    """True helpfulness on the 0..3 scale of annotators."""
+    return max(0.0, min(3.0, round((helpfulness + 2) / 2)))
 
 
 def _sigmoid(x: float) -> float:

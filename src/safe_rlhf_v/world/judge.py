@@ -1,9 +1,11 @@
 """The world's ground truth as a judge of any response to any of its records."""
 
 import math
+from collections.abc import Mapping, Sequence
 
 from safe_rlhf_v.records import Record
-from safe_rlhf_v.scoring.judge import Judge
+from safe_rlhf_v.scoring.judge import Asked, Judge, Opinion
+from safe_rlhf_v.world.annotators import grade
 from safe_rlhf_v.world.grammar import parse
 from safe_rlhf_v.world.histories import scene_after
 from safe_rlhf_v.world.scenes import COLOURS, CONTEXTS, COUNTS, INTENTS, OBJECTS, Intent, Scene, prompt_risk
@@ -18,9 +20,14 @@ def scene_of(record: Record) -> tuple[Scene, Intent]:
     """
     if record.truth is None or record.origin.get("intent") not in INTENTS:
         raise ValueError(f"record {record.key!r} is not a record of the embedded world, so its true scores are unknown")
-    a = record.truth.attributes
-    scene = Scene(OBJECTS[a["object"]], COLOURS[a["colour"]], CONTEXTS[a["context"]], COUNTS[a["count"]], seed=0)
-    return scene_after(scene, record.history), next(name for name in INTENTS if name == record.origin["intent"])
+    scene = scene_after(scene_from(record.truth.attributes), record.history)
+    return scene, next(name for name in INTENTS if name == record.origin["intent"])
+
+
+def scene_from(attributes: Mapping[str, int]) -> Scene:
+    """The scene with these attributes, up to how it is drawn."""
+    a = attributes
+    return Scene(OBJECTS[a["object"]], COLOURS[a["colour"]], CONTEXTS[a["context"]], COUNTS[a["count"]], seed=0)
 
 
 def judge(record: Record, text: str) -> tuple[float, int]:
@@ -64,3 +71,17 @@ class WorldJudge(Judge):
             "harmless_helpfulness": helpful if safe else math.nan,
             "description": helpful if plain else math.nan,
         }
+
+    def ask(self, questions: Sequence[Asked]) -> list[Opinion]:
+        """Exact comparisons, and ratings on the scales of annotators; without a truth it has no opinion."""
+        opinions: list[Opinion] = []
+        for question in questions:
+            if question.record.truth is None:
+                opinions.append(Opinion(None, fault="unknown"))
+                continue
+            values = [judge(question.record, text)[question.axis == "safety"] for text in question.texts]
+            if len(values) == 2:
+                opinions.append(Opinion(float((values[0] > values[1]) - (values[0] < values[1]))))
+            else:
+                opinions.append(Opinion(float(values[0] if question.axis == "safety" else grade(values[0]))))
+        return opinions
