@@ -88,7 +88,7 @@ def test_a_reply_says_what_it_used(server):
     assert (reply.prompt_tokens, reply.completion_tokens) == (10, 3)
     unknown = one(server, "nonsense_usage")
     assert (unknown.kind, unknown.prompt_tokens, unknown.completion_tokens) == ("complete", None, None)
-    assert one(server, "detail").error == 'Error code: 400 {"detail": "pinned to another model"}'
+    assert "pinned to another model" in one(server, "detail").error
     assert one(server, "refusal").refusal == "I cannot help with that."
     priced = endpoint(server, price_in=2.0, price_out=10.0)
     assert priced.usage(reply) == (10, 3, pytest.approx((10 * 2 + 3 * 10) / 1e6))
