@@ -48,7 +48,8 @@ class ShardDataModule(LightningDataModule):
             test_splits: Splits for testing, each with its own loader.
             batch_size: Records per device and training step.
             eval_batch_size: Records per device and evaluation step; ``None`` is ``batch_size``.
-            num_workers: Number of worker processes for reading and decoding; 0 is best on two cores.
+            num_workers: Number of worker processes for reading and decoding; with 0 the main process reads, and decodes large
+                pictures in several threads.
             seed: Seed of the training order.
             max_samples: Train on this many samples only; a smaller subset is part of a larger one.
             categories: Train on these harm categories only; prompts without category, or with an unknown one, are left out.

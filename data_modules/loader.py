@@ -1,17 +1,22 @@
 """A loader with an exact length and a position that can be restored."""
 
 import logging
+import os
 from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from safe_rlhf_v.data_modules.plan import Plan, Position
 from safe_rlhf_v.data_modules.source import Source
+from safe_rlhf_v.data_modules.transfer import Arrived, Packed, SharedBlock, SharedBlocks
 from safe_rlhf_v.records.batches import SupervisedBatch
 
 log = logging.getLogger(__name__)
+THREADS = min(4, os.cpu_count() or 1)
+"""Threads that decode in a process without workers; more of them would wait for the interpreter."""
 
 
 class TooManyBadSamples(RuntimeError):
@@ -48,6 +53,7 @@ class PlannedLoader(ResumableLoader):
         persistent: bool = False,
         start_method: str | None = None,
         max_bad_in_a_row: int = 100,
+        threads: int = THREADS,
     ) -> None:
         """Create the loader.
 
@@ -58,6 +64,7 @@ class PlannedLoader(ResumableLoader):
             persistent: Keep the workers between passes.
             start_method: ``fork``, ``spawn`` or ``forkserver``; ``None`` is the platform's default.
             max_bad_in_a_row: Stop after this many broken samples without a good one between.
+            threads: Number of threads that decode where there are no worker processes.
         """
         self.plan = plan
         self.position = Position(0, 0)
@@ -66,7 +73,7 @@ class PlannedLoader(ResumableLoader):
         self._max_bad = max_bad_in_a_row
         self._numbers: list[list[int]] = []
         self._loader: DataLoader[Any] = DataLoader(
-            _Batches(source),
+            _Batches(source, threads),
             sampler=_Numbers(self._numbers),
             batch_size=None,
             collate_fn=_unchanged,  # the default would turn every tuple of a batch into a list
@@ -96,7 +103,13 @@ class PlannedLoader(ResumableLoader):
 
     def _checked(self, advance: bool = False) -> Iterator[Any]:
         """Batches as loaded, their broken samples counted and named."""
-        for batch, problems in self._loader:
+        shared: dict[tuple[int, int], Tensor] = {}
+        for loaded, problems in self._loader:
+            batch = loaded
+            if isinstance(loaded, Arrived):
+                shared[loaded.origin] = loaded.shared  # so that a block is not mapped anew when it comes again
+                batch = loaded.batch()
+                del loaded
             for problem in problems:
                 self._count(problem)
             if isinstance(batch, SupervisedBatch):
@@ -133,13 +146,27 @@ def _unchanged(batch: Any) -> Any:
 
 
 class _Batches(Dataset[Any]):
-    """The source as the inner loader's data set: an item is a batch of numbers."""
+    """The source as the inner loader's data set: an item is a batch of numbers.
 
-    def __init__(self, source: Source) -> None:
+    A worker process decodes in one thread, because there are as many workers as the user wants to be busy; without workers the
+    processors are idle meanwhile, and several threads decode.
+    """
+
+    def __init__(self, source: Source, threads: int) -> None:
         self.source = source
+        self.threads = threads
+        self.blocks: SharedBlocks | None = None
 
-    def __getitem__(self, batch: list[int]) -> Any:
-        return self.source[batch]
+    def __getitem__(self, batch: list[int]) -> tuple[Any, list[str]]:
+        worker = get_worker_info()
+        if worker is None:
+            collated, problems, _ = self.source.load(batch, threads=self.threads)
+            return collated, problems
+        if self.blocks is None:
+            self.blocks = SharedBlocks()
+        collated, problems, block = self.source.load(batch, allocate=self.blocks)
+        assert isinstance(block, SharedBlock)
+        return Packed(collated, block, worker.id), problems
 
 
 class _Numbers:

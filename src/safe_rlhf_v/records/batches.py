@@ -5,7 +5,7 @@ Labels are tensors. B rows (prompts), K responses per row (2 for preference pair
 Unknown labels are -1 for indices and booleans, ``UNKNOWN_LEVEL`` for levels, NaN for floats.
 """
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Any, Literal, NamedTuple, Self, TypeVar
 
 import torch
@@ -321,16 +321,23 @@ def without_order(batch: PreferenceBatch, same: Tensor) -> PreferenceBatch:
 
 def to_device(value: Moved, device: torch.device) -> Moved:
     """Move every tensor in nested tuples and dicts; strings and numbers stay."""
-    moved: Moved = _moved(value, device)
+    moved: Moved = exchanged(value, Tensor, lambda tensor: tensor.to(device, non_blocking=True))
     return moved
 
 
-def _moved(value: Any, device: torch.device) -> Any:
-    if isinstance(value, Tensor):
-        return value.to(device, non_blocking=True)
+def exchanged(value: Any, kind: type | tuple[type, ...], change: Callable[[Any], Any]) -> Any:
+    """Nested tuples and dicts with every leaf of some types replaced; what is of another type stays.
+
+    Args:
+        value: The nested value.
+        kind: The type, or several.
+        change: Gives the replacement of a leaf.
+    """
+    if isinstance(value, kind):
+        return change(value)
     if isinstance(value, dict):
-        return {name: _moved(part, device) for name, part in value.items()}
+        return {name: exchanged(part, kind, change) for name, part in value.items()}
     if isinstance(value, tuple):
-        parts = [_moved(part, device) for part in value]
+        parts = [exchanged(part, kind, change) for part in value]
         return type(value)(*parts) if hasattr(value, "_fields") else tuple(parts)
     return value

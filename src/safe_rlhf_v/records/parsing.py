@@ -46,11 +46,12 @@ def parse_json(text: bytes, key: str, limit: int = MAX_JSON_BYTES) -> dict[str, 
         raise RecordError(key, "json", f"{name} is not allowed")
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        names = [name for name, _ in pairs]
-        if len(set(names)) < len(names):
+        body = dict(pairs)
+        if len(body) < len(pairs):
+            names = [name for name, _ in pairs]
             duplicate = next(name for name in names if names.count(name) > 1)
             raise RecordError(key, duplicate, "occurs twice in one JSON object")
-        return dict(pairs)
+        return body
 
     if len(text) > limit:
         raise RecordError(key, "json", f"{len(text)} bytes, the limit is {limit}")

@@ -7,7 +7,7 @@ training differ only in the fields they use. Records validate themselves; messag
 import dataclasses
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -180,23 +180,26 @@ def _record(fields: Fields, images: tuple[bytes, ...]) -> Record:
         safety_tie=fields.take("safety_tie", bool),
         origin=dict(fields.take("origin", dict)),
         truth=parse_truth(fields),
+        **(_newer_fields(fields) if schema >= 3 else {}),
     )
-    if schema >= 3:
-        record = _with_newer_fields(record, fields)
     fields.done()
     return record
 
 
-def _with_newer_fields(record: Record, fields: Fields) -> Record:
-    """The record with the fields that only schema 3 has; one that is absent has its default."""
-    values: dict[str, Callable[[], Any]] = {
-        "system": lambda: fields.take("system", str),
-        "history": lambda: parse_turns(fields, "history"),
-        "prompt_safety": lambda: fields.take("prompt_safety", int, optional=True),
-        "helpfulness_tie": lambda: fields.take("helpfulness_tie", bool),
-        "votes": lambda: parse_pair_votes(fields),
-    }
-    return dataclasses.replace(record, **{name: value() for name, value in values.items() if name in fields.body})
+def _newer_fields(fields: Fields) -> dict[str, Any]:
+    """The fields that only schema 3 has; one that is absent has its default."""
+    values: dict[str, Any] = {}
+    if "system" in fields.body:
+        values["system"] = fields.take("system", str)
+    if "history" in fields.body:
+        values["history"] = parse_turns(fields, "history")
+    if "prompt_safety" in fields.body:
+        values["prompt_safety"] = fields.take("prompt_safety", int, optional=True)
+    if "helpfulness_tie" in fields.body:
+        values["helpfulness_tie"] = fields.take("helpfulness_tie", bool)
+    if "votes" in fields.body:
+        values["votes"] = parse_pair_votes(fields)
+    return values
 
 
 def _category(fields: Fields) -> tuple[str, ...] | None:

@@ -14,7 +14,8 @@ import io
 import re
 import struct
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +32,9 @@ MAX_FRAMES = 64
 _SUFFIX = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp"}
 _EXIF = re.compile(rb"(\xff\xe1..)Exif\0\0", re.DOTALL)
 _UNREAD = b"exif\0\0"
+_EXTRAS = re.compile(
+    rb"Exif\0\0|MPF\0"
+)  # tags, or further pictures with tags of their own behind the first one's pixels
 
 
 class ImageError(ValueError):
@@ -47,18 +51,8 @@ def load_rgb(data: bytes, *, max_pixels: int = MAX_PIXELS) -> tuple[PILImage.Ima
     Raises:
         ImageError: If the bytes are not a complete, acceptable image, or are an animation.
     """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # our own, lower limits follow
-            picture = _open(data)
-            count = _count(picture)
-            if count > 1 and picture.format != "MPO":
-                raise ImageError(
-                    f"an animation of {count} pictures; a record holds still pictures: save one frame as a still picture"
-                )
-            return next(_frames(picture, 1, max_pixels)), _SUFFIX[str(picture.format)]
-    except Exception as error:
-        raise _refusal(error) from None
+    with without_warnings():
+        return _load_rgb(data, max_pixels)
 
 
 def load_frames(
@@ -75,15 +69,15 @@ def load_frames(
         ImageError: If one of them cannot be decoded completely, or there are too many.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with without_warnings():
             picture = _open(source) if isinstance(source, bytes) else source
             count = _count(picture)
             if count > max_frames:
                 raise ImageError(f"{count} pictures in one file, the limit is {max_frames}")
             at = picture.tell() if count > 1 else 0
             try:
-                return list(_frames(picture, count, max_pixels))
+                frames = _frames(picture, count, max_pixels)
+                return [frame.copy() if frame is picture else frame for frame in frames]
             finally:
                 if count > 1:
                     picture.seek(at)
@@ -106,27 +100,75 @@ def probe(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Image:
     return Image(data, suffix, pixel_id(picture), hashlib.sha256(data).hexdigest(), picture.width, picture.height)
 
 
-def decode(data: bytes, *, max_pixels: int = MAX_PIXELS, size: int | None = None) -> NDArray[np.uint8]:
+Allocate = Callable[[tuple[int, int, int]], NDArray[np.uint8]]
+"""Gives an array of a shape, of any content."""
+
+
+def new_array(shape: tuple[int, int, int]) -> NDArray[np.uint8]:
+    """An array of its own."""
+    return np.empty(shape, dtype=np.uint8)
+
+
+def decode(
+    data: bytes, *, max_pixels: int = MAX_PIXELS, size: int | None = None, allocate: Allocate = new_array
+) -> NDArray[np.uint8]:
     """(H, W, 3) uint8 pixels.
+
+    Several threads may decode at the same time within one :func:`without_warnings`: Pillow releases the interpreter meanwhile.
 
     Args:
         data: Encoded image.
         max_pixels: Refuse larger pictures before decoding.
         size: Scale the longer side to this number of pixels; ``None`` keeps the size. Nothing is cropped, because the part
             cropped away could be the harmful one.
+        allocate: Gives the array that is filled, once the picture is known to be complete.
 
     Raises:
         ImageError: See :func:`load_rgb`.
     """
-    picture, _ = load_rgb(data, max_pixels=max_pixels)
-    if size is not None and max(picture.size) != size:
-        scale = size / max(picture.size)
-        width, height = (max(1, round(side * scale)) for side in picture.size)
-        picture = picture.resize((width, height), PILImage.Resampling.BICUBIC)
-    return np.array(picture, dtype=np.uint8)
+    picture, _ = _load_rgb(data, max_pixels)
+    target = scaled(*picture.size, size)
+    if target != picture.size:
+        picture = picture.resize(target, PILImage.Resampling.BICUBIC)
+    pixels = allocate((picture.height, picture.width, 3))
+    pixels[...] = np.asarray(picture)
+    return pixels
+
+
+def scaled(width: int, height: int, size: int | None) -> tuple[int, int]:
+    """Width and height with the longer side scaled to ``size`` pixels; unchanged if ``size`` is ``None``."""
+    if size is None or max(width, height) == size:
+        return width, height
+    scale = size / max(width, height)
+    return max(1, round(width * scale)), max(1, round(height * scale))
+
+
+@contextmanager
+def without_warnings() -> Iterator[None]:
+    """A context without Pillow's warnings, because our own, lower limits are errors.
+
+    The interpreter has one list of filters for all threads: enter it once around them, never inside of one.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 # --- opening and checking files -----------------------------------------------------------------------------------------
+
+
+def _load_rgb(data: bytes, max_pixels: int) -> tuple[PILImage.Image, str]:
+    """See :func:`load_rgb`; Pillow may warn."""
+    try:
+        picture = _open(data)
+        count = _count(picture)
+        if count > 1 and picture.format != "MPO":
+            raise ImageError(
+                f"an animation of {count} pictures; a record holds still pictures: save one frame as a still picture"
+            )
+        return next(_frames(picture, 1, max_pixels)), _SUFFIX[str(picture.format)]
+    except Exception as error:
+        raise _refusal(error) from None
 
 
 def _open(data: bytes) -> PILImage.Image:
@@ -141,7 +183,7 @@ def _open(data: bytes) -> PILImage.Image:
         raise ImageError(
             "PIL.ImageFile.LOAD_TRUNCATED_IMAGES is set, so a truncated picture would pass; set it to False"
         )
-    if data.startswith(b"\xff\xd8"):
+    if data.startswith(b"\xff\xd8") and _EXTRAS.search(data, 0, _scan_start(data)):
         data = _EXIF.sub(rb"\1" + _UNREAD, data)  # otherwise Pillow reads all EXIF tags and may fail on any of them
     picture = PILImage.open(io.BytesIO(data), formats=("JPEG", "PNG", "WEBP"))
     if picture.format == "PNG":
@@ -149,6 +191,16 @@ def _open(data: bytes) -> PILImage.Image:
         if animated and _count(picture) not in (animated, animated + 1):  # one more with the hidden default picture
             raise ImageError("an animated PNG that states another number of pictures than it holds")
     return picture
+
+
+def _scan_start(data: bytes) -> int:
+    """First byte of a JPEG's pixels: of the marker SOS (ITU-T T.81, B.1.1); the end of the data if its header is unusual."""
+    at = 2
+    while at + 4 <= len(data) and data[at] == 0xFF and 0xC0 <= data[at + 1] < 0xFF:
+        if data[at + 1] == 0xDA:
+            return at
+        at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+    return len(data)
 
 
 def _count(picture: PILImage.Image) -> int:

@@ -8,9 +8,11 @@ each byte of a picture or label is verified when it is read, and only bytes that
 import hashlib
 import io
 import re
+import struct
 import tarfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -59,31 +61,68 @@ class Member:
 
     __slots__ = ("header", "key", "number", "offset", "size", "suffix")
 
-    def __init__(self, info: tarfile.TarInfo, shard: str) -> None:
-        """Read a tar header.
+    def __init__(self, name: str, size: int, header: int, offset: int, shard: str) -> None:
+        """Check name and size.
 
         Args:
-            info: The header.
+            name: Its name in the tar file.
+            size: Number of bytes that its header claims.
+            header: Position of its header.
+            offset: Position of its first byte.
             shard: Name of the shard, for messages.
 
         Raises:
-            ShardError: If the member is not a plain file with an allowed name and size.
+            ShardError: If they are not allowed.
         """
-        match = MEMBER.fullmatch(info.name)
-        if not info.isreg() or match is None:
-            raise ShardError(
-                f"{shard}: member {info.name!r:.140} is not a plain KEY.json, KEY.jpg, KEY.png or KEY.webp file"
-            )
-        if not 0 <= info.size <= MAX_MEMBER_BYTES:
-            raise ShardError(
-                f"{shard}: member {info.name!r:.140} claims {info.size} bytes, the limit is {MAX_MEMBER_BYTES}"
-            )
+        match = MEMBER.fullmatch(name)
+        if match is None:
+            raise _not_plain(name, shard)
+        if not 0 <= size <= MAX_MEMBER_BYTES:
+            raise ShardError(f"{shard}: member {name!r:.140} claims {size} bytes, the limit is {MAX_MEMBER_BYTES}")
         self.key = match["key"]
         self.suffix = match["suffix"]
         self.number = None if self.suffix == "json" else int(match["number"] or 0)
-        self.header = info.offset
-        self.offset = info.offset_data
-        self.size = info.size
+        self.header = header
+        self.offset = offset
+        self.size = size
+
+    @classmethod
+    def at(cls, data: bytes, header: int, shard: str, *, verified: bool) -> Self:
+        """The member whose header stands at a position (POSIX.1-1988 ustar, as the writer makes it).
+
+        Args:
+            data: Bytes of a sample.
+            header: Position of the header.
+            shard: Name of the shard, for messages.
+            verified: Whether a hash of these bytes was checked, so that the checksum need not be.
+
+        Raises:
+            ShardError: If the header is damaged, or not of a plain file with an allowed name and size.
+        """
+        block = data[header : header + tarfile.BLOCKSIZE]
+        name, size, checksum, kind, prefix = _HEADER.unpack(block)
+        try:
+            text = name.partition(b"\0")[0].decode()
+            if not verified and sum(block) - sum(checksum) + 8 * ord(" ") != _octal(checksum):
+                raise ValueError("bad checksum")
+            length = _octal(size)
+        except ValueError as error:
+            raise ShardError(f"{shard}: damaged member header ({error})") from None
+        if kind not in (tarfile.REGTYPE, tarfile.AREGTYPE) or prefix[0]:
+            raise _not_plain(text, shard)
+        return cls(text, length, header, header + tarfile.BLOCKSIZE, shard)
+
+
+_HEADER = struct.Struct("100s 24x 12s 12x 8s 1s 188x 155s 12x")
+"""Name, size, checksum, type and prefix of the name in a tar header."""
+
+
+def _octal(field: bytes) -> int:
+    return int(field.strip(b" \0") or b"0", 8)
+
+
+def _not_plain(name: str, shard: str) -> ShardError:
+    return ShardError(f"{shard}: member {name!r:.140} is not a plain KEY.json, KEY.jpg, KEY.png or KEY.webp file")
 
 
 def scan_shard(path: Path) -> list[list[Member]]:
@@ -97,7 +136,9 @@ def scan_shard(path: Path) -> list[list[Member]]:
     try:
         with tarfile.open(path, "r:") as tar:
             for info in tar:
-                member = Member(info, path.name)
+                if not info.isreg():
+                    raise _not_plain(info.name, path.name)
+                member = Member(info.name, info.size, info.offset, info.offset_data, path.name)
                 if samples and samples[-1][0].key == member.key:
                     samples[-1].append(member)
                 elif member.key in seen:

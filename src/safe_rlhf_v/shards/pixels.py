@@ -19,7 +19,7 @@ _TRANSPOSE = {
 
 
 def to_rgb(picture: PILImage.Image, exif: object = None) -> PILImage.Image:
-    """A loaded picture of any mode as upright RGB.
+    """A loaded picture of any mode as upright RGB; one that is so already is given back itself.
 
     Transparent pixels are blended with white. Modes without a fixed range are scaled by their values: ``F`` within 0..1 by
     255; ``I`` and ``F`` are not scaled within 0..255, and taken as 16-bit values within 0..65535. ``I;16`` always has 16 bits.
@@ -76,7 +76,7 @@ def _colours(picture: PILImage.Image) -> PILImage.Image:
         rgba = picture.convert("RGBA")
         white = PILImage.new("RGBA", rgba.size, (255, 255, 255, 255))
         return PILImage.alpha_composite(white, rgba).convert("RGB")
-    return picture.convert("RGB")
+    return picture if picture.mode == "RGB" else picture.convert("RGB")
 
 
 def _deep(picture: PILImage.Image) -> PILImage.Image:

@@ -54,6 +54,7 @@ class ShardedSplit:
         if len(self.index) != info.samples:
             raise ShardError(f"{path}: {len(self.index)} rows, the manifest states {info.samples} samples")
         self._digests = "digest" in (self.index.dtype.names or ())
+        self._paths = tuple(str(self.root / file) for file in self.files)
         self._handles: dict[int, int] = {}
 
     def __len__(self) -> int:
@@ -84,21 +85,21 @@ class ShardedSplit:
         Raises:
             ShardError: Naming shard and key (and field, for a record that breaks the schema).
         """
-        entry = self.index[row]
-        shard = int(entry["shard"])
+        shard, offset, length, members, *_, digest = self.index[row].item()
         try:
-            data = os.pread(self._handle(shard), int(entry["length"]), int(entry["offset"]))
+            data = os.pread(self._handle(shard), length, offset)
         except (OSError, MemoryError) as error:
-            raise ShardError(f"{self.root / self.files[shard]}: cannot be read ({error})") from None
-        digest = entry["digest"].tobytes() if self._digests else None
-        record = parse_sample(data, int(entry["members"]), self.files[shard], digest, self.manifest.taxonomy)
+            raise ShardError(f"{self._paths[shard]}: cannot be read ({error})") from None
+        record = parse_sample(
+            data, members, self.files[shard], digest if self._digests else None, self.manifest.taxonomy
+        )
         if record.category is None and self.manifest.null_is_harmless:
             return replace(record, category=())
         return record
 
     def file_of(self, row: int) -> str:
         """Path of the shard that holds a record, for messages."""
-        return str(self.root / self.files[int(self.index[row]["shard"])])
+        return self._paths[int(self.index["shard"][row])]
 
     def _handle(self, shard: int) -> int:
         """A file descriptor of this process for a shard."""
@@ -139,14 +140,8 @@ def parse_sample(
     sample: list[Member] = []
     position = 0
     while position + 512 <= len(data) and len(sample) < members:
-        try:
-            info = tarfile.TarInfo.frombuf(data[position : position + 512], "utf-8", "strict")
-        except (tarfile.TarError, ValueError) as error:
-            raise ShardError(f"{shard}: damaged member header ({type(error).__name__}: {error})") from None
-        info.offset = position
-        info.offset_data = position + 512
-        sample.append(Member(info, shard))
-        position += 512 + -(-info.size // 512) * 512
+        sample.append(Member.at(data, position, shard, verified=digest is not None))
+        position += 512 + -(-sample[-1].size // 512) * 512
     if len(sample) != members or sample[-1].offset + sample[-1].size > len(data):
         raise ShardError(f"{shard}: sample {sample[0].key if sample else '?'!r} is cut off")
     if len({member.key for member in sample}) > 1:
