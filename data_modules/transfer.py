@@ -189,13 +189,13 @@ class Arrived:
     def batch(self) -> Any:
         """The batch; its pictures are views of the block."""
 
-        def whole(part: Place | NDArray[Any]) -> Tensor:
+        def restored(part: Place | NDArray[Any]) -> Tensor:
             if isinstance(part, Place):
                 end = part.offset + int(np.prod(part.shape))
                 return torch.from_numpy(self._holder[part.offset : end].reshape(part.shape))
             return torch.from_numpy(part)
 
-        return exchanged(self._layout, (Place, np.ndarray), whole)
+        return exchanged(self._layout, (Place, np.ndarray), restored)
 
 
 def _free(shared: Tensor) -> None:

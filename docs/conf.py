@@ -73,6 +73,7 @@ ROOMS = {  # in the order of the reference, with what a page begins with
     "ingest": "Tables and folders of images into shards.",
     "functional": "Pure functions with shapes.",
     "world": "The embedded world.",
+    "reports": "HTML reports that need nothing else: building blocks, pages, and the audit of a data set.",
     "testing": "Contract tests for classes of your own.",
     "commands": "The functions behind the commands.",
     "demo": "The commands that run the others on the embedded world.",

@@ -25,6 +25,7 @@ ROOMS = (
     "testing",  # contract tests for classes of others
     "models",
     "ingest",
+    "reports",  # pages for people; of shards it uses the decoder of untrusted pictures
     "shards",
     "records",
     "functional",

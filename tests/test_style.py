@@ -111,6 +111,7 @@ def test_every_definition_is_used() -> None:
     """A public function, class or constant is used by the library, its tools or its documentation, not by tests alone."""
     texts = [path.read_text() for path in FILES]
     for folder, pattern in (
+        ("src/safe_rlhf_v/reports", "*.html"),
         ("configs", "*.yaml"),
         ("benchmarks", "*.py"),
         ("examples", "*.py"),

@@ -1,0 +1,112 @@
+"""Positions are inside the drawing and numbers readable, whatever the values are."""
+
+import itertools
+import math
+
+import pytest
+
+from safe_rlhf_v.reports import charts
+from safe_rlhf_v.reports.blocks import Bar, Bars, Confusion, Histogram, Point, Scatter, Section
+from safe_rlhf_v.reports.page import Page, render
+
+ODD = [0.0, -0.0, 1e-320, -1e308, 1e308, math.inf, -math.inf, math.nan, 0.1, 5]
+
+
+@pytest.mark.parametrize(
+    ("value", "unit", "text"),
+    [
+        (0.1234, "share", "12.3 %"),
+        (0.5, "share", "50 %"),
+        (-0.25, "share", "−25 %"),
+        (1234567, "count", "1,234,567"),
+        (12.6, "count", "13"),
+        (0.123456, "", "0.123"),
+        (1e300, "", "1e+300"),
+        (None, "share", "–"),
+        (math.nan, "", "–"),
+        (math.inf, "count", "∞"),
+        (-math.inf, "share", "−∞"),
+        ("as it is", "share", "as it is"),
+        (True, "", "1"),
+    ],
+)
+def test_numbers_as_people_write_them(value, unit, text):
+    assert charts.number(value, unit) == text
+
+
+@pytest.mark.parametrize("low", [-1e308, -3.0, 0.0, 0.999])
+@pytest.mark.parametrize("high", [-3.0, 0.0, 1e-320, 1.0, 7.3, 1e308])
+def test_ticks_rise_within_the_range(low, high):
+    values = charts.ticks(low, high)
+    assert 1 <= len(values) <= 11
+    if low < high:
+        assert values == sorted(set(values))
+        slack = 1e-8 * (high / 2 - low / 2)
+        assert low - slack <= values[0] and values[-1] <= high + slack
+
+
+def test_ticks_are_round():
+    assert charts.ticks(0, 1) == [0, 0.2, 0.4, 0.6, 0.8, 1]
+    assert charts.ticks(-3, 3) == [-2, 0, 2]
+    assert charts.ticks(0, 1234) == [0, 250, 500, 750, 1000]
+
+
+def test_bars_begin_at_zero_and_carry_their_interval():
+    chart = Bars("c", [Bar("a", 0.5, 0.25, 0.75), Bar("b", -0.5)], start=-1, end=1, reference=0)
+    assert charts.bar_shape(chart.bars[0], chart) == (50, 25, 62.5, 87.5, 50)
+    assert charts.bar_shape(chart.bars[1], chart) == (25, 25, None, None, 50)
+
+
+@pytest.mark.parametrize("value", ODD)
+def test_every_position_is_inside_the_drawing(value):
+    bars = Bars("c", [Bar("a", value, value, value)], start=-1, end=None, reference=value)
+    for position in charts.bar_shape(bars.bars[0], bars):
+        assert position is None or 0 <= position <= 100
+    for x, y, width, height, _ in charts.histogram(Histogram("c", [0, 1, 2], [value, 3])).marks:
+        assert x >= 0 and x + width <= charts.WIDTH and y >= 0 and height >= 0 and y + height <= charts.HEIGHT
+    for other in ODD:
+        points = [Point(value, other), Point(other, value), Point(1, 2)]
+        drawing = charts.scatter(Scatter("c", "x", "y", points))
+        assert len(drawing.marks) + drawing.left == 3
+        for x, y, *_ in drawing.marks:
+            assert 0 <= x <= charts.WIDTH and 0 <= y <= charts.HEIGHT
+    shares = charts.shares([[value, 1], [0, 0]])
+    assert all(0 <= share <= 1 for row in shares for share in row)
+
+
+@pytest.mark.parametrize("value", ODD)
+def test_odd_values_are_rendered(value):
+    blocks = [
+        Bars("c", [Bar("a", value, value, None)], end=None),
+        Histogram("c", [value, 1], [value]),
+        Confusion("c", "r", "c", ["a"], ["b"], [[value]]),
+        Scatter("c", "x", "y", [Point(value, value)]),
+    ]
+    assert "nan" not in render(Page("t", "s", [Section("x", blocks=blocks)]))
+
+
+def test_empty_charts_are_rendered():
+    blocks = [
+        Bars("c", [], end=None),
+        Histogram("c", [], []),
+        Confusion("c", "r", "c", [], [], []),
+        Scatter("c", "", "", []),
+    ]
+    render(Page("t", "s", [Section("x", blocks=blocks)]))
+
+
+def test_of_very_many_points_some_are_drawn_and_the_rest_is_counted():
+    drawing = charts.scatter(Scatter("c", "x", "y", [Point(i, i) for i in range(10_001)]))
+    assert len(drawing.marks) <= charts.MAX_POINTS
+    assert len(drawing.marks) + drawing.left == 10_001
+
+
+def test_labels_of_points_that_coincide_stand_below_each_other_while_they_are_near():
+    points = [Point(0.1, 0.9, str(i)) for i in range(9)] + [Point(0.9, 0.9, "right")]
+    heights = [height for *_, height in charts.scatter(Scatter("c", "x", "y", points)).marks]
+    written = [height for height in heights[:9] if height is not None]
+    assert 2 <= len(written) < 9
+    assert all(low + charts.LINE <= high for low, high in itertools.pairwise(written))
+    assert heights[9] == written[0]
+    low = [Point(0.1, 0.0, str(i)) for i in range(3)]
+    assert None in [height for *_, height in charts.scatter(Scatter("c", "x", "y", low)).marks]
