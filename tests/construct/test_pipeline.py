@@ -56,6 +56,12 @@ def test_the_records_hold_labels_votes_and_truth(finished: Path) -> None:
     assert "CC0-1.0" in (finished / "card.md").read_text()
 
 
+def test_the_audit_is_a_page_for_people_too(finished: Path) -> None:
+    page = (finished / "audit.html").read_text()
+    assert page.startswith("<!doctype html>") and "Audit of" in page
+    assert "Picture cannot be shown" not in page
+
+
 def test_the_audit_has_the_parts_that_its_schema_names(finished: Path) -> None:
     report = json.loads((finished / "audit.json").read_bytes())
     assert report["format"] == "safe_rlhf_v.audit" and report["version"] == 1 and report["synthetic"]
@@ -93,6 +99,7 @@ FILES = (
     "grounding.jsonl",
     "judgements.jsonl",
     "audit.json",
+    "audit.html",
     "people.json",
     "shards.json",
     "card.md",

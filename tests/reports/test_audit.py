@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image as PILImage
 
+from safe_rlhf_v.construct import alarms
 from safe_rlhf_v.reports.audit import audit_page
 from safe_rlhf_v.reports.audit_words import ALARMS, explain
 from safe_rlhf_v.reports.page import render
@@ -192,6 +193,7 @@ def test_the_audit_survives_json(folder: Path) -> None:
 
 
 def test_every_alarm_has_plain_words() -> None:
+    assert set(alarms.ALARMS) <= set(ALARMS)
     assert all(words.title and words.meaning and words.action for words in ALARMS.values())
     assert explain("leak") == ALARMS["leaking"]
     assert explain("something_new").title == "Something new"

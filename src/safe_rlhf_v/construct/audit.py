@@ -95,13 +95,16 @@ from safe_rlhf_v.construct.judging import read_opinions
 from safe_rlhf_v.construct.responses import Pair, read_pairs
 from safe_rlhf_v.construct.stage import Stage, Workspace
 from safe_rlhf_v.records.user_files import read_bounded, write_whole
+from safe_rlhf_v.reports.audit import audit_page
+from safe_rlhf_v.reports.page import write
 from safe_rlhf_v.scoring.judge import AXES, Asked, Judge
 
 FILE = "audit.json"
+PAGE = "audit.html"
 
 
 class Audit(Stage):
-    """Writes ``audit.json`` from the stored opinions.
+    """Writes ``audit.json``, and ``audit.html`` for people, from the stored opinions.
 
     YAML::
 
@@ -140,6 +143,7 @@ class Audit(Stage):
         report = Report(work, pairs, opinions, gold, self.tolerances, self.examples).content()
         text = json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
         write_whole(work.folder / FILE, text.encode())
+        write(audit_page(report, work.folder), work.folder / PAGE)
         alarms = report["alarms"]
         return {"alarms": len(alarms), **Counter(f"{a['name']}: {a['judge'] or 'data'}" for a in alarms)}
 
