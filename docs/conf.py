@@ -49,6 +49,7 @@ nitpick_ignore: list[tuple[str, str]] = []
 nitpick_ignore_regex = [
     (r"py:.*", r"(?!safe_rlhf_v).*"),
     (r"py:class", r"safe_rlhf_v\.records\.batches\.Batch"),  # an alias has no entry
+    (r"py:class", r"safe_rlhf_v\.records\.batches\._PromptFields"),  # the fields stand at Prompts
 ]
 
 
