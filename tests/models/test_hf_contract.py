@@ -23,6 +23,7 @@ from safe_rlhf_v.models.tiny import FAMILIES, write_tiny_vlm
 from safe_rlhf_v.models.types import ImageFeatures, ImageInputs, ResponseStates
 from safe_rlhf_v.records import Context, Turn
 from safe_rlhf_v.records.batches import Prompts
+from safe_rlhf_v.testing.backbone import Case, sampling
 
 TOLERANCE: dict[str, Any] = {"rtol": 1e-5, "atol": 1e-5}
 RESPONSES = [
@@ -216,6 +217,12 @@ def test_stepwise_with_a_cache_equals_the_full_forward(vlm: HFVLM, own_config: b
             now = (following + step)[:, None].expand(*positions.shape[:-1], 1)
             hidden = vlm.trunk(token[:, None], mask, now, None, given.extras, cache)
             torch.testing.assert_close(hidden[:, 0], expected[:, width + step], **TOLERANCE)
+
+
+def test_sampling_says_what_reading_says(vlm: HFVLM) -> None:
+    """A family at a time, because each has its own cache and special tokens; among the prompts is a conversation."""
+    sampling(Case(vlm, prompts(0, 1, 3), [RESPONSES[row] for row in (0, 1, 3)], **TOLERANCE))
+    assert set(vlm.banned_ids) <= set(range(vlm.model.config.get_text_config().vocab_size))
 
 
 def test_save_and_load_bit_equal(vlm: HFVLM, tmp_path: Path) -> None:

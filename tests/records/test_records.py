@@ -148,11 +148,18 @@ responses = st.lists(
 names = st.lists(st.sampled_from(BEAVERTAILS_V_CATEGORIES), unique=True, max_size=3).map(tuple)
 
 
-@given(text, responses, st.none() | names, st.dictionaries(text, text, max_size=3))
+talks = st.lists(st.tuples(text, text), max_size=2).map(
+    lambda pairs: tuple(turn for asked, said in pairs for turn in (Turn("user", asked), Turn("assistant", said)))
+)
+
+
+@given(text, responses, st.none() | names, st.dictionaries(text, text, max_size=3), text, talks)
 @settings(max_examples=150, deadline=None)
-def test_any_valid_record_round_trips(question, answers, category, origin):
-    record = Record("k", question, responses=tuple(answers), category=category, origin=origin).validate(BEAVERTAILS_V)
-    assert Record.from_json(record.to_json(), (), "k") == record
+def test_any_valid_record_round_trips(question, answers, category, origin, system, history):
+    record = Record(
+        "k", question, responses=tuple(answers), category=category, origin=origin, system=system, history=history
+    )
+    assert Record.from_json(record.validate(BEAVERTAILS_V).to_json(), (), "k") == record
 
 
 @pytest.mark.parametrize(

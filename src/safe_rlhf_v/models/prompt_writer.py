@@ -52,8 +52,9 @@ class PromptWriter:
         config_ids = {
             v for k, v in config.to_dict().items() if k.endswith(("_token_id", "_token_index")) and type(v) is int
         }
-        unused = range(len(tokenizer), config.get_text_config().vocab_size)
-        self.banned_ids = tuple(sorted({*added, *config_ids, *unused} - {self.end_id}))
+        vocabulary = range(config.get_text_config().vocab_size)  # configs name ids beyond it, or -1 for none
+        banned = {*added, *config_ids, *vocabulary[len(tokenizer) :]} - {self.end_id}
+        self.banned_ids = tuple(sorted(i for i in banned if i in vocabulary))
 
     def write(self, question: str, images: int, context: Context = _ALONE) -> str:
         """A prompt with one unexpanded placeholder per image, up to the start of the response.
