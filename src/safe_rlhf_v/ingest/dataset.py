@@ -26,6 +26,7 @@ from safe_rlhf_v.ingest.ledger import TRAIN, Dropped, Entry, Ledger
 from safe_rlhf_v.ingest.mapped import Draft, MappedRow, draft, drafts
 from safe_rlhf_v.ingest.mapping import DataMapping, Schema
 from safe_rlhf_v.ingest.pairs import Partners
+from safe_rlhf_v.ingest.pictures import check_folder
 from safe_rlhf_v.ingest.progress import Progress
 from safe_rlhf_v.ingest.row_records import column_of
 from safe_rlhf_v.ingest.rows import Row
@@ -138,7 +139,10 @@ def plan(
 
     Raises:
         TableError: If columns or splits do not fit the mapping.
+        ValueError: If there is no folder of images.
     """
+    if images is not None:
+        check_folder(images)
     origin = {"dataset": mapping.source or mapping.name, "mapping": mapping.sha256}
     if not source.startswith(HUB) and Path(source).exists():
         parts = local_parts(Path(source), mapping, images)
@@ -294,11 +298,12 @@ class _Import:
     def _rows(self, step: Step, position: int) -> Iterator[tuple[Row, Row | None, bool]]:
         """Rows, their earlier partners, and whether they should have one and have none."""
         part = step.part
+        columns = sorted(step.schema.columns())
         if step.schema.pair_by:
             partners = Partners(part, step.schema)
-            yield from partners.pairs(part.read(step.schema, partners.start(position)), position)
+            yield from partners.pairs(part.read(step.schema, partners.start(position), columns), position)
             return
-        for batch in part.read(step.schema, position):
+        for batch in part.read(step.schema, position, columns):
             for row in batch:
                 yield row, None, False
 

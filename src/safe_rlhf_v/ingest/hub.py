@@ -59,7 +59,7 @@ def _part(name: str, config: str, split: str, options: dict[str, Any], images: P
         first = start
         data = stream()
         if columns is not None:
-            data = data.select_columns([one for one in data.column_names or columns if one in columns])
+            data = data.select_columns([one for one in present("") if one in columns])
         batch_iterator = iter((data.skip(start) if start else data).iter(batch_size=BATCH))
         while (table := _read(name, lambda: next(batch_iterator, None), first)) is not None:
             yield arrow_rows(table, first)
