@@ -87,7 +87,6 @@ def test_judges_with_alarms_and_leaking_questions_are_left_out_only_where_the_au
     numbers = run_stages(stages, work)["shards"]
     assert numbers["judges_left_out"] == 1
     raw = WriteShards(audited=False, folder="raw", truth=WorldJudge())
-    (tmp_path / "w" / "shards.json").unlink()
     assert "judges_left_out" not in raw.run(work) and "leaking_pairs" not in raw.run(work)
     assert "**Judges with alarms were not left out.**" in (tmp_path / "w" / "card.md").read_text()
     none = [*all_stages()[:4], JudgeResponses({"lazy": SimulatedJudge(lazy=1.0)}, probes=1.0), *all_stages()[5:]]

@@ -83,7 +83,7 @@ class _ScoringJudge(Judge):
     def __init__(
         self,
         run: str,
-        tie: float = 0.0,
+        tie: float = 1e-3,
         device: str = "cpu",
         trust: Sequence[str] = (),
         base: str | None = None,
@@ -93,7 +93,7 @@ class _ScoringJudge(Judge):
 
         Args:
             run: Run folder.
-            tie: Two responses whose scores differ by no more than this are a tie.
+            tie: Two responses whose scores differ by no more than this are a tie; rounding alone makes small differences.
             device: Where it runs: cpu, cuda or cuda:N.
             trust: Packages of yours whose classes the run may name, beside this library's.
             base: Folder or hub name of the pretrained model, in place of the one that the run names.

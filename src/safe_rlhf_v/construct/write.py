@@ -5,6 +5,7 @@ import json
 import random
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from safe_rlhf_v.construct.audit import usable_judges
@@ -23,8 +24,6 @@ from safe_rlhf_v.records.user_files import read_bounded, write_whole
 from safe_rlhf_v.scoring.judge import Judge
 from safe_rlhf_v.shards import ShardWriter
 from safe_rlhf_v.shards.manifest import FILE_NAME
-
-NOTE = "shards.json"
 
 
 class WriteShards(Stage):
@@ -62,7 +61,7 @@ class WriteShards(Stage):
                 (64 hexadecimal digits: SHA-256 of a file or of the pixels; 16: a perceptual hash).
             near_distance: Bits by which the perceptual hash of a benchmark's image differs at most; -1 compares exactly.
             truth: Whose scores stand in the records as true values; of synthetic data only.
-            folder: Name of the shard folder in the working folder.
+            folder: Name of the shard folder in the working folder; a set may be written in several ways.
 
         Raises:
             ValueError: If the shares are not positive or do not sum to 1.
@@ -88,13 +87,14 @@ class WriteShards(Stage):
             b"".join(f"{name} ".encode() + record.to_json() for name, record in placed)
         ).hexdigest()
         root = work.folder / self.folder
+        note = work.folder / f"{self.folder}.json"
         if (root / FILE_NAME).exists():
-            if _noted(work) != content:
+            if _noted(note) != content:
                 raise ValueError(
-                    f"{root}: holds shards of other labels; remove {self.folder} and {NOTE}, or name another folder"
+                    f"{root}: holds shards of other labels; remove {self.folder} and {note.name}, or name another folder"
                 )
         else:
-            write_whole(work.folder / NOTE, (json.dumps({"content": content}) + "\n").encode())
+            write_whole(note, (json.dumps({"content": content}) + "\n").encode())
             self._write(work, placed)
         text = card(work, placed, left_out, self.audited)
         write_whole(work.folder / "card.md", text.encode())
@@ -152,6 +152,6 @@ class WriteShards(Stage):
         return list(self.splits)[-1]
 
 
-def _noted(work: Workspace) -> str | None:
-    file = work.folder / NOTE
+def _noted(file: Path) -> str | None:
+    """Hash of the records that finished shards hold."""
     return str(json.loads(read_bounded(file, 10_000)).get("content")) if file.exists() else None
