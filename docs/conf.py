@@ -66,6 +66,7 @@ ROOMS = {  # in the order of the reference, with what a page begins with
     "construct": "Data of your own: stages, endpoints, judges, the audit, people's votes.",
     "guard": "Moderation, calibration, guarded generation, filtering.",
     "scoring": "Judges: who says what a response is worth.",
+    "construct": "Data sets of your own: stages from images to shards, endpoints, judges, people, the audit.",
     "evaluation": "Policies judged on held-out prompts.",
     "metrics": "torchmetrics classes for pairs, signs, levels and groups.",
     "training": "Run folders, checkpoints, resume, schedules.",

@@ -59,7 +59,9 @@ class JudgeResponses(AskingStage):
         class_path: safe_rlhf_v.construct.JudgeResponses
         init_args:
           judges:
-            qwen: {class_path: safe_rlhf_v.construct.EndpointJudge, init_args: {endpoint: qwen.yaml}}
+            qwen:
+              class_path: safe_rlhf_v.construct.EndpointJudge
+              init_args: {endpoint: {model: qwen2.5-vl-7b, base_url: http://127.0.0.1:8000/v1}}
             reward: {class_path: safe_rlhf_v.construct.RewardJudge, init_args: {run: runs/mine/reward}}
     """
 
