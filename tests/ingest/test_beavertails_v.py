@@ -111,6 +111,28 @@ def test_the_hubs_library_gives_the_same_bytes(tmp_path):
     assert shards(tmp_path / "library") == shards(tmp_path / "files") == by_hand(tmp_path / "hand", expected(sets))
 
 
+def test_the_hubs_library_reads_pictures_encoded_and_from_any_row(tmp_path):
+    """Files written by the library itself, whose metadata declare a picture."""
+    import datasets
+
+    from safe_rlhf_v.ingest.hub import hub_parts
+    from safe_rlhf_v.ingest.mapping import load_mapping
+
+    rows = [pair(n, FEW[0], jpeg(n)) for n in range(40)]
+    kinds = {int: datasets.Value("int64"), str: datasets.Value("string"), dict: datasets.Image()}
+    features = datasets.Features({name: kinds[type(value)] for name, value in rows[0].items()})
+    source = write_beavertails(tmp_path / "hub", {FEW[0]: {"train": rows}})
+    datasets.Dataset.from_list(rows, features=features).to_parquet(source / "data" / FEW[0] / "train.parquet")
+    ((part,), commit) = hub_parts(str(source), None, None)
+    (schema, _) = load_mapping("beavertails-v", None).schemas
+    assert (part.config, part.split, commit) == (FEW[0], "train", "")
+    for start in (0, 31, 33, 40):
+        read = [row for batch in part.read(schema, start, sorted(schema.columns())) for row in batch]
+        assert [row.cells for row in read] == rows[start:] and [row.number for row in read] == list(
+            range(start + 1, 41)
+        )
+
+
 def odd_sets():
     """Every known oddity, and the numbers of the rows that it concerns."""
     sets = beavertails(6, 2, FEW)
@@ -193,6 +215,7 @@ def test_single_responses_without_a_partner_are_left_out_or_kept(tmp_path, capsy
     [
         ("train.parquet", {"image": "picture"}, "needs image; single responses needs image, response, is_response_safe; there are: question, picture"),
         ("train.parquet", {"response_2": "b", "response": "c"}, "preference pairs needs response_2"),
+        ("train.parquet", {"response_1": "question"}, "column 'question' occurs 2 times"),
         ("rows.parquet", {}, "its split is 'rows'"),
         ("validation.parquet", {}, "its split is 'validation'"),
     ],

@@ -1,6 +1,7 @@
 """Mapping files are read strictly, values as the source writes them, conversations and JSON piece by piece."""
 
 import json
+from decimal import Decimal
 
 import pytest
 from hypothesis import given, settings
@@ -23,6 +24,7 @@ from safe_rlhf_v.shards import ShardedSplit
         ("a", {"a": "x"}, "x"),
         ("a", {"a": 3}, "3"),
         ("a", {"a": True}, "true"),
+        ("a", {"a": Decimal("1.50")}, "1.50"),
         ("a", {"a": float("nan")}, None),
         ("a", {"a": ""}, None),
         ("a", {}, None),

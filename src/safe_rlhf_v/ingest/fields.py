@@ -162,10 +162,10 @@ def empty(value: Any) -> bool:
 
 
 def plain(value: Any) -> Any:
-    """A scalar as the text that a CSV file would hold; lists and objects stay, so that their type is refused."""
+    """A scalar as the text that a CSV file would hold; lists, objects and bytes stay, so that their type is refused."""
     if isinstance(value, bool):
         return "true" if value else "false"
-    return str(value) if isinstance(value, (int, float)) else value
+    return value if isinstance(value, (list, dict, bytes)) else str(value)
 
 
 def _scale(body: Any) -> dict[str, Any]:

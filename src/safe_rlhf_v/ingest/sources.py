@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from safe_rlhf_v.ingest.json_rows import json_rows
 from safe_rlhf_v.ingest.mapping import DataMapping, Schema
-from safe_rlhf_v.ingest.rows import Row
+from safe_rlhf_v.ingest.rows import Row, describe
 from safe_rlhf_v.ingest.table import TableError, package, read_table
 
 BATCH = 32
@@ -115,6 +115,8 @@ def _part(root: Path, path: Path, mapping: DataMapping, images: Path | None) -> 
         file = _parquet(path)
         rows = file.metadata.num_rows
         columns = file.schema_arrow.names
+        if twice := [name for name in columns if columns.count(name) > 1]:
+            raise TableError(f"{relative}: column {describe(twice[0])} occurs {len(twice)} times; rename one")
         return Part(
             str(relative), config, split, rows, identity, folder, lambda _: columns, lambda _: _parquet_batches(path)
         )
