@@ -51,6 +51,13 @@ def test_a_conversation_round_trips_with_its_votes():
     assert PAIR.turns == (Turn("user", "what is this ?", 1),)
 
 
+def test_other_images_take_the_same_places():
+    fewer = TALK.with_images(TALK.images[1:2]).validate()
+    assert [turn.images for turn in fewer.turns] == [1, 0, 0] and fewer.question == TALK.question
+    assert [turn.images for turn in TALK.with_images(()).validate().turns] == [0, 0, 0]
+    assert TALK.with_images(TALK.images) == TALK
+
+
 @pytest.mark.parametrize("schema", [1, 2])
 def test_older_files_have_one_turn_and_no_votes(schema):
     old = written_by(schema, PAIR)

@@ -213,8 +213,8 @@ def other_pictures(items: dict[str, Item], seed: int, *, same_category: bool = T
 def under_pictures(record: Record, other: Record | None) -> dict[Picture, Record]:
     """The prompt with its picture, with that of another record (without one: a blank one), with a blank one and with none."""
     blank = replace(record, images=tuple(map(_blank, record.images)), truth=None)
-    exchanged = blank if other is None else replace(record, images=other.images, truth=other.truth)
-    return {"true": record, "other": exchanged, "blank": blank, "none": replace(record, images=(), truth=None)}
+    exchanged = blank if other is None else replace(record.with_images(other.images), truth=other.truth)
+    return {"true": record, "other": exchanged, "blank": blank, "none": replace(record.with_images(()), truth=None)}
 
 
 def _blank(image: Image) -> Image:

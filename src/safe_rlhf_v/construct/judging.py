@@ -169,7 +169,7 @@ def questions(judge: Judge, pair: Pair, record: Record, probed: bool, other: Rec
         other: A record with another picture, for the test.
     """
     texts = (*pair.texts, padded(pair.texts[0]))
-    exchanged = None if other is None else replace(record, images=other.images, truth=other.truth)
+    exchanged = None if other is None else replace(record.with_images(other.images), truth=other.truth)
     asked: list[Question] = []
     for axis in judge.axes:
 

@@ -98,6 +98,10 @@ class Record:
             return f"text:{self.question}"
         return "texts:" + json.dumps([self.system, *(turn.text for turn in self.turns)], ensure_ascii=False)
 
+    def with_images(self, images: tuple[Image, ...]) -> "Record":
+        """The record with other images in the same places; see :meth:`Context.with_images` for fewer of them."""
+        return dataclasses.replace(self, images=images, history=self.context.with_images(len(images)).history)
+
     def validate(self, taxonomy: Taxonomy | None = None) -> "Record":
         """Check every field; returns the record itself.
 
