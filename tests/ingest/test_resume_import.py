@@ -1,5 +1,6 @@
 """An import that is killed anywhere goes on with the same command, and gives the bytes of an uninterrupted one."""
 
+import errno
 import json
 import os
 import signal
@@ -193,6 +194,27 @@ def test_a_torn_line_of_progress_does_not_count(source, tmp_path):
     progress.write_bytes(progress.read_bytes()[:-30])
     go(source, tmp_path / "torn" / "out")
     assert content(tmp_path / "torn") == content(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(errno.ENOSPC, "No space left on device")])
+def test_an_import_goes_on_after_ctrl_c_and_a_full_disk(source, tmp_path, monkeypatch, error):
+    go(source, tmp_path / "whole" / "out")
+    calls = []
+    real = os.fsync
+
+    def failing(handle):
+        calls.append(handle)
+        if len(calls) == 9:
+            raise error
+        real(handle)
+
+    with monkeypatch.context() as broken:
+        broken.setattr(os, "fsync", failing)
+        with pytest.raises((KeyboardInterrupt, ShardError)):
+            go(source, tmp_path / "broken" / "out")
+    assert (tmp_path / "broken" / "out" / PROGRESS).exists()
+    go(source, tmp_path / "broken" / "out")
+    assert content(tmp_path / "broken") == content(tmp_path / "whole")
 
 
 def test_other_peoples_files_stay(source, tmp_path):
