@@ -63,7 +63,6 @@ ROOMS = {  # in the order of the reference, with what a page begins with
     "models": "Backbones, heads, links, adapters and sampling.",
     "data_modules": "LightningDataModules over shards.",
     "callbacks": "What people look at, and what a run keeps.",
-    "construct": "Data of your own: stages, endpoints, judges, the audit, people's votes.",
     "guard": "Moderation, calibration, guarded generation, filtering.",
     "scoring": "Judges: who says what a response is worth.",
     "construct": "Data sets of your own: stages from images to shards, endpoints, judges, people, the audit.",
