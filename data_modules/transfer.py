@@ -5,6 +5,7 @@ provided one by one, which takes a third of the time of decoding a picture. So a
 when nobody in the main process holds a picture in it any more.
 """
 
+import math
 import weakref
 from collections.abc import Sequence
 from typing import Any, Protocol
@@ -41,7 +42,7 @@ class Block:
     def take(self, shape: Sequence[int]) -> Pixels | None:
         """The next bytes of the block as an array; ``None`` if they are not enough."""
         start = self._used
-        end = start + int(np.prod(shape))
+        end = start + math.prod(shape)
         if end > len(self.memory):
             return None
         self._used = end
@@ -191,7 +192,7 @@ class Arrived:
 
         def restored(part: Place | NDArray[Any]) -> Tensor:
             if isinstance(part, Place):
-                end = part.offset + int(np.prod(part.shape))
+                end = part.offset + math.prod(part.shape)
                 return torch.from_numpy(self._holder[part.offset : end].reshape(part.shape))
             return torch.from_numpy(part)
 
