@@ -302,7 +302,19 @@ def test_what_is_left_to_the_endpoint_is_not_sent(server):
     assert "temperature" not in body
     assert "max_tokens" not in body
     assert body["prompt_cache_key"] == "a"
-    assert KEY not in server.requests[0]["headers"]["authorization"]
+    assert "authorization" not in server.requests[0]["headers"]
+
+
+@pytest.mark.parametrize("variable", [None, "TEST_ENDPOINT_KEY"])
+def test_other_secrets_of_the_environment_are_not_sent(server, monkeypatch, variable):
+    for name in ("OPENAI_API_KEY", "OPENAI_ORG_ID", "OPENAI_PROJECT_ID", "OPENAI_ADMIN_KEY"):
+        monkeypatch.setenv(name, f"other-secret-{name}")
+    monkeypatch.setenv("OPENAI_CUSTOM_HEADERS", "X-Provider-Key: other-secret-a\nAuthorization: Bearer other-secret-b")
+    monkeypatch.setenv("OPENAI_BASE_URL", "http://127.0.0.1:9/elsewhere")
+    assert one(server, "fine", key_variable=variable).kind == "complete"
+    (request,) = server.requests
+    assert "other-secret" not in repr(request)
+    assert request["headers"].get("authorization") == (f"Bearer {KEY}" if variable else None)
 
 
 def test_without_the_package_the_extra_is_named(monkeypatch):

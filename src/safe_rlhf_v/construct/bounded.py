@@ -1,6 +1,6 @@
-"""The client of the ``openai`` package with bounds: plain bodies that end, and no redirects."""
+"""The client of the ``openai`` package with bounds: plain bodies that end, no redirects, and nothing sent but what is asked."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Literal
 
 import httpx2
@@ -8,6 +8,21 @@ from openai import AsyncOpenAI, DefaultAsyncHttpxClient, OpenAIError
 
 MAX_REPLY_BYTES = 8 << 20
 """The longest replies of models are below a megabyte."""
+_HEADERS = frozenset(
+    (
+        "accept",
+        "accept-encoding",
+        "connection",
+        "content-length",
+        "content-type",
+        "host",
+        "idempotency-key",
+        "transfer-encoding",
+        "user-agent",
+    )
+)
+"""What is sent beside the key. The package adds what it finds in the environment (``OPENAI_CUSTOM_HEADERS``, the organisation),
+which may be another provider's secret."""
 
 
 class UnreadableError(OpenAIError):
@@ -53,6 +68,19 @@ async def _bound(response: httpx2.Response) -> None:
     response.stream = _Bounded(response.stream)
 
 
+def _only_asked(key: str | None) -> Callable[[httpx2.Request], Awaitable[None]]:
+    """A hook that leaves no header in a request but the usual ones and this key."""
+
+    async def strip(request: httpx2.Request) -> None:
+        for name in {*request.headers} - _HEADERS:
+            if not name.startswith("x-stainless-"):  # the package's own notes, which it reads again
+                del request.headers[name]
+        if key is not None:
+            request.headers["Authorization"] = f"Bearer {key}"
+
+    return strip
+
+
 def bounded_client(base_url: str, key: str | None, timeout: float, retries: int) -> AsyncOpenAI:
     """A client whose replies are bounded and that follows no redirect, which could carry pictures to another host.
 
@@ -68,5 +96,7 @@ def bounded_client(base_url: str, key: str | None, timeout: float, retries: int)
         timeout=timeout,
         max_retries=retries,
         default_headers={"Accept-Encoding": "identity"},
-        http_client=DefaultAsyncHttpxClient(follow_redirects=False, event_hooks={"response": [_bound]}),
+        http_client=DefaultAsyncHttpxClient(
+            follow_redirects=False, event_hooks={"request": [_only_asked(key)], "response": [_bound]}
+        ),
     )
