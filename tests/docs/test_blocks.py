@@ -12,7 +12,12 @@ from tests.stored_runs import copy_run
 
 HOWTO = sorted((ROOT / "docs" / "howto").glob("*.md"))
 LONG = [page for page in HOWTO if page.stem not in ("index", "read_tensorboard")]
-AFTER_THE_QUICKSTART = [ROOT / "README.md", ROOT / "examples" / "leaf_severity" / "README.md", *HOWTO]
+AFTER_THE_QUICKSTART = [
+    ROOT / "README.md",
+    ROOT / "examples" / "leaf_severity" / "README.md",
+    ROOT / "docs" / "reference" / "reports.md",
+    *HOWTO,
+]
 EXPLAINED = [ROOT / "docs" / f"{name}.md" for name in ("policy", "guard", "world", "faults", "security", "curves")]
 
 
