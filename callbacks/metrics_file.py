@@ -5,6 +5,8 @@ from pathlib import Path
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from safe_rlhf_v.records.user_files import write_whole
+
 
 class MetricsFile(Callback):
     """Writes every metric of a test run to one JSON file, whole or not at all.
@@ -30,6 +32,4 @@ class MetricsFile(Callback):
             return
         metrics = {name: float(value) for name, value in sorted(trainer.callback_metrics.items())}
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        part = self.path.with_name(self.path.name + ".part")
-        part.write_text(json.dumps(metrics, indent=1) + "\n")
-        part.replace(self.path)
+        write_whole(self.path, (json.dumps(metrics, indent=1) + "\n").encode())

@@ -4,6 +4,7 @@ import heapq
 import json
 import warnings
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter
 
 from safe_rlhf_v.data_modules.contract import data_of, split_names
+from safe_rlhf_v.records.user_files import create, whole_file
 
 
 class PredictionsFile(BasePredictionWriter):
@@ -44,8 +46,7 @@ class PredictionsFile(BasePredictionWriter):
         # Our rows carry their keys, so nobody needs the row numbers that Lightning cannot read off our loaders.
         warnings.filterwarnings("ignore", "Couldn't infer the batch indices")
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.part(trainer.global_rank).unlink(missing_ok=True)  # never follows a link: the folder may be a stranger's
-        self.file = self.part(trainer.global_rank).open("x")
+        self.file = create(self.part(trainer.global_rank), self.path)
 
     def write_on_batch_end(
         self,
@@ -67,26 +68,23 @@ class PredictionsFile(BasePredictionWriter):
         named = hasattr(data_of(trainer), "evaluation_splits")
         split = {"split": split_names(trainer, "predict")[dataloader_idx]} if named else {}
         lines = [json.dumps({**split, **row}, ensure_ascii=False) for row in prediction]
-        self.file.write(json.dumps([dataloader_idx, batch_idx, trainer.global_rank, lines]) + "\n")
+        self.file.write((json.dumps([dataloader_idx, batch_idx, trainer.global_rank, lines]) + "\n").encode())
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Join the parts."""
-        self.file.close()
+        """Join the parts; each rank holds the lock of its own until they are one file."""
+        self.file.flush()
         trainer.strategy.barrier("predictions")
-        if not trainer.is_global_zero:
-            return
-        parts = [self.part(rank) for rank in range(trainer.world_size)]
-        files = [part.open() for part in parts]
-        joined = self.path.with_name(f"{self.path.name}.part")
-        joined.unlink(missing_ok=True)
-        with joined.open("x") as target:
-            for *_, lines in heapq.merge(*(map(json.loads, file) for file in files)):
-                target.writelines(f"{line}\n" for line in lines)
-        joined.replace(self.path)
-        for part, file in zip(parts, files, strict=True):
-            file.close()
-            part.unlink()
-        print(f"predictions: {self.path}")
+        if trainer.is_global_zero:
+            parts = [self.part(rank) for rank in range(trainer.world_size)]
+            with ExitStack() as files, whole_file(self.path) as target:
+                rows = [map(json.loads, files.enter_context(part.open())) for part in parts]
+                for *_, lines in heapq.merge(*rows):
+                    target.writelines(f"{line}\n".encode() for line in lines)
+            for part in parts:
+                part.unlink()
+            print(f"predictions: {self.path}")
+        trainer.strategy.barrier("predictions")
+        self.file.close()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Leave no open file behind."""

@@ -1,16 +1,20 @@
 """A run's last state is kept: at its end, and when a signal asks it to stop; broken numbers end it and keep nothing."""
 
 import signal
+from contextlib import ExitStack
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from torch import Tensor
 
 from safe_rlhf_v.callbacks.signals import PendingSignals
 from safe_rlhf_v.functional.finite import NonFiniteError, all_finite
+from safe_rlhf_v.records.user_files import locked_folder
 from safe_rlhf_v.training.broken_numbers import checkpoint_folder, how_to_continue
 
 _BROKEN = 1000
@@ -32,6 +36,7 @@ class RunKeeper(Callback):
     * SIGTERM and SIGINT are obeyed when the optimizer step at hand is done, on all ranks at the same one: the state is saved,
       the exit status is 143 or 130. A validation is left for them (with one process; several ranks finish it first).
     * SLURM's requeue stays Lightning's, but saves between two steps instead of amid one.
+    * Its folder is locked while it trains: a second run that would write its checkpoints there, too, is refused.
     * A loss or gradient of NaN or infinity ends the run with status 3, before anything of it is saved. Steps that float16
       training skips by itself do not count.
 
@@ -48,6 +53,25 @@ class RunKeeper(Callback):
         self._signals = PendingSignals()
         self._start = self._step = self._saved = -1
         self._finite: dict[str, Tensor] = {}
+        self._locks = ExitStack()
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Lock the run's folder: runs that start at the same moment choose the same ``version_N``.
+
+        Raises:
+            FileError: If another process is training into it.
+        """
+        folder = versioned_folder(trainer) if stage == "fit" else None
+        if folder is not None and trainer.is_global_zero:
+            self._locks.enter_context(locked_folder(folder))
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Unlock it."""
+        self._locks.close()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Unlock it."""
+        self._locks.close()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take the signals over: earlier there is nothing to save."""
@@ -177,6 +201,17 @@ class RunKeeper(Callback):
             link.unlink(missing_ok=True)
             link.symlink_to(file.name)
             link.replace(file.with_name(name))
+
+
+def versioned_folder(trainer: Trainer) -> Path | None:
+    """The folder that belongs to this run alone; ``None`` where it saves nothing, or its logger gives names that are unique."""
+    if not trainer.checkpoint_callbacks or getattr(trainer, "fast_dev_run", False):
+        return None
+    if any(getattr(callback, "dirpath", None) for callback in trainer.checkpoint_callbacks):
+        return checkpoint_folder(trainer)
+    if trainer.logger is not None and not isinstance(trainer.logger, (TensorBoardLogger, CSVLogger)):
+        return None
+    return Path(trainer.log_dir or trainer.default_root_dir)
 
 
 def check_monitors(trainer: Trainer) -> None:

@@ -293,6 +293,9 @@ def test_a_read_only_run_folder(
         (["filter", "--guard=x", "--input={world}", "--output=f", "--splits", "tset"], ["'tset'"]),
         (["evaluate", "--policy=x", "--data={world}", "--splits", "train", "tset"], ["'tset'"]),
         (["moderate", "--guard=x", "--input=nowhere.jsonl", "--output=o"], ["nowhere.jsonl"]),
+        (["evaluate", "--policy=x", "--data={world}", "--splits=[]"], ["--splits: is empty; name at least one"]),
+        (["filter", "--guard=x", "--input={world}", "--output=f", "--splits=[]"], ["--splits: is empty", "for all"]),
+        (["tokenizer", "--shards={world}", "--out=t", "--splits=[]"], ["--splits: is empty", "for all"]),
         (["quickstart", "--root=/proc/x"], ["--root /proc/x: no such file or directory"]),
         (["compare", "--data=/dev/null/x"], ["--data /dev/null/x: not a directory"]),
     ],
@@ -315,10 +318,6 @@ def test_mistakes_in_commands_that_read_runs(
     ("extra", "words"),
     [
         (["--seed_everything=-1"], ["seed_everything is -1"]),
-        (
-            ["--trainer.accumulate_grad_batches=0"],
-            ["trainer.accumulate_grad_batches is 0; it must be at least 1", "at least 1"],
-        ),
         (["--trainer.gradient_clip_val=-1"], ["trainer.gradient_clip_val is -1"]),
         (["--model.init_args.lr_scale={head: -3}"], ["lr_scale: head is -3"]),
         (["--data.init_args.batch_size=0"], ["data.batch_size is 0"]),

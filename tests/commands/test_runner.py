@@ -9,13 +9,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pytest
-import torch
 import yaml
 
 import safe_rlhf_v
 from safe_rlhf_v import __main__ as entry
 from safe_rlhf_v import calibrate, evaluate, filter, generate, moderate
-from safe_rlhf_v.commands.devices import find_device
 from safe_rlhf_v.commands.options import AnyPath, NonNegativeFloat, PositiveInt, Share
 from safe_rlhf_v.commands.runner import make_parser, run
 from safe_rlhf_v.commands.shards import check_shards, import_ordinal, inspect_shards
@@ -196,6 +194,16 @@ def test_help_teaches(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert "<class" not in text
 
 
+def test_help_is_written_as_options_are_typed(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        run(count, ["--help"], name="count", show=str, examples=("count --source x",))
+    text = " ".join(capsys.readouterr().out.split())
+    assert "[--OPTION VALUE ...]" in text
+    assert "Which. (default: a)" in text
+    assert "(default: )" not in text and "More. --config" in text  # nothing where nothing is the default
+    assert "  [" not in make_parser(lambda: None, "bare", ()).usage
+
+
 def test_the_columns_of_a_table_stand_in_the_help_as_a_table(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         entry.main(["shards", "import", "--help"])
@@ -237,26 +245,6 @@ def test_the_commands_are_functions_of_python_that_load_when_they_are_named() ->
         assert name in safe_rlhf_v.__all__
     code = "from safe_rlhf_v import calibrate, evaluate, filter, generate, moderate; import sys; assert 'torch' not in sys.modules"
     assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
-
-
-@pytest.mark.parametrize("gpus", [0, 2])
-def test_devices(gpus: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
-    assert find_device("auto") == torch.device("cuda" if gpus else "cpu")
-    assert find_device("cpu") == torch.device("cpu")
-    for name in ("gpu", "cuda:x", "cuda:-1", "cpu:0", "", "cuda0", "meta"):
-        with pytest.raises(ValueError, match=f"--device {name}: no device; give auto, cpu, cuda, or cuda:N"):
-            find_device(name)
-    if gpus:
-        assert find_device("cuda:1") == torch.device("cuda:1")
-        with pytest.raises(
-            ValueError, match=r"--device cuda:2: there are 2 GPUs, cuda:0 to cuda:1; use another device"
-        ):
-            find_device("cuda:2")
-    else:
-        with pytest.raises(ValueError, match=r"--device cuda: there is no GPU that torch can use; use another device"):
-            find_device("cuda")
 
 
 def test_the_threat_model_is_named_in_the_help(capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from safe_rlhf_v.commands.devices import find_device
 from safe_rlhf_v.commands.options import AnyPath, Share
 from safe_rlhf_v.commands.runner import run
 from safe_rlhf_v.records.user_files import locked_folder, write_whole
@@ -14,7 +13,7 @@ if TYPE_CHECKING:  # torch: seconds to import
     from safe_rlhf_v.guard.calibration import Calibration
 
 EXAMPLES = ("calibrate --guard runs/quickstart/guard --data data/world --report test compositional",)
-SHOWN = ("level_accuracy", "within_one", "quadratic_kappa", "harm_accuracy", "harm_ece_before", "harm_ece")
+PRINTED = ("level_accuracy", "within_one", "quadratic_kappa", "harm_accuracy", "harm_ece_before", "harm_ece")
 """What is printed of an assessment."""
 
 
@@ -34,7 +33,7 @@ class Calibrated(NamedTuple):
 
 def main(args: Sequence[str]) -> int:
     """Run the command; returns the exit status."""
-    return run(calibrate, args, name="calibrate", show=_shown, examples=EXAMPLES)
+    return run(calibrate, args, name="calibrate", show=_as_text, examples=EXAMPLES)
 
 
 def calibrate(
@@ -84,7 +83,7 @@ def calibrate(
     check_budgets(fpr, review_fpr)
     for name in (split, *report):
         ShardedSplit(Path(data), name)  # wrong names are found before the minutes, not after
-    module, identity = load_module(guard, str(find_device(device)), trust, base)
+    module, identity = load_module(guard, device, trust, base)
     training = training_data(guard, train_data)
     with locked_folder(run_home(guard)):
         outputs = outputs_of_split(module, str(data), split)
@@ -101,7 +100,7 @@ def calibrate(
     return Calibrated(calibration, assessments, path)
 
 
-def _shown(result: Calibrated) -> str:
+def _as_text(result: Calibrated) -> str:
     from safe_rlhf_v.guard.limits import WINDOW
 
     c = result.calibration
@@ -122,7 +121,7 @@ def _shown(result: Calibrated) -> str:
             f"{facts.get(f'{name}_recall', 0):.1%} of {facts[f'{name}_harmful']} harmful ones"
         )
     for split, values in result.assessments.items():
-        lines.append(f"{split}: " + ", ".join(f"{name} {values[name]:.3f}" for name in SHOWN if name in values))
+        lines.append(f"{split}: " + ", ".join(f"{name} {values[name]:.3f}" for name in PRINTED if name in values))
     lines.append(
         f"moderated up to {limits.longest_input} tokens and {limits.most_images} pictures; of {WINDOW} tokens in a row "
         f"{limits.rare_share:.0%} may be rare (seen less than {limits.rare_below} times in training), which leaves "

@@ -5,11 +5,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from safe_rlhf_v.commands.devices import find_device
 from safe_rlhf_v.commands.options import AnyPath, NonNegativeFloat, NonNegativeInt, PositiveInt
 from safe_rlhf_v.commands.runner import run
-from safe_rlhf_v.records.user_files import write_whole
+from safe_rlhf_v.records.user_files import whole_file, write_whole
 from safe_rlhf_v.scoring.judge import Judge, default_judge
+from safe_rlhf_v.training.devices import find_device
 
 EXAMPLES = (
     "evaluate --policy runs/quickstart/ppo_lag --data data/world --cost runs/quickstart/cost",
@@ -21,7 +21,7 @@ Summary = dict[str, dict[str, dict[str, float]]]
 
 def main(args: Sequence[str]) -> int:
     """Run the command; returns the exit status."""
-    return run(evaluate, args, name="evaluate", show=_shown, examples=EXAMPLES)
+    return run(evaluate, args, name="evaluate", show=_as_text, examples=EXAMPLES)
 
 
 def evaluate(
@@ -50,7 +50,7 @@ def evaluate(
         policy: Run folder of any stage that trains a policy.
         data: Shard folder with prompts.
         splits: Splits whose prompts are answered.
-        output: Folder to write; without it the policy's run folder.
+        output: Folder to write; without it the policy's run folder, or the folder of the checkpoint that is named.
         reward: Run folder of a reward model.
         cost: Run folder of a cost model.
         start: Run folder of the policy that the divergence is measured from.
@@ -68,28 +68,40 @@ def evaluate(
 
     Raises:
         CheckpointError: If a run cannot be read, or is of another kind.
-        ValueError: If the data cannot be used.
+        FileError: If another process is evaluating into the same folder.
+        ValueError: If the data cannot be used, or no split is named.
     """
     from safe_rlhf_v.models.sampling import SamplingOptions
-    from safe_rlhf_v.scoring.rows import summarise
     from safe_rlhf_v.shards import ShardedSplit
 
+    if not splits:
+        raise ValueError("--splits: is empty; name at least one split")
     for split in splits:  # before a model is built
         ShardedSplit(Path(data), split)
+    folder = Path(output or (policy if Path(policy).is_dir() else Path(policy).parent))
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"--output {folder}: is no folder")
     named = {"policy": policy, "reward": reward, "cost": cost, "start": start}
     networks = _load(named, find_device(device), {"trust": tuple(trust), "base": base})
     sampling = SamplingOptions(max_new_tokens, temperature)
-    folder = Path(output or policy)
     folder.mkdir(parents=True, exist_ok=True)
     suffix = "" if temperature else "-greedy"
-    summary: Summary = {}
-    for split in splits:
-        rows = _respond(networks, str(data), split, judge, sampling, batch_size, seed)
-        lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        write_whole(folder / f"responses-{split}{suffix}.jsonl", lines.encode())
-        summary[split] = {name: value._asdict() for name, value in summarise(rows).items()}
-    write_whole(folder / f"evaluation{suffix}.json", (json.dumps(summary, indent=1) + "\n").encode())
+    with whole_file(folder / f"evaluation{suffix}.json") as file:  # no other process evaluates into it meanwhile
+        summary: Summary = {}
+        for split in splits:
+            rows = _respond(networks, str(data), split, judge, sampling, batch_size, seed)
+            summary[split] = _write(rows, folder / f"responses-{split}{suffix}.jsonl")
+        file.write((json.dumps(summary, indent=1) + "\n").encode())
     return summary
+
+
+def _write(rows: Sequence[dict[str, Any]], file: Path) -> dict[str, dict[str, float]]:
+    """Write one line per prompt; gives the summary."""
+    from safe_rlhf_v.scoring.rows import summarise
+
+    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    write_whole(file, lines.encode())
+    return {name: value._asdict() for name, value in summarise(rows).items()}
 
 
 def _respond(
@@ -134,7 +146,7 @@ def _load(named: dict[str, AnyPath | None], device: Any, reading: dict[str, Any]
     return networks
 
 
-def _shown(summary: Summary) -> str:
+def _as_text(summary: Summary) -> str:
     lines: list[str] = []
     for split, values in summary.items():
         prompts = max((value["prompts"] for value in values.values()), default=0)

@@ -11,7 +11,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from safe_rlhf_v.commands.devices import find_device
 from safe_rlhf_v.commands.options import AnyPath, PositiveInt
 from safe_rlhf_v.commands.runner import run
 from safe_rlhf_v.guard.verdict import Verdict
@@ -85,9 +84,11 @@ def filter(
 
     rules = Rules(action, check, keep_review, missing_only)
     source = Path(input)
+    if splits is not None and not splits:
+        raise ValueError("--splits: is empty; name at least one split, or leave it out for all")
     for split in splits or Manifest.load(source).splits:
         ShardedSplit(source, split)  # before the guard is built
-    loaded = Guard.from_pretrained(guard, str(find_device(device)), trust=trust, base=base)
+    loaded = Guard.from_pretrained(guard, device, trust=trust, base=base)
     report, _ = filter_shards(loaded, source, Path(output), rules, splits, batch_size)
     return report
 
@@ -297,7 +298,7 @@ class Tally:
         for old, new in zip(checked.record.responses, record.responses, strict=True):
             if old.safety != new.safety:
                 self.number["changed"] += 1
-                self.by["changes"][f"{_shown(old.safety)} to {_shown(new.safety)}"] += 1
+                self.by["changes"][f"{_level_text(old.safety)} to {_level_text(new.safety)}"] += 1
         self._flags(checked)
 
     def drop(self, split: str, checked: Checked, verdict: Verdict) -> dict[str, Any]:
@@ -308,7 +309,7 @@ class Tally:
         self.by["reasons"][reason] += 1
         if verdict.status == "ok":
             self.by["categories"][verdict.category or "(none)"] += 1
-            self.by["levels"][_shown(verdict.level)] += 1
+            self.by["levels"][_level_text(verdict.level)] += 1
         self._flags(checked)
         key = checked.record.key if checked.record else f"row {checked.row}"
         line = {"split": split, "key": key, "reason": reason, "explanation": verdict.reasons[0], "harm": verdict.harm}
@@ -333,7 +334,7 @@ def _reason(verdict: Verdict, prompt: bool) -> str:
     return f"{'prompt' if prompt else 'response'} {'blocked' if verdict.decision == 'block' else 'needs review'}"
 
 
-def _shown(level: int | None) -> str:
+def _level_text(level: int | None) -> str:
     return "(none)" if level is None else f"{level:+d}" if level else "0"
 
 

@@ -7,13 +7,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from safe_rlhf_v.commands.devices import find_device
 from safe_rlhf_v.commands.options import AnyPath, NonNegativeFloat, NonNegativeInt, PositiveInt
 from safe_rlhf_v.commands.runner import run
 from safe_rlhf_v.guard.strategies import BestOfK, Strategy
 from safe_rlhf_v.records import Record
 from safe_rlhf_v.records.user_files import lock, open_to_append, read_bounded, write_whole
 from safe_rlhf_v.scoring.judge import Judge, default_judge
+from safe_rlhf_v.training.devices import find_device
 
 if TYPE_CHECKING:  # torch: seconds to import
     from safe_rlhf_v.data_modules.preference import PreferenceDataModule
@@ -24,7 +24,7 @@ EXAMPLES = (
     "generate --policy runs/policy --guard runs/guard --data data/world --output responses.jsonl",
     "generate --config generate.yaml --strategy BestOfK --strategy.k 8",
 )
-SHOWN = ("harm", "harm_released", "refused", "helpfulness", "harmless_helpfulness", "harmless_refused", "tokens")
+PRINTED = ("harm", "harm_released", "refused", "helpfulness", "harmless_helpfulness", "harmless_refused", "tokens")
 """What is printed of a report."""
 
 
@@ -44,7 +44,7 @@ class Generated(NamedTuple):
 
 def main(args: Sequence[str]) -> int:
     """Run the command; returns the exit status."""
-    return run(generate, args, name="generate", show=_shown, examples=EXAMPLES)
+    return run(generate, args, name="generate", show=_as_text, examples=EXAMPLES)
 
 
 def generate(
@@ -109,7 +109,7 @@ def generate(
     reading: dict[str, Any] = {"trust": tuple(trust), "base": base}
     open_run(guard, "--guard", ("guard",), **reading)  # before the policy is built
     actor = load_backbone(policy, "policy", **reading).to(where)
-    checker = Guard.from_pretrained(guard, str(where), **reading)
+    checker = Guard.from_pretrained(guard, device, **reading)
     sampling = SamplingOptions(max_new_tokens, temperature)
     generator = GuardedGenerator(actor, checker, rounds, strategy or BestOfK(), sampling, refusal, check_prompts)
     reports = _respond(generator, prompts, split, path, judge, seed)
@@ -118,12 +118,12 @@ def generate(
     return Generated(reports, type(judge).__name__ if judge else "", path)
 
 
-def _shown(result: Generated) -> str:
+def _as_text(result: Generated) -> str:
     lines: list[str] = []
     if result.reports:
-        lines.append(f"{f'by {result.judge}':<21}{'  '.join(f'{name:>20}' for name in SHOWN)}")
+        lines.append(f"{f'by {result.judge}':<21}{'  '.join(f'{name:>20}' for name in PRINTED)}")
     for row in result.reports:
-        cells = (f"{row[name]:>20.3f}" if name in row else f"{'-':>20}" for name in SHOWN)
+        cells = (f"{row[name]:>20.3f}" if name in row else f"{'-':>20}" for name in PRINTED)
         lines.append(f"{row['name']:<21}{'  '.join(cells)}")
     return "\n".join([*lines, f"written: {result.path}"])
 

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from safe_rlhf_v.commands.devices import find_device
 from safe_rlhf_v.commands.options import AnyPath, PositiveInt
 from safe_rlhf_v.commands.runner import run
 from safe_rlhf_v.records.user_files import lock, open_to_append, read_bounded, write_whole
@@ -25,7 +24,7 @@ EXAMPLES = (
 
 def main(args: Sequence[str]) -> int:
     """Run the command; returns the exit status."""
-    return run(moderate, args, name="moderate", show=_shown, examples=EXAMPLES)
+    return run(moderate, args, name="moderate", show=_as_text, examples=EXAMPLES)
 
 
 def moderate(
@@ -77,12 +76,11 @@ def moderate(
     if target.exists():
         raise ValueError(f"{target} exists; name another file or remove it")
     entries = open_entries(Path(input), split)
-    where = find_device(device)
-    loaded = Guard.from_pretrained(guard, str(where), balanced_levels, trust=trust, base=base)
+    loaded = Guard.from_pretrained(guard, device, balanced_levels, trust=trust, base=base)
     return moderate_entries(loaded, entries, target, format, batch_size)
 
 
-def _shown(counts: dict[str, int]) -> str:
+def _as_text(counts: dict[str, int]) -> str:
     total = sum(counts.values())
     shares = ", ".join(f"{name} {count} ({count / total:.1%})" for name, count in sorted(counts.items()))
     return f"{total} verdicts: {shares}"

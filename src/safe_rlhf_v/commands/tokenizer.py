@@ -30,7 +30,10 @@ def write_tokenizer(shards: AnyPath, out: AnyPath, splits: Sequence[str] | None 
 
     Raises:
         ShardError: If the shards cannot be read.
+        ValueError: If the list of splits is empty.
     """
+    if splits is not None and not splits:
+        raise ValueError("--splits: is empty; name at least one split, or leave it out for all")
     texts: set[str] = set()
     names = splits or Manifest.load(Path(shards)).splits
     for name, split in [(name, ShardedSplit(Path(shards), name)) for name in names]:

@@ -65,6 +65,7 @@ def compare(
 
     Raises:
         CommandError: If a step fails.
+        FileError: If another process is running a pipeline in the folder of runs.
         ValueError: If a folder cannot be used, or there is no such method.
     """
     run = Run(Path(data), Path(root), seed, Path(configs))
@@ -87,9 +88,9 @@ def choose(names: Sequence[str]) -> tuple[Method, ...]:
     known = {method.name: method for method in METHODS}
     if unknown := [name for name in names if name not in known]:
         raise ValueError(f"--methods {unknown[0]}: there is no such method; there are: {', '.join(known)}")
-    wanted = {START.name, PPO_LAG.name, *(names or known)}
-    wanted |= {known[name].after for name in wanted}
-    return tuple(method for method in METHODS if method.name in wanted)
+    chosen = {START.name, PPO_LAG.name, *(names or known)}
+    chosen |= {known[name].after for name in chosen}
+    return tuple(method for method in METHODS if method.name in chosen)
 
 
 def start_steps(run: Run, world: int = 0) -> list[Step]:

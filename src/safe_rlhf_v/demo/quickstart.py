@@ -63,6 +63,7 @@ def quickstart(
 
     Raises:
         CommandError: If a step fails.
+        FileError: If another process is running a pipeline in the folder of runs.
         ValueError: If a folder cannot be used.
     """
     run = Run(Path(data), Path(root), seed, Path(configs))

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from safe_rlhf_v.demo.processes import Job, finished
+from safe_rlhf_v.records.user_files import locked_folder
 
 MOST_AT_A_TIME = 4
 
@@ -43,7 +44,13 @@ def run_steps(steps: Sequence[Step], root: Path) -> None:
 
     Raises:
         CommandError: If a command fails.
+        FileError: If another process is running a pipeline there.
     """
+    with locked_folder(root):
+        _run_all(steps, root)
+
+
+def _run_all(steps: Sequence[Step], root: Path) -> None:
     waiting = _to_do(steps, root)
     board = Board(len(steps), done=len(steps) - len(waiting))
     numbers = {step.name: number for number, step in enumerate(steps, start=1)}

@@ -29,6 +29,7 @@ from safe_rlhf_v.records import Context, Turn
 from safe_rlhf_v.records.batches import Prompts
 from safe_rlhf_v.records.user_files import FileError
 from safe_rlhf_v.shards.images import ImageError
+from safe_rlhf_v.training.devices import find_device
 from safe_rlhf_v.training.runs import load_run
 
 READINGS_PER_PASS = 32
@@ -80,7 +81,7 @@ class Guard:
     def from_pretrained(
         cls,
         path: str | Path,
-        device: str = "cpu",
+        device: str = "auto",
         balanced_levels: bool = False,
         *,
         trust: Sequence[str] = (),
@@ -90,7 +91,7 @@ class Guard:
 
         Args:
             path: Run folder, or a checkpoint with the calibration beside it.
-            device: Device of the model: ``cpu``, ``cuda``, ...
+            device: Where the guard runs: ``auto`` (a GPU if there is one), ``cpu``, ``cuda`` or ``cuda:N``.
             balanced_levels: See the constructor.
             trust: Packages whose classes the run may name, in addition to this library.
             base: Folder or hub name of the pretrained model, in place of the one that the run names.
@@ -98,7 +99,7 @@ class Guard:
         Raises:
             CheckpointError: If there is no readable checkpoint.
             CalibrationMissing: If the guard was never calibrated.
-            ValueError: If the calibration belongs to other weights.
+            ValueError: If the calibration belongs to other weights, or there is no such device here.
         """
         module, identity = load_module(path, device, trust, base)
         return cls(module, Calibration.load(run_home(path)), identity, balanced_levels)
@@ -312,24 +313,26 @@ def _read(row: Ready) -> str:
 
 
 def load_module(
-    path: str | Path, device: str = "cpu", trust: Sequence[str] = (), base: str | None = None
+    path: str | Path, device: str = "auto", trust: Sequence[str] = (), base: str | None = None
 ) -> tuple[GuardModule, str]:
     """A trained guard module in evaluation mode, and the identity of its weights.
 
     Args:
         path: Run folder or checkpoint.
-        device: Device of the module.
+        device: Where it runs: ``auto`` (a GPU if there is one), ``cpu``, ``cuda`` or ``cuda:N``.
         trust: Packages whose classes the run may name, in addition to this library.
         base: Folder or hub name of the pretrained model, in place of the one that the run names.
 
     Raises:
         CheckpointError: If there is no readable checkpoint of a guard.
+        ValueError: If there is no such device here.
     """
     import hashlib
 
+    where = find_device(device)
     module: Any = load_run(path, "guard", ("guard",), trust=trust, base=base)
     digest = hashlib.sha256()
     for name, value in sorted(module.state_dict().items()):
         digest.update(name.encode())
         digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return module.to(device).eval(), digest.hexdigest()[:16]
+    return module.to(where).eval(), digest.hexdigest()[:16]

@@ -18,6 +18,9 @@ _KINDS = (
 )
 
 
+_BUSY = "{name}: another process is writing it; wait for it or name another output"
+
+
 class FileError(ValueError):
     """A file cannot be used; the message names it and the reason in one line."""
 
@@ -93,18 +96,69 @@ def open_to_append(path: str | Path) -> BinaryIO:
     return os.fdopen(handle, "r+b")
 
 
-def write_whole(path: Path, data: bytes) -> None:
-    """Write a file completely or not at all: into ``.part`` beside it, synced, then renamed.
+def create(path: Path, name: str | Path) -> BinaryIO:
+    """Create a file and lock it for this process, in place of what an ended process left there; see :func:`lock`.
 
     Links are replaced and never followed, because the folder may belong to somebody else.
+
+    Args:
+        path: The file.
+        name: What it will become, for the message.
+
+    Raises:
+        FileError: If another process is writing it.
+    """
+    try:
+        old = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except FileNotFoundError:
+        pass
+    except OSError:  # a link, a socket, not ours to read: nobody holds its lock
+        path.unlink(missing_ok=True)
+    else:
+        try:
+            _lock(old, name)  # only who holds the lock of a file takes its name away
+            path.unlink(missing_ok=True)
+        finally:
+            os.close(old)
+    try:
+        file = path.open("x+b")
+    except FileExistsError:
+        raise FileError(_BUSY.format(name=printable(name))) from None
+    try:
+        _lock(file.fileno(), name)
+        if not os.path.lexists(path) or not os.path.samestat(os.fstat(file.fileno()), os.lstat(path)):
+            raise FileError(_BUSY.format(name=printable(name)))
+    except BaseException:
+        file.close()
+        raise
+    return file
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[BinaryIO]:
+    """A context with a file that appears when the block ends: ``.part`` beside it until then, then synced and renamed.
+
+    Until then no other process can write the same file; a block that fails leaves nothing.
+
+    Raises:
+        FileError: If another process is writing it.
     """
     part = path.with_name(path.name + ".part")
-    part.unlink(missing_ok=True)
-    with part.open("xb") as file:
+    with create(part, path) as file:
+        try:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+            part.replace(path)
+        except BaseException:
+            part.unlink(missing_ok=True)
+            raise
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Write a file completely or not at all; see :func:`whole_file`."""
+    with whole_file(path) as file:
         file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)
 
 
 def lock(file: BinaryIO, name: str | Path) -> None:
@@ -146,9 +200,9 @@ def _lock(handle: int, name: str | Path) -> None:
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        raise FileError(
-            f"{printable(name)}: another process is writing it; wait for it or name another output"
-        ) from None
+        raise FileError(_BUSY.format(name=printable(name))) from None
+    except OSError:  # a file system without locks
+        return
 
 
 def _check_regular(mode: int, name: str) -> None:

@@ -100,8 +100,7 @@ class Target:
         try:
             if not stat.S_ISREG(os.fstat(handle).st_mode):
                 raise ShardError(f"{path}: not a journal of this library; move it away or choose another folder")
-            with contextlib.suppress(OSError):  # file systems without locks
-                lock(journal, self.root)
+            lock(journal, self.root)
             if not os.path.lexists(path) or not os.path.samestat(os.fstat(handle), os.lstat(path)):
                 raise ShardError(f"{self.root}: another process has just finished writing it")
         except FileError as error:

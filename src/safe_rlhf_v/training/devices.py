@@ -1,4 +1,4 @@
-"""Where the networks of a command run."""
+"""Where networks run that are not trained: one rule for commands and for Python."""
 
 from typing import TYPE_CHECKING
 
@@ -7,7 +7,7 @@ if TYPE_CHECKING:
 
 
 def find_device(name: str) -> "torch.device":
-    """The device that a command was given.
+    """The device of a name.
 
     Args:
         name: ``auto`` (a GPU if there is one), ``cpu``, ``cuda`` or ``cuda:N``.
@@ -20,10 +20,10 @@ def find_device(name: str) -> "torch.device":
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if name == "auto":
         return torch.device("cuda" if count else "cpu")
-    kind, _, number = name.partition(":")
-    if kind not in ("cpu", "cuda") or (number and (kind == "cpu" or not number.isdecimal())):
-        raise ValueError(f"--device {name}: no device; give auto, cpu, cuda, or cuda:N for the GPU of that number")
+    kind, colon, number = name.partition(":")
+    if kind not in ("cpu", "cuda") or (colon and (kind == "cpu" or not number.isdecimal())):
+        raise ValueError(f"device {name!r}: no device; give auto, cpu, cuda, or cuda:N for the GPU of that number")
     if kind == "cuda" and int(number or 0) >= count:
         here = f"there are {count} GPUs, cuda:0 to cuda:{count - 1}" if count else "there is no GPU that torch can use"
-        raise ValueError(f"--device {name}: {here}; use another device, or cpu")
+        raise ValueError(f"device {name!r}: {here}; use another device, or cpu")
     return torch.device(name)
