@@ -1,6 +1,7 @@
 """The documentation site, without building it (`make docs` does): links lead somewhere, and every page is reachable."""
 
 import re
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -53,3 +54,22 @@ def test_every_room_has_a_page_of_the_reference():
     rooms = {path.parent.name for path in (ROOT / "src" / "safe_rlhf_v").glob("*/__init__.py")}
     table = re.search(r"^ROOMS = \{(.*?)^\}", (DOCS / "conf.py").read_text(), re.DOTALL | re.MULTILINE)[1]
     assert set(re.findall(r'^    "(\w+)":', table, re.MULTILINE)) == rooms
+
+
+@pytest.mark.parametrize(
+    ("page", "name", "more"),
+    [
+        ("own_backbone", "models.Backbone", {"stored_sources"}),  # as far as its constructor reads files
+        ("own_backbone", "models.Head", set()),
+        ("own_dual_controller", "dual.DualController", set()),
+        ("own_judge", "scoring.judge.Judge", set()),
+    ],
+)
+def test_a_how_to_page_names_what_a_subclass_writes(page, name, more):
+    home, _, cls = name.rpartition(".")
+    base = getattr(import_module(f"safe_rlhf_v.{home}"), cls)
+    text = (DOCS / "howto" / f"{page}.md").read_text()
+    sentences = text.partition(f"{{class}}`~safe_rlhf_v.{name}`")[2].partition("\n\n")[0]
+    listed = set(re.findall(r"(?<!})`(\w+)`", sentences))
+    assert base.__abstractmethods__ | more <= listed
+    assert all(hasattr(base, method) for method in more)

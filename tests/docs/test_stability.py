@@ -6,7 +6,8 @@ from pathlib import Path
 
 import safe_rlhf_v
 
-PAGE = Path(__file__).parents[2] / "docs" / "reference" / "stability.md"
+ROOT = Path(__file__).parents[2]
+PAGE = ROOT / "docs" / "reference" / "stability.md"
 SRC = Path(safe_rlhf_v.__file__).parent
 
 
@@ -15,7 +16,7 @@ def public(room):
 
 
 def listed(which):
-    """Names by room, of one of the page's two tables; a room of which all names are listed gives them itself."""
+    """Names by room or module, of one of the page's tables; a room of which all names are listed gives them itself."""
     table = re.search(rf"<!-- {which} -->\n(.*?)<!-- /{which} -->", PAGE.read_text(), re.DOTALL)[1]
     names = {}
     for line in table.splitlines()[2:]:
@@ -48,3 +49,25 @@ def test_no_room_is_listed_that_is_not_there():
     for which in ("stable", "experimental"):
         for room in listed(which):
             assert import_module(room)
+
+
+IMPORT = re.compile(r"^\s*from (safe_rlhf_v[\w.]*) import ([\w, ]+)", re.MULTILINE)
+TAUGHT = [
+    *(ROOT / "docs").rglob("*.md"), ROOT / "README.md", *(ROOT / "examples").rglob("*.py"),
+    *(ROOT / "examples").rglob("*.md"),
+]  # fmt: skip
+
+
+def test_what_pages_and_examples_import_is_in_a_list():
+    taught = listed("taught")
+    lists = [listed("stable"), listed("experimental"), taught, {"safe_rlhf_v": public("safe_rlhf_v")}]
+    count = 0
+    for page in TAUGHT:
+        for home, names in IMPORT.findall(page.read_text()):
+            for name in names.replace(" ", "").split(","):
+                count += 1
+                assert any(name in known.get(home, ()) for known in lists), f"{page.name}: {name} of {home}"
+    assert count > 15
+    for home, names in taught.items():
+        for name in names:
+            assert hasattr(import_module(home), name), f"{home} has no {name}"
