@@ -38,6 +38,8 @@ def wrong(sentence: str | None) -> str | None:
     text = sentence.strip()
     if not text.endswith((".", "?", ")")):
         return f"does not end with a full stop: {text!r}"
+    if text.startswith("See "):
+        return f"sends the reader elsewhere: {text!r}"
     return f"begins with a small letter: {text!r}" if text[0].islower() else None
 
 

@@ -79,6 +79,7 @@ usage: {run} {usage} [--KEY VALUE ...]
 
   --print_config          the whole resolved configuration, every key with its value; nothing is run
   --model.help CLASS      options of one class: safe_rlhf_v.modules.RewardModule
+  --model.help CLASS --model.OPTION.help [CLASS]   what one of its options takes
   --data.help CLASS       likewise: safe_rlhf_v.data_modules.PreferenceDataModule
   --trainer.callbacks.help CLASS
   --help-all              every option of the Trainer with its type

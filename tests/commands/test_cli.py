@@ -125,6 +125,29 @@ def test_mistakes_are_refused_in_one_line_before_anything_is_built(
     assert all(word in line for word in words), line
 
 
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["--model.dual.help", "PIDDual"],
+        [f"--config={CONFIG.parent / 'ppo_lag.yaml'}", "--model.update.help"],
+        ["--model=ConstrainedPolicyModule", "--model.kl.help=KLPenalty"],
+        ["--trainer.help"],
+    ],
+)
+def test_help_in_another_form_says_how_it_is_asked_for(args: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    line = refused(["fit", *args], capsys)
+    assert args[-1].partition("=")[0] in line or args[-2] in line
+    assert "--model.help CLASS" in line and "--model.OPTION.help" in line and "--help-all" in line
+
+
+def test_help_of_a_setting_stands_behind_that_of_its_class(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit:
+        cli.main(["fit", "--model.help", "ConstrainedPolicyModule", "--model.update.help"])
+    assert exit.value.code == 0
+    out = capsys.readouterr().out
+    assert out.startswith("usage: python -m safe_rlhf_v ") and "Passes over a rollout." in out
+
+
 def test_a_missing_configuration_and_a_typo_in_yaml(
     world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

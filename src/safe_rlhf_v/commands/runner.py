@@ -17,9 +17,7 @@ from typing import Any, get_args
 from jsonargparse import ArgumentParser, DefaultHelpFormatter
 
 from safe_rlhf_v.commands.config_files import check_files, check_stray
-from safe_rlhf_v.training.parser_errors import ShortErrors, unknown
-
-PROGRAM = "python -m safe_rlhf_v"
+from safe_rlhf_v.training.parser_errors import PROGRAM, ShortErrors, unknown
 
 
 class CommandParser(ShortErrors, ArgumentParser):
@@ -36,8 +34,10 @@ class Help(DefaultHelpFormatter):
     def _get_help_string(self, action: argparse.Action) -> str:
         text = super()._get_help_string(action)
         type_and_default = re.compile(r"(, )?type: %\(type\)s|(, )?default: %\(default\)s")
-        shown = action.default is not None and action.default != () and action.default != []
-        text = type_and_default.sub(lambda note: note[0] if shown and "default" in note[0] else "", text)
+        has_default = action.default not in (None, "", (), [])
+        text = type_and_default.sub(lambda note: note[0] if has_default and "default" in note[0] else "", text)
+        if isinstance(action.default, (tuple, list)):  # as it is typed
+            text = text.replace("%(default)s", " ".join(map(str, action.default)).replace("%", "%%"))
         return text.replace("(, ", "(").replace(" ()", "").replace("``", "")
 
     def _format_action_invocation(self, action: argparse.Action) -> str:
@@ -102,11 +102,11 @@ def make_parser(
 ) -> CommandParser:
     """The parser of a function; see :func:`run`."""
     summary = inspect.cleandoc(function.__doc__ or "").partition("\nArgs:")[0].replace("``", "")
-    shown = "\n".join(f"  {PROGRAM} {example}" for example in examples)
+    command_lines = "\n".join(f"  {PROGRAM} {example}" for example in examples)
     parser = CommandParser(
         prog=f"{PROGRAM} {name}",
         description="\n\n".join(filter(None, (summary, inspect.cleandoc(about).replace("``", "")))),
-        epilog=f"example{'s' if len(examples) > 1 else ''}:\n{shown}",
+        epilog=f"example{'s' if len(examples) > 1 else ''}:\n{command_lines}",
         formatter_class=Help,
         allow_abbrev=False,
     )
@@ -119,8 +119,10 @@ def make_parser(
     required = [a for a in parser._actions if a.required and a.option_strings]
     places = [a.dest.upper() for a in parser._actions if not a.option_strings]
     words = [*places, *(f"{a.option_strings[0]} {a.dest.upper()}" for a in required)]
-    usage = f"{PROGRAM} {name} {' '.join(words)} [--OPTION VALUE ...]"
-    parser.usage = textwrap.fill(usage, 100, subsequent_indent=" " * 9, break_on_hyphens=False)
+    phrases = [PROGRAM, name, *words, "[--OPTION VALUE ...]"]
+    unbroken = " ".join(phrase.replace(" ", "\N{NO-BREAK SPACE}") for phrase in phrases)
+    usage = textwrap.fill(unbroken, 100, subsequent_indent=" " * 9, break_on_hyphens=False)
+    parser.usage = usage.replace("\N{NO-BREAK SPACE}", " ")
     return parser
 
 

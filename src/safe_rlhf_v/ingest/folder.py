@@ -74,7 +74,7 @@ def import_folder(
         categories: Harm categories that may occur.
         fractions: Split shares for rows without ``split``, applied by hash of the picture, so that a picture is in one split.
         on_bad_row: ``error``: nothing is written if a row cannot be used; ``skip``: such rows are left out.
-        bad_rows: File that lists them; ``None``: a file beside ``out`` that ends in ``.bad_rows.jsonl``.
+        bad_rows: File that lists such rows; without it a file beside the output that ends in .bad_rows.jsonl.
 
     Raises:
         TableError: If the table cannot be read, or (``BadRowsError``) rows cannot be used.

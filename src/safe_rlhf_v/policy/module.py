@@ -114,9 +114,9 @@ class ConstrainedPolicyModule(PolicyEvaluation):
                 Prompts of other categories, of none and of unknown ones are not constrained. ``None`` is one constraint on all.
             judge: Makes a judge of validation responses that knows more than the reward and cost models.
             seed: Of the sampling; every step and rank has its own stream.
-            optimizer: See :class:`BaseModule`.
-            scheduler: See :class:`BaseModule`; stepped once per iteration.
-            lr_scale: See :class:`BaseModule`; ``{roles: 1.5}`` for the critics.
+            optimizer: Makes the optimizer; called with the parameter groups.
+            scheduler: Makes the schedule of the learning rate, which moves once per iteration; ``None`` keeps the rate.
+            lr_scale: Prefix of a parameter's name to a factor of its learning rate (``{roles: 1.5}`` for the critics).
 
         Raises:
             ValueError: If ``samples`` is not positive or a category stands in two constraints.
@@ -158,9 +158,9 @@ class ConstrainedPolicyModule(PolicyEvaluation):
         self.surrogate = build_component("surrogate", self.make_surrogate)
         self.scale = ScoreScale(self.score_settings.normalise)
         self.judge = build_component("judge", self.make_judge) if self.make_judge is not None else None
-        wanted = len(self.constraints or {"": []})
-        if len(self.dual.lam) != wanted:
-            raise ValueError(f"dual has {len(self.dual.lam)} budgets, but there are {wanted} constraints")
+        count = len(self.constraints or {"": []})
+        if len(self.dual.lam) != count:
+            raise ValueError(f"dual has {len(self.dual.lam)} budgets, but there are {count} constraints")
         if not self.advantages.token_signals and self.kl.where != "loss":
             raise ValueError(
                 f"kl.where is {self.kl.where!r}, but {type(self.advantages).__name__} reads no token signals: set it to 'loss'"
@@ -177,8 +177,8 @@ class ConstrainedPolicyModule(PolicyEvaluation):
         """As every stage; frozen roles are given back by their runs and stay out of checkpoints."""
         super().assemble()
         started = {f"backbone.{name}" for name in self.roles.started}
-        given = {f"roles.{name}" for name in self.roles.rebuilt()}
-        self._rebuilt = (self._rebuilt - started | given) & set(self.state_dict())
+        rebuilt = {f"roles.{name}" for name in self.roles.rebuilt()}
+        self._rebuilt = (self._rebuilt - started | rebuilt) & set(self.state_dict())
 
     # --- one iteration ----------------------------------------------------------------------------------------------
 
@@ -275,8 +275,8 @@ class ConstrainedPolicyModule(PolicyEvaluation):
         self.log_counts(learned.seen)
         self.log_dict(curves)
         multiplier = next(name for name in curves if "/lambda" in name)
-        shown = {"reward": "rollout/reward", "cost": "constraint/cost", "lam": multiplier}
-        self.log_dict({short: curves[name] for short, name in shown.items()}, prog_bar=True, logger=False)
+        in_bar = {"reward": "rollout/reward", "cost": "constraint/cost", "lam": multiplier}
+        self.log_dict({short: curves[name] for short, name in in_bar.items()}, prog_bar=True, logger=False)
 
     # --- shared by the methods above --------------------------------------------------------------------------------
 
@@ -309,7 +309,7 @@ class ConstrainedPolicyModule(PolicyEvaluation):
             return batch.valid[:, None]
         data: Any = data_of(self.trainer)
         index = [[data.taxonomy.category_index(name) for name in names] for names in self.constraints.values()]
-        named = torch.stack([(batch.category[:, wanted] == 1).any(1) for wanted in index], 1)  # (B, C)
+        named = torch.stack([(batch.category[:, columns] == 1).any(1) for columns in index], 1)  # (B, C)
         return named & (named.cumsum(1) == 1) & batch.valid[:, None]
 
     def respond(self, batch: PolicyBatch, draws: torch.Generator) -> list[Row]:

@@ -19,6 +19,11 @@ _NOISE = re.compile(
     r"Problem with given class_path|Subclass types expect|a class path \(str\)|a dict )"
 )
 _ADVISED = re.compile(r"unknown (option|class|module)|has no ")
+PROGRAM = "python -m safe_rlhf_v"
+_HELP = (
+    "help is asked for as --model.help CLASS, --data.help CLASS, --trainer.callbacks.help CLASS; about an option of the class "
+    "with --model.OPTION.help behind it; about the Trainer as --help-all"
+)
 
 
 class ShortErrors(argparse.ArgumentParser):
@@ -33,6 +38,10 @@ class ShortErrors(argparse.ArgumentParser):
 
     exit_on_error: bool
     _owner = ""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        """Create the parser; those that jsonargparse makes for a class have no program's name of their own."""
+        super().__init__(*args, **{"prog": PROGRAM, **options})
 
     def add_class_arguments(self, class_type: Any, nested_key: str | None = None, *args: Any, **kwargs: Any) -> Any:
         """As jsonargparse; remembers whose options these are."""
@@ -56,6 +65,10 @@ class ShortErrors(argparse.ArgumentParser):
             if isinstance(action.choices, dict)
             for name, parser in action.choices.items()
         }
+        if re.match(r"argument --[\w.]+: (expected one argument|ignored explicit argument)", message):
+            words = [word for word in map(str, getattr(self, "args", ())) if word.partition("=")[0].endswith(".help")]
+            if words:
+                return f"{words[0]}: {_HELP}"
         if match := re.match(r"unrecognized arguments: (\S+)", message):
             return self._unrecognized(match[1].partition("=")[0], [self, *parsers.values()])
         if match := re.match(r"the following arguments are required: (.+)", message.splitlines()[0]):
@@ -80,6 +93,8 @@ class ShortErrors(argparse.ArgumentParser):
     def _unrecognized(self, word: str, parsers: list[Any]) -> str:
         if not word.startswith("-"):
             return f"{word!r} belongs to no option; {self.mend}"
+        if word.endswith(".help"):
+            return f"unknown option {word}; {_HELP}"
         return unknown("option", word, {o for parser in parsers for o in parser._option_string_actions}, self.mend)
 
 
@@ -158,8 +173,10 @@ def unknown(what: str, name: str, names: Iterable[str], mend: str = "", owner: s
         owner: `` of CLASS``, or nothing.
     """
     near = nearest(name, names)
-    shown = name if name.startswith("-") else repr(name)
-    return f"unknown {what} {shown}{owner}" + (f"; did you mean {near}?" if near else f"; {mend}" if mend else "")
+    printed_name = name if name.startswith("-") else repr(name)
+    return f"unknown {what} {printed_name}{owner}" + (
+        f"; did you mean {near}?" if near else f"; {mend}" if mend else ""
+    )
 
 
 def nearest(name: str, names: Iterable[str]) -> str | None:
