@@ -30,12 +30,12 @@ class ConstraintMonitor(Callback):
         """Start without points."""
         self.points: dict[str, list[list[float]]] = {}
         self._declared = False
-        self._drawn = 0
+        self._drawn_step = 0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """A new event file needs the charts again; the path goes on from the step where training does."""
         self._declared = False
-        self._drawn = 0
+        self._drawn_step = 0
         done = trainer.global_step
         self.points = {name: [point for point in points if point[0] <= done] for name, points in self.points.items()}
 
@@ -80,9 +80,9 @@ class ConstraintMonitor(Callback):
 
     def _draw(self, trainer: Trainer) -> None:
         done = trainer.global_step
-        if done == self._drawn or not draws(trainer) or not trainer.is_global_zero:
+        if done == self._drawn_step or not draws(trainer) or not trainer.is_global_zero:
             return
-        self._drawn = done
+        self._drawn_step = done
         pictures = Pictures(trainer)
         pictures.step = done - 1  # at the end of training the counter is one ahead
         for name, points in self.points.items():
@@ -127,8 +127,8 @@ def trajectory_figure(name: str, points: np.ndarray) -> np.ndarray:
         axes.set_title(f"{title}\nno cost yet")
         return pixels_of(figure)
     step = max(len(points) // MOST_POINTS, 1)
-    shown = np.concatenate([points[:-1:step], points[-1:]])
-    iteration, cost, lam, budget = shown.T
+    plotted = np.concatenate([points[:-1:step], points[-1:]])
+    iteration, cost, lam, budget = plotted.T
     state = "within" if cost[-1] <= budget[-1] else "above"
     axes.set_title(f"{title}\nnow {cost[-1]:+.2f}, {state} the budget {budget[-1]:+.2f}; $\\lambda$ {lam[-1]:.2f}")
     for panel, x, y in ((axes, cost, lam), (cost_axes, iteration, cost), (lam_axes, iteration, lam)):

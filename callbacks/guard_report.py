@@ -84,8 +84,8 @@ class GuardReport(EvaluationCallback):
             p = float(harm[row, k])
             d = int(decided[row, k])
             level = int(levels[row, k])
-            shown = (p >= 0.5) != (level < 0) and self._is_among_the_worst(abs(p - 0.5))
-            tile = self._tile(row, k, p, d, level, batch) if shown else None
+            needs_tile = (p >= 0.5) != (level < 0) and self._is_among_the_worst(abs(p - 0.5))
+            tile = self._tile(row, k, p, d, level, batch) if needs_tile else None
             judgements.append(Judgement(p, d, level, groups[row], batch.rules[row][k], tile))
         return judgements
 

@@ -62,9 +62,9 @@ class ResponseGallery(ResponseCallback):
     def report(self, pictures: Pictures, split: str, notes: list[GalleryEntry], trainer: Trainer) -> None:
         """One picture."""
         when = moment(trainer)
-        before = self.kept.get(split, {}) if self.compare else {}
+        before = self.earlier.get(split, {}) if self.compare else {}
         pictures.image(f"1_responses/{split}", draw_grid([tile(note, when, before.get(note.key)) for note in notes]))
-        self.kept[split] = {note.key: {**note.row, "when": when} for note in notes}
+        self.earlier[split] = {note.key: {**note.row, "when": when} for note in notes}
 
 
 def tile(note: GalleryEntry, when: str, before: Row | None) -> Tile:

@@ -26,7 +26,7 @@ class ResponseCallback(SplitReport, ABC):
     A subclass writes :meth:`observe` and :meth:`report`; see :class:`SplitReport`.
 
     Attributes:
-        kept: What later reports compare with, by split: plain data, in the checkpoint.
+        earlier: What later reports compare with, by split: plain data, in the checkpoint.
     """
 
     needs: ClassVar[tuple[str, str]] = ("responses", "{'responses': rows}")
@@ -46,7 +46,7 @@ class ResponseCallback(SplitReport, ABC):
             raise ValueError(f"{type(self).__name__}: the number of prompts is {prompts}, it must be at least 1")
         self.prompts = prompts
         self.before = before
-        self.kept: dict[str, Any] = {}
+        self.earlier: dict[str, Any] = {}
         self._share = prompts
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -80,16 +80,16 @@ class ResponseCallback(SplitReport, ABC):
 
     def state_dict(self) -> dict[str, Any]:
         """What is compared with."""
-        return {"kept": self.kept}
+        return {"earlier": self.earlier}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on comparing with it."""
-        self.kept = dict(state_dict["kept"])
+        self.earlier = dict(state_dict["earlier"])
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """A run from the beginning is not compared with another."""
         if not trainer.global_step:
-            self.kept = {}
+            self.earlier = {}
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """Report once before the first step: not earlier, the module measures its scores' unit in ``on_train_start``."""

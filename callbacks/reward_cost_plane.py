@@ -66,10 +66,10 @@ class RewardCostPlane(ResponseCallback):
         points = np.array(notes)
         now = Cloud(moment(trainer), points[np.isfinite(points).all(1)])
         clouds = [now]
-        if first := self.kept.get(split):
+        if first := self.earlier.get(split):
             clouds.insert(0, Cloud(first["when"], np.array(first["points"]).reshape(-1, 2)))
         else:
-            self.kept[split] = {"when": now.when, "points": now.points.tolist()}
+            self.earlier[split] = {"when": now.when, "points": now.points.tolist()}
         policy: Any = trainer.lightning_module
         budgets: list[float] = policy.dual.budget.tolist()
         pictures.image(f"2_reward_cost_plane/{split}", plane_figure(split, clouds, budgets))

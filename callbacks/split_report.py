@@ -94,10 +94,10 @@ class SplitReport(Callback, ABC):
     def _take(self, trainer: Trainer, stage: Stage, outputs: Any, batch: Any, index: int) -> None:
         if trainer.sanity_checking or not draws(trainer):
             return
-        key, wanted = self.needs
+        key, output_shape = self.needs
         if not isinstance(outputs, dict) or key not in outputs:
             step = "validation_step" if stage == "validate" else "test_step"
-            raise ValueError(f"{type(self).__name__} needs {step} to return {wanted}; remove the callback")
+            raise ValueError(f"{type(self).__name__} needs {step} to return {output_shape}; remove the callback")
         notes = self._notes.setdefault(split_names(trainer, stage)[index], [])
         batch = on_cpu(batch)
         if "valid" in outputs:  # rows that the module could not use do not count

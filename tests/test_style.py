@@ -17,8 +17,10 @@ FILES = sorted(
     if not any(parent.is_symlink() for parent in path.parents)
 )
 TESTS = sorted((ROOT / "tests").rglob("*.py"))
-VAGUE = {"found", "kept", "said", "drawn", "made", "whole", "told", "taken"}
-"""Past participles that do not say what a variable holds or what a function returns."""
+VAGUE = {
+    "found", "kept", "said", "drawn", "made", "whole", "told", "taken", "wanted", "shown", "given", "got",
+}  # fmt: skip
+"""Past participles that do not say what a variable or attribute holds, or what a function returns."""
 USERS_CALL = {"BEAVERTAILS_V", "OneCycle"}
 """Definitions of the public interface that nothing here uses; each is tested."""
 
@@ -77,6 +79,8 @@ def vague_names(tree: ast.AST) -> Iterator[str]:
     for node in ast.walk(tree):
         if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store) and node.id in VAGUE:
             yield f"line {node.lineno}: variable {node.id}"
+        elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store) and node.attr.lstrip("_") in VAGUE:
+            yield f"line {node.lineno}: attribute {node.attr}"
         elif isinstance(node, ast.FunctionDef) and node.name.lstrip("_") in VAGUE:
             yield f"line {node.lineno}: function {node.name}"
         elif isinstance(node, ast.arg) and node.arg in VAGUE:
@@ -91,9 +95,9 @@ def test_one_assignment_per_line_and_names_that_say_what_they_hold(path: Path) -
 
 
 def test_these_rules_can_fail() -> None:
-    tree = ast.parse("a, b = 1, 2\nfirst, second = second, first\nfound = 3\ndef said(kept): ...")
+    tree = ast.parse("a, b = 1, 2\nfirst, second = second, first\nfound = 3\ndef said(kept): ...\nself._got = 1")
     assert len(list(double_assignments(tree))) == 1
-    assert len(list(vague_names(tree))) == 3
+    assert len(list(vague_names(tree))) == 4
 
 
 @pytest.mark.parametrize("path", FILES, ids=names)

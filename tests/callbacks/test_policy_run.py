@@ -72,7 +72,7 @@ def test_the_start_is_asked_as_validation_asks(policy_stages: Path, world: Path,
     still = "--model.init_args.optimizer.init_args.lr=0"
     cli = main(stage_command("ppo_lag", world, policy_stages, *TINY, save, still, watch))
     (plane,) = (callback for callback in cli.trainer.callbacks if isinstance(callback, RewardCostPlane))
-    start = plane.kept["validation"]
+    start = plane.earlier["validation"]
     assert start["when"] == "before training" and len(start["points"]) == 4
     cost, reward = torch.tensor(start["points"]).mean(0).tolist()
     logged = cli.trainer.callback_metrics

@@ -125,8 +125,8 @@ class CLI(LightningCLI):
         config = self.config[command]
         if config.get("ckpt_path") == "":
             raise ValueError("ckpt_path: is empty; name a run's folder or a .ckpt file, or leave it out")
-        wanted = config.get("ckpt_path")
-        if wanted == "last":
+        named_path = config.get("ckpt_path")
+        if named_path == "last":
             folder = run_folder(config.trainer)
             if command == "fit":
                 clear_leftovers(folder, below=True)
@@ -145,7 +145,9 @@ class CLI(LightningCLI):
         what = "resuming from" if command == "fit" else "checkpoint:"
         _say(f"{what} {config.ckpt_path} (step {stage.get('global_step', 0)})")
         if command == "fit":
-            clear_leftovers(Path(wanted) if Path(wanted).is_dir() else Path(config.ckpt_path).parent, below=True)
+            clear_leftovers(
+                Path(named_path) if Path(named_path).is_dir() else Path(config.ckpt_path).parent, below=True
+            )
             now = yaml.safe_load(self.parser.dump(self.config, skip_none=False))[command]
             before = self.stored or (read_stored(stage) if "config_yaml" in stage else now)
             if self.stored:  # of the trainer only some settings were taken; its other options are defaults

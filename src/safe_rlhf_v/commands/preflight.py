@@ -67,9 +67,9 @@ def check_runs(config: Any, reading: ReadingOptions) -> None:
     if reading.trust and "trust" in roles:
         roles["trust"] = [*(roles["trust"] or ()), *reading.trust]
     trust = (*reading.trust, *(roles.get("trust") or ()))
-    wanted: dict[str, tuple[Any, tuple[str, ...]]] = {"reference": (model.get("reference"), ("policy",))}
-    wanted |= {role: (roles.get(role), (kind,)) for role, kind in ROLES.items()}
-    for name, (path, kinds) in wanted.items():
+    references: dict[str, tuple[Any, tuple[str, ...]]] = {"reference": (model.get("reference"), ("policy",))}
+    references |= {role: (roles.get(role), (kind,)) for role, kind in ROLES.items()}
+    for name, (path, kinds) in references.items():
         if isinstance(path, str):
             parts = () if kinds == ("policy",) else None
             open_run(path, name, kinds, trust=trust, base=reading.base or "", parts=parts)  # its base: when it is built
@@ -223,10 +223,10 @@ def check_data(command: str, data: Any) -> None:
         manifest.check_training(path)
     known = list(manifest.splits)
     for option in _SPLITS[command]:
-        wanted = options[option]
-        for split in (wanted,) if isinstance(wanted, str) else wanted:
+        splits = options[option]
+        for split in (splits,) if isinstance(splits, str) else splits:
             if split not in known:
                 raise ValueError(
                     f"data.{option} names {split!r}, but {path} has only {', '.join(known)}; "
-                    f"choose, as in --data.init_args.{option}={known[0] if isinstance(wanted, str) else f'[{known[0]}]'}"
+                    f"choose, as in --data.init_args.{option}={known[0] if isinstance(splits, str) else f'[{known[0]}]'}"
                 )

@@ -44,12 +44,12 @@ def take_reading_options(args: Sequence[str]) -> tuple[ReadingOptions, list[str]
     Raises:
         ValueError: If one of them has no value.
     """
-    given: dict[str, list[str]] = {"--trust": [], "--base": []}
+    values_of: dict[str, list[str]] = {"--trust": [], "--base": []}
     rest: list[str] = []
     words = iter(args)
     for word in words:
         option, joined, value = word.partition("=")
-        if option not in given:
+        if option not in values_of:
             rest.append(word)
             continue
         if not joined:
@@ -58,8 +58,8 @@ def take_reading_options(args: Sequence[str]) -> tuple[ReadingOptions, list[str]
             raise ValueError(
                 f"{option}: needs a value, as in {option} {'my_package' if option == '--trust' else 'models/base'}"
             )
-        given[option].append(value)
-    return ReadingOptions(tuple(given["--trust"]), given["--base"][-1] if given["--base"] else None), rest
+        values_of[option].append(value)
+    return ReadingOptions(tuple(values_of["--trust"]), values_of["--base"][-1] if values_of["--base"] else None), rest
 
 
 def with_stored_config(

@@ -16,7 +16,7 @@ EXAMPLES = (
 
 def main(args: Sequence[str]) -> int:
     """Run the command; returns the exit status."""
-    return run(world, args, name="world", show=_shown, examples=EXAMPLES)
+    return run(world, args, name="world", show=_as_text, examples=EXAMPLES)
 
 
 def world(
@@ -57,5 +57,5 @@ def world(
     return Path(out)
 
 
-def _shown(folder: Path) -> str:
+def _as_text(folder: Path) -> str:
     return f"written to {folder}; look at it with: python -m safe_rlhf_v shards inspect {folder}"

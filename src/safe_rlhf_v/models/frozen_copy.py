@@ -54,13 +54,13 @@ class FrozenCopy(nn.Module):
             stored: Names of the copy's tensors that the checkpoint holds.
             original: As at construction.
         """
-        wanted = frozen_names(original) - stored
-        for name in self.shared ^ wanted:
+        unstored = frozen_names(original) - stored
+        for name in self.shared ^ unstored:
             source = original.get_parameter(name)
-            value = source if name in wanted else nn.Parameter(source.detach().clone(), requires_grad=False)
+            value = source if name in unstored else nn.Parameter(source.detach().clone(), requires_grad=False)
             place, _, leaf = name.rpartition(".")
             setattr(self.network.get_submodule(place), leaf, value)
-        self.shared = wanted
+        self.shared = unstored
         self._share_cache(original)
 
     def _share_cache(self, original: Backbone) -> None:

@@ -86,11 +86,11 @@ class BaseModule(SplitMetrics):
         super().__init__()
         frame = inspect.currentframe()
         assert frame is not None, "CPython keeps its frames"
-        given = [
+        arguments = [
             items for call in collect_init_args(frame, [], classes=(HyperparametersMixin,)) for items in call.items()
         ]
         # Lightning would copy the networks of earlier stages.
-        self.save_hyperparameters(ignore=[name for name, value in given if holds_network(value)])
+        self.save_hyperparameters(ignore=[name for name, value in arguments if holds_network(value)])
         # What is not plain data would be pickled into the checkpoint; run configs travel as text instead.
         for name in [name for name, value in self.hparams.items() if not plain(value)]:
             del self.hparams[name]
@@ -102,7 +102,7 @@ class BaseModule(SplitMetrics):
         self.lr_scale = lr_scale or {}
         self._fingerprint: dict[str, str] = {}
         self._rebuilt: set[str] = set()
-        self._kept: dict[str, Any] | None = None
+        self._stored_sources: dict[str, Any] | None = None
         self._options: UserOptions | None = None
         self._random_states: dict[str, Tensor] | None = None
         self._loops: dict[str, Any] | None = None
@@ -302,9 +302,9 @@ class BaseModule(SplitMetrics):
         checkpoint["fingerprint"] = self._fingerprint
         checkpoint["rebuilt"] = sorted(self._rebuilt)
         self._border.write(self, checkpoint)
-        if self._kept is None and isinstance(self.backbone, Reader):
-            self._kept = self.backbone.stored_sources()._asdict()
-        checkpoint[SOURCES_KEY] = self._kept
+        if self._stored_sources is None and isinstance(self.backbone, Reader):
+            self._stored_sources = self.backbone.stored_sources()._asdict()
+        checkpoint[SOURCES_KEY] = self._stored_sources
         checkpoint["parameter_groups"] = group_names(self, self.lr_scale)
         for name in self._rebuilt:
             checkpoint["state_dict"].pop(name, None)

@@ -62,5 +62,5 @@ def sign_values(costs: Tensor, harmful: Tensor, prefix: str = "") -> dict[str, T
     """
     names = {"accuracy": "sign_accuracy", "balanced_accuracy": "balanced_sign_accuracy"}
     values = score_values(costs, harmful)
-    wanted = ("accuracy", "balanced_accuracy", "auroc", "calibration_error")
-    return {prefix + names.get(name, name): values[name] for name in wanted if name in values}
+    logged = ("accuracy", "balanced_accuracy", "auroc", "calibration_error")
+    return {prefix + names.get(name, name): values[name] for name in logged if name in values}

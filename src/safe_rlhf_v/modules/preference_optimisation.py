@@ -32,12 +32,12 @@ class Inputs(NamedTuple):
     Attributes:
         pairs: B pairs of responses with their prompts.
         demonstrations: Demonstrations (PTX) and the (M, R) bool mask of their response tokens; ``None`` without PTX.
-        shown: Numbers of these to be logged, by name.
+        demonstration_numbers: Numbers of these to be logged, by name.
     """
 
     pairs: Prepared
     demonstrations: tuple[Prepared, Tensor] | None
-    shown: dict[str, Tensor | int]
+    demonstration_numbers: dict[str, Tensor | int]
 
 
 class PreferenceOptimisationModule(LossModule):
@@ -175,12 +175,12 @@ class PreferenceOptimisationModule(LossModule):
         self._check_ptx(batch.demonstrations is not None)
         batch, pairs = self.admitted(batch)
         demonstrations = None if batch.demonstrations is None else self.demonstration_inputs(batch.demonstrations)
-        shown = (
+        numbers = (
             demonstrations_seen(batch.demonstrations, *demonstrations)
             if batch.demonstrations and demonstrations
             else {}
         )
-        return batch._replace(prompts=TAKEN, demonstrations=None), Inputs(pairs, demonstrations, shown)
+        return batch._replace(prompts=TAKEN, demonstrations=None), Inputs(pairs, demonstrations, numbers)
 
     def check_data(self, data: Any) -> None:
         """As every module; also needs demonstrations and a weight."""
@@ -209,7 +209,7 @@ class PreferenceOptimisationModule(LossModule):
 
     def seen(self, batch: PreferenceBatch, inputs: Inputs) -> dict[str, Tensor | int]:
         """Responses that are truncated, pairs that are the same to the model, and the same of demonstrations."""
-        return {**pairs_seen(batch, inputs.pairs), **inputs.shown}
+        return {**pairs_seen(batch, inputs.pairs), **inputs.demonstration_numbers}
 
     def counts(self, batch: PreferenceBatch, inputs: Inputs) -> dict[str, Tensor]:
         """Those of the objective, which follow from the labels whatever the log-ratios; tokens of PTX."""

@@ -215,13 +215,15 @@ class Splitter:
 
     def micro_batch(self, prompts: list[int]) -> MicroBatch:
         """The prompts with these numbers and all their responses, packed behind one prompt where there are several."""
-        tokens, shown = self.prompts.take(prompts)
+        tokens, image_numbers = self.prompts.take(prompts)
         responses = [self.responses[prompt] for prompt in prompts]
         laid = layout(tokens, responses, pad_id=self.backbone.pad_id, packed=self.samples > 1)
         rows = torch.tensor(prompts)[:, None] * self.samples + torch.arange(self.samples)  # (b, K)
-        every = shown == list(range(len(self.images.ids)))
-        images = self.images if every else self.backbone.select_images(self.images, shown)
-        return MicroBatch(laid, images, self.features.take(torch.tensor(shown, dtype=torch.long)), rows.flatten())
+        every = image_numbers == list(range(len(self.images.ids)))
+        images = self.images if every else self.backbone.select_images(self.images, image_numbers)
+        return MicroBatch(
+            laid, images, self.features.take(torch.tensor(image_numbers, dtype=torch.long)), rows.flatten()
+        )
 
 
 def of_rows(micro_batch: MicroBatch, values: Tensor) -> Tensor:

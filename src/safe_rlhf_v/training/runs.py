@@ -117,7 +117,7 @@ def open_run(
         CheckpointError: If there is no readable checkpoint of this library, or it is not what it is meant to be.
     """
     if not isinstance(path, (str, Path)):
-        return _given(path, role, kinds)
+        return _stand_in(path, role, kinds)
     stage = read_stage(str(path))
     file = stage["file"]
     model = read_stored(stage)["model"]
@@ -148,10 +148,10 @@ def stage_of(source: Source, role: str, kinds: Collection[str] = ()) -> dict[str
     Raises:
         CheckpointError: If it cannot be read, or is something else.
     """
-    return read_stage(source) if isinstance(source, (str, Path)) else _given(source, role, kinds).stage
+    return read_stage(source) if isinstance(source, (str, Path)) else _stand_in(source, role, kinds).stage
 
 
-def _given(module: TrainedModule, role: str, kinds: Collection[str]) -> StoredRun:
+def _stand_in(module: TrainedModule, role: str, kinds: Collection[str]) -> StoredRun:
     """A module in the place of a run. Raises: CheckpointError: If it is none of ours, or not what it is meant to be."""
     cls: Any = type(module)
     if not hasattr(module, "as_stage"):
@@ -180,8 +180,8 @@ def _unfit(cls: Any, kinds: Collection[str]) -> str:
     trains = getattr(cls, "trains", "")
     if not kinds or trains in kinds:
         return ""
-    wanted = " or ".join(KINDS[kind] for kind in kinds)
-    return f"is {KINDS.get(trains, trains)} ({cls.__name__}), {wanted} is needed"
+    needed = " or ".join(KINDS[kind] for kind in kinds)
+    return f"is {KINDS.get(trains, trains)} ({cls.__name__}), {needed} is needed"
 
 
 def _replace_sources(
