@@ -105,8 +105,8 @@ def _left_out(ledger: Ledger, bad: int) -> str:
 
 
 def _pictures(ledger: Ledger, sheet: bool) -> str:
-    shown = f"\n\nA choice by hash:\n\n![Some of the pictures]({CONTACT_SHEET})" if sheet else ""
-    return f"## Pictures\n\n{ledger.images} distinct pictures in {len(ledger.files)} distinct files.{shown}"
+    contact_sheet = f"\n\nA choice by hash:\n\n![Some of the pictures]({CONTACT_SHEET})" if sheet else ""
+    return f"## Pictures\n\n{ledger.images} distinct pictures in {len(ledger.files)} distinct files.{contact_sheet}"
 
 
 def _histograms(manifest: Manifest, ledger: Ledger) -> Iterable[str]:

@@ -167,9 +167,9 @@ class Ledger:
     def drop(self, row: Dropped) -> None:
         """Count a row that is left out."""
         self.dropped[row.reason] += 1
-        shown = self.examples.setdefault(row.reason, [])
-        if len(shown) < SHOWN_DROPPED:
-            shown.append(row)
+        examples = self.examples.setdefault(row.reason, [])
+        if len(examples) < SHOWN_DROPPED:
+            examples.append(row)
 
     def alike(self) -> dict[str, int]:
         """Number of pictures outside train that look like one in train, by split."""
