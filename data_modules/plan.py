@@ -55,9 +55,13 @@ class Plan:
                 f"batch size {self.batch_size} or rank {self.rank} of {self.world_size} is outside its range"
             )
         if self.seed is not None and self.samples < self.global_batch:
+            most = self.samples // self.world_size
+            mend = (
+                f"lower batch_size, as --data.init_args.batch_size={most}" if most else "give more data, or fewer ranks"
+            )
             raise ValueError(
                 f"{self.samples} training samples are fewer than one global batch of {self.global_batch} "
-                f"({self.world_size} ranks x {self.batch_size}): lower batch_size"
+                f"({self.world_size} ranks x {self.batch_size}): {mend}"
             )
 
     @property

@@ -61,8 +61,11 @@ def test_a_start_is_the_rest_of_the_epoch() -> None:
 
 
 def test_a_split_smaller_than_a_global_batch_is_refused_with_its_mend() -> None:
-    with pytest.raises(ValueError, match=r"7 training samples .* global batch of 8 \(2 ranks x 4\): lower batch_size"):
+    with pytest.raises(ValueError, match=r"7 training samples .* global batch of 8 \(2 ranks x 4\): .*batch_size=3$"):
         Plan(7, 4, 2, 0, seed=0)
+    Plan(7, 3, 2, 0, seed=0)
+    with pytest.raises(ValueError, match=r"1 training samples .* \(2 ranks x 4\): give more data, or fewer ranks"):
+        Plan(1, 4, 2, 0, seed=0)
     assert len(Plan(7, 4, 2, 0)) == 1  # evaluation pads instead
 
 

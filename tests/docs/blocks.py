@@ -156,6 +156,8 @@ def ours(words: list[str]) -> None:
     config = " ".join(words)
     helps = ".help" in config or "--help" in words
     small = [] if helps else [*SMALL.get(words[0], []), *(POLICY if "ppo_lag.yaml" in config else [])]
+    if "--data.init_args.path=" in config:  # data of the page's own: their batches are the page's, too
+        small = [word for word in small if "batch_size" not in word]
     try:
         status = main([*words, *small])
     except SystemExit as error:
