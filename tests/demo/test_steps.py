@@ -1,11 +1,15 @@
 """A pipeline of commands: order, what is repeated, and how it fails."""
 
+import os
+import signal
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from safe_rlhf_v.demo import steps as module
 from safe_rlhf_v.demo.processes import CommandError, cpu_seconds
+from safe_rlhf_v.demo.processes import _environment as started_process
 from safe_rlhf_v.demo.steps import Step, run_steps
 
 
@@ -65,3 +69,14 @@ def test_a_step_that_fails_ends_the_pipeline_and_is_repeated(
     capsys.readouterr()
     run_steps(pipeline(), tmp_path)
     assert started(capsys.readouterr().out) == ["last"]
+
+
+def test_what_is_started_leaves_ctrl_c_to_who_started_it() -> None:
+    """Its processes would print a traceback each; the pipeline stops them."""
+    before = signal.getsignal(signal.SIGINT)
+    with started_process():
+        assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+        assert os.environ["TOKENIZERS_PARALLELISM"] == "false"
+    assert signal.getsignal(signal.SIGINT) == before
+    with ThreadPoolExecutor(1) as pool:  # where Python takes no handler
+        assert pool.submit(lambda: started_process().__enter__()).result() is None

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from safe_rlhf_v.commands.options import AnyPath, NonNegativeFloat, NonNegativeInt, PositiveInt
+from safe_rlhf_v.commands.options import AnyPath, NonNegativeFloat, NonNegativeInt, PositiveInt, check_splits
 from safe_rlhf_v.commands.runner import run
 from safe_rlhf_v.records.user_files import whole_file, write_whole
 from safe_rlhf_v.scoring.judge import Judge, default_judge
@@ -69,13 +69,12 @@ def evaluate(
     Raises:
         CheckpointError: If a run cannot be read, or is of another kind.
         FileError: If another process is evaluating into the same folder.
-        ValueError: If the data cannot be used, or no split is named.
+        ValueError: If the data cannot be used, or a split is named twice, or none is.
     """
     from safe_rlhf_v.models.sampling import SamplingOptions
     from safe_rlhf_v.shards import ShardedSplit
 
-    if not splits:
-        raise ValueError("--splits: is empty; name at least one split")
+    check_splits(splits)
     for split in splits:  # before a model is built
         ShardedSplit(Path(data), split)
     folder = Path(output or (policy if Path(policy).is_dir() else Path(policy).parent))

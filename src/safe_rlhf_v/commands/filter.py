@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from safe_rlhf_v.commands.options import AnyPath, PositiveInt
+from safe_rlhf_v.commands.options import AnyPath, PositiveInt, check_splits
 from safe_rlhf_v.commands.runner import run
 from safe_rlhf_v.guard.verdict import Verdict
 from safe_rlhf_v.records import Record, Response
@@ -84,8 +84,8 @@ def filter(
 
     rules = Rules(action, check, keep_review, missing_only)
     source = Path(input)
-    if splits is not None and not splits:
-        raise ValueError("--splits: is empty; name at least one split, or leave it out for all")
+    if splits is not None:
+        check_splits(splits)
     for split in splits or Manifest.load(source).splits:
         ShardedSplit(source, split)  # before the guard is built
     loaded = Guard.from_pretrained(guard, device, trust=trust, base=base)

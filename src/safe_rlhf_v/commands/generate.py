@@ -11,7 +11,7 @@ from safe_rlhf_v.commands.options import AnyPath, NonNegativeFloat, NonNegativeI
 from safe_rlhf_v.commands.runner import run
 from safe_rlhf_v.guard.strategies import BestOfK, Strategy
 from safe_rlhf_v.records import Record
-from safe_rlhf_v.records.user_files import lock, open_to_append, read_bounded, write_whole
+from safe_rlhf_v.records.user_files import read_bounded, whole_file, write_whole
 from safe_rlhf_v.scoring.judge import Judge, default_judge
 from safe_rlhf_v.training.devices import find_device
 
@@ -138,31 +138,24 @@ def _respond(
     records = data.split(split)
     draws = torch.Generator().manual_seed(seed)
     path.parent.mkdir(parents=True, exist_ok=True)
-    drafts = path.with_suffix(".drafts.jsonl")
-    parts = [target.with_name(target.name + ".part") for target in (path, drafts)]
     outcomes: list[list[Row]] = []
-    open_to_append(parts[1]).close()
-    with open_to_append(parts[0]) as claim:
-        lock(claim, path)
-        with (
-            parts[0].open("w") as file,
-            parts[1].open("w") as draft_file,
-            tqdm(total=len(records), unit="prompt", desc="guarded generation", disable=None) as bar,
-        ):
-            row = 0
-            for batch in data.test_dataloader()[0]:
-                count = int(batch.valid.sum())
-                responses = generate(batch.prompts, draws)
-                for i in range(count):
-                    line = {"key": batch.keys[i], "response": responses.texts[i], "round": responses.released[i]}
-                    file.write(json.dumps(line, ensure_ascii=False) + "\n")
-                draft_file.writelines(_draft_lines(responses, batch.keys[:count]))
-                if judge is not None:
-                    outcomes += _outcomes(responses, [records[row + i] for i in range(count)], judge, generate)
-                row += count
-                bar.update(count)
-        for part, target in zip(parts, (path, drafts), strict=True):
-            part.replace(target)
+    with (
+        whole_file(path) as file,
+        whole_file(path.with_suffix(".drafts.jsonl")) as draft_file,
+        tqdm(total=len(records), unit="prompt", desc="guarded generation", disable=None) as bar,
+    ):
+        row = 0
+        for batch in data.test_dataloader()[0]:
+            count = int(batch.valid.sum())
+            responses = generate(batch.prompts, draws)
+            for i in range(count):
+                line = {"key": batch.keys[i], "response": responses.texts[i], "round": responses.released[i]}
+                file.write((json.dumps(line, ensure_ascii=False) + "\n").encode())
+            draft_file.writelines(line.encode() for line in _draft_lines(responses, batch.keys[:count]))
+            if judge is not None:
+                outcomes += _outcomes(responses, [records[row + i] for i in range(count)], judge, generate)
+            row += count
+            bar.update(count)
     names = ["prompts checked only" if generate.check_prompts else "no guard"]
     names += [f"round {round}" for round in range(generate.rounds + 1)]
     return [_mean(name, [several[i] for several in outcomes]) for i, name in enumerate(names)] if outcomes else []

@@ -1,5 +1,6 @@
 """``python -m safe_rlhf_v shards import`` and ``presets``: data of others, and your own, as shards."""
 
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -129,7 +130,8 @@ def _refuse_others(one: str, others: Mapping[str, object]) -> None:
 def show_imported(imported: Imported) -> str:
     """What is printed after an import."""
     to = imported.folder
-    lines = [f"{imported.records} records written to {to}; compare their labels with 'shards check {to}'"]
+    check = f"python -m safe_rlhf_v shards check {shlex.quote(str(to))}"
+    lines = [f"{imported.records} records written to {to}; compare their labels with: {check}"]
     if imported.skipped:
         lines.append(f"{imported.skipped} rows left out; they are listed in {imported.bad_rows}")
     for name, split in Manifest.load(to).splits.items():

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from safe_rlhf_v.commands.options import AnyPath
+from safe_rlhf_v.commands.options import AnyPath, check_splits
 from safe_rlhf_v.commands.runner import run
 from safe_rlhf_v.models.corpus_tokenizer import build_tokenizer
 from safe_rlhf_v.shards import Manifest, ShardedSplit
@@ -30,10 +30,10 @@ def write_tokenizer(shards: AnyPath, out: AnyPath, splits: Sequence[str] | None 
 
     Raises:
         ShardError: If the shards cannot be read.
-        ValueError: If the list of splits is empty.
+        ValueError: If the list of splits is empty, or names one twice.
     """
-    if splits is not None and not splits:
-        raise ValueError("--splits: is empty; name at least one split, or leave it out for all")
+    if splits is not None:
+        check_splits(splits)
     texts: set[str] = set()
     names = splits or Manifest.load(Path(shards)).splits
     for name, split in [(name, ShardedSplit(Path(shards), name)) for name in names]:

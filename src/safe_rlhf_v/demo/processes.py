@@ -3,7 +3,10 @@
 import multiprocessing
 import os
 import runpy
+import shlex
+import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -145,12 +148,19 @@ def _context() -> Any:
 
 @contextmanager
 def _environment() -> Iterator[None]:
-    """:data:`ENVIRONMENT` while a process is started: the first start takes it into the server."""
+    """:data:`ENVIRONMENT` while a process is started: the first start takes it into the server.
+
+    Ctrl-C reaches every process of a terminal. Started processes ignore it: this one stops them, each in its own way.
+    """
     before = {name: os.environ.get(name) for name in ENVIRONMENT}
     os.environ.update(ENVIRONMENT)
+    in_main = threading.current_thread() is threading.main_thread()  # elsewhere Python takes no handler
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN) if in_main else None
     try:
         yield
     finally:
+        if in_main:
+            signal.signal(signal.SIGINT, signal.SIG_DFL if handler is None else handler)
         for name, value in before.items():
             if value is None:
                 del os.environ[name]
@@ -163,7 +173,7 @@ def _work(command: tuple[str, ...], log: str, sender: "Connection[Any, Any]") ->
     file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
     for stream in (1, 2):
         os.dup2(file, stream)
-    print(f"$ python -m safe_rlhf_v {' '.join(command)}", flush=True)
+    print(f"$ python -m safe_rlhf_v {shlex.join(command)}", flush=True)
     sys.argv = ["python -m safe_rlhf_v", *command]
     forked = IMPORTS in sys.modules
     try:

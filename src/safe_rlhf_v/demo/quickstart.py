@@ -1,5 +1,6 @@
 """``python -m safe_rlhf_v quickstart``: the whole pipeline on the embedded world; every step is a public command."""
 
+import shlex
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -73,8 +74,9 @@ def quickstart(
     print(NEEDS.format(steps=len(steps), cores=cores(), data=data, root=root), flush=True)
     run_steps(steps, run.root)
     text = f"{results(run)}\n"
+    places = {name: shlex.quote(str(folder)) for name, folder in (("root", root), ("data", data))}
     (run.root / "results.txt").write_text(text)
-    return f"\n{text}{SUMMARY.format(clock=time.monotonic() - began, cpu=cpu_seconds(), root=root, data=data)}"
+    return f"\n{text}{SUMMARY.format(clock=time.monotonic() - began, cpu=cpu_seconds(), **places)}"
 
 
 def quickstart_steps(run: Run, *world: str) -> list[Step]:

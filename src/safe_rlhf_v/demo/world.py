@@ -1,5 +1,6 @@
 """``python -m safe_rlhf_v world``: the embedded world as shards."""
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -58,4 +59,4 @@ def world(
 
 
 def _as_text(folder: Path) -> str:
-    return f"written to {folder}; look at it with: python -m safe_rlhf_v shards inspect {folder}"
+    return f"written to {folder}; look at it with: python -m safe_rlhf_v shards inspect {shlex.quote(str(folder))}"

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import weakref
 from array import array
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -110,6 +111,7 @@ class JsonlEntries:
         """
         self.folder = path.parent.resolve()
         self._file = open_regular(path)
+        weakref.finalize(self, self._file.close)  # when nobody reads entries any more
         self._numbers = array("Q")
         self._starts = array("Q")
         self._lengths = array("Q")

@@ -1,5 +1,6 @@
 """Strategies for sampling the responses of a round of guarded generation, chosen by class path."""
 
+import math
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -37,7 +38,12 @@ class HigherTemperature(Strategy):
 
         Args:
             step: Increase of the temperature per round.
+
+        Raises:
+            ValueError: If it is negative, NaN or infinite.
         """
+        if not 0 <= step < math.inf:
+            raise ValueError(f"step is {step}; it must be a finite number of at least 0")
         self.step = step
 
     def options(self, round: int, options: "SamplingOptions") -> "SamplingOptions":
@@ -71,7 +77,12 @@ class BestOfK(Strategy):
 
         Args:
             k: Number of responses per prompt.
+
+        Raises:
+            ValueError: If it is not positive.
         """
+        if k < 1:
+            raise ValueError(f"k is {k}; it must be at least 1")
         self.k = k
 
     def samples(self, round: int) -> int:

@@ -88,7 +88,9 @@ class ShortErrors(argparse.ArgumentParser):
 
     def missing(self, names: list[str]) -> str:
         """What is said of required options that are not given."""
-        return f"missing: {', '.join(f'--{name}' for name in names)}; --help tells what they are"
+        places = {action.dest for action in self._actions if not action.option_strings}
+        words = [name.upper() if name in places else f"--{name}" for name in names]
+        return f"missing: {', '.join(words)}; --help tells what they are"
 
     def _unrecognized(self, word: str, parsers: list[Any]) -> str:
         if not word.startswith("-"):
