@@ -104,7 +104,7 @@ class ToyModule(LightningModule):
         return {"scores": -batch.true_safety.float() / 2}
 
     def on_validation_epoch_end(self) -> None:
-        self.log("validation/curve", 1.0)
+        self.log("validation/curve", 1.0, sync_dist=True)
 
     def test_step(self, batch: PreferenceBatch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
         return {"scores": -batch.true_safety.float() / 2}

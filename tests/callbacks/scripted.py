@@ -8,6 +8,7 @@ from lightning.pytorch import LightningDataModule, LightningModule
 from torch import nn
 from torch.utils.data import DataLoader
 
+from safe_rlhf_v.data_modules.loader import ResumableLoader
 from safe_rlhf_v.policy import ConstrainedPolicyModule
 from safe_rlhf_v.records.batches import PolicyBatch, Prompts, Records
 
@@ -75,7 +76,10 @@ class Scripted(ConstrainedPolicyModule):
         self.log_dict(values | self.script(i))
 
     def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Any]:
-        self.log("validation/curve", float("nan"))  # a scorer's value that applies to no prompt
+        nan = float("nan")
+        self.log(
+            "validation/curve", nan, batch_size=len(batch.valid), sync_dist=True
+        )  # a scorer's value that applies to no prompt
         return {"responses": responses(self, batch)}
 
     def response_rows(self, batch: PolicyBatch, batch_idx: int, loader: int) -> list[dict[str, Any]]:
@@ -93,6 +97,10 @@ class Scripted(ConstrainedPolicyModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None: ...
 
 
+class EqualBatches(ResumableLoader, DataLoader[Any]):
+    """Any batch is the right one to go on with."""
+
+
 class PromptData(LightningDataModule):
     """Two splits of numbered prompts; with several ranks each takes every other batch."""
 
@@ -107,7 +115,7 @@ class PromptData(LightningDataModule):
         return tuple(self.splits)
 
     def train_dataloader(self) -> Any:
-        return DataLoader([prompts(2)] * 20, batch_size=None)  # type: ignore[arg-type]
+        return EqualBatches([prompts(2)] * 20, batch_size=None)  # type: ignore[arg-type]
 
     def val_dataloader(self) -> Any:
         assert self.trainer is not None

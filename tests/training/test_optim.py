@@ -94,7 +94,9 @@ def test_the_length_of_a_run_is_taken_later_and_only_if_none_was_given() -> None
     assert optimizer.param_groups[0]["lr"] == pytest.approx(0.5)  # the first of two steps of warm-up
     schedule.set_length(400)
     assert schedule.total_steps == 4
-    lost = OneCycle(torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0))
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    lost = OneCycle(optimizer)
+    optimizer.step()
     with pytest.raises(ValueError, match="OneCycle: total_steps is null"):
         lost.step()
 
