@@ -263,7 +263,7 @@ def test_a_read_only_run_folder(
 @pytest.mark.parametrize(
     ("args", "words"),
     [
-        (["evaluate", "--policy={runs}/nothing", "--data={world}"], ["nothing", "no readable checkpoint"]),
+        (["evaluate", "--policy={runs}/nothing", "--data={world}"], ["--policy ", "nothing: no readable checkpoint"]),
         (["evaluate", "--policy={runs}/supervised", "--data=nowhere"], ["nowhere"]),
         (["evaluate", "--policy={runs}/supervised", "--data={world}", "--splits=tset"], ["tset"]),
         (
@@ -276,11 +276,11 @@ def test_a_read_only_run_folder(
         ),
         (
             ["moderate", "--guard={runs}/nothing", "--input={world}", "--split=train", "--output=x"],
-            ["nothing", "no readable checkpoint"],
+            ["guard ", "nothing: no readable checkpoint"],
         ),
         (["calibrate", "--guard=nowhere.ckpt", "--data={world}"], ["nowhere.ckpt", "no such checkpoint"]),
         (["test", "--ckpt_path={runs}/reward", "--data.init_args.path=nowhere"], ["nowhere", "no shard folder"]),
-        (["predict", "--ckpt_path=nowhere"], ["nowhere", "no readable checkpoint"]),
+        (["predict", "--ckpt_path=nowhere"], ["ckpt_path nowhere: no readable checkpoint"]),
         (["test", "--ckpt_path={runs}/reward", "--data.init_args.path={world}", "--trainer.nothing=1"], ["nothing"]),
         (
             ["generate", "--policy={runs}/supervised", "--guard=x", "--data={world}", "--output=a.json"],

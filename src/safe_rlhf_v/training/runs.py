@@ -118,7 +118,10 @@ def open_run(
     """
     if not isinstance(path, (str, Path)):
         return _stand_in(path, role, kinds)
-    stage = read_stage(str(path))
+    try:
+        stage = read_stage(str(path))
+    except CheckpointError as error:
+        raise CheckpointError(f"{role} {error}") from None
     file = stage["file"]
     model = read_stored(stage)["model"]
     init = model["init_args"] = {k: v for k, v in model["init_args"].items() if parts is None or k in parts}
