@@ -36,7 +36,7 @@ class Spoken(NamedTuple):
         probe: What was asked.
         axis: On which axis.
         order: Numbers of the responses in the order shown; 2 is the first response with a sentence said again.
-        value: See :class:`~safe_rlhf_v.scoring.judge.Opinion`, and the others.
+        value: Rating of one response, or 1, -1 or 0 of two as an opinion has it; ``None`` without a label.
         reply: The judge's own words.
         fault: Why there is no value.
     """

@@ -69,7 +69,7 @@ class ActiveAdapter(AbstractContextManager[None]):
 
         Args:
             layers: Layers with adapters.
-            name: See :func:`adapter`.
+            name: The adapter to switch on; ``None`` runs the base alone.
         """
         self.layers = layers
         self.name = name
