@@ -17,6 +17,7 @@ from safe_rlhf_v.records import Response
 from safe_rlhf_v.shards import ShardedSplit, ShardWriter
 
 BACKBONE = "--model.init_args.backbone"
+GENERATE = ("generate", "--policy=x", "--guard=x", "--data={world}", "--output=o")
 
 
 class Tensors(BradleyTerry):
@@ -298,8 +299,8 @@ def test_a_read_only_run_folder(
         (["tokenizer", "--shards={world}", "--out=t", "--splits=[]"], ["--splits: is empty"]),
         (["evaluate", "--policy=x", "--data={world}", "--splits", "test", "test"], ["--splits: test is named twice"]),
         (["filter", "--guard=x", "--input={world}", "--output=f", "--splits", "test", "test"], ["test is named twice"]),
-        (["generate", "--strategy=BestOfK", "--strategy.k=0"], ["strategy", "k is 0; it must be at least 1"]),
-        (["generate", "--strategy=HigherTemperature", "--strategy.step=.nan"], ["strategy", "step is nan"]),
+        ([*GENERATE, "--strategy=BestOfK", "--strategy.k=0"], ["k is 0; it must be at least 1"]),
+        ([*GENERATE, "--strategy=HigherTemperature", "--strategy.step=.nan"], ["step is nan"]),
         (["shards", "check"], ["missing: PATH;"]),
         (["quickstart", "--root=/proc/x"], ["--root /proc/x: no such file or directory"]),
         (["compare", "--data=/dev/null/x"], ["--data /dev/null/x: not a directory"]),
