@@ -16,7 +16,7 @@ $(VENV)/.installed-docs: $(VENV)/.installed
 	$(RUN) -m pip install --quiet -e ".[docs]"
 	touch $@
 
-quickstart: $(VENV)/.installed ## the whole method on a synthetic world in 806 CPU-seconds (an estimated 8 minutes on two cores), with tables of results
+quickstart: $(VENV)/.installed ## the whole method on a synthetic world in about ten minutes on two cores, with tables of results
 	$(RUN) -m safe_rlhf_v quickstart
 
 compare: $(VENV)/.installed ## every policy method from one start, in one table; goes on from the quickstart
@@ -30,6 +30,9 @@ evidence: $(VENV)/.installed ## everything over three seeds; writes docs/evidenc
 	$(RUN) benchmarks/guard_evidence.py
 	$(RUN) benchmarks/policy_evidence.py
 	$(RUN) benchmarks/policy_step.py --out docs/evidence/policy_step.json
+	$(RUN) benchmarks/construct_audit.py
+	$(RUN) benchmarks/construct_pays.py
+	$(RUN) benchmarks/two_turns.py
 
 check: $(VENV)/.installed ## format, lint and types
 	$(RUN) -m ruff format --check .

@@ -32,17 +32,17 @@ from safe_rlhf_v.world import SimulatedJudge, WorldJudge, WorldPictures, WorldQu
 
 RUBRIC = "configs/construct/world_rubric.yaml"
 PANEL = (
-    {"position_bias": 0.5},
-    {"position_bias": 0.5},
-    {"length_bias": 0.5},
-    {"length_bias": 0.5},
-    {"lazy": 1.0},
+    {"length_bias": 0.6},
+    {"length_bias": 0.6},
+    {"length_bias": 0.6},
     {"blind": True},
-    {"garbage": 0.05},
+    {"blind": True},
+    {"position_bias": 0.5},
+    {"lazy": 1.0},
     {},
     {},
 )
-"""Faults of the judges: seven of nine have one."""
+"""Faults of the judges: seven of nine have one, and several share theirs, so that a majority does not cancel it."""
 ARMS = ("every_judge", "audited", "truth")
 PASSES = {"reward": 2, "cost": 3}
 BATCH = 32
