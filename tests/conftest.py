@@ -29,25 +29,14 @@ def world(tmp_path_factory):
     return root
 
 
-STRICT = (
-    "data_modules",
-    "dual",
-    "functional",
-    "ingest",
-    "metrics",
-    "models",
-    "objectives",
-    "records",
-    "shards",
-    "world",
-)
-"""Rooms whose tests take warnings as errors; those of the other rooms run Lightning, which warns in more ways than are listed."""
+LENIENT = ("commands", "construct", "demo", "docs", "reports")
+"""Rooms whose tests are not yet known to pass with warnings as errors; all others do."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Leave warnings of the other rooms' tests as warnings."""
+    """Leave warnings of those tests as warnings."""
     for item in items:
-        if item.path.relative_to(Path(__file__).parent).parts[0] not in STRICT:
+        if item.path.relative_to(Path(__file__).parent).parts[0] in LENIENT:
             item.add_marker(pytest.mark.filterwarnings("ignore"))
 
 
