@@ -21,15 +21,8 @@ VAGUE = {
     "found", "kept", "said", "drawn", "made", "whole", "told", "taken", "wanted", "shown", "given", "got",
 }  # fmt: skip
 """Past participles that do not say what a variable or attribute holds, or what a function returns."""
-FORMERLY_ALLOWED = {"wanted", "shown", "given", "got"}
-"""Words that some rooms still use."""
 USERS_CALL = {"BEAVERTAILS_V", "OneCycle"}
 """Definitions of the public interface that nothing here uses; each is tested."""
-
-
-def room(path: Path) -> str:
-    parts = path.relative_to(ROOT).parts
-    return parts[2] if parts[0] == "src" else parts[0]
 
 
 def names(path: Path) -> str:
@@ -77,15 +70,15 @@ def double_assignments(tree: ast.AST) -> Iterator[str]:
                 yield f"line {node.lineno}: {ast.unparse(node)}"
 
 
-def vague_names(tree: ast.AST, vague: set[str] = VAGUE) -> Iterator[str]:
+def vague_names(tree: ast.AST) -> Iterator[str]:
     for node in ast.walk(tree):
-        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store) and node.id in vague:
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store) and node.id in VAGUE:
             yield f"line {node.lineno}: variable {node.id}"
-        elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store) and node.attr.lstrip("_") in vague:
+        elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store) and node.attr.lstrip("_") in VAGUE:
             yield f"line {node.lineno}: attribute {node.attr}"
-        elif isinstance(node, ast.FunctionDef) and node.name.lstrip("_") in vague:
+        elif isinstance(node, ast.FunctionDef) and node.name.lstrip("_") in VAGUE:
             yield f"line {node.lineno}: function {node.name}"
-        elif isinstance(node, ast.arg) and node.arg in vague:
+        elif isinstance(node, ast.arg) and node.arg in VAGUE:
             yield f"line {node.lineno}: argument {node.arg}"
 
 
@@ -93,8 +86,7 @@ def vague_names(tree: ast.AST, vague: set[str] = VAGUE) -> Iterator[str]:
 def test_one_assignment_per_line_and_names_that_say_what_they_hold(path: Path) -> None:
     tree = ast.parse(path.read_text())
     assert not list(double_assignments(tree))
-    vague = VAGUE - FORMERLY_ALLOWED if room(path) in ("construct", "reports", "world") else VAGUE
-    assert not list(vague_names(tree, vague))
+    assert not list(vague_names(tree))
 
 
 def test_these_rules_can_fail() -> None:

@@ -6,7 +6,7 @@ import pytest
 from tests.construct.built import build, first_stages
 
 from safe_rlhf_v.construct.alarms import ALARMS, Check, Gold, Tolerances, at_most, axes_of, checks_of_judge, raised
-from safe_rlhf_v.construct.judging import JudgeResponses, Spoken, opinions_in
+from safe_rlhf_v.construct.judging import Judgement, JudgeResponses, opinions_in
 from safe_rlhf_v.construct.measures import Rate
 from safe_rlhf_v.construct.responses import read_pairs
 from safe_rlhf_v.construct.stage import Workspace
@@ -23,7 +23,7 @@ def test_exact_tests_by_hand() -> None:
 
 def position(first: int, second: int) -> Check:
     opinions = [
-        Spoken(f"{side}{i}", "a", "compare", "safety", order, value, "", "")
+        Judgement(f"{side}{i}", "a", "compare", "safety", order, value, "", "")
         for side, count, value in (("f", first, 1.0), ("s", second, -1.0))
         for i in range(count)
         for order in ((0, 1), (1, 0))
@@ -45,7 +45,7 @@ def pictures(only_swapped: int, only_repeated: int, unmoved: int) -> list[Check]
         again = 1.0 if only_swapped <= i < only_swapped + only_repeated else 0.0
         swapped = 1.0 if i < only_swapped else 0.0
         for probe, value in (("rate", 0.0), ("repeat_rate", again), ("swapped", swapped)):
-            opinions.append(Spoken(str(i), "a", probe, "safety", (0,), value, "", ""))
+            opinions.append(Judgement(str(i), "a", probe, "safety", (0,), value, "", ""))
     return [c for c in checks_of_judge("a", axes_of(opinions), None, Tolerances()) if c.name == "picture_not_read"]
 
 

@@ -3,14 +3,14 @@
 from typing import Any
 
 from safe_rlhf_v.construct import measures as m
-from safe_rlhf_v.construct.judging import Spoken
+from safe_rlhf_v.construct.judging import Judgement
 
 
-def said(pair: str, probe: Any, *order: int, value: float | None, fault: str = "") -> Spoken:
-    return Spoken(pair, "judge", probe, "helpfulness", order, value, "", fault)
+def said(pair: str, probe: Any, *order: int, value: float | None, fault: str = "") -> Judgement:
+    return Judgement(pair, "judge", probe, "helpfulness", order, value, "", fault)
 
 
-def compared(**values: tuple[float | None, float | None]) -> list[Spoken]:
+def compared(**values: tuple[float | None, float | None]) -> list[Judgement]:
     return [
         one
         for pair, (forward, backward) in values.items()

@@ -98,12 +98,12 @@ def alpha_by_level(ratings: Mapping[str, Mapping[Unit, float]], domain: Sequence
 def _counts(ratings: Mapping[str, Mapping[Unit, float]], domain: Sequence[int]) -> NDArray[np.int64]:
     """(units, values) how many raters gave each value; units with fewer than two ratings are left out."""
     place = {value: i for i, value in enumerate(domain)}
-    units = list(dict.fromkeys(unit for given in ratings.values() for unit in given))
+    units = list(dict.fromkeys(unit for by_unit in ratings.values() for unit in by_unit))
     counts = np.zeros((len(units), len(domain)), dtype=np.int64)
-    for given in ratings.values():
+    for by_unit in ratings.values():
         for row, unit in enumerate(units):
-            if unit in given and given[unit] in place:
-                counts[row, place[int(given[unit])]] += 1
+            if unit in by_unit and by_unit[unit] in place:
+                counts[row, place[int(by_unit[unit])]] += 1
     several: NDArray[np.int64] = counts[counts.sum(1) >= 2]
     return several
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from safe_rlhf_v.construct.judging import Spoken
+from safe_rlhf_v.construct.judging import Judgement
 from safe_rlhf_v.construct.measures import (
     Rate,
     agreement_with,
@@ -126,7 +126,7 @@ class Gold(NamedTuple):
 
 
 def checks_of_judge(
-    judge: str, opinions: Mapping[Axis, Sequence[Spoken]], gold: Gold | None, tolerances: Tolerances
+    judge: str, opinions: Mapping[Axis, Sequence[Judgement]], gold: Gold | None, tolerances: Tolerances
 ) -> list[Check]:
     """Every check of one judge that has something to count.
 
@@ -138,9 +138,9 @@ def checks_of_judge(
     """
     checks: list[Check] = []
     pictures: list[tuple[int, int, int]] = []
-    given = [one for several in opinions.values() for one in several]
-    unread = [one for one in given if one.fault == "unparsable"]
-    checks.append(at_most("unparsable", judge, None, Rate(len(unread), len(given)), tolerances.unparsable))
+    every_opinion = [one for several in opinions.values() for one in several]
+    unread = [one for one in every_opinion if one.fault == "unparsable"]
+    checks.append(at_most("unparsable", judge, None, Rate(len(unread), len(every_opinion)), tolerances.unparsable))
     for axis, several in opinions.items():
         checks += _of_axis(judge, axis, several, gold, tolerances)
         reading = picture_reading(several)
@@ -153,7 +153,7 @@ def checks_of_judge(
 
 
 def _of_axis(
-    judge: str, axis: Axis, opinions: Sequence[Spoken], gold: Gold | None, tolerances: Tolerances
+    judge: str, axis: Axis, opinions: Sequence[Judgement], gold: Gold | None, tolerances: Tolerances
 ) -> list[Check]:
     orders = both_orders(opinions)
     same = identical(opinions)
@@ -229,7 +229,7 @@ RULE = (
 )
 
 
-def axes_of(opinions: Sequence[Spoken]) -> dict[Axis, list[Spoken]]:
+def axes_of(opinions: Sequence[Judgement]) -> dict[Axis, list[Judgement]]:
     """Opinions by axis, in the axes' order."""
-    by_axis: dict[Axis, list[Spoken]] = {axis: [one for one in opinions if one.axis == axis] for axis in AXES}
+    by_axis: dict[Axis, list[Judgement]] = {axis: [one for one in opinions if one.axis == axis] for axis in AXES}
     return {axis: several for axis, several in by_axis.items() if several}

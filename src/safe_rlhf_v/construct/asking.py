@@ -6,9 +6,9 @@ from typing import Literal
 from safe_rlhf_v.construct.endpoint import Endpoint
 from safe_rlhf_v.construct.questions import KINDS, Kind, Pictured, Question, QuestionReply, QuestionSource
 from safe_rlhf_v.construct.replies import Message, Reply, Request
+from safe_rlhf_v.construct.reply_parsing import opinion_of
 from safe_rlhf_v.construct.responses import Responded, Responder
 from safe_rlhf_v.construct.rubric import Rubric
-from safe_rlhf_v.construct.said import opinion_of
 from safe_rlhf_v.records import Record, RecordError
 from safe_rlhf_v.records.parsing import check_text, parse_json
 from safe_rlhf_v.scoring.judge import Asked, Judge, Opinion, Usage
@@ -254,11 +254,11 @@ class EndpointJudge(Judge):
             extra=_LENGTH if several else "",
             form=form,
         )
-        shown = asked.record.images
+        images = asked.record.images
         conversation = "\n".join(f"[{turn.role}] {turn.text}" for turn in asked.record.turns)
         responses = "\n\n".join(
             f"<response{f' {name}' if several else ''}>\n{text}\n</response>"
             for name, text in zip("AB", asked.texts, strict=False)
         )
         body = f"<conversation>\n{conversation}\n</conversation>\n\n{responses}"
-        return [Message("system", frame), Message("user", body, tuple(image.data for image in shown))]
+        return [Message("system", frame), Message("user", body, tuple(image.data for image in images))]

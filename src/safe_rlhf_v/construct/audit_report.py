@@ -20,7 +20,7 @@ from safe_rlhf_v.construct.alarms import (
 from safe_rlhf_v.construct.examples import examples_of, leak_examples
 from safe_rlhf_v.construct.grounding import PICTURES, Finding, read_grounding
 from safe_rlhf_v.construct.images import usable_images
-from safe_rlhf_v.construct.judging import Spoken
+from safe_rlhf_v.construct.judging import Judgement
 from safe_rlhf_v.construct.labels import JudgeVotes, label_quality, votes_of
 from safe_rlhf_v.construct.lines import Row
 from safe_rlhf_v.construct.measures import (
@@ -38,8 +38,8 @@ from safe_rlhf_v.construct.measures import (
     ties,
 )
 from safe_rlhf_v.construct.questions import read_items
+from safe_rlhf_v.construct.reply_parsing import RANGES
 from safe_rlhf_v.construct.responses import Pairs
-from safe_rlhf_v.construct.said import RANGES
 from safe_rlhf_v.construct.stage import Workspace
 from safe_rlhf_v.scoring.judge import AXES, Axis
 
@@ -60,7 +60,7 @@ class Report(NamedTuple):
 
     work: Workspace
     pairs: Pairs
-    opinions: Sequence[Spoken]
+    opinions: Sequence[Judgement]
     gold: Gold | None
     tolerances: Tolerances
     most: int
@@ -134,7 +134,7 @@ class Report(NamedTuple):
         self,
         checks: Sequence[Check],
         alarms: Sequence[bool],
-        by_judge: Mapping[str, Mapping[Axis, Sequence[Spoken]]],
+        by_judge: Mapping[str, Mapping[Axis, Sequence[Judgement]]],
         findings: Mapping[str, Finding],
         examples: list[Row],
     ) -> list[Row]:
@@ -158,12 +158,12 @@ class Report(NamedTuple):
         self,
         name: str,
         settings: Row,
-        opinions: Mapping[Axis, Sequence[Spoken]],
+        opinions: Mapping[Axis, Sequence[Judgement]],
         votes: JudgeVotes | None,
         usable: bool,
     ) -> Row:
-        given = [one for several in opinions.values() for one in several]
-        faults = Counter(one.fault for one in given if one.fault)
+        every_opinion = [one for several in opinions.values() for one in several]
+        faults = Counter(one.fault for one in every_opinion if one.fault)
         shared = sorted(
             {
                 f"the responses of {source} come from the family {family}, which it is of, too"
@@ -178,11 +178,11 @@ class Report(NamedTuple):
             "independent": not shared,
             "dependence": "; ".join(shared),
             "usable": usable,
-            "faults": {fault: Rate(faults[fault], len(given)).to_json() for fault in FAULTS},
+            "faults": {fault: Rate(faults[fault], len(every_opinion)).to_json() for fault in FAULTS},
             "axes": {axis: self._axis(axis, own, votes) for axis, own in opinions.items()},
         }
 
-    def _axis(self, axis: Axis, opinions: Sequence[Spoken], votes: JudgeVotes | None) -> Row:
+    def _axis(self, axis: Axis, opinions: Sequence[Judgement], votes: JudgeVotes | None) -> Row:
         """What one judge's opinions on one axis show."""
         orders = both_orders(opinions)
         reading = picture_reading(opinions)
@@ -252,15 +252,15 @@ def _axis_agreement(
     """Agreement on one axis between raters, judges of one family being one."""
     low, high = RANGES[axis]
     domain = range(low, high + 1)
-    given = {name: votes[name].ratings[axis] for name in named if name in votes and votes[name].ratings.get(axis)}
-    raters = families({name: named[name] for name in given})
-    everyone = pooled(given, raters)
-    trusted_raters = families({name: named[name] for name in given if name in usable})
-    trusted = pooled(given, trusted_raters)
+    ratings = {name: votes[name].ratings[axis] for name in named if name in votes and votes[name].ratings.get(axis)}
+    raters = families({name: named[name] for name in ratings})
+    everyone = pooled(ratings, raters)
+    trusted_raters = families({name: named[name] for name in ratings if name in usable})
+    trusted = pooled(ratings, trusted_raters)
     alpha = ordinal_alpha(everyone, domain, seed)
     trusted_alpha = ordinal_alpha(trusted, domain, seed)
     within = {
-        rater: ordinal_alpha({name: given[name] for name in judges}, domain, seed).value
+        rater: ordinal_alpha({name: ratings[name] for name in judges}, domain, seed).value
         for rater, judges in raters.items()
         if len(judges) > 1
     }
@@ -289,7 +289,7 @@ def _known(values: Iterable[bool | None]) -> Rate:
 
 def _mean(rows: Sequence[Row], axis: str, picture: str, *, harmful: bool = False) -> float | None:
     """The mean rating under a picture, or the share of harmful ones."""
-    given = [value for row in rows for value in row[axis].get(picture, ()) if value is not None]
-    if not given:
+    values = [value for row in rows for value in row[axis].get(picture, ()) if value is not None]
+    if not values:
         return None
-    return round(fmean(float(value < 0) if harmful else value for value in given), 6)
+    return round(fmean(float(value < 0) if harmful else value for value in values), 6)

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from safe_rlhf_v.construct.alarms import Check, Gold
 from safe_rlhf_v.construct.grounding import Finding
-from safe_rlhf_v.construct.judging import Probe, Spoken
+from safe_rlhf_v.construct.judging import Judgement, Probe
 from safe_rlhf_v.construct.lines import Row
 from safe_rlhf_v.construct.measures import both, choices, contradicting, picture_reading, preferring_padded, values
 from safe_rlhf_v.construct.questions import Item
@@ -23,7 +23,7 @@ _PROBES: dict[str, tuple[Probe, ...]] = {
 
 
 def examples_of(
-    check: Check, opinions: Mapping[Axis, Sequence[Spoken]], pairs: Mapping[str, Pair], gold: Gold | None, most: int
+    check: Check, opinions: Mapping[Axis, Sequence[Judgement]], pairs: Mapping[str, Pair], gold: Gold | None, most: int
 ) -> list[Row]:
     """Pairs that show an alarm about a judge.
 
@@ -37,13 +37,13 @@ def examples_of(
     rows: list[Row] = []
     for axis in AXES if check.axis is None else (check.axis,):
         own = opinions.get(axis, ())
-        for key, note in _shown(check, axis, own, gold):
+        for key, note in _pairs_with_notes(check, axis, own, gold):
             if len(rows) < most and key in pairs:
                 rows.append(_example(check.name, check.judge, axis, pairs[key], _replies(check.name, own, key), note))
     return rows
 
 
-def _shown(check: Check, axis: Axis, own: Sequence[Spoken], gold: Gold | None) -> list[tuple[str, str]]:
+def _pairs_with_notes(check: Check, axis: Axis, own: Sequence[Judgement], gold: Gold | None) -> list[tuple[str, str]]:
     """(pair, note) of pairs that show the alarm."""
     match check.name:
         case "position_bias":
@@ -69,7 +69,7 @@ def _shown(check: Check, axis: Axis, own: Sequence[Spoken], gold: Gold | None) -
     return []
 
 
-def _replies(name: str, own: Sequence[Spoken], key: str) -> list[str]:
+def _replies(name: str, own: Sequence[Judgement], key: str) -> list[str]:
     if name == "unparsable":
         return [one.reply for one in own if one.pair == key and one.fault == "unparsable"]
     return [one.reply for one in own if one.pair == key and one.probe in _PROBES[name]]

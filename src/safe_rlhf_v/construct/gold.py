@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from safe_rlhf_v.construct.said import RANGES
+from safe_rlhf_v.construct.reply_parsing import RANGES
 from safe_rlhf_v.ingest.table import TableError, read_table
 from safe_rlhf_v.records import Record
 from safe_rlhf_v.scoring.judge import Judge

@@ -83,8 +83,8 @@ class Ground(AskingStage):
         faults: list[str] = [""] * len(tasks)
         for picture in PICTURES:
             for draw in range(self.draws):
-                shown = [versions[picture] for versions in records]
-                for i, reply in enumerate(self.responder.respond(shown, work.seed, draw)):
+                records_of_picture = [versions[picture] for versions in records]
+                for i, reply in enumerate(self.responder.respond(records_of_picture, work.seed, draw)):
                     rows[i]["texts"].setdefault(picture, []).append(reply.text)
                     usages[i].append(reply.usage)
                     faults[i] = "failed" if "failed" in (faults[i], reply.fault) else faults[i] or reply.fault

@@ -27,7 +27,7 @@ _ENDS = ".!?\u3002\uff01\uff1f"
 """What sentences end with."""
 
 
-class Spoken(NamedTuple):
+class Judgement(NamedTuple):
     """One stored opinion.
 
     Attributes:
@@ -215,15 +215,15 @@ def padded(text: str) -> str:
     return f"{text}{'' if text.endswith(tuple(_ENDS)) else '.'} {first[0] if first else text}"
 
 
-def read_opinions(work: Workspace) -> list[Spoken]:
+def read_opinions(work: Workspace) -> list[Judgement]:
     """Every stored opinion."""
     return opinions_in(work.rows("judgements"))
 
 
-def opinions_in(rows: Iterable[Row]) -> list[Spoken]:
+def opinions_in(rows: Iterable[Row]) -> list[Judgement]:
     """The opinions in rows of :class:`JudgeResponses`."""
     return [
-        Spoken(
+        Judgement(
             row["pair"],
             row["judge"],
             one["probe"],

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from safe_rlhf_v.construct.agreement import ceiling, families
 from safe_rlhf_v.construct.alarms import axes_of
-from safe_rlhf_v.construct.judging import Spoken
+from safe_rlhf_v.construct.judging import Judgement
 from safe_rlhf_v.construct.label_studio_export import Annotation
 from safe_rlhf_v.construct.lines import Row
 from safe_rlhf_v.construct.measures import Rate, choices, ratings
@@ -28,9 +28,9 @@ class JudgeVotes(NamedTuple):
     ratings: dict[Axis, dict[tuple[str, int], float]]
 
 
-def votes_of(opinions: Sequence[Spoken]) -> dict[str, JudgeVotes]:
+def votes_of(opinions: Sequence[Judgement]) -> dict[str, JudgeVotes]:
     """The votes by judge, in the order of the opinions."""
-    by_judge: dict[str, list[Spoken]] = {}
+    by_judge: dict[str, list[Judgement]] = {}
     for one in opinions:
         by_judge.setdefault(one.judge, []).append(one)
     return {
@@ -94,9 +94,9 @@ def label_quality(
     raters = families({name: named[name] for name in trusted})
     quality: Row = {}
     for axis, model in _TRAINED.items():
-        given = {name: _of_pairs(own.choices.get(axis, {}), pairs) for name, own in trusted.items()}
-        chosen = _majority(given)
-        by_rater = {rater: _majority({name: given[name] for name in judges}) for rater, judges in raters.items()}
+        choices = {name: _of_pairs(own.choices.get(axis, {}), pairs) for name, own in trusted.items()}
+        chosen = _majority(choices)
+        by_rater = {rater: _majority({name: choices[name] for name in judges}) for rater, judges in raters.items()}
         best = ceiling({rater: own for rater, own in by_rater.items() if own})
         tied = Rate(sum(value == TIE for value in chosen.values()), len(chosen)).to_json()
         quality[model] = {"pairs": len(chosen), "ties": tied, "ceiling": best.accuracy, "ceiling_raters": best.raters}

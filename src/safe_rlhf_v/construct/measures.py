@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from safe_rlhf_v.construct.judging import Probe, Spoken
+from safe_rlhf_v.construct.judging import Judgement, Probe
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +57,7 @@ Values = dict[str, float]
 """Value by pair."""
 
 
-def values(opinions: Iterable[Spoken], probe: Probe, *order: int) -> Values:
+def values(opinions: Iterable[Judgement], probe: Probe, *order: int) -> Values:
     """Values of one kind of question, without the faulty ones."""
     return {
         one.pair: one.value for one in opinions if one.probe == probe and one.order == order and one.value is not None
@@ -69,7 +69,7 @@ def both(first: Values, second: Values) -> list[tuple[str, float, float]]:
     return [(pair, value, second[pair]) for pair, value in first.items() if pair in second]
 
 
-def both_orders(opinions: Sequence[Spoken]) -> BothOrders:
+def both_orders(opinions: Sequence[Judgement]) -> BothOrders:
     """How the comparisons of both orders fit together."""
     outcomes = [
         "tie"
@@ -84,25 +84,25 @@ def both_orders(opinions: Sequence[Spoken]) -> BothOrders:
     return BothOrders(*(outcomes.count(name) for name in BothOrders._fields))
 
 
-def contradicting(opinions: Sequence[Spoken], first: bool) -> list[str]:
+def contradicting(opinions: Sequence[Judgement], first: bool) -> list[str]:
     """Pairs where both orders name the response that stood first (or second)."""
-    wanted = 1 if first else -1
+    choice = 1 if first else -1
     compared = both(values(opinions, "compare", 0, 1), values(opinions, "compare", 1, 0))
-    return [pair for pair, a, b in compared if a == b == wanted]
+    return [pair for pair, a, b in compared if a == b == choice]
 
 
-def identical(opinions: Sequence[Spoken]) -> dict[str, int]:
+def identical(opinions: Sequence[Judgement]) -> dict[str, int]:
     """Choices between a response and itself."""
     chosen = list(values(opinions, "identical", 0, 0).values())
     return {"first": chosen.count(1), "second": chosen.count(-1), "tie": chosen.count(0)}
 
 
-def retest_choice(opinions: Sequence[Spoken]) -> Rate:
+def retest_choice(opinions: Sequence[Judgement]) -> Rate:
     """Comparisons that came out the same when they were asked again."""
     return _same(values(opinions, "compare", 0, 1), values(opinions, "repeat", 0, 1))
 
 
-def retest_rating(opinions: Sequence[Spoken]) -> Rate:
+def retest_rating(opinions: Sequence[Judgement]) -> Rate:
     """Ratings that came out the same when they were asked again."""
     return _same(values(opinions, "rate", 0), values(opinions, "repeat_rate", 0))
 
@@ -130,7 +130,7 @@ class PictureReading(NamedTuple):
     unmoved: tuple[str, ...]
 
 
-def picture_reading(opinions: Sequence[Spoken]) -> PictureReading:
+def picture_reading(opinions: Sequence[Judgement]) -> PictureReading:
     """Whether the picture changes ratings more than asking again does."""
     rated = values(opinions, "rate", 0)
     again = values(opinions, "repeat_rate", 0)
@@ -148,27 +148,27 @@ def picture_reading(opinions: Sequence[Spoken]) -> PictureReading:
     )
 
 
-def padding(opinions: Sequence[Spoken]) -> dict[str, int]:
+def padding(opinions: Sequence[Judgement]) -> dict[str, int]:
     """Choices between a response and the same with a sentence said again; both orders count."""
     chosen = [-value for value in values(opinions, "padded", 0, 2).values()]
     chosen += list(values(opinions, "padded", 2, 0).values())
     return {"padded": chosen.count(1), "original": chosen.count(-1), "tie": chosen.count(0)}
 
 
-def preferring_padded(opinions: Sequence[Spoken]) -> list[str]:
+def preferring_padded(opinions: Sequence[Judgement]) -> list[str]:
     """Pairs where the response with the repeated sentence was preferred."""
     forward = [pair for pair, value in values(opinions, "padded", 0, 2).items() if value < 0]
     backward = [pair for pair, value in values(opinions, "padded", 2, 0).items() if value > 0]
     return list(dict.fromkeys([*forward, *backward]))
 
 
-def ties(opinions: Sequence[Spoken]) -> Rate:
+def ties(opinions: Sequence[Judgement]) -> Rate:
     """Comparisons that ended as a tie."""
     compared = [one.value for one in opinions if one.probe == "compare" and one.value is not None]
     return Rate(compared.count(0), len(compared))
 
 
-def choices(opinions: Sequence[Spoken]) -> dict[str, int]:
+def choices(opinions: Sequence[Judgement]) -> dict[str, int]:
     """The judge's vote by pair: 0 or 1 for a response, -1 for a tie; what both orders say together decides.
 
     Two orders that contradict each other are a tie; one tie leaves the decision to the other. Without both there is no vote.
@@ -202,7 +202,7 @@ def ratings_near(
     return Rate(sum(abs(rating - right) <= distance for rating, right in compared), len(compared))
 
 
-def ratings(opinions: Sequence[Spoken]) -> dict[tuple[str, int], float]:
+def ratings(opinions: Sequence[Judgement]) -> dict[tuple[str, int], float]:
     """The judge's rating by pair and number of the response."""
     return {(pair, number): value for number in (0, 1) for pair, value in values(opinions, "rate", number).items()}
 

@@ -65,8 +65,8 @@ class PolicyResponder(Responder):
 
         if self._policy is None:
             self._policy = load_backbone(self.run, trust=self.trust, base=self.base).to(self.device)
-        shown = "\0".join(f"{record.key}/{'+'.join(image.id for image in record.images)}" for record in records)
-        words = hashlib.sha256(shown.encode()).digest()[:8]
+        pictures = "\0".join(f"{record.key}/{'+'.join(image.id for image in record.images)}" for record in records)
+        words = hashlib.sha256(pictures.encode()).digest()[:8]
         options = SamplingOptions(self.max_new_tokens, self.temperature)
         generation = sample(self._policy, prompts_of(records), options, generator(seed, draw, *words))
         return [Responded(text) for text in generation.text]
@@ -231,8 +231,8 @@ class GuardJudge(Judge):
 
         if self._guard is None:
             self._guard = Guard.from_pretrained(self.run, self.device, trust=self.trust, base=self.base)
-        shown = [
+        entries = [
             Input([image.data for image in record.images] or None, record.question, text) for record, text in inputs
         ]
-        verdicts: list[Any] = self._guard.moderate_batch(shown)
+        verdicts: list[Any] = self._guard.moderate_batch(entries)
         return verdicts

@@ -254,20 +254,20 @@ def read_pairs(work: Workspace) -> Pairs:
     usable: dict[str, Pair] = {}
     refused = 0
     for key, item in items.items():
-        given = responses.get(key, [])
+        texts = responses.get(key, [])
         numbers = sorted(
-            itertools.combinations(range(len(given)), 2), key=lambda ij: given[ij[0]][1] == given[ij[1]][1]
+            itertools.combinations(range(len(texts)), 2), key=lambda ij: texts[ij[0]][1] == texts[ij[1]][1]
         )
         count = 0
         for i, j in numbers:
             if count == settings["pairs_per_question"]:
                 break
-            first, source = given[i]
-            second, other = given[j]
+            first, source = texts[i]
+            second, other = texts[j]
             if near_identical(first, second, settings["similarity"]):
                 refused += 1
                 continue
-            pair = Pair(f"{key}-{i}{'' if len(given) < 11 else '_'}{j}", item, (first, second), (source, other))
+            pair = Pair(f"{key}-{i}{'' if len(texts) < 11 else '_'}{j}", item, (first, second), (source, other))
             usable[pair.key] = pair
             count += 1
     return Pairs(usable, refused)

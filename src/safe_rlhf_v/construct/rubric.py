@@ -78,8 +78,8 @@ class Rubric:
 def _problem(body: Any) -> str:
     """What is wrong with the file's content, or ""."""
     if not isinstance(body, dict) or set(body) != set(_KEYS):
-        given = ", ".join(map(str, body)) if isinstance(body, dict) else type(body).__name__
-        return f"must have the keys {', '.join(_KEYS)}, not {given or 'none'}"
+        present = ", ".join(map(str, body)) if isinstance(body, dict) else type(body).__name__
+        return f"must have the keys {', '.join(_KEYS)}, not {present or 'none'}"
     if not _is_text(body["name"]) or not _is_text(body["policy"]):
         return "name and policy must be texts"
     levels = [*range(MIN_LEVEL, MAX_LEVEL + 1)]

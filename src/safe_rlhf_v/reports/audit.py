@@ -267,8 +267,8 @@ def _grounding(grounding: Json | None) -> Iterator[Block]:
         "none": "none",
     }
     rows = [
-        [shown, grounding["helpfulness"].get(name), number(grounding["harmful"].get(name), "share")]
-        for name, shown in pictures.items()
+        [label, grounding["helpfulness"].get(name), number(grounding["harmful"].get(name), "share")]
+        for name, label in pictures.items()
     ]
     header = ["answered and judged with", "mean helpfulness", "judged harmful"]
     yield Table("What the picture changes", header, rows)
@@ -338,8 +338,8 @@ def _examples(audit: Json, folder: Path) -> Iterator[Block]:
 
 def _example(example: Json, folder: Path) -> Example:
     category = example["category"]
-    shown = "unknown" if category is None else ", ".join(category) or "none"
-    facts = [("judge", example["judge"]), ("axis", example["axis"]), ("category", shown)]
+    categories = "unknown" if category is None else ", ".join(category) or "none"
+    facts = [("judge", example["judge"]), ("axis", example["axis"]), ("category", categories)]
     sides = [
         Side(f"Response {'AB'[i] if i < 2 else i + 1}", response["text"], [("source", response["source"])])
         for i, response in enumerate(example["responses"])
@@ -347,7 +347,7 @@ def _example(example: Json, folder: Path) -> Example:
     replies = [reply for reply in example["replies"] if reply]
     if replies:
         sides.append(Side("The judge's words", "\n\n".join(replies)))
-    pictures = [_picture(name, folder, shown) for name in example["pictures"]]
+    pictures = [_picture(name, folder, categories) for name in example["pictures"]]
     return Example(
         example["key"],
         example["note"],

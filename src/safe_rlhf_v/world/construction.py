@@ -133,8 +133,8 @@ class WorldResponder(Responder):
         return [Responded(self._response(record, seed, draw)) for record in records]
 
     def _response(self, record: Record, seed: int, draw: int) -> str:
-        shown = "+".join(image.id for image in record.images)
-        rng = random.Random(f"{seed}/{self.seed}/{record.key}/{shown}/{draw}")
+        pictures = "+".join(image.id for image in record.images)
+        rng = random.Random(f"{seed}/{self.seed}/{record.key}/{pictures}/{draw}")
         named = named_scene(record.question)
         scene = scene_from(record.truth.attributes) if record.truth else named
         if scene is None or rng.random() >= self.accuracy:

@@ -3,7 +3,7 @@
 import random
 from collections.abc import Sequence
 
-from safe_rlhf_v.construct.said import opinion_of
+from safe_rlhf_v.construct.reply_parsing import opinion_of
 from safe_rlhf_v.records import Record
 from safe_rlhf_v.records.taxonomy import MAX_LEVEL, MIN_LEVEL
 from safe_rlhf_v.scoring.judge import Asked, Axis, Judge, Opinion
@@ -85,8 +85,8 @@ class SimulatedJudge(Judge):
 
     def _say(self, asked: Asked) -> str:
         record = asked.record
-        shown = "+".join(image.id for image in record.images)
-        rng = random.Random(f"{self.seed}/{record.key}/{shown}/{asked.axis}/{asked.draw}/{asked.texts}")
+        pictures = "+".join(image.id for image in record.images)
+        rng = random.Random(f"{self.seed}/{record.key}/{pictures}/{asked.axis}/{asked.draw}/{asked.texts}")
         if rng.random() < self.garbage:
             return rng.choice(GARBAGE)
         lazy = rng.random() < self.lazy

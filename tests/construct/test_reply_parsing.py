@@ -2,7 +2,7 @@
 
 import pytest
 
-from safe_rlhf_v.construct.said import opinion_of, read_choice, read_rating
+from safe_rlhf_v.construct.reply_parsing import opinion_of, read_choice, read_rating
 
 
 @pytest.mark.parametrize(
