@@ -29,17 +29,6 @@ def world(tmp_path_factory):
     return root
 
 
-LENIENT = ("commands", "construct", "demo", "docs", "reports")
-"""Rooms whose tests are not yet known to pass with warnings as errors; all others do."""
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Leave warnings of those tests as warnings."""
-    for item in items:
-        if item.path.relative_to(Path(__file__).parent).parts[0] in LENIENT:
-            item.add_marker(pytest.mark.filterwarnings("ignore"))
-
-
 QUICKSTART = Path(__file__).parents[1] / "configs" / "quickstart"
 
 

@@ -258,7 +258,7 @@ def test_a_read_only_run_folder(
     quiet = "--trainer.logger=false"
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("os.makedirs", lambda name, *args, **options: mkdir(Path(name), parents=True, exist_ok=True))
-    assert f"{tmp_path}: permission denied" in refused(reward(world, out, keep, quiet), capsys)
+    assert f"{out / 'kept'}: permission denied" in refused(reward(world, out, keep, quiet), capsys)
 
 
 @pytest.mark.parametrize(

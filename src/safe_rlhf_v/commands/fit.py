@@ -42,6 +42,7 @@ from safe_rlhf_v.commands.stored_settings import KEYWORDS, ReadingOptions, take_
 from safe_rlhf_v.functional.finite import NonFiniteError
 from safe_rlhf_v.training.checkpoints import (
     AtomicCheckpointIO,
+    CheckpointError,
     checkpoints_below,
     clear_leftovers,
     find_checkpoint,
@@ -138,7 +139,10 @@ class CLI(LightningCLI):
                 config.ckpt_path = str(folder)
         if not config.get("ckpt_path") or config.ckpt_path in KEYWORDS:
             return
-        config.ckpt_path = str(find_checkpoint(config.ckpt_path))
+        try:
+            config.ckpt_path = str(find_checkpoint(config.ckpt_path))
+        except CheckpointError as error:
+            raise CheckpointError(f"ckpt_path {error}") from None
         for name in IN_CHECKPOINT:
             if config.model.get("init_args", {}).get(name):
                 config.model.init_args[name] = None  # the checkpoint has the weights
