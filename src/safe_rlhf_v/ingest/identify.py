@@ -44,7 +44,7 @@ class Identity(NamedTuple):
     likeness: str = ""
 
 
-class Picture(NamedTuple):
+class IdentifiedPicture(NamedTuple):
     """A picture of a cell.
 
     Attributes:
@@ -71,7 +71,7 @@ class Identifier:
         self._known: dict[str, Identity] = {}
         self._pool = ThreadPoolExecutor(os.process_cpu_count() if hasattr(os, "process_cpu_count") else os.cpu_count())
 
-    def submit(self, cell: Any, form: str, folder: Path | None) -> "Future[list[Picture]]":
+    def submit(self, cell: Any, form: str, folder: Path | None) -> "Future[list[IdentifiedPicture]]":
         """Begin to read the pictures of a cell.
 
         Args:
@@ -85,18 +85,18 @@ class Identifier:
         """Take over what an interrupted run has found out."""
         self._known[image.sha256] = Identity("", image.format, image.id, image.width, image.height, likeness)
 
-    def _picture(self, cell: Any, form: str, folder: Path | None) -> Picture:
+    def _picture(self, cell: Any, form: str, folder: Path | None) -> IdentifiedPicture:
         try:
             data = _encoded(cell, form, folder)
         except PictureError as error:
-            return Picture(None, problem=str(error))
+            return IdentifiedPicture(None, problem=str(error))
         sha256 = hashlib.sha256(data).hexdigest()
         known = self._known.get(sha256)
         if known is None:
             known = self._known.setdefault(sha256, identity(data))
         if known.problem:
-            return Picture(None, problem=known.problem)
-        return Picture(Image(data, known.format, known.id, sha256, known.width, known.height), known.likeness)
+            return IdentifiedPicture(None, problem=known.problem)
+        return IdentifiedPicture(Image(data, known.format, known.id, sha256, known.width, known.height), known.likeness)
 
     def __enter__(self) -> Self:
         """The reader itself."""

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from safe_rlhf_v.ingest.conversations import Conversation, read_conversation
 from safe_rlhf_v.ingest.fields import Field, FieldError, cell_of, empty
-from safe_rlhf_v.ingest.identify import Identifier, Picture
+from safe_rlhf_v.ingest.identify import IdentifiedPicture, Identifier
 from safe_rlhf_v.ingest.mapping import Schema
 from safe_rlhf_v.ingest.row_records import OF_RESPONSE, note_problems, record_of
 from safe_rlhf_v.ingest.rows import Row, describe
@@ -74,7 +74,7 @@ class Draft(NamedTuple):
     row: MappedRow
     key: str
     part: str
-    pictures: "Future[list[Picture]]"
+    pictures: "Future[list[IdentifiedPicture]]"
     dropped: str = ""
 
     def record(self, taxonomy: Taxonomy | None) -> tuple[Record, list[str]]:
