@@ -50,7 +50,7 @@ nitpick_ignore_regex = [
     (r"py:.*", r"(?!safe_rlhf_v).*"),
     (r"py:class", r"safe_rlhf_v\.records\.batches\.Batch"),  # an alias has no entry
     (r"py:class", r"safe_rlhf_v\.records\.batches\._PromptFields"),  # the fields stand at Prompts
-    (r"py:class", r"safe_rlhf_v\.construct\.models\._ScoringJudge"),  # what the judges by models share
+    (r"py:class", r"safe_rlhf_v\.construct\.models\._(Run|Scoring)Judge"),  # what the judges by models share
 ]
 
 

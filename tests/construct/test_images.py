@@ -13,11 +13,11 @@ from safe_rlhf_v.construct.images import (
     CollectImages,
     ImageFolder,
     load_image,
-    perceptual_hash,
     usable_images,
     without_duplicates,
 )
 from safe_rlhf_v.construct.lines import Row
+from safe_rlhf_v.ingest.identify import identity
 from safe_rlhf_v.ingest.table import TableError
 
 
@@ -121,7 +121,7 @@ def rows_of(*pictures: bytes) -> dict[str, Row]:
     from safe_rlhf_v.shards.images import probe
 
     return {
-        f"i{i}": {"id": probe(data).id, "sha256": probe(data).sha256, "phash": perceptual_hash(data)}
+        f"i{i}": {"id": probe(data).id, "sha256": probe(data).sha256, "phash": identity(data).likeness}
         for i, data in enumerate(pictures)
     }
 
@@ -129,7 +129,7 @@ def rows_of(*pictures: bytes) -> dict[str, Row]:
 def test_images_of_benchmarks_are_recognised(tmp_path: Path) -> None:
     rows = rows_of(picture(1), picture(2), picture(3), picture(4))
     hashes = tmp_path / "hashes.txt"
-    lines = [rows["i0"]["sha256"].upper(), rows["i1"]["id"], perceptual_hash(picture(3, quality=50)), ""]
+    lines = [rows["i0"]["sha256"].upper(), rows["i1"]["id"], identity(picture(3, quality=50)).likeness, ""]
     hashes.write_text("\n".join(lines))
     benchmark = Benchmark("theirs", str(hashes))
     assert contaminated(rows, [benchmark], 4) == {"i0": "theirs", "i1": "theirs", "i2": "theirs"}

@@ -214,9 +214,8 @@ def _check(guard: "Guard", split: ShardedSplit, rows: Sequence[int], rules: Rule
         except (ShardError, ValueError, OSError) as error:
             read.append(Checked(row, None, str(error)))
             continue
-        images = [image.data for image in record.images] or None
         read.append(Checked(row, record))
-        asked = Input(images, record.question, None, record.system, record.history)
+        asked = Input.of(record)
         if _asks_prompt(record, rules):
             inputs.append(asked)
         if rules.check != "prompts":

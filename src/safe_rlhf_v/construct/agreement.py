@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from safe_rlhf_v.construct.stage import package
+from safe_rlhf_v.records.packages import package
 
 Unit = TypeVar("Unit", bound=Hashable)
 _RESAMPLES = 200
@@ -112,7 +112,7 @@ def _alpha(counts: NDArray[np.int64], domain: Sequence[int], level: Literal["nom
     """Alpha of a table of counts; ``None`` if only one value occurs, where it is not defined."""
     if len(counts) == 0 or (counts.sum(0) > 0).sum() < 2:
         return None
-    value: Any = package("krippendorff").alpha(
+    value: Any = package("krippendorff", "construct").alpha(
         value_counts=counts, value_domain=list(domain), level_of_measurement=level
     )
     return float(value)

@@ -97,7 +97,7 @@ from safe_rlhf_v.construct.stage import Stage, Workspace
 from safe_rlhf_v.records.user_files import read_bounded, write_whole
 from safe_rlhf_v.reports.audit import audit_page
 from safe_rlhf_v.reports.page import write
-from safe_rlhf_v.scoring.judge import AXES, Asked, Judge
+from safe_rlhf_v.scoring.judge import AXES, Asked, Axis, Judge
 
 FILE = "audit.json"
 PAGE = "audit.html"
@@ -149,7 +149,8 @@ class Audit(Stage):
 
     def _gold(self, work: Workspace, judge: Judge, pairs: Mapping[str, Pair]) -> Gold:
         """What is known to be right of a share of the pairs."""
-        gold = Gold({axis: {} for axis in AXES}, {axis: {} for axis in AXES})
+        choices: dict[Axis, dict[str, int]] = {axis: {} for axis in AXES}
+        ratings: dict[Axis, dict[tuple[str, int], float]] = {axis: {} for axis in AXES}
         for key, pair in pairs.items():
             if random.Random(f"{work.seed}/gold/{key}").random() >= self.gold_share:
                 continue
@@ -158,11 +159,11 @@ class Audit(Stage):
                 asked = [Asked(record, pair.texts, axis), *(Asked(record, (text,), axis) for text in pair.texts)]
                 choice, *rated = (opinion.value for opinion in judge.ask(asked))
                 if choice is not None:
-                    gold.choices[axis][key] = -1 if choice == 0 else int(choice < 0)  # type: ignore[index]
+                    choices[axis][key] = -1 if choice == 0 else int(choice < 0)
                 for number, value in enumerate(rated):
                     if value is not None and judge.rates:
-                        gold.ratings[axis][key, number] = value  # type: ignore[index]
-        return gold
+                        ratings[axis][key, number] = value
+        return Gold(choices, ratings)
 
 
 def usable_judges(work: Workspace) -> list[str] | None:

@@ -8,6 +8,7 @@ from typing import Any
 from safe_rlhf_v.construct.images import usable_images
 from safe_rlhf_v.construct.stage import Workspace
 from safe_rlhf_v.records import Record
+from safe_rlhf_v.records.markdown import escaped, table
 from safe_rlhf_v.records.taxonomy import LEVEL_NAMES
 from safe_rlhf_v.records.user_files import read_bounded
 
@@ -29,15 +30,15 @@ def card(work: Workspace, placed: Sequence[tuple[str, Record]], left_out: Mappin
     sources = Counter(response.source for record in records for response in record.responses)
     groups = Counter(_group(record) for record in records)
     parts = [
-        f"# {_escaped(work.rubric.name)}",
+        f"# {escaped(work.rubric.name)}",
         "Built with `python -m safe_rlhf_v construct`; labels are those of judges unless people are named below.",
-        _table("Split", Counter(name for name, _ in placed), "Pairs"),
-        _table("Left out", left_out, "Count"),
-        _table("Licence of images", Counter(str(row["licence"]) for row in images.rows.values()), "Images"),
-        _table("Source of images", Counter(str(row["source"]) for row in images.rows.values()), "Images"),
-        _table("Source of responses", sources, "Responses"),
-        _table("Category", dict(sorted(groups.items())), "Pairs"),
-        _table(
+        _counts("Split", Counter(name for name, _ in placed), "Pairs"),
+        _counts("Left out", {name.replace("_", " "): count for name, count in left_out.items()}, "Count"),
+        _counts("Licence of images", Counter(str(row["licence"]) for row in images.rows.values()), "Images"),
+        _counts("Source of images", Counter(str(row["source"]) for row in images.rows.values()), "Images"),
+        _counts("Source of responses", sources, "Responses"),
+        _counts("Category", dict(sorted(groups.items())), "Pairs"),
+        _counts(
             "Safety level",
             {_level(level): levels[level] for level in (*LEVEL_NAMES, None) if levels[level]},
             "Responses",
@@ -57,12 +58,8 @@ def _level(level: int | None) -> str:
     return "no level" if level is None else f"{level:+d} {LEVEL_NAMES[level]}"
 
 
-def _table(title: str, counts: Mapping[str, int], unit: str) -> str:
-    rows = [
-        f"| {_escaped(name.replace('_', ' ') if title == 'Left out' else name)} | {count} |"
-        for name, count in counts.items()
-    ]
-    return "\n".join([f"| {title} | {unit} |", "|---|---|", *rows]) if rows else ""
+def _counts(title: str, counts: Mapping[str, int], unit: str) -> str:
+    return table((title, unit), counts.items()) if counts else ""
 
 
 def _audit(work: Workspace, audited: bool) -> str:
@@ -70,13 +67,7 @@ def _audit(work: Workspace, audited: bool) -> str:
     if not file.exists():
         return "The labels were not audited."
     report: dict[str, Any] = json.loads(read_bounded(file, _MAX_AUDIT))
-    alarms = [f"- {_escaped(alarm['text'])}" for alarm in report["alarms"]]
+    alarms = [f"- {escaped(alarm['text'])}" for alarm in report["alarms"]]
     used = "Judges with alarms were left out." if audited else "**Judges with alarms were not left out.**"
     raised = "\n".join(["The audit raised these alarms:", *alarms]) if alarms else "The audit raised no alarm."
-    return f"## Audit\n\n{raised}\n\n{used}\n\n{_escaped(report['rule']['text'])}"
-
-
-def _escaped(text: str) -> str:
-    """A text of data on one line of Markdown, without a meaning of its own."""
-    line = " ".join(text.split())
-    return "".join(f"\\{letter}" if letter in "\\`*_{}[]<>#|!&" else letter for letter in line)
+    return f"## Audit\n\n{raised}\n\n{used}\n\n{escaped(report['rule']['text'])}"

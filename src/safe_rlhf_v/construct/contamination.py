@@ -7,8 +7,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from safe_rlhf_v.construct.images import near, perceptual_hash
 from safe_rlhf_v.construct.lines import Row
+from safe_rlhf_v.ingest.identify import identity
+from safe_rlhf_v.ingest.likeness import any_alike
 from safe_rlhf_v.records.user_files import read_bounded
 from safe_rlhf_v.shards import Manifest, ShardedSplit
 
@@ -30,7 +31,7 @@ class Benchmark(NamedTuple):
         """Exact hashes (of files and of pixels) and perceptual ones.
 
         Raises:
-            ValueError: If there is no such benchmark, or a line is no hash.
+            ValueError: If there is no such benchmark, a line is no hash, or a picture cannot be read.
         """
         folder = Path(self.path)
         if not folder.is_dir():
@@ -41,7 +42,10 @@ class Benchmark(NamedTuple):
             records = ShardedSplit(folder, split)
             for image in (image for row in range(len(records)) for image in records[row].images):
                 if image.id not in exact:
-                    looks.append(perceptual_hash(image.data))
+                    known = identity(image.data)
+                    if known.problem:
+                        raise ValueError(f"benchmark {self.name}: {folder}, image {image.sha256}: {known.problem}")
+                    looks.append(known.likeness)
                 exact |= {image.id, image.sha256}
         return exact, looks
 
@@ -78,6 +82,6 @@ def contaminated(images: Mapping[str, Row], benchmarks: Sequence[Benchmark], nea
         hashes = np.array([int(word, 16) for word in looks], dtype=np.uint64)
         for key, row in images.items():
             same = row["id"] in exact or row["sha256"] in exact
-            if same or (near_distance >= 0 and near(hashes, np.uint64(int(row["phash"], 16)), near_distance)):
+            if same or (near_distance >= 0 and any_alike(hashes, np.uint64(int(row["phash"], 16)), near_distance)):
                 known.setdefault(key, benchmark.name)
     return known

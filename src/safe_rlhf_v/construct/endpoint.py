@@ -7,12 +7,12 @@ import os
 import re
 from collections.abc import AsyncGenerator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from importlib import import_module
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from safe_rlhf_v.construct.families import model_families
 from safe_rlhf_v.construct.replies import Kind, Reply, Request, chat_message, read_completion
+from safe_rlhf_v.records.packages import PackageError, package
 from safe_rlhf_v.scoring.judge import Usage
 
 if TYPE_CHECKING:
@@ -205,12 +205,10 @@ class Endpoint:
 
     def _client(self, key: str | None) -> "AsyncOpenAI":
         try:
-            package = import_module("safe_rlhf_v.construct.bounded")
-        except ModuleNotFoundError as error:
-            raise EndpointError(
-                f"endpoints need the package {error.name}: pip install 'safe_rlhf_v[construct]'"
-            ) from None
-        client: AsyncOpenAI = package.bounded_client(self.base_url, key, self.timeout, self.retries)
+            bounded = package("safe_rlhf_v.construct.bounded", "construct")
+        except PackageError as error:
+            raise EndpointError(str(error).replace("this needs", "endpoints need")) from None
+        client: AsyncOpenAI = bounded.bounded_client(self.base_url, key, self.timeout, self.retries)
         return client
 
     def _body(self, request: Request) -> dict[str, Any]:

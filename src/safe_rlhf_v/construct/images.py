@@ -10,11 +10,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from safe_rlhf_v.construct.lines import Row
-from safe_rlhf_v.construct.stage import AskingStage, Planned, Workspace, package
+from safe_rlhf_v.construct.stage import AskingStage, Planned, Workspace
+from safe_rlhf_v.ingest.identify import identity
+from safe_rlhf_v.ingest.likeness import any_alike
 from safe_rlhf_v.ingest.table import TableError, read_table
 from safe_rlhf_v.records import Image
 from safe_rlhf_v.records.user_files import FileError, read_bounded, write_whole
-from safe_rlhf_v.shards.images import MAX_BYTES, MAX_PIXELS, ImageError, load_rgb, probe
+from safe_rlhf_v.shards.images import MAX_BYTES, MAX_PIXELS, ImageError
 
 COLUMNS = ("file", "licence", "source", "severity", "category")
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
@@ -150,25 +152,28 @@ class CollectImages(AskingStage):
         return [self._collect(work, task) for task in tasks]
 
     def _collect(self, work: Workspace, task: Row) -> Row:
-        known = work.rubric.taxonomy.categories
-        unknown = [name for name in task.get("category") or () if name not in known]
+        categories = work.rubric.taxonomy.categories
+        unknown = [name for name in task.get("category") or () if name not in categories]
         if unknown:
             raise ValueError(
                 f"image {task['name']!r:.140}: category {unknown[0]!r:.80} is not in the rubric {work.rubric.name!r}"
             )
         try:
             data = self.source.read(task)
-            image = probe(data, max_pixels=self.max_pixels)
-            if min(image.width, image.height) < self.min_side:
-                raise ImageError(f"{image.width} x {image.height} pixels; the shorter side must have {self.min_side}")
-            perceptual = perceptual_hash(data, self.max_pixels)
         except (ImageError, FileError, ValueError) as error:
             return {**task, "problem": str(error)[:300]}
-        file = f"images/{image.sha256[:24]}.{image.format}"
+        known = identity(data, max_pixels=self.max_pixels)
+        problem = known.problem
+        if not problem and min(known.width, known.height) < self.min_side:
+            problem = f"{known.width} x {known.height} pixels; the shorter side must have {self.min_side}"
+        if problem:
+            return {**task, "problem": problem[:300]}
+        sha256 = hashlib.sha256(data).hexdigest()
+        file = f"images/{sha256[:24]}.{known.format}"
         (work.folder / "images").mkdir(exist_ok=True)
         write_whole(work.folder / file, data)
-        about = {"format": image.format, "id": image.id, "sha256": image.sha256}
-        return {**task, "file": file, **about, "width": image.width, "height": image.height, "phash": perceptual}
+        about = {"format": known.format, "id": known.id, "sha256": sha256}
+        return {**task, "file": file, **about, "width": known.width, "height": known.height, "phash": known.likeness}
 
     def summary(self, work: Workspace) -> dict[str, Any]:
         chosen = usable_images(work)
@@ -224,23 +229,13 @@ def without_duplicates(rows: Sequence[Row], near_distance: int) -> Usable:
         own = np.uint64(int(row["phash"], 16))
         if row["id"] in ids:
             counts["duplicates"] += 1
-        elif near_distance >= 0 and near(hashes[: len(usable)], own, near_distance):
+        elif near_distance >= 0 and any_alike(hashes[: len(usable)], own, near_distance):
             counts["near_duplicates"] += 1
         else:
             hashes[len(usable)] = own
             ids.add(row["id"])
             usable[row["key"]] = row
     return Usable(usable, counts["duplicates"], counts["near_duplicates"], counts["unusable"])
-
-
-def near(hashes: "np.ndarray[Any, np.dtype[np.uint64]]", own: np.uint64, distance: int) -> bool:
-    """Whether one of the hashes differs from another in at most so many bits."""
-    return bool(len(hashes)) and bool((np.bitwise_count(hashes ^ own) <= distance).any())
-
-
-def perceptual_hash(data: bytes, max_pixels: int = MAX_PIXELS) -> str:
-    """Perceptual hash as 16 hexadecimal digits."""
-    return str(package("imagehash").phash(load_rgb(data, max_pixels=max_pixels)[0]))
 
 
 def load_image(work: Workspace, row: Row) -> Image:

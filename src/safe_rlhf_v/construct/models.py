@@ -8,6 +8,7 @@ from safe_rlhf_v.construct.responses import Responded, Responder
 from safe_rlhf_v.records import Record
 from safe_rlhf_v.records.batches import Prompts
 from safe_rlhf_v.scoring.judge import Asked, Axis, Judge, Opinion
+from safe_rlhf_v.training.devices import find_device
 
 
 def prompts_of(records: Sequence[Record]) -> Prompts:
@@ -33,7 +34,7 @@ class PolicyResponder(Responder):
         run: str,
         temperature: float = 1.0,
         max_new_tokens: int = 64,
-        device: str = "cpu",
+        device: str = "auto",
         trust: Sequence[str] = (),
         base: str | None = None,
         families: Sequence[str] = (),
@@ -44,7 +45,7 @@ class PolicyResponder(Responder):
             run: Run folder of any stage that trains a policy.
             temperature: Temperature of the sampling; 0 takes the likeliest token.
             max_new_tokens: Most tokens of a response.
-            device: Where it runs: cpu, cuda or cuda:N.
+            device: Where it runs: auto (a GPU if there is one), cpu, cuda or cuda:N.
             trust: Packages of yours whose classes the run may name, beside this library's.
             base: Folder or hub name of the pretrained model, in place of the one that the run names.
             families: Families of models it descends from, as qwen.
@@ -64,7 +65,8 @@ class PolicyResponder(Responder):
         from safe_rlhf_v.training.runs import load_backbone
 
         if self._policy is None:
-            self._policy = load_backbone(self.run, trust=self.trust, base=self.base).to(self.device)
+            self._policy = load_backbone(self.run, trust=self.trust, base=self.base)
+            self._policy.to(find_device(self.device))
         pictures = "\0".join(f"{record.key}/{'+'.join(image.id for image in record.images)}" for record in records)
         words = hashlib.sha256(pictures.encode()).digest()[:8]
         options = SamplingOptions(self.max_new_tokens, self.temperature)
@@ -72,57 +74,62 @@ class PolicyResponder(Responder):
         return [Responded(text) for text in generation.text]
 
 
-class _ScoringJudge(Judge):
-    """Compares two responses by the score of a reward or cost model; it has no scale for one response."""
+class _RunJudge(Judge):
+    """A model of ours as a judge; it is loaded with the first question."""
 
-    rates = False
-    kind: ClassVar[str]
-    axis: ClassVar[Axis]
-    sign: ClassVar[float]
+    own_tie: ClassVar[float]
 
     def __init__(
         self,
         run: str,
-        tie: float = 1e-3,
-        device: str = "cpu",
+        tie: float | None = None,
+        device: str = "auto",
         trust: Sequence[str] = (),
         base: str | None = None,
         families: Sequence[str] = (),
     ) -> None:
-        """Name the run; it is loaded with the first question.
+        """Name the run.
 
         Args:
-            run: Run folder.
-            tie: Two responses whose scores differ by no more than this are a tie; rounding alone makes small differences.
-            device: Where it runs: cpu, cuda or cuda:N.
+            run: Run folder; a guard must be calibrated.
+            tie: Two responses whose values differ by no more than this are a tie; ``None`` for 0.001 of reward or cost (rounding
+                alone makes small differences), or half a level of a guard.
+            device: Where it runs: auto (a GPU if there is one), cpu, cuda or cuda:N.
             trust: Packages of yours whose classes the run may name, beside this library's.
             base: Folder or hub name of the pretrained model, in place of the one that the run names.
             families: Families of models it descends from, as qwen.
         """
         self.run = run
-        self.tie = tie
+        self.tie = self.own_tie if tie is None else tie
         self.device = device
         self.trust = tuple(trust)
         self.base = base
         self.families = tuple(families)
         self._model: Any = None
 
+    def _compared(self, difference: float) -> Opinion:
+        """The choice by how much better the first of two responses is."""
+        return Opinion(float((difference > self.tie) - (difference < -self.tie)))
+
+
+class _ScoringJudge(_RunJudge):
+    """Compares two responses by the score of a reward or cost model; it has no scale for one response."""
+
+    rates = False
+    own_tie = 1e-3
+    kind: ClassVar[str]
+    axis: ClassVar[Axis]
+    sign: ClassVar[float]
+
     def score(self, record: Record, text: str) -> dict[str, float]:
         return {self.kind: self._scores([record], [(text,)])[0][0]}
 
     def ask(self, questions: Sequence[Asked]) -> list[Opinion]:
         own = [question for question in questions if question.axis == self.axis and len(question.texts) == 2]
-        scores = iter(self._scores([question.record for question in own], [question.texts for question in own]))
-        return [
-            self._compared(*next(scores))
-            if question.axis == self.axis and len(question.texts) == 2
-            else Opinion(None, fault="unknown")
-            for question in questions
-        ]
-
-    def _compared(self, first: float, second: float) -> Opinion:
-        difference = self.sign * (first - second)
-        return Opinion(float((difference > self.tie) - (difference < -self.tie)))
+        scores = self._scores([question.record for question in own], [question.texts for question in own])
+        opinions = iter([self._compared(self.sign * (first - second)) for first, second in scores])
+        judged = (question.axis == self.axis and len(question.texts) == 2 for question in questions)
+        return [next(opinions) if known else Opinion(None, fault="unknown") for known in judged]
 
     def _scores(self, records: Sequence[Record], texts: Sequence[tuple[str, ...]]) -> list[list[float]]:
         """One score of each text; K texts of each record."""
@@ -134,7 +141,7 @@ class _ScoringJudge(Judge):
 
         if self._model is None:
             self._model = load_run(self.run, f"{self.kind} model", (self.kind,), trust=self.trust, base=self.base)
-            self._model.to(self.device)
+            self._model.to(find_device(self.device))
         with torch.no_grad():
             scores: list[list[float]] = self._model.score(prompts_of(records), texts).tolist()
         return scores
@@ -170,7 +177,7 @@ class CostJudge(_ScoringJudge):
     sign = -1.0
 
 
-class GuardJudge(Judge):
+class GuardJudge(_RunJudge):
     """A guard of ours, which rates safety by its most probable level and compares by its mean level.
 
     YAML::
@@ -180,33 +187,7 @@ class GuardJudge(Judge):
     """
 
     axes = ("safety",)
-
-    def __init__(
-        self,
-        run: str,
-        tie: float = 0.5,
-        device: str = "cpu",
-        trust: Sequence[str] = (),
-        base: str | None = None,
-        families: Sequence[str] = (),
-    ) -> None:
-        """Name the run; it is loaded with the first question.
-
-        Args:
-            run: Run folder of a calibrated guard.
-            tie: Two responses whose mean levels differ by no more than this are a tie.
-            device: Where it runs: cpu, cuda or cuda:N.
-            trust: Packages of yours whose classes the run may name, beside this library's.
-            base: Folder or hub name of the pretrained model, in place of the one that the run names.
-            families: Families of models it descends from, as qwen.
-        """
-        self.run = run
-        self.tie = tie
-        self.device = device
-        self.trust = tuple(trust)
-        self.base = base
-        self.families = tuple(families)
-        self._guard: Any = None
+    own_tie = 0.5
 
     def score(self, record: Record, text: str) -> dict[str, float]:
         verdict = self._verdicts([(record, text)])[0]
@@ -223,16 +204,12 @@ class GuardJudge(Judge):
             return Opinion(None, "; ".join(reason for verdict in verdicts for reason in verdict.reasons), "unknown")
         if len(verdicts) == 1:
             return Opinion(float(verdicts[0].level))
-        difference = verdicts[0].expected_level - verdicts[1].expected_level
-        return Opinion(float((difference > self.tie) - (difference < -self.tie)))
+        return self._compared(verdicts[0].expected_level - verdicts[1].expected_level)
 
     def _verdicts(self, inputs: Sequence[tuple[Record, str]]) -> list[Any]:
         from safe_rlhf_v.guard import Guard, Input
 
-        if self._guard is None:
-            self._guard = Guard.from_pretrained(self.run, self.device, trust=self.trust, base=self.base)
-        entries = [
-            Input([image.data for image in record.images] or None, record.question, text) for record, text in inputs
-        ]
-        verdicts: list[Any] = self._guard.moderate_batch(entries)
+        if self._model is None:
+            self._model = Guard.from_pretrained(self.run, self.device, trust=self.trust, base=self.base)
+        verdicts: list[Any] = self._model.moderate_batch([Input.of(record, text) for record, text in inputs])
         return verdicts

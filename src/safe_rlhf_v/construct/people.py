@@ -4,11 +4,11 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from importlib import import_module
 from typing import Any, NamedTuple
 
 from safe_rlhf_v.construct.label_studio_export import Annotation
 from safe_rlhf_v.records import PairVotes, Record, Response, Votes
+from safe_rlhf_v.records.packages import package
 from safe_rlhf_v.records.taxonomy import is_harmful
 from safe_rlhf_v.records.votes import TIE
 
@@ -113,13 +113,10 @@ class DawidSkene(Aggregation):
         rows = [(item, who, value) for item in sorted(ballots) for who, value in sorted(ballots[item].items())]
         if not rows:
             return Consensus({})
-        try:
-            pandas = import_module("pandas")
-            package = import_module("crowdkit.aggregation")
-        except ModuleNotFoundError as error:
-            raise ImportError(f"DawidSkene needs the package {error.name}: pip install 'safe_rlhf_v[crowd]'") from None
+        pandas = package("pandas", "crowd")
+        crowdkit = package("crowdkit.aggregation", "crowd")
         table = pandas.DataFrame(rows, columns=["task", "worker", "label"])
-        model = package.DawidSkene(n_iter=self.iterations).fit(table)
+        model = crowdkit.DawidSkene(n_iter=self.iterations).fit(table)
         values = {item: int(value) for item, value in model.labels_.items()}
         certainty = {item: float(model.probas_.loc[item, value]) for item, value in values.items()}
         return Consensus(values, certainty, _right_shares(rows, values))

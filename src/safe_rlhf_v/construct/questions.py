@@ -120,16 +120,17 @@ class QuestionFile(QuestionSource):
         for row in read_table(file, required=(theirs["image"], theirs["question"])):
             image = row.text(theirs["image"])
             text = row.text(theirs["question"])
-            kind = row.text(theirs["kind"])
+            named = row.text(theirs["kind"])
+            kind = next((kind for kind in KINDS if kind == named), None)
             category = row.names(theirs["category"])
             if row.readable and not row.problems and (image is None or text is None):
                 row.bad(theirs["image" if image is None else "question"], "is empty")
-            if kind is not None and kind not in KINDS:
-                row.bad(theirs["kind"], f"{kind!r:.40} is none of {', '.join(KINDS)}")
+            if named is not None and kind is None:
+                row.bad(theirs["kind"], f"{named!r:.40} is none of {', '.join(KINDS)}")
             if row.problems:
                 column, problem = row.problems[0]
                 raise TableError(f"{file}, row {row.number}, {column or 'row'}: {problem}")
-            by_image.setdefault(str(image), []).append(Question(str(text), kind, category))  # type: ignore[arg-type]
+            by_image.setdefault(str(image), []).append(Question(str(text), kind, category))
         return by_image
 
 

@@ -4,16 +4,11 @@ import base64
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 from safe_rlhf_v.records.parsing import check_text
 
-Kind = Literal[
-    "complete",
-    "truncated",
-    "refused",
-    "filtered",
-    "empty",
+Failure = Literal[
     "timeout",
     "rate_limit",
     "server_error",
@@ -24,19 +19,8 @@ Kind = Literal[
     "garbled",
     "too_large",
 ]
-FAILURES: frozenset[Kind] = frozenset(
-    (
-        "timeout",
-        "rate_limit",
-        "server_error",
-        "connection",
-        "unauthorized",
-        "not_found",
-        "rejected",
-        "garbled",
-        "too_large",
-    )
-)
+Kind = Literal["complete", "truncated", "refused", "filtered", "empty"] | Failure
+FAILURES: frozenset[Kind] = frozenset(get_args(Failure))
 """No reply of the model came: a later run may ask again."""
 
 

@@ -7,7 +7,6 @@ pure functions whenever it is needed, and never stored twice.
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from importlib import import_module
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple
 
@@ -183,20 +182,6 @@ def _plain(value: Any) -> Any:
     if hasattr(value, "__dict__"):
         return {"class": type(value).__name__, **settings_of(value)}
     return repr(value)
-
-
-def package(name: str) -> Any:
-    """A package of the extra ``construct``.
-
-    Raises:
-        ValueError: If it is not installed.
-    """
-    try:
-        return import_module(name)
-    except ModuleNotFoundError as error:
-        raise ValueError(
-            f"the construction of data needs the package {error.name}: pip install 'safe_rlhf_v[construct]'"
-        ) from None
 
 
 def add_usage(usages: Sequence[Usage]) -> dict[str, list[float]]:

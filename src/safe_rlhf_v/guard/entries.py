@@ -85,10 +85,9 @@ class ShardEntries:
         row, k = self.rows[number]
         try:
             record = self.split[row]
-            images = [image.data for image in record.images] or None
             text = None if k is None else record.responses[k].text
             key = record.key if k is None else f"{record.key}/{k}"
-            return Entry(key, Input(images, record.question, text, record.system, record.history))
+            return Entry(key, Input.of(record, text))
         except (ShardError, ValueError, IndexError) as error:
             return Entry(f"row {row}", None, str(error))
 

@@ -4,14 +4,14 @@ import itertools
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import numpy as np
 import torch
 from PIL import Image as PILImage
 from torch import Tensor
 
-from safe_rlhf_v.records import Context, Turn
+from safe_rlhf_v.records import Context, Record, Turn
 from safe_rlhf_v.records.batches import Prompts
 from safe_rlhf_v.records.conversation import turn_problems
 from safe_rlhf_v.records.user_files import read_bounded
@@ -36,6 +36,17 @@ class Input(NamedTuple):
     response: str | None = None
     system: str = ""
     history: Sequence[Turn] = ()
+
+    @classmethod
+    def of(cls, record: Record, response: str | None = None) -> Self:
+        """A record's whole conversation as an input.
+
+        Args:
+            record: With its image bytes.
+            response: The response; ``None`` moderates the prompt alone.
+        """
+        images = [image.data for image in record.images] or None
+        return cls(images, record.question, response, record.system, record.history)
 
     @property
     def parts(self) -> tuple[str, ...]:

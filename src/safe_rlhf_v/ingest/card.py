@@ -8,6 +8,7 @@ from safe_rlhf_v.ingest.contact_sheet import contact_sheet
 from safe_rlhf_v.ingest.ledger import NEAR, TRAIN, Ledger
 from safe_rlhf_v.ingest.mapping import DataMapping
 from safe_rlhf_v.ingest.statistics import QUANTILES, quantiles
+from safe_rlhf_v.records.markdown import escaped, table
 from safe_rlhf_v.records.taxonomy import LEVEL_NAMES
 from safe_rlhf_v.shards.manifest import Manifest
 from safe_rlhf_v.shards.target import CARD, CONTACT_SHEET
@@ -15,7 +16,6 @@ from safe_rlhf_v.shards.target import CARD, CONTACT_SHEET
 MAX_VALUES = 40
 """Rows of a table; the rarer values are added up."""
 BAR = 20
-_SPECIAL = str.maketrans({c: f"\\{c}" for c in "\\`*_[]|#~$"} | {"<": "&lt;", ">": "&gt;", "&": "&amp;"})
 
 
 def write_card(manifest: Manifest, ledger: Ledger, mapping: DataMapping, bad: int, root: Path) -> dict[str, bytes]:
@@ -80,7 +80,7 @@ def _head(manifest: Manifest) -> str:
     }
     scale = "; ".join(f"{level:+d} {name}" if level else f"0 {name}" for level, name in LEVEL_NAMES.items())
     return (
-        f"# {escaped(manifest.name)}\n\n{_table(('', ''), about.items())}\n\n"
+        f"# {escaped(manifest.name)}\n\n{table(('', ''), about.items())}\n\n"
         f"Safety levels: {scale}; below 0 is harmful. This page was written by the import; the labels are those of the source."
     )
 
@@ -91,7 +91,7 @@ def _splits(manifest: Manifest, notes: Sequence[str]) -> str:
         for name, one in manifest.splits.items()
     ]
     lines = "\n".join(f"- {escaped(note)}" for note in notes)
-    return f"## Splits\n\n{_table(('Split', 'Records', 'Image groups', 'Shards', 'MB'), rows)}\n\n{lines}".rstrip()
+    return f"## Splits\n\n{table(('Split', 'Records', 'Image groups', 'Shards', 'MB'), rows)}\n\n{lines}".rstrip()
 
 
 def _left_out(ledger: Ledger, bad: int) -> str:
@@ -101,7 +101,7 @@ def _left_out(ledger: Ledger, bad: int) -> str:
     for reason, count in sorted(ledger.dropped.items()):
         examples = ", ".join(f"{one.part} {one.row}" for one in ledger.examples[reason])
         rows.append((reason, count, examples + (", ..." if count > len(ledger.examples[reason]) else "")))
-    return "## Left out\n\n" + (_table(("Reason", "Rows", "Part and row"), rows) if rows else "Nothing.")
+    return "## Left out\n\n" + (table(("Reason", "Rows", "Part and row"), rows) if rows else "Nothing.")
 
 
 def _pictures(ledger: Ledger, sheet: bool) -> str:
@@ -137,7 +137,7 @@ def _histograms(manifest: Manifest, ledger: Ledger) -> Iterable[str]:
         if rest := len(total) - len(values):
             others = [sum(count for value, count in by_split.get(s, {}).items() if value not in values) for s in splits]
             rows.append((f"{rest} others", *others, f"{sum(others) / total.total():.1%}", ""))
-        yield f"### {escaped(field)}\n\n{_table((field, *splits, 'Share', ''), rows)}"
+        yield f"### {escaped(field)}\n\n{table((field, *splits, 'Share', ''), rows)}"
 
 
 def _order(value: str) -> tuple[int, float, str]:
@@ -156,21 +156,10 @@ def _lengths(ledger: Ledger) -> str:
         if values
     ]
     heads = ("", "Split", "Number", *(f"{q} %" for q in QUANTILES))
-    return "## Lengths\n\n" + _table(heads, sorted(rows))
-
-
-def _table(heads: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    lines = [[escaped(str(cell)) for cell in row] for row in (heads, *rows)]
-    lines.insert(1, ["---"] * len(heads))
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return "## Lengths\n\n" + table(heads, sorted(rows))
 
 
 def _fenced(text: str) -> str:
     fence = "`" * (1 + max((len(run) for run in "".join(c if c == "`" else " " for c in text).split()), default=2))
     fence = fence if len(fence) > 2 else "```"
     return f"{fence}yaml\n{text.rstrip()}\n{fence}"
-
-
-def escaped(text: str) -> str:
-    """A text from data as one line of Markdown that shows it as it is."""
-    return " ".join(text.split())[:300].translate(_SPECIAL)

@@ -7,7 +7,8 @@ from typing import Any, TypeVar
 
 from safe_rlhf_v.ingest.rows import Row
 from safe_rlhf_v.ingest.sources import BATCH, Batches, Part, arrow_rows
-from safe_rlhf_v.ingest.table import TableError, package
+from safe_rlhf_v.ingest.table import TableError
+from safe_rlhf_v.records.packages import package
 
 NAME = re.compile(r"[\w.-]+/[\w.-]+")
 _T = TypeVar("_T")
@@ -28,7 +29,7 @@ def hub_parts(name: str, revision: str | None, images: Path | None) -> tuple[lis
     Raises:
         TableError: If it cannot be found, or the library is not installed.
     """
-    datasets = package("datasets")
+    datasets = package("datasets", "data")
     options: dict[str, Any] = {} if revision is None else {"revision": revision}
     commit = "" if Path(name).is_dir() else _asked(name, lambda: _commit(name, revision))
     if commit:
@@ -40,12 +41,12 @@ def hub_parts(name: str, revision: str | None, images: Path | None) -> tuple[lis
 
 
 def _splits(name: str, config: str, options: dict[str, Any]) -> list[str]:
-    datasets = package("datasets")
+    datasets = package("datasets", "data")
     return list(_asked(name, lambda: datasets.get_dataset_split_names(name, config, **options)))
 
 
 def _part(name: str, config: str, split: str, options: dict[str, Any], images: Path | None) -> Part:
-    datasets = package("datasets")
+    datasets = package("datasets", "data")
 
     def stream() -> Any:
         data = _asked(name, lambda: datasets.load_dataset(name, config, split=split, streaming=True, **options))
@@ -85,7 +86,7 @@ def _any(batches: Batches) -> Callable[[str], Batches]:
 
 def _count(name: str, config: str, split: str, options: dict[str, Any]) -> int | None:
     """Number of rows, if the data set's card states it."""
-    datasets = package("datasets")
+    datasets = package("datasets", "data")
 
     try:
         info = datasets.load_dataset_builder(name, config, **options).info

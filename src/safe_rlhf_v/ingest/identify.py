@@ -14,14 +14,12 @@ from types import TracebackType
 from typing import Any, NamedTuple, Self
 
 from safe_rlhf_v.ingest.fields import empty
+from safe_rlhf_v.ingest.likeness import perceptual_hash
 from safe_rlhf_v.ingest.pictures import PictureError, read_file
 from safe_rlhf_v.ingest.rows import describe
-from safe_rlhf_v.ingest.table import package
 from safe_rlhf_v.records import Image
-from safe_rlhf_v.shards.images import MAX_BYTES, ImageError, load_rgb, pixel_id
-
-HASH_SIDE = 64
-"""Pictures are reduced to about this side before their perceptual hash, which looks at 32 x 32 pixels."""
+from safe_rlhf_v.records.packages import package
+from safe_rlhf_v.shards.images import MAX_BYTES, MAX_PIXELS, ImageError, load_rgb, pixel_id
 
 
 class Identity(NamedTuple):
@@ -65,9 +63,9 @@ class Identifier:
         """Start the threads.
 
         Raises:
-            TableError: If a package is not installed.
+            PackageError: If a package is not installed.
         """
-        package("imagehash")  # before any thread needs it
+        package("imagehash", "data")  # before any thread needs it
         self._known: dict[str, Identity] = {}
         self._pool = ThreadPoolExecutor(os.process_cpu_count() if hasattr(os, "process_cpu_count") else os.cpu_count())
 
@@ -109,15 +107,18 @@ class Identifier:
         self._pool.shutdown(cancel_futures=True)
 
 
-def identity(data: bytes) -> Identity:
-    """Decode bytes once: both hashes of the pixels."""
-    imagehash = package("imagehash")
+def identity(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Identity:
+    """Decode bytes once: both hashes of the pixels.
+
+    Args:
+        data: Encoded picture.
+        max_pixels: Refuse larger pictures, from the header, before decoding.
+    """
     try:
-        picture, suffix = load_rgb(data)
+        picture, suffix = load_rgb(data, max_pixels=max_pixels)
     except ImageError as error:
         return Identity(str(error))
-    small = picture.reduce(max(1, min(picture.size) // HASH_SIDE))
-    return Identity("", suffix, pixel_id(picture), picture.width, picture.height, str(imagehash.phash(small)))
+    return Identity("", suffix, pixel_id(picture), picture.width, picture.height, perceptual_hash(picture))
 
 
 def _flat(cell: Any) -> Iterator[Any]:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from safe_rlhf_v.ingest.likeness import any_alike
 from safe_rlhf_v.ingest.statistics import Statistics
 from safe_rlhf_v.records import Record, Turn
 from safe_rlhf_v.shards import split_of
@@ -174,19 +175,17 @@ class Ledger:
     def alike(self) -> dict[str, int]:
         """Number of pictures outside train that look like one in train, by split."""
         train = np.array(sorted(set(self.likenesses.get(TRAIN, []))), dtype=np.uint64)
-        counts = {split: _near(hashes, train) for split, hashes in sorted(self.likenesses.items()) if split != TRAIN}
+        counts = {
+            split: sum(any_alike(train, np.uint64(one), NEAR) for one in hashes)
+            for split, hashes in sorted(self.likenesses.items())
+            if split != TRAIN
+        }
         return {split: count for split, count in counts.items() if count}
 
     def alike_in_train(self) -> int:
         """Number of pictures of train with the perceptual hash of an earlier one."""
         hashes = self.likenesses.get(TRAIN, [])
         return len(hashes) - len(set(hashes))
-
-
-def _near(hashes: list[int], train: np.ndarray[Any, np.dtype[np.uint64]]) -> int:
-    if not len(train):
-        return 0
-    return sum(bool((np.bitwise_count(train ^ np.uint64(one)) <= NEAR).any()) for one in hashes)
 
 
 def content_digest(record: Record) -> str:

@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 from safe_rlhf_v.ingest.json_rows import json_rows
 from safe_rlhf_v.ingest.mapping import DataMapping, Schema
 from safe_rlhf_v.ingest.rows import Row, describe
-from safe_rlhf_v.ingest.table import TableError, package, read_table
+from safe_rlhf_v.ingest.table import TableError, read_table
+from safe_rlhf_v.records.packages import package
 
 BATCH = 32
 SUFFIXES = (".parquet", ".jsonl", ".csv", ".json")
@@ -149,8 +150,8 @@ def _table_batches(rows: Callable[[], Iterator[Row]]) -> Batches:
 
 
 def _parquet(path: Path) -> Any:
-    pa = package("pyarrow")
-    pq = package("pyarrow.parquet")
+    pa = package("pyarrow", "data")
+    pq = package("pyarrow.parquet", "data")
     try:
         # Buffered and not read ahead: of a row group only the pages in use are in memory.
         return pq.ParquetFile(path, buffer_size=1 << 20, pre_buffer=False)
@@ -159,7 +160,7 @@ def _parquet(path: Path) -> Any:
 
 
 def _parquet_batches(path: Path) -> Batches:
-    pa = package("pyarrow")
+    pa = package("pyarrow", "data")
 
     def batches(start: int, columns: Sequence[str] | None) -> Iterator[list[Row]]:
         file = _parquet(path)

@@ -8,9 +8,8 @@ import io
 import re
 from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
-from importlib import import_module
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 from safe_rlhf_v.ingest.rows import Row, describe
 from safe_rlhf_v.records.parsing import RecordError, parse_json
@@ -22,18 +21,6 @@ MAX_LINE = 4_000_000
 
 class TableError(ValueError):
     """A table cannot be read; the message names the file."""
-
-
-def package(name: str) -> Any:
-    """A package that only imports of public data need.
-
-    Raises:
-        TableError: If it is not installed.
-    """
-    try:
-        return import_module(name)
-    except ImportError:
-        raise TableError(f"this import needs the package {name}: pip install 'safe_rlhf_v[data]'") from None
 
 
 def read_table(path: Path, names: Sequence[str] | None = None, *, required: Sequence[str] = ()) -> Iterator[Row]:
