@@ -1,6 +1,6 @@
 """Reading speed of the data loader beside bare Pillow decoding, on synthetic JPEGs, in one run.
 
-    python benchmarks/loader.py [--samples 256] [--side 336] [--batch 32] [--workers 0 1 2] [--out docs/evidence/reading.json]
+    python benchmarks/loader.py [--samples 256] [--side 336] [--batch 32] [--workers 0 1 2] [--pillow-only] [--out FILE]
 
 Bare decoding (``np.asarray(Image.open(...).convert("RGB"))`` of bytes in memory, one thread) is 1. In every round each case runs
 once after the other, so that a busy machine disturbs all alike; a ratio is the median over the rounds of the ratios within a
@@ -29,7 +29,7 @@ from safe_rlhf_v.data_modules.plan import Plan
 from safe_rlhf_v.data_modules.source import Source
 from safe_rlhf_v.records import Record, Response
 from safe_rlhf_v.records.taxonomy import Taxonomy
-from safe_rlhf_v.shards import ShardedSplit, ShardWriter, decode, probe
+from safe_rlhf_v.shards import ShardedSplit, ShardWriter, decode, images, probe
 
 
 def photo(number: int, side: int) -> bytes:
@@ -118,8 +118,11 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--workers", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--pillow-only", action="store_true", help="as without the package simplejpeg")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args(arguments)
+    if options.pillow_only:
+        images.simplejpeg = None
     photos = [photo(number, options.side) for number in range(options.samples)]
     with tempfile.TemporaryDirectory() as folder:
         write(Path(folder) / "data", photos)
@@ -154,6 +157,7 @@ def main(arguments: list[str]) -> int:
         "batch": options.batch,
         "rounds": options.rounds,
         "processors": os.cpu_count(),
+        "simplejpeg": getattr(images.simplejpeg, "__version__", None),
         "load_before_and_after": [round(value, 2) for value in load],
     }
     rows = {name: summary(rounds, results["bare Pillow decode"]) for name, rounds in results.items()}

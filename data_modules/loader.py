@@ -6,12 +6,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from safe_rlhf_v.data_modules.plan import Plan, Position
 from safe_rlhf_v.data_modules.source import Source
-from safe_rlhf_v.data_modules.transfer import Arrived, Packed, SharedBlock, SharedBlocks
+from safe_rlhf_v.data_modules.transfer import Arrived, Mailbox, Packed, SharedBlock, SharedBlocks
 from safe_rlhf_v.records.batches import SupervisedBatch
 
 log = logging.getLogger(__name__)
@@ -72,8 +71,10 @@ class PlannedLoader(ResumableLoader):
         self._bad_in_a_row = 0
         self._max_bad = max_bad_in_a_row
         self._numbers: list[list[int]] = []
+        self._batches = _Batches(source, threads)
+        self._persistent = persistent
         self._loader: DataLoader[Any] = DataLoader(
-            _Batches(source, threads),
+            self._batches,
             sampler=_Numbers(self._numbers),
             batch_size=None,
             collate_fn=_unchanged,  # the default would turn every tuple of a batch into a list
@@ -103,11 +104,12 @@ class PlannedLoader(ResumableLoader):
 
     def _checked(self, advance: bool = False) -> Iterator[Any]:
         """Batches as loaded, their broken samples counted and named."""
-        shared: dict[tuple[int, int], Tensor] = {}
+        if not self._persistent:  # these workers send to this pass only
+            self._batches.mailbox = Mailbox()
+        mailbox = self._batches.mailbox
         for loaded, problems in self._loader:
             batch = loaded
             if isinstance(loaded, Arrived):
-                shared[loaded.origin] = loaded.shared  # so that a block is not mapped anew when it comes again
                 batch = loaded.batch()
                 del loaded
             for problem in problems:
@@ -118,6 +120,7 @@ class PlannedLoader(ResumableLoader):
                 epoch, number = self.position
                 self.position = Position(epoch, number + 1) if number < len(self) else Position(epoch + 1, 1)
             yield batch
+        del mailbox  # held until here, because another pass may have opened its own meanwhile
 
     def _count_demonstrations(self, batch: SupervisedBatch) -> None:
         """Count records without a demonstration; if many in a row have none, the rule does not fit the data."""
@@ -156,6 +159,7 @@ class _Batches(Dataset[Any]):
         self.source = source
         self.threads = threads
         self.blocks: SharedBlocks | None = None
+        self.mailbox = Mailbox()
 
     def __getitem__(self, batch: list[int]) -> tuple[Any, list[str]]:
         worker = get_worker_info()
@@ -166,7 +170,7 @@ class _Batches(Dataset[Any]):
             self.blocks = SharedBlocks()
         collated, problems, block = self.source.load(batch, allocate=self.blocks)
         assert isinstance(block, SharedBlock)
-        return Packed(collated, block, worker.id), problems
+        return Packed(collated, block, worker.id, self.mailbox), problems
 
 
 class _Numbers:

@@ -2,9 +2,11 @@
 
 Without it torch would open a shared file for every picture. A fresh file for every batch is slow, too: its pages have to be
 provided one by one, which takes a third of the time of decoding a picture. So a worker has a few blocks, and uses one again
-when nobody in the main process holds a picture in it any more.
+when nobody in the main process holds a picture in it any more. To hand over a block takes a conversation between the processes,
+about as long as decoding two pictures; so it is sent once, and the main process keeps it in a :class:`Mailbox`.
 """
 
+import itertools
 import math
 import weakref
 from collections.abc import Sequence
@@ -67,6 +69,7 @@ class SharedBlock(Block):
     Attributes:
         shared: The whole of it, as torch sends it.
         number: Which of the worker's blocks it is; -1 if it is used only once.
+        sent: Whether the main process has it. A block is used again only after the main process has freed it, so it has it then.
     """
 
     def __init__(self, size: int, number: int) -> None:
@@ -80,6 +83,7 @@ class SharedBlock(Block):
         storage = torch.UntypedStorage._new_shared(size + _HEADER)
         self.shared = torch.empty(0, dtype=torch.uint8).set_(storage)
         self.number = number
+        self.sent = False
         super().__init__(self.shared.numpy()[_HEADER:])
 
     @property
@@ -139,16 +143,59 @@ class Place:
         self.shape = shape
 
 
+class Mailbox:
+    """The blocks that the main process has received from the workers of one loader.
+
+    Attributes:
+        blocks: By the numbers of the worker and of its block.
+    """
+
+    _numbers = itertools.count()
+    _open: "weakref.WeakValueDictionary[int, Mailbox]" = weakref.WeakValueDictionary()
+
+    def __init__(self, number: int | None = None) -> None:
+        """Open a mailbox.
+
+        Args:
+            number: In a worker process, the number of the mailbox in the main process.
+        """
+        self.blocks: dict[tuple[int, int], Tensor] = {}
+        self.number = next(self._numbers) if number is None else number
+        self._open[self.number] = self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A worker knows only its number."""
+        return Mailbox, (self.number,)
+
+    @classmethod
+    def received(cls, number: int, origin: tuple[int, int], shared: Tensor | None) -> Tensor:
+        """The block of a message.
+
+        Args:
+            number: Number of the mailbox.
+            origin: Numbers of the worker and of its block; a block of number -1 is not kept.
+            shared: The block, if it comes for the first time.
+        """
+        mailbox = cls._open.get(number)
+        if shared is None:
+            assert mailbox is not None
+            return mailbox.blocks[origin]
+        if mailbox is not None and origin[1] >= 0:
+            mailbox.blocks[origin] = shared
+        return shared
+
+
 class Packed:
     """A batch that a worker sends; it arrives as :class:`Arrived`."""
 
-    def __init__(self, batch: Any, block: SharedBlock, worker: int) -> None:
+    def __init__(self, batch: Any, block: SharedBlock, worker: int, mailbox: Mailbox) -> None:
         """Replace tensors: those in the block by their places, others by arrays, which are small and travel with the message.
 
         Args:
             batch: Nested tuples and dicts.
             block: Holds its pictures.
             worker: Number of the worker.
+            mailbox: Where the main process keeps the block.
         """
         first = block.shared.data_ptr()
 
@@ -157,31 +204,35 @@ class Packed:
             inside = tensor.dtype == torch.uint8 and _HEADER <= offset < len(block.shared)
             return Place(offset, tuple(tensor.shape)) if inside else tensor.numpy()
 
-        self._parts = (block.shared, (worker, block.number), exchanged(batch, Tensor, parted))
+        self._block = block
+        self._address = (mailbox.number, (worker, block.number))
+        self._layout = exchanged(batch, Tensor, parted)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """It is another object where it arrives."""
-        return Arrived, self._parts
+        shared = None if self._block.sent else self._block.shared
+        self._block.sent = True
+        return Arrived, (*self._address, shared, self._layout)
 
 
 class Arrived:
     """A batch that a worker sent; its block is free for the worker as soon as nothing holds it or its pictures any more.
 
     Attributes:
-        shared: The block.
         origin: Numbers of the worker and of its block.
     """
 
-    def __init__(self, shared: Tensor, origin: tuple[int, int], layout: Any) -> None:
+    def __init__(self, mailbox: int, origin: tuple[int, int], shared: Tensor | None, layout: Any) -> None:
         """Hold the block.
 
         Args:
-            shared: The block.
+            mailbox: Number of the mailbox.
             origin: Numbers of the worker and of its block.
+            shared: The block, if it comes for the first time.
             layout: The batch with places and arrays for its tensors.
         """
-        self.shared = shared
         self.origin = origin
+        shared = Mailbox.received(mailbox, origin, shared)
         self._layout = layout
         # Every picture is a view of this array, and keeps it alive: NumPy makes views of views of the first array.
         self._holder = shared.numpy()

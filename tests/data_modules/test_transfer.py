@@ -16,7 +16,7 @@ from safe_rlhf_v.data_modules.collate import CollatePrompts
 from safe_rlhf_v.data_modules.loader import PlannedLoader
 from safe_rlhf_v.data_modules.plan import Plan
 from safe_rlhf_v.data_modules.source import ImageOptions, Source
-from safe_rlhf_v.data_modules.transfer import Arrived, Block, Packed, SharedBlocks, private_block
+from safe_rlhf_v.data_modules.transfer import Arrived, Block, Mailbox, Packed, SharedBlocks, private_block
 from safe_rlhf_v.records import Record
 from safe_rlhf_v.records.taxonomy import Taxonomy
 from safe_rlhf_v.shards import ShardedSplit, ShardWriter, decode, probe
@@ -108,13 +108,16 @@ def test_a_batch_belongs_to_its_reader(mixed: Path) -> None:
         assert pixels(reading) == before
 
 
+MAILBOX = Mailbox()
+
+
 def sent(blocks: SharedBlocks, value: int, shape: tuple[int, int, int] = (4, 5, 3)) -> Arrived:
     block = blocks(int(np.prod(shape)))
     picture = block.take(shape)
     assert picture is not None
     picture[...] = value
     batch = {"image": (torch.from_numpy(picture),), "labels": torch.tensor([value]), "text": "x"}
-    rebuild, parts = Packed(batch, block, 0).__reduce__()
+    rebuild, parts = Packed(batch, block, 0, MAILBOX).__reduce__()
     arrived = rebuild(*parts)
     assert isinstance(arrived, Arrived)
     return arrived
@@ -144,6 +147,43 @@ def test_a_batch_that_nobody_unpacks_frees_its_block() -> None:
     arrived = sent(blocks, 1)
     del arrived
     assert sent(blocks, 2).origin == (0, 0)
+
+
+def test_a_block_is_sent_once() -> None:
+    """Handing it over takes longer than decoding a picture."""
+    blocks = SharedBlocks()
+    block = blocks(60)
+    assert Packed((), block, 5, MAILBOX).__reduce__()[1][2] is block.shared
+    assert Packed((), block, 5, MAILBOX).__reduce__()[1][2] is None
+    larger = transfer.SharedBlock(90, block.number)
+    assert Packed((), larger, 5, MAILBOX).__reduce__()[1][2] is larger.shared
+
+
+@pytest.mark.parametrize("persistent", [False, True])
+def test_passes_that_are_broken_off_or_interleaved_read_the_same(mixed: Path, persistent: bool) -> None:
+    """What was on its way when a pass was left is received and dropped, and its blocks serve the next pass."""
+    expected = pixels(loader(mixed, seed=None))
+    reading = loader(mixed, seed=None, workers=2, persistent=persistent)
+    for batches in (1, 3, 2):
+        broken_off = iter(reading)
+        for _ in range(batches):
+            next(broken_off)
+        assert pixels(reading) == expected
+        broken_off.close()
+    if not persistent:  # persistent workers serve one pass at a time, by torch's own rule
+        one, other = iter(reading), iter(reading)
+        assert [pixels([a]) == pixels([b]) for a, b in zip(one, other, strict=True)] == [True] * len(reading)
+
+
+def test_the_blocks_of_a_loader_are_given_back_with_it(mixed: Path) -> None:
+    for persistent in (False, True):
+        open_before = len(Mailbox._open)
+        reading = loader(mixed, workers=1, persistent=persistent)
+        for _ in range(4):
+            assert pixels(reading)
+        del reading
+        gc.collect()
+        assert len(Mailbox._open) == open_before
 
 
 def test_a_block_that_is_too_small_is_replaced_when_there_are_enough() -> None:
