@@ -68,6 +68,7 @@ ROOMS = {  # in the order of the reference, with what a page begins with
     "scoring": "Judges: who says what a response is worth.",
     "construct": "Data sets of your own: stages from images to shards, endpoints, judges, people, the audit.",
     "evaluation": "Policies judged on held-out prompts.",
+    "export": "Trained models as folders that load without this library.",
     "metrics": "torchmetrics classes for pairs, signs, levels and groups.",
     "training": "Run folders, checkpoints, resume, schedules.",
     "records": "One record of the data, its labels, and batches.",

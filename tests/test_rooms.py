@@ -12,6 +12,7 @@ ROOMS = (
     "commands",
     "callbacks",
     "construct",
+    "export",
     "evaluation",
     "guard",
     "policy",

@@ -112,3 +112,15 @@ def merged_state(module: nn.Module) -> dict[str, Tensor]:
                 delta = sum(layer.get_delta_weight(active).float() for active in layer.active_adapters)
                 state[key] = (state[key].float() + delta).to(state[key].dtype)
     return state
+
+
+def merge_adapters(module: nn.Module) -> None:
+    """Add the active adapters to the weights and take the adapters out: :func:`apply_lora` undone, with their effect kept."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    merged = merged_state(module)
+    for name, part in list(module.named_modules()):
+        if isinstance(part, BaseTunerLayer):
+            layer: Any = part  # peft's base class has no type for it
+            module.set_submodule(name, layer.base_layer)
+    module.load_state_dict(merged)

@@ -371,9 +371,21 @@ def load_backbone(
     Raises:
         CheckpointError: If there is no readable checkpoint of this library, or it is no policy's.
     """
+    run = open_run(path, role, kinds, trust=trust, base=base, parts=("backbone",))
+    backbone = build_backbone(run)
+    load_stage(run.stage, backbone, fingerprint(backbone))
+    say(run.named(role))
+    return backbone.eval()
+
+
+def build_backbone(run: StoredRun) -> Backbone:
+    """The backbone of a run as it was built, before its training.
+
+    Raises:
+        CheckpointError: If its options are not those of its class.
+    """
     from jsonargparse import ArgumentError, ArgumentParser
 
-    run = open_run(path, role, kinds, trust=trust, base=base, parts=("backbone",))
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--backbone", type=Callable[[], Backbone])
     try:
@@ -381,9 +393,7 @@ def load_backbone(
         backbone: Backbone = parser.instantiate_classes(config).backbone()
     except ArgumentError as error:
         raise CheckpointError(f"{run.file}: {_short(error)}") from None
-    load_stage(run.stage, backbone, fingerprint(backbone))
-    say(run.named(role))
-    return backbone.eval()
+    return backbone
 
 
 def _short(error: Exception) -> str:

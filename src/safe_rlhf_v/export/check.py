@@ -1,0 +1,132 @@
+"""Is what was written the run's model? The folder is loaded as a stranger would load it, and both answer the same probes."""
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from safe_rlhf_v.export.trained import Trained
+from safe_rlhf_v.export.vlm_loader import inputs_of, load_processor
+
+from safe_rlhf_v.records.batches import Prompts
+
+QUESTION = "what does this show and is it safe"
+RESPONSE = "it is safe"
+FLOAT32 = 1e-4
+"""Largest difference that is rounding, in units of the values' size; the tests' bound is stricter."""
+HALF = 0.1
+"""The same where weights were rounded to 16 bits."""
+
+
+def picture() -> Tensor:
+    """(30, 44, 3) uint8: a gradient, wider than high."""
+    rows = torch.arange(30, dtype=torch.float32)[:, None, None] / 30
+    columns = torch.arange(44, dtype=torch.float32)[None, :, None] / 44
+    phase = torch.tensor([0.0, 2.0, 4.0])
+    return (127 + 120 * torch.sin(6 * rows + 9 * columns + phase)).to(torch.uint8)
+
+
+@torch.no_grad()
+def values_of_run(trained: Trained) -> list[Tensor]:
+    """Per probe what the run's own model says: log-probabilities of a policy's response tokens, outputs of a head."""
+    backbone: Any = trained.backbone
+    values: list[Tensor] = []
+    for images in ((), (picture(),)):
+        prompts = Prompts((images,), (tuple(f"probe-{i}" for i in range(len(images))),), (QUESTION,))
+        prepared = backbone.prepare(prompts, [(RESPONSE,)])
+        policy = trained.head is None
+        states = backbone.response_states(prepared, log_probs=policy or trained.head.needs_log_probs)  # type: ignore[union-attr]  # without a head it is a policy
+        values.append(states.log_probs[0] if policy else trained.head(states)[0])  # type: ignore[misc]  # likewise
+    return values
+
+
+@torch.no_grad()
+def values_of_folder(trained: Trained, folder: Path, settings: dict[str, Any]) -> list[Tensor]:
+    """Per probe what the folder's model says.
+
+    Args:
+        trained: The run, for its kind.
+        folder: What was written.
+        settings: ``export.json`` in it.
+
+    Raises:
+        ValueError: If it cannot be loaded.
+    """
+    try:
+        return _values_of_folder(trained, folder, settings)
+    except Exception as error:  # libraries, and what is not installed
+        reason = " ".join(str(error).split())[:300]
+        raise ValueError(
+            f"not written: on its own the folder's model cannot be used ({type(error).__name__}: {reason}); mend that, or write "
+            "it all the same with --check false"
+        ) from error
+
+
+def _values_of_folder(trained: Trained, folder: Path, settings: dict[str, Any]) -> list[Tensor]:
+    from PIL import Image
+
+    pictures = [[], [Image.fromarray(picture().numpy())]]
+    if settings["form"] == "clip" and trained.head is None:
+        model = load_module(folder / "loader.py").Model(folder)
+        return [model.states(images, QUESTION, RESPONSE)["log_probs"] for images in pictures]
+    if settings["form"] in ("clip", "scorer"):
+        module = load_module(folder / "loader.py")
+        scorer = (module.Model if settings["form"] == "clip" else module.Scorer)(folder)
+        return [torch.tensor([*scorer(images, QUESTION, RESPONSE).values()]) for images in pictures]
+    return [_log_probs(folder, settings, images) for images in pictures]
+
+
+def _log_probs(folder: Path, settings: dict[str, Any], images: list[Any]) -> Tensor:
+    """(R,) log-probabilities of the response's tokens in a plain Hugging Face folder, or in an adapter's."""
+    from transformers import AutoModelForImageTextToText
+
+    if settings["form"] == "adapter":
+        from peft import PeftModel
+
+        base = AutoModelForImageTextToText.from_pretrained(settings["base"], revision=settings["revision"])
+        model: Any = PeftModel.from_pretrained(base, folder)
+    else:
+        model = AutoModelForImageTextToText.from_pretrained(folder)
+    processor = load_processor(folder)
+    inputs = inputs_of(processor, settings["prompt"], images, QUESTION, RESPONSE)
+    alone = inputs_of(processor, settings["prompt"], images, QUESTION, "")["input_ids"].shape[1] - 1
+    logits = model.eval()(**inputs).logits[0, alone - 1 : -1].float()
+    targets = inputs["input_ids"][0, alone:]
+    return logits.log_softmax(-1).gather(-1, targets[:, None]).squeeze(-1)
+
+
+def refuse_differences(run: list[Tensor], folder: list[Tensor], rounded: bool) -> float:
+    """The largest difference, in units of the values' size.
+
+    Args:
+        run: What the run's model says.
+        folder: What the folder's model says.
+        rounded: Whether weights were rounded to 16 bits.
+
+    Raises:
+        ValueError: If it is more than rounding.
+    """
+    sizes = [max(1.0, float(values.abs().max())) for values in run]
+    pairs = list(zip(run, folder, sizes, strict=True))
+    if any(a.shape != b.shape for a, b, _ in pairs):
+        raise ValueError("not written: loaded on its own, the folder reads other tokens than the run (its processor differs)")
+    largest = max(float((a.float() - b.float()).abs().max()) / size for a, b, size in pairs)
+    if not largest <= (HALF if rounded else FLOAT32):
+        raise ValueError(
+            f"not written: loaded on its own, the folder's model differs from the run's by {largest:.2g} of its values; this "
+            "model cannot be exported (--check false writes it all the same)"
+        )
+    return largest
+
+
+def load_module(file: Path) -> Any:
+    """A Python file as a module of its own."""
+    spec = importlib.util.spec_from_file_location(f"exported_{file.stem}", file)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
