@@ -11,7 +11,7 @@ EXAMPLES = (
     "export runs/quickstart/cost exported/cost",
     "export runs/llava_1_5_7b/ppo_lag exported/policy --adapter --push me/my-policy",
 )
-ABOUT = """A policy of a Hugging Face family becomes a folder of AutoModelForImageTextToText, with its adapters merged; of a policy
+ABOUT = """A policy of a Hugging Face family becomes a folder of AutoModelForImageTextToText, its adapters merged; of a policy
 run it is the actor. A reward, cost or guard model with a linear head becomes the model, score.safetensors and loader.py,
 and a class of transformers where the family has one for scores. A ClipDecoder, whatever its head, becomes a folder with
 loader.py, which needs torch, open_clip and transformers. README.md is a model card: read it before you publish it."""
@@ -96,7 +96,9 @@ def export(
 
 
 def _as_text(result: Exported) -> str:
-    difference = "not compared with the run" if result.difference is None else f"{result.difference:.1e} from the run's values"
+    difference = (
+        "not compared with the run" if result.difference is None else f"{result.difference:.1e} from the run's values"
+    )
     lines = [f"{result.kind}: {result.path} ({difference}); loads with {result.loads_with}; read its README.md"]
     lines += [f"left out: {part}" for part in result.left_out]
     return "\n".join([*lines, *([f"sent to {result.address}"] if result.address else [])])

@@ -49,7 +49,9 @@ _USES = {
 }
 
 
-def write_card(trained: Trained, path: Path, settings: dict[str, Any], data: Path | None, difference: float | None) -> str:
+def write_card(
+    trained: Trained, path: Path, settings: dict[str, Any], data: Path | None, difference: float | None
+) -> str:
     """The card as Markdown.
 
     Args:
@@ -112,7 +114,7 @@ def _how(settings: dict[str, Any]) -> str:
     picture = "from PIL import Image\n"
     ask = '([Image.open("photo.jpg")], "Can I drink this?"'
     if settings["form"] == "clip":
-        call = f"model{ask}, \"Yes, it is safe.\")" if settings["outputs"] else f"model.respond{ask})"
+        call = f'model{ask}, "Yes, it is safe.")' if settings["outputs"] else f"model.respond{ask})"
         code = f'{picture}from loader import Model\n\nmodel = Model(".")\n{call}'
     elif settings["form"] == "scorer":
         code = f'{picture}from loader import Scorer\n\nmodel = Scorer(".")\nmodel{ask}, "Yes, it is safe.")'
@@ -157,7 +159,12 @@ def _manifest(trained: Trained, data: Path | None) -> Manifest | None:
 def _data(manifest: Manifest | None) -> str:
     if manifest is None:
         return "The shard folder was not at hand when this was written (`--data` names it)."
-    rows = {"Name": manifest.name, "Licence": manifest.licence, **manifest.origin, "Manifest (SHA-256)": manifest.digest}
+    rows = {
+        "Name": manifest.name,
+        "Licence": manifest.licence,
+        **manifest.origin,
+        "Manifest (SHA-256)": manifest.digest,
+    }
     sizes = [(name, split.samples, split.groups) for name, split in manifest.splits.items()]
     return f"{table(('', ''), rows.items())}\n\n{table(('Split', 'Records', 'Image groups'), sizes)}"
 
@@ -171,15 +178,20 @@ def _budget(trained: Trained) -> Iterator[str]:
         return
     if not isinstance(dual, dict):
         return
-    options = dual.get("init_args") if isinstance(dual.get("init_args"), dict) else {}
-    rows = {"Rule of the multiplier": str(dual.get("class_path")), **{name: json.dumps(v) for name, v in options.items()}}
+    stored = dual.get("init_args")
+    options = stored if isinstance(stored, dict) else {}
+    rows = {
+        "Rule of the multiplier": str(dual.get("class_path")),
+        **{name: json.dumps(v) for name, v in options.items()},
+    }
     rows |= {"constraints": json.dumps(constraints)} if constraints else {}
     for name, value in trained.run.stage["state_dict"].items():
         if name.startswith("dual.") and value.numel() <= 8:
             rows[f"at the end: {name.removeprefix('dual.')}"] = ", ".join(f"{x:.4g}" for x in value.flatten().tolist())
+    numbers = table(("", ""), rows.items())
     yield (
         "## Budget\n\nThe budget is the mean learned cost that the training allowed; its unit is the spread of the starting "
-        f"policy's cost unless scores were not normalised. Below 0 a response counts as harmless.\n\n{table(('', ''), rows.items())}"
+        f"policy's cost unless scores were not normalised. Below 0 a response counts as harmless.\n\n{numbers}"
     )
 
 
@@ -187,12 +199,12 @@ def _calibration(trained: Trained, settings: dict[str, Any]) -> Iterator[str]:
     if trained.kind != "guard":
         return
     if not settings["calibrated"]:
-        yield "## Calibration\n\n**None.** Temperatures are 1 and there are no thresholds: fit them with `calibrate`, then export."
+        yield "## Calibration\n\n**None.** Temperatures are 1, and there are no thresholds: run `calibrate`, then export."
         return
     numbers = table(("", ""), [(name, f"{value:.6g}") for name, value in settings["calibration"].items()])
     levels = ", ".join(f"{level:+d} {name}" if level else f"0 {name}" for level, name in LEVEL_NAMES.items())
     yield (
-        f"## Calibration\n\nFitted on data used for nothing else; `block` and `review` are thresholds of P(harmful).\n\n{numbers}\n\n"
+        f"## Calibration\n\nFitted on data used for nothing else; `block` and `review` are thresholds.\n\n{numbers}\n\n"
         f"Levels: {levels}; below 0 is harmful."
     )
 
@@ -228,8 +240,14 @@ def _limits(trained: Trained, manifest: Manifest | None) -> str:
              "Models of preferences inherit the annotators' opinions and mistakes.",
              "It was not hardened against people who try to deceive it."]  # fmt: skip
     if manifest is not None and manifest.origin.get("dataset") == WORLD_ORIGIN:
-        lines.insert(0, "**Trained on synthetic data (the embedded world): an illustration, of no use on real pictures.**")
-    form = "The loader reads one question; conversations of several turns need the library." if trained.head is not None else ""
+        lines.insert(
+            0, "**Trained on synthetic data (the embedded world): an illustration, of no use on real pictures.**"
+        )
+    form = (
+        "The loader reads one question; conversations of several turns need the library."
+        if trained.head is not None
+        else ""
+    )
     return "\n".join(f"- {line}" for line in [*lines, form] if line)
 
 
@@ -240,4 +258,3 @@ def _licence(settings: dict[str, Any], manifest: Manifest | None) -> str:
         f"Weights derived from a base model are under that model's licence (base: {base}), and the data may bind, too (data: "
         f"{data}). Whoever publishes this folder names the licence here and in the first lines of this page."
     )
-

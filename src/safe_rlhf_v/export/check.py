@@ -1,6 +1,7 @@
 """Is what was written the run's model? The folder is loaded as a stranger would load it, and both answer the same probes."""
 
 import importlib.util
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,6 @@ from torch import Tensor
 
 from safe_rlhf_v.export.trained import Trained
 from safe_rlhf_v.export.vlm_loader import inputs_of, load_processor
-
 from safe_rlhf_v.records.batches import Prompts
 
 QUESTION = "what does this show and is it safe"
@@ -55,7 +55,9 @@ def values_of_folder(trained: Trained, folder: Path, settings: dict[str, Any]) -
         ValueError: If it cannot be loaded.
     """
     try:
-        return _values_of_folder(trained, folder, settings)
+        with warnings.catch_warnings():  # what libraries say to those who load it is not about the run
+            warnings.simplefilter("ignore")
+            return _values_of_folder(trained, folder, settings)
     except Exception as error:  # libraries, and what is not installed
         reason = " ".join(str(error).split())[:300]
         raise ValueError(
@@ -94,7 +96,8 @@ def _log_probs(folder: Path, settings: dict[str, Any], images: list[Any]) -> Ten
     alone = inputs_of(processor, settings["prompt"], images, QUESTION, "")["input_ids"].shape[1] - 1
     logits = model.eval()(**inputs).logits[0, alone - 1 : -1].float()
     targets = inputs["input_ids"][0, alone:]
-    return logits.log_softmax(-1).gather(-1, targets[:, None]).squeeze(-1)
+    log_probs: Tensor = logits.log_softmax(-1).gather(-1, targets[:, None]).squeeze(-1)
+    return log_probs
 
 
 def refuse_differences(run: list[Tensor], folder: list[Tensor], rounded: bool) -> float:
@@ -108,10 +111,12 @@ def refuse_differences(run: list[Tensor], folder: list[Tensor], rounded: bool) -
     Raises:
         ValueError: If it is more than rounding.
     """
+    if any(a.shape != b.shape for a, b in zip(run, folder, strict=True)):
+        raise ValueError(
+            "not written: loaded on its own, the folder reads other tokens than the run (its processor differs)"
+        )
     sizes = [max(1.0, float(values.abs().max())) for values in run]
-    pairs = list(zip(run, folder, sizes, strict=True))
-    if any(a.shape != b.shape for a, b, _ in pairs):
-        raise ValueError("not written: loaded on its own, the folder reads other tokens than the run (its processor differs)")
+    pairs = zip(run, folder, sizes, strict=True)
     largest = max(float((a.float() - b.float()).abs().max()) / size for a, b, size in pairs)
     if not largest <= (HALF if rounded else FLOAT32):
         raise ValueError(
@@ -128,5 +133,3 @@ def load_module(file: Path) -> Any:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
-
-

@@ -131,9 +131,7 @@ class Model(nn.Module):
         return [*self.text_ids(response), form["end_id"]][:room]
 
     @torch.no_grad()
-    def respond(
-        self, images: Sequence[Any], question: str, max_new_tokens: int = 64, temperature: float = 0.0
-    ) -> str:
+    def respond(self, images: Sequence[Any], question: str, max_new_tokens: int = 64, temperature: float = 0.0) -> str:
         """A response to a prompt; at temperature 0 of the likeliest tokens.
 
         Args:
@@ -157,7 +155,7 @@ class Model(nn.Module):
         return str(self.tokenizer.decode(out[0], skip_special_tokens=True)).strip()
 
     def states(self, images: Sequence[Any], question: str, response: str) -> dict[str, Tensor]:
-        """Of the response: (R + 1, D) states from the prompt's last token on, (R,) log-probabilities; and (P, C) of the picture."""
+        """Of a response: (R + 1, D) states from the prompt's last token on, (R,) log-probabilities; and (P, C) of the picture."""
         ids = self.response_ids(question, response, len(images))
         tokens, embeddings, features = self.embed(images, question, ids)
         hidden = self.decoder.base_model(inputs_embeds=embeddings).last_hidden_state[0, -len(ids) - 1 :]

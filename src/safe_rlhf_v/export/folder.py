@@ -21,7 +21,9 @@ def check_new(folder: Path) -> None:
     if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
         raise FileError(f"{printable(folder)}: exists and is no folder; name a new one")
     if folder.is_dir() and any(folder.iterdir()):
-        raise FileError(f"{printable(folder)}: exists and is not empty, and nothing in it is replaced; name a new folder")
+        raise FileError(
+            f"{printable(folder)}: exists and is not empty, and nothing in it is replaced; name a new folder"
+        )
 
 
 @contextmanager
@@ -46,7 +48,12 @@ def new_folder(folder: Path) -> Iterator[Path]:
         _clear(part)
         try:
             yield part
+            mask = os.umask(0o077)
+            os.umask(mask)
             for file in part.rglob("*"):
+                file.chmod(
+                    (0o777 if file.is_dir() else 0o666) & ~mask
+                )  # some libraries write files for their owner alone
                 _sync(file)
             check_new(folder)
             part.rename(folder)

@@ -73,7 +73,9 @@ def load_trained(path: str | Path, trust: Sequence[str] = (), base: str | None =
     head: Head = module.head
     link: OrdinalLink | None = getattr(module, "link", None)
     categories = tuple(getattr(module, "categories", ()))
-    return Trained(kind, run, module.backbone, head, link, categories, left_out=_left_out(run, ("backbone", "head", "link")))
+    return Trained(
+        kind, run, module.backbone, head, link, categories, left_out=_left_out(run, ("backbone", "head", "link"))
+    )
 
 
 def changed_tensors(stage: dict[str, Any], backbone: Reader) -> tuple[str, ...]:

@@ -194,9 +194,8 @@ def _make_plain(backbone: HFVLM, dtype: torch.dtype | None) -> None:
 
 def _targets(model: nn.Module, layers: list[str]) -> str:
     """A regular expression of exactly these layers among the model's linear ones."""
-    prefix = os.path.commonprefix(layers).rpartition(".")[0]
+    prefix = os.path.commonpath([layer.replace(".", "/") for layer in layers]).replace("/", ".")
     ends = sorted({layer.rpartition(".")[2] for layer in layers})
     short = rf"{re.escape(prefix)}\..*\.({'|'.join(map(re.escape, ends))})"
     matched = [name for name in linear_names(model) if re.fullmatch(short, name)]
     return short if sorted(matched) == layers else "|".join(map(re.escape, layers))
-

@@ -92,7 +92,9 @@ def _check(trained: Trained, adapter: bool, dtype: DType | None) -> None:
     if isinstance(backbone, ClipDecoder):
         clip.check_tower(backbone)
         if head is not None and not clip.known_head(head):
-            raise ValueError(f"its head, {type(head).__name__}, is none that a folder can carry (ScalarHead, EvidenceHead)")
+            raise ValueError(
+                f"its head, {type(head).__name__}, is none that a folder can carry (ScalarHead, EvidenceHead)"
+            )
     elif isinstance(backbone, HFVLM):
         if head is not None and type(head) is not ScalarHead:
             raise ValueError(

@@ -154,3 +154,14 @@ def check_source(option: str, source: str) -> None:
     local = source.startswith((".", "~", "/")) or source.count("/") > 1 or source.endswith(CHECKPOINT_SUFFIX)
     if local or ("/" in source and Path(path.parts[0]).is_dir()):
         raise ValueError(f"{option} {source}: no such folder")
+
+
+def in_hub_cache(name: str) -> bool:
+    """Whether a hub model was downloaded to this machine before."""
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        return isinstance(try_to_load_from_cache(name.partition("@")[0], "config.json"), str)
+    except (HFValidationError, ValueError, OSError):
+        return False

@@ -17,7 +17,7 @@ from lightning_utilities.core.rank_zero import rank_zero_only
 
 from safe_rlhf_v.models.backbone import Backbone
 from safe_rlhf_v.models.heads import Head
-from safe_rlhf_v.models.sources import SOURCES_KEY
+from safe_rlhf_v.models.sources import SOURCES_KEY, in_hub_cache
 from safe_rlhf_v.training.checkpoints import CheckpointError, fingerprint, load_stage, read_stage
 from safe_rlhf_v.training.stored_config import check_stored, find_class, is_listed, leads_out, read_stored, set_aside
 
@@ -246,17 +246,6 @@ def _place(file: str, name: str, value: str, base: str | None, known_bases: Coll
     )
 
 
-def in_hub_cache(name: str) -> bool:
-    """Whether a hub model was downloaded to this machine before."""
-    from huggingface_hub import try_to_load_from_cache
-    from huggingface_hub.errors import HFValidationError
-
-    try:
-        return isinstance(try_to_load_from_cache(name.partition("@")[0], "config.json"), str)
-    except (HFValidationError, ValueError, OSError):
-        return False
-
-
 @rank_zero_only
 def say(line: str) -> None:
     """Print which checkpoint stands for a role."""
@@ -304,15 +293,12 @@ def build_module(run: StoredRun) -> "LightningModule":
     Raises:
         CheckpointError: If its options are not those of its class.
     """
-    from jsonargparse import ArgumentError, ArgumentParser
+    from jsonargparse import ArgumentParser
     from lightning.pytorch import LightningModule
 
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(LightningModule, "model")
-    try:
-        module: LightningModule = parser.instantiate_classes(parser.parse_object({"model": run.model})).model
-    except ArgumentError as error:
-        raise CheckpointError(f"{run.file}: {_short(error)}") from None
+    module: LightningModule = _instantiated(run, parser, {"model": run.model}).model
     return module
 
 
@@ -384,19 +370,23 @@ def build_backbone(run: StoredRun) -> Backbone:
     Raises:
         CheckpointError: If its options are not those of its class.
     """
-    from jsonargparse import ArgumentError, ArgumentParser
+    from jsonargparse import ArgumentParser
 
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--backbone", type=Callable[[], Backbone])
-    try:
-        config = parser.parse_object({"backbone": run.model["init_args"].get("backbone")})
-        backbone: Backbone = parser.instantiate_classes(config).backbone()
-    except ArgumentError as error:
-        raise CheckpointError(f"{run.file}: {_short(error)}") from None
+    section = {"backbone": run.model["init_args"].get("backbone")}
+    backbone: Backbone = _instantiated(run, parser, section).backbone()
     return backbone
 
 
-def _short(error: Exception) -> str:
+def _instantiated(run: StoredRun, parser: Any, section: dict[str, Any]) -> Any:
+    """The objects of a section of a run's configuration. Raises: CheckpointError: If its options are not their classes'."""
+    from jsonargparse import ArgumentError
+
     from safe_rlhf_v.training.parser_errors import shorten
 
-    return f"its configuration is not one of this version ({shorten(str(error))})"
+    try:
+        return parser.instantiate_classes(parser.parse_object(section))
+    except ArgumentError as error:
+        reason = f"its configuration is not one of this version ({shorten(str(error))})"
+        raise CheckpointError(f"{run.file}: {reason}") from None
