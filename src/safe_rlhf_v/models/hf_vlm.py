@@ -20,6 +20,16 @@ from safe_rlhf_v.models.images import needs_padding, pad_to_square
 from safe_rlhf_v.models.layout import PromptTokens, position_ids
 from safe_rlhf_v.models.lora import LoraSettings, apply_lora, merged_state
 from safe_rlhf_v.models.prompt_writer import PromptWriter
+from safe_rlhf_v.models.quantization import (
+    Quantization,
+    as_plain_config,
+    check_quantization,
+    drop_storage,
+    kept_modules,
+    quantization_config,
+    quantized_layers,
+    settle,
+)
 from safe_rlhf_v.models.sources import StoredSources, check_source, load_or_refuse, plain_config, saved_files
 from safe_rlhf_v.models.types import ImageFeatures, ImageInputs, TokenBatch
 from safe_rlhf_v.records.batches import Prompts
@@ -59,6 +69,7 @@ class HFVLM(Backbone):
         max_pixels: int | None = None,
         feature_cache: int = 0,
         gradient_checkpointing: bool = False,
+        quantization: Quantization | None = None,
         revision: str | None = None,
         local_files_only: bool = False,
     ) -> None:
@@ -79,6 +90,8 @@ class HFVLM(Backbone):
             feature_cache: Maximum number of images whose features are cached; 0 for no cache. Needs tower and projector
                 frozen.
             gradient_checkpointing: Recompute activations in the backward pass.
+            quantization: Store the frozen linear layers of the language model, but not its LM head, in 4 or 8 bits, with
+                ``lora`` on top: ``nf4`` or ``int8`` (bitsandbytes), ``torchao_int8`` (torchao).
             revision: Hub revision of model, config and processor.
             local_files_only: Never use the network.
 
@@ -90,8 +103,9 @@ class HFVLM(Backbone):
             raise ValueError(
                 "feature_cache needs freeze_tower and freeze_projector: true (else cached features get outdated)"
             )
+        check_quantization(quantization, model, lora)
         hub = {"revision": revision, "local_files_only": local_files_only}
-        self.model = _build(model, config, getattr(torch, dtype), hub)
+        self.model = _build(model, config, getattr(torch, dtype), hub, quantization)
         self.base = f"{model}@{revision}" if model and revision else model
         families.check_supported(self.model)
         source = processor or model or config
@@ -103,9 +117,8 @@ class HFVLM(Backbone):
         self._writer = PromptWriter(self.processor, self.model.config, self.model.generation_config)
         self.banned_ids = self._writer.banned_ids
         self.max_length = max_length
-        text = self.model.config.get_text_config()
-        self.hidden_size = int(text.hidden_size)
-        self.context_length = context_length(text)
+        self.hidden_size = int(self.model.config.get_text_config().hidden_size)
+        self.context_length = context_length(self.model.config.get_text_config())
         self.image_shape = (1, self.hidden_size)
         self._image_id = int(self.model.config.image_token_id)
         self._freeze(freeze_tower, freeze_projector, freeze_language, lora)
@@ -113,6 +126,9 @@ class HFVLM(Backbone):
             families.enable_checkpointing(self.model)
 
     def _freeze(self, tower: bool, projector: bool, language: bool, lora: LoraSettings | None) -> None:
+        if quantized_layers(self.model):
+            settle(self.model, self.language_model)
+            self.register_state_dict_post_hook(drop_storage)  # type: ignore[no-untyped-call]  # torch gives it no types
         frozen = {"tower": tower, "projector": projector, "language": language or lora is not None}
         for name, parameter in self.model.named_parameters():
             parameter.requires_grad_(not frozen[families.part_of(name)])
@@ -272,11 +288,23 @@ class HFVLM(Backbone):
     def save_pretrained(self, folder: str | Path) -> None:
         """Write a Hugging Face folder that ``model: folder`` loads; adapters are merged into the weights."""
         folder = Path(folder)
-        self.model.save_pretrained(folder, state_dict=merged_state(self.model) if self.lora else None)
+        if not quantized_layers(self.model):
+            self.model.save_pretrained(folder, state_dict=merged_state(self.model) if self.lora else None)
+        else:
+            with torch.device("meta"):  # its shapes only: the model itself would be written as it is stored
+                plain = type(self.model)._from_config(as_plain_config(self.model.config), dtype=self.model.dtype)
+            plain.generation_config = self.model.generation_config
+            plain.save_pretrained(folder, state_dict=merged_state(self.model))
         families.save_processor(self.processor, folder)
 
 
-def _build(model: str | None, config: dict[str, Any] | str | None, dtype: torch.dtype, hub: dict[str, Any]) -> Any:
+def _build(
+    model: str | None,
+    config: dict[str, Any] | str | None,
+    dtype: torch.dtype,
+    hub: dict[str, Any],
+    quantization: Quantization | None,
+) -> Any:
     """The network, from weights or from a config."""
     from transformers import AutoConfig, AutoModelForImageTextToText
 
@@ -284,7 +312,13 @@ def _build(model: str | None, config: dict[str, Any] | str | None, dtype: torch.
         raise ValueError("give exactly one of model (weights) and config (random weights)")
     if model is not None:
         check_source("model", model)
-        return load_or_refuse("model", model, AutoModelForImageTextToText.from_pretrained, model, dtype=dtype, **hub)
+        load = AutoModelForImageTextToText.from_pretrained
+        if quantization is None:
+            return load_or_refuse("model", model, load, model, dtype=dtype, **hub)
+        shape = load_or_refuse("model", model, AutoConfig.from_pretrained, model, **hub)
+        stored = quantization_config(quantization, kept_modules(shape), dtype)
+        where = {"quantization_config": stored, "device_map": {"": "cpu"}}  # the trainer moves it
+        return load_or_refuse("model", model, load, model, dtype=dtype, **where, **hub)
     if isinstance(config, dict):
         shape = AutoConfig.for_model(**config)
     else:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from safe_rlhf_v.models.adapters import activate, active_adapter
+from safe_rlhf_v.models.quantization import plain_state
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,7 @@ def apply_lora(module: nn.Module, settings: LoraSettings, adapter: str = "defaul
     active = active_adapter(module)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Already found a `peft_config`")  # a second adapter is intended
+        warnings.filterwarnings("ignore", message="TorchaoLoraLinear was instantiated without")  # merging is ours
         inject_adapter_in_model(config, module, adapter_name=adapter)
     activate(module, active or adapter)
     for name, parameter in module.named_parameters():
@@ -95,13 +97,14 @@ def linear_names(module: nn.Module) -> list[str]:
 def merged_state(module: nn.Module) -> dict[str, Tensor]:
     """State dict of ``module`` with the names it had before :func:`apply_lora`, active adapters added to the weights.
 
-    The module itself is not changed. Without adapters the result is the ordinary state dict.
+    The module itself is not changed. Without adapters the result is the ordinary state dict. Of quantised weights it holds the
+    numbers that they compute with.
     """
     from peft.tuners.lora import LoraLayer
 
     state = {
         name.replace(".base_layer.", "."): value
-        for name, value in module.state_dict().items()
+        for name, value in plain_state(module, module.state_dict()).items()
         if ".lora_" not in name and not name.startswith("lora_")
     }
     for name, part in module.named_modules():

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from safe_rlhf_v.models.quantization import quantized_layers
+
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
 
@@ -27,13 +29,17 @@ def shard(module: nn.Module, mesh: "DeviceMesh") -> None:
         mesh: The mesh of ``ModelParallelStrategy``: data parallel x tensor parallel.
 
     Raises:
-        ValueError: If tensor parallelism is asked for, or two modules share a trained tensor.
+        ValueError: If tensor parallelism is asked for, a weight is quantised, or two modules share a trained tensor.
     """
     from torch.distributed.fsdp import fully_shard
 
     if mesh["tensor_parallel"].size() > 1:
         raise ValueError(
             "tensor parallelism is not supported: set tensor_parallel_size: 1, data_parallel_size: all ranks"
+        )
+    if quantized_layers(module):
+        raise ValueError(
+            "quantised weights are not sharded over ranks: use DDP (each rank holds them), or no quantization"
         )
     mesh = mesh["data_parallel"]
     # Sharded units return views (a linear layer's output); nothing here writes into one.

@@ -27,6 +27,7 @@ from torch import Tensor
 from safe_rlhf_v import __version__
 from safe_rlhf_v.functional.finite import non_finite_names
 from safe_rlhf_v.models.backbone import Backbone
+from safe_rlhf_v.models.quantization import storage_of
 from safe_rlhf_v.models.sharding import full_tensor
 
 log = logging.getLogger(__name__)
@@ -287,18 +288,19 @@ def fingerprint(backbone: Backbone) -> dict[str, str]:
     Returns:
         ``version`` of this package; ``backbone``, the class; ``tokenizer``, its hash; ``base``, the pretrained model
         that contains every frozen tensor, and ``base_tensor``, the hash of the first of them ("" without a base);
-        ``lora``, rank and scale of its adapters ("" without adapters).
+        ``lora``, rank and scale of its adapters, and how the weights below them are stored ("" without adapters).
     """
     lora = getattr(backbone, "lora", None)
     frozen = [value for value in backbone.parameters() if not value.requires_grad]
     has_base = backbone.base is not None and frozen
+    storage = storage_of(backbone)
     return {
         "version": __version__,
         "backbone": f"{type(backbone).__module__}.{type(backbone).__qualname__}",
         "tokenizer": tokenizer_hash(backbone.tokenizer),
         "base": str(backbone.base) if has_base else "",
         "base_tensor": tensor_hash(frozen[0]) if has_base else "",
-        "lora": f"r {lora.r}, alpha {lora.alpha:g}" if lora is not None else "",
+        "lora": f"r {lora.r}, alpha {lora.alpha:g}{f', on {storage}' if storage else ''}" if lora is not None else "",
     }
 
 
