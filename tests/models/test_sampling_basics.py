@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from safe_rlhf_v.data_modules import PreferenceDataModule
-from safe_rlhf_v.models import ClipDecoder
+from safe_rlhf_v.models import ClipDecoder, sampling
 from safe_rlhf_v.models.sampling import SamplingOptions, sample
 from safe_rlhf_v.models.tower import SlotSettings, TowerSettings
 from safe_rlhf_v.records.batches import Prompts
@@ -127,10 +127,43 @@ def test_training_mode_comes_back_and_options_are_checked(backbone, prompts):
             SamplingOptions(**wrong)
 
 
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_broken_logits_are_named(value: float) -> None:
+def test_broken_logits_are_named(value: float, temperature: float, backbone, prompts) -> None:
     from safe_rlhf_v.functional.finite import NonFiniteError
-    from safe_rlhf_v.models.sampling import _choose
 
-    with pytest.raises(NonFiniteError, match="policy's probabilities"):
-        _choose(torch.tensor([[0.0, 1.0], [0.0, value]]), torch.tensor([0.5, 0.5]), SamplingOptions(), ())
+    weight = backbone.lm_head.weight
+    before = weight.detach().clone()
+    with torch.no_grad():
+        weight[backbone.eos_id + 5] = value
+        with pytest.raises(NonFiniteError, match="policy's probabilities"):
+            sample(backbone, prompts, SamplingOptions(3, temperature))
+        weight.copy_(before)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_asking_less_often_whether_rows_have_finished_changes_nothing(temperature, backbone, prompts, monkeypatch):
+    options = SamplingOptions(max_new_tokens=12, temperature=temperature)
+    drawn = []
+    for between in (1, 3, 12, 50):
+        monkeypatch.setitem(sampling.STEPS_BETWEEN_CHECKS, "cpu", between)
+        drawn.append(sample(backbone, prompts, options, torch.Generator().manual_seed(4), samples=3))
+    first = drawn[0]
+    assert len(set(first.mask.sum(1).tolist())) > 1  # rows end at different tokens
+    for other in drawn[1:]:
+        assert torch.equal(first.tokens, other.tokens) and torch.equal(first.mask, other.mask)
+        assert torch.equal(first.finished, other.finished) and first.text == other.text
+        torch.testing.assert_close(first.log_probs, other.log_probs, rtol=1e-5, atol=1e-6)
+
+
+def test_a_token_of_no_probability_is_never_chosen():
+    """The smallest and the largest uniform, with impossible tokens at both ends and between."""
+    logits = torch.tensor([[-torch.inf, 0.0, -torch.inf, 1.0, -1e9, -torch.inf]]).repeat(2, 1)
+    extremes = torch.tensor([0.0, 1 - 2**-24])
+    for top_p in (1.0, 0.999):
+        chosen, finite = sampling._choose(logits, extremes, SamplingOptions(1, 1.0, top_p), torch.tensor([3]))
+        assert chosen.tolist() == [1, 1] and finite
+        chosen, _ = sampling._choose(
+            logits, extremes, SamplingOptions(1, 1.0, top_p), torch.tensor([], dtype=torch.long)
+        )
+        assert sorted(chosen.tolist()) == [1, 3]

@@ -244,7 +244,7 @@ def a_silent_tensor(monkeypatch):
 
 def a_placeholder(monkeypatch):
     def wrong(logits, uniforms, options, banned):
-        return torch.full((len(logits),), min(banned))
+        return torch.full((len(logits),), int(banned.min())), torch.tensor(True)
 
     monkeypatch.setattr(sampling_file, "_choose", wrong)
 

@@ -1,6 +1,9 @@
 """Sampling with a key-value cache: one prefill, finished rows dropped, log-probabilities recorded on the way.
 
-Shapes: B prompts, N = B x K rows (prompt by prompt), R response tokens, V vocabulary.
+Whether rows have finished is asked at every token on the CPU, where a finished row costs time, and every few tokens on an
+accelerator, where the question makes it wait for the last token.
+
+Shapes: B prompts, N = B x K rows (prompt by prompt), n rows that are still running, R response tokens, V vocabulary.
 """
 
 from dataclasses import dataclass
@@ -14,6 +17,10 @@ from safe_rlhf_v.models.backbone import Backbone
 from safe_rlhf_v.models.sharding import gathered
 from safe_rlhf_v.models.types import Generation, ImageFeatures, TokenBatch
 from safe_rlhf_v.records.batches import Prompts, to_device
+
+STEPS_BETWEEN_CHECKS = {"cpu": 1}
+"""Tokens between two questions whether rows have finished, by type of device."""
+DEFAULT_STEPS_BETWEEN_CHECKS = 16
 
 
 @dataclass(frozen=True)
@@ -105,6 +112,66 @@ def generate(
         backbone.train(training)
 
 
+class _Running:
+    """The rows that are still running.
+
+    Attributes:
+        rows: (n,) which of the N rows each line is.
+        alive: (n,) bool, False for a row that has finished and is not dropped yet.
+        hidden: (n, D) states from which the next token is sampled.
+    """
+
+    def __init__(
+        self, backbone: Backbone, tokens: TokenBatch, features: ImageFeatures, samples: int, room: int
+    ) -> None:
+        """Run the B prompts once, for all K samples of each.
+
+        Args:
+            backbone: The policy.
+            tokens: B left-padded prompts.
+            features: Encoded images of the prompts.
+            samples: K.
+            room: R, tokens that will follow a prompt.
+        """
+        from safe_rlhf_v.models.cache import decoding_cache  # loads transformers
+
+        placed = features.take(tokens.image_index) if features.tokens else None
+        positions = backbone.positions(tokens)  # (B, S) or (3, B, S)
+        mask = tokens.attention_mask
+        self._backbone = backbone
+        self._cache = decoding_cache(room)
+        hidden = backbone.trunk(tokens.input_ids, mask, positions, placed, tokens.extras, self._cache)[:, -1]  # (B, D)
+        if samples > 1:
+            self._cache.batch_repeat_interleave(samples)
+            hidden = hidden.repeat_interleave(samples, 0)
+            mask = mask.repeat_interleave(samples, 0)
+            positions = positions.repeat_interleave(samples, -2)
+        self.hidden = hidden
+        self.rows = torch.arange(len(mask), device=mask.device)
+        self.alive = torch.ones(len(mask), dtype=torch.bool, device=mask.device)
+        self._axes = positions.shape[:-2]  # () or (3,)
+        others = tuple(i for i in range(positions.dim()) if i != positions.dim() - 2)
+        self._position = positions.amax(others) + 1  # (n,) of the next token
+        self._length = mask.shape[1]  # cached tokens
+        self._mask = torch.cat([mask, mask.new_ones(len(mask), room)], dim=1)  # (n, S + R)
+
+    def keep(self, index: Tensor) -> None:
+        """Drop all rows but those at the given lines."""
+        self._cache.batch_select_indices(index)
+        self.rows = self.rows[index]
+        self.alive = self.alive[index]
+        self._position = self._position[index]
+        self._mask = self._mask[index]
+
+    def read(self, choice: Tensor) -> None:
+        """Run the (n,) tokens that were sampled."""
+        self._length += 1
+        place = self._position[:, None].expand(*self._axes, -1, 1)
+        seen = self._mask[:, : self._length]
+        self.hidden = self._backbone.trunk(choice[:, None], seen, place, None, {}, self._cache)[:, -1]
+        self._position = self._position + 1
+
+
 def _loop(
     backbone: Backbone,
     tokens: TokenBatch,
@@ -114,51 +181,44 @@ def _loop(
     uniforms: Tensor,
     samples: int,
 ) -> Generation:
-    from transformers import DynamicCache
-
     device = tokens.input_ids.device
+    between = STEPS_BETWEEN_CHECKS.get(device.type, DEFAULT_STEPS_BETWEEN_CHECKS)
     limit = limit.to(device)
     uniforms = uniforms.to(device)
-    placed = features.take(tokens.image_index) if features.tokens else None
-    cache = DynamicCache()
-    positions = backbone.positions(tokens)  # (B, S) or (3, B, S)
-    mask = tokens.attention_mask
-    hidden = backbone.trunk(tokens.input_ids, mask, positions, placed, tokens.extras, cache)[:, -1]  # (B, D)
-    if samples > 1:
-        cache.batch_repeat_interleave(samples)
-        hidden = hidden.repeat_interleave(samples, 0)
-        mask = mask.repeat_interleave(samples, 0)
-        positions = positions.repeat_interleave(samples, -2)
-    axes = positions.shape[:-2]  # () or (3,)
-    following = positions.amax(tuple(i for i in range(positions.dim()) if i != positions.dim() - 2)) + 1  # (N,)
+    banned = torch.tensor(backbone.banned_ids, dtype=torch.long, device=device)
     n, r = uniforms.shape
     ids = torch.full((n, r), backbone.pad_id, device=device)
     sampled = torch.zeros(n, r, dtype=torch.bool, device=device)
     log_probs = torch.zeros(n, r, dtype=torch.float32, device=device)
     finished = torch.zeros(n, dtype=torch.bool, device=device)
-    rows = torch.arange(n, device=device)  # the row that each line of the running batch belongs to
+    finite = torch.ones((), dtype=torch.bool, device=device)
+    batch = _Running(backbone, tokens, features, samples, r)
     for step in range(r):
-        logits = backbone.lm_head(hidden).float()  # (n, V)
-        choice = _choose(logits, uniforms[rows, step], options, backbone.banned_ids)
-        ids[rows, step] = choice
-        sampled[rows, step] = True
-        log_probs[rows, step] = log_probs_of(logits, choice)
-        ended = choice == backbone.eos_id
-        finished[rows[ended]] = True
-        unfinished = ~ended & (step + 1 < limit[rows])
-        if not unfinished.any():
+        logits = backbone.lm_head(batch.hidden).float()  # (n, V)
+        rows = batch.rows
+        choice, finite_now = _choose(logits, uniforms[rows, step], options, banned)
+        finite &= finite_now
+        ids[rows, step] = choice.where(batch.alive, backbone.pad_id)
+        sampled[rows, step] = batch.alive
+        log_probs[rows, step] = log_probs_of(logits, choice).where(batch.alive, 0)
+        ended = batch.alive & (choice == backbone.eos_id)
+        finished[rows] |= ended
+        batch.alive &= ~ended & (step + 1 < limit[rows])
+        if step + 1 == r:
             break
-        if not unfinished.all():
-            index = unfinished.nonzero().squeeze(1)
-            cache.batch_select_indices(index)
-            rows = rows[index]
-            choice = choice[index]
-            mask = mask[index]
-            following = following[index]
-        mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
-        place = following[:, None].expand(*axes, -1, 1)
-        hidden = backbone.trunk(choice[:, None], mask, place, None, {}, cache)[:, -1]
-        following = following + 1
+        if (step + 1) % between == 0:
+            index = batch.alive.nonzero().squeeze(1)
+            if not len(index) or not finite:
+                break
+            if len(index) < len(rows):
+                batch.keep(index)
+                choice = choice[index]
+        batch.read(choice)
+    if not finite:
+        raise NonFiniteError(
+            "NaN or infinity in the policy's probabilities; stopped without saving: continue from an earlier checkpoint, "
+            "with a smaller learning rate"
+        )
     longest = int(sampled.sum(1).max())
     ids = ids[:, :longest]
     sampled = sampled[:, :longest]
@@ -169,27 +229,22 @@ def _loop(
     return Generation(ids, sampled, log_probs, finished, tuple(text.strip() for text in texts))
 
 
-def _choose(logits: Tensor, uniforms: Tensor, options: SamplingOptions, banned: tuple[int, ...]) -> Tensor:
-    """(n,) int64 tokens by inversion of the cumulative distribution at (n,) uniforms.
+def _choose(logits: Tensor, uniforms: Tensor, options: SamplingOptions, banned: Tensor) -> tuple[Tensor, Tensor]:
+    """(n,) int64 tokens by inversion of the cumulative distribution at (n,) uniforms; whether all probabilities are finite.
 
-    Raises:
-        NonFiniteError: If the probabilities are NaN or infinite.
+    Only ``top_p`` needs the tokens sorted: without it any order gives the same distribution.
     """
-    logits = logits.index_fill(1, torch.tensor(banned, dtype=torch.long, device=logits.device), -torch.inf)
+    logits = logits.index_fill(1, banned, -torch.inf)
     if options.temperature == 0:
-        return logits.argmax(-1)
-    probs, order = torch.sort((logits / options.temperature).softmax(-1).double(), dim=-1, descending=True, stable=True)
-    total = probs.cumsum(-1)
-    if not bool(total[:, -1].isfinite().all()):
-        raise NonFiniteError(
-            "NaN or infinity in the policy's probabilities; stopped without saving: continue from an earlier checkpoint, "
-            "with a smaller learning rate"
-        )
+        largest, tokens = logits.max(-1)
+        return tokens, largest.isfinite().all()
+    probs = (logits / options.temperature).softmax(-1).double()
+    order = None
     if options.top_p < 1:
-        probs = probs * (total - probs < options.top_p)  # the token that crosses top_p is included
-        total = probs.cumsum(-1)
+        probs, order = torch.sort(probs, dim=-1, descending=True, stable=True)
+        probs = probs * (probs.cumsum(-1) - probs < options.top_p)  # the token that crosses top_p is included
+    total = probs.cumsum(-1)
     position = uniforms.double()[:, None] * total[:, -1:]
+    # The first token whose sum exceeds the position, which is below the last sum: never one of probability 0.
     index = torch.searchsorted(total, position, right=True).clamp(max=logits.shape[1] - 1)
-    last = (probs > 0).sum(-1, keepdim=True) - 1  # rounding must not reach a token of probability 0
-    tokens: Tensor = order.gather(1, index.minimum(last)).squeeze(1)
-    return tokens
+    return (index if order is None else order.gather(1, index)).squeeze(1), total[:, -1].isfinite().all()

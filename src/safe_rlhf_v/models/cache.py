@@ -1,0 +1,71 @@
+"""A key-value cache for sampling that is not copied at every token.
+
+Shapes: n rows, H key heads, S cached tokens, L new tokens, E width of a head.
+"""
+
+from functools import partial
+from typing import Any
+
+from torch import Tensor
+from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
+
+
+def decoding_cache(room: int, config: Any | None = None) -> DynamicCache:
+    """An empty cache whose ordinary attention layers reserve memory for the tokens to come.
+
+    Args:
+        room: Tokens that will follow the prompt; more may come, and cost a copy.
+        config: Config of the language model, if its layers keep different things; ``None`` makes all layers alike.
+    """
+    cache = DynamicCache(config=config)
+    cache.layers = [PreallocatedLayer(room) if type(layer) is DynamicLayer else layer for layer in cache.layers]
+    if config is None:
+        cache.layer_class_to_replicate = partial(PreallocatedLayer, room)
+    return cache
+
+
+class PreallocatedLayer(DynamicLayer):  # type: ignore[misc]  # transformers has no types
+    """Keys and values of one layer, as views of buffers with room for more.
+
+    The parent class joins old and new states into new tensors at every token: a copy of the whole cache per token, and twice
+    its memory while it copies. Here the prompt's states are copied once, at the first token; dropping rows costs one more.
+    """
+
+    keys: Tensor
+    values: Tensor
+
+    def __init__(self, room: int) -> None:
+        """Begin empty.
+
+        Args:
+            room: Tokens that will follow the first ones.
+        """
+        super().__init__()
+        self.room = room
+        self.capacity = 0
+        self._key_buffer: Tensor | None = None
+        self._value_buffer: Tensor | None = None
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Append (n, H, L, E) states and return all of them, (n, H, S + L, E)."""
+        if self.get_seq_length() == 0:
+            self.capacity = key_states.shape[-2] + self.room
+            states: tuple[Tensor, Tensor] = super().update(key_states, value_states, *args, **kwargs)
+            return states
+        self.keys, self._key_buffer = self._appended(self.keys, self._key_buffer, key_states)
+        self.values, self._value_buffer = self._appended(self.values, self._value_buffer, value_states)
+        return self.keys, self.values
+
+    def _appended(self, held: Tensor, buffer: Tensor | None, new: Tensor) -> tuple[Tensor, Tensor]:
+        """The held states with the new ones behind them, and the buffer that both lie in."""
+        start = held.shape[-2]
+        end = start + new.shape[-2]
+        # Selecting or repeating rows leaves the buffer: what is held then has memory of its own.
+        in_buffer = buffer is not None and held.data_ptr() == buffer.data_ptr() and held.shape[:2] == buffer.shape[:2]
+        if buffer is None or not in_buffer or end > buffer.shape[-2]:
+            self.capacity = max(self.capacity, end)
+            buffer = held.new_empty(*held.shape[:2], self.capacity, held.shape[-1])
+            buffer[:, :, :start] = held
+        buffer[:, :, start:end] = new
+        return buffer[:, :, :end], buffer
