@@ -12,7 +12,7 @@ from safe_rlhf_v.callbacks.evaluation import EvaluationCallback
 from safe_rlhf_v.callbacks.figures import BLUE, GREY, accuracy_figure, new_figure, pixels_of, reliability_figure
 from safe_rlhf_v.callbacks.pictures import Pictures
 from safe_rlhf_v.callbacks.split_report import category_names
-from safe_rlhf_v.callbacks.tiles import MUTED, WRONG, Line, Tile, draw_grid, first_picture, prompt_lines
+from safe_rlhf_v.callbacks.tiles import MUTED, WRONG, Line, Tile, draw_grid, picture_of, prompt_lines
 from safe_rlhf_v.functional.calibration import reliability_bins
 from safe_rlhf_v.records.batches import UNKNOWN_LEVEL, PreferenceBatch, category_groups
 from safe_rlhf_v.records.taxonomy import MAX_LEVEL, MIN_LEVEL, NUM_LEVELS
@@ -123,7 +123,7 @@ class GuardReport(EvaluationCallback):
         lines = (*prompt_lines(batch.prompts, row), Line(batch.responses[row][k], gap=6))
         rule = batch.rules[row][k]
         more = (Line(f"decided by: {rule.replace('_', ' ')}", colour=MUTED),) if rule else ()
-        return Tile(first_picture(batch.prompts, row), (*lines, Line(verdict, colour=WRONG, gap=6), *more))
+        return Tile(picture_of(batch.prompts, row), (*lines, Line(verdict, colour=WRONG, gap=6), *more))
 
 
 def _categories(notes: list[Judgement], trainer: Trainer) -> list[tuple[str, ...]]:

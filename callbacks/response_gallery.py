@@ -8,7 +8,7 @@ from lightning.pytorch import Trainer
 
 from safe_rlhf_v.callbacks.pictures import Pictures
 from safe_rlhf_v.callbacks.responses import ResponseCallback, moment
-from safe_rlhf_v.callbacks.tiles import INK, MUTED, RIGHT, WRONG, Line, Tile, draw_grid, first_picture, prompt_lines
+from safe_rlhf_v.callbacks.tiles import INK, MUTED, RIGHT, WRONG, Line, Tile, draw_grid, picture_of, prompt_lines
 from safe_rlhf_v.records.batches import PolicyBatch
 from safe_rlhf_v.scoring.rows import Row
 
@@ -57,7 +57,7 @@ class ResponseGallery(ResponseCallback):
 
     def observe(self, row: Row, batch: PolicyBatch, i: int) -> GalleryEntry:
         """The prompt with its response."""
-        return GalleryEntry(batch.keys[i], first_picture(batch.prompts, i), prompt_lines(batch.prompts, i), row)
+        return GalleryEntry(batch.keys[i], picture_of(batch.prompts, i), prompt_lines(batch.prompts, i), row)
 
     def report(self, pictures: Pictures, split: str, notes: list[GalleryEntry], trainer: Trainer) -> None:
         """One picture."""

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from safe_rlhf_v.callbacks.evaluation import EvaluationCallback, ScoreKind, agreement
 from safe_rlhf_v.callbacks.pictures import Pictures
-from safe_rlhf_v.callbacks.tiles import MUTED, RIGHT, WRONG, Line, Tile, draw_grid, first_picture, prompt_lines
+from safe_rlhf_v.callbacks.tiles import MUTED, RIGHT, WRONG, Line, Tile, draw_grid, picture_of, prompt_lines
 from safe_rlhf_v.records.batches import UNKNOWN_LEVEL, PreferenceBatch
 
 
@@ -54,7 +54,7 @@ class SampleGallery(EvaluationCallback):
             what = "order" if len(batch.responses[row]) > 1 else "sign"
             verdict = f"{what} {'agrees with' if right else 'contradicts'} the label"
             lines.append(Line(verdict, colour=RIGHT if right else WRONG, gap=6))
-        return Tile(first_picture(batch.prompts, row), tuple(lines))
+        return Tile(picture_of(batch.prompts, row), tuple(lines))
 
     def _label(self, row: int, k: int, batch: PreferenceBatch) -> str:
         """What annotators said about response k, as a suffix."""

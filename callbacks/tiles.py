@@ -1,5 +1,6 @@
 """A grid of pictures with wrapped text beside them, drawn with Pillow."""
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -77,10 +78,20 @@ def draw_grid(tiles: list[Tile], columns: int = 2) -> np.ndarray:
     return np.asarray(canvas)
 
 
-def first_picture(prompts: Prompts, row: int) -> np.ndarray:
-    """The first picture of a prompt, uint8 (H, W, 3); white for a prompt without one."""
-    images = prompts.images[row]
-    return images[0].cpu().numpy() if images else np.full((8, 8, 3), 255, np.uint8)
+def picture_of(prompts: Prompts, row: int) -> np.ndarray:
+    """The picture of a prompt, uint8 (H, W, 3): several side by side in reading order; white for a prompt without one."""
+    pictures = [image.cpu().numpy() for image in prompts.images[row]]
+    if len(pictures) == 1:
+        return pictures[0]
+    columns = max(math.ceil(math.sqrt(len(pictures))), 1)
+    cell = max(PICTURE // columns, 1)
+    canvas = np.full((cell * max(-(-len(pictures) // columns), 1), cell * columns, 3), 255, np.uint8)
+    for i, picture in enumerate(pictures):
+        small = np.asarray(_fit(picture, max(cell - 2, 1)))  # two white pixels between neighbours
+        top = cell * (i // columns)
+        left = cell * (i % columns)
+        canvas[top : top + small.shape[0], left : left + small.shape[1]] = small
+    return canvas
 
 
 def prompt_lines(prompts: Prompts, row: int) -> tuple[Line, ...]:
@@ -93,12 +104,12 @@ def prompt_lines(prompts: Prompts, row: int) -> tuple[Line, ...]:
     return (*lines, Line(prompts.questions[row], bold=True))
 
 
-def _fit(picture: np.ndarray) -> "PilImage":
-    """The picture, enlarged or reduced to fit a PICTURE-sized square without distortion."""
+def _fit(picture: np.ndarray, side: int = PICTURE) -> "PilImage":
+    """The picture, enlarged or reduced to fit a square of this side without distortion."""
     from PIL import Image
 
     image = Image.fromarray(picture)
-    scale = PICTURE / max(image.size)
+    scale = side / max(image.size)
     size = max(round(image.width * scale), 1), max(round(image.height * scale), 1)
     return image.resize(size, Image.Resampling.NEAREST if scale > 1 else Image.Resampling.LANCZOS)
 

@@ -254,3 +254,19 @@ def test_the_threat_model_is_named_in_the_help(capsys: pytest.CaptureFixture[str
         printed = capsys.readouterr().out
         assert "--trust" in printed, command
         assert "docs/security.md" in printed, command
+
+
+@pytest.mark.parametrize(
+    ("command", "usage"),
+    [
+        (["shards", "import"], "shards import [SOURCE] --out OUT [--OPTION VALUE ...]"),
+        (["shards", "check"], "shards check PATH [--OPTION VALUE ...]"),
+        (["shards", "inspect"], "shards inspect PATH [--OPTION VALUE ...]"),
+    ],
+)
+def test_usage_names_what_stands_without_an_option(
+    command: list[str], usage: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        entry.main([*command, "--help"])
+    assert capsys.readouterr().out.startswith(f"usage: python -m safe_rlhf_v {usage}\n")

@@ -215,7 +215,7 @@ def test_rows_may_state_their_splits_and_categories_are_those_that_occur(tmp_pat
         (["rows.jsonl", "--table", "rows.jsonl"], "--table does not go with SOURCE"), (["--table", "rows.jsonl"], "--table needs --images, --name, --licence"),
         (["rows.jsonl", "--mapping", "mine.yaml", "--cut", "{validation: 2}"], "is not a share"), (["empty", "--mapping", "mine.yaml"], "holds no data file"),
         (["mine.yaml", "--mapping", "mine.yaml"], "data are .parquet"), (["rows.jsonl", "--mapping", "bare.yaml"], "--licence: the mapping states none"),
-        (["none.jsonl", "--mapping", "mine.yaml"], "its columns do not fit"), (["owner/name", "--preset", "spa-vl"], "cannot be read"),
+        (["none.jsonl", "--mapping", "mine.yaml"], "no row can be read"), (["owner/name", "--preset", "spa-vl"], "cannot be read"),
     ],
 )  # fmt: skip
 def test_a_wrong_command_is_one_line(tmp_path, monkeypatch, capsys, args, message):

@@ -112,6 +112,8 @@ def test_annotators_are_as_noisy_as_stated(train):
     compare([(x.safety != level, 0.1) for x, level in both if abs(level) < 3])
     assert all(abs(x.safety - level) <= 1 for x, level in both)
     assert all(r.safety_tie == (r.responses[0].safety == r.responses[1].safety) for r in train)
+    assert all(r.helpfulness_tie == (r.responses[0].helpfulness == r.responses[1].helpfulness) for r in train)
+    assert any(r.helpfulness_tie for r in train)
 
 
 @pytest.mark.parametrize("name", COUNTERFACTUALS)

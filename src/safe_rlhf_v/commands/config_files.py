@@ -2,7 +2,7 @@
 
 import itertools
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,8 @@ from safe_rlhf_v.records.unique_yaml import DuplicateKeyError, check_unique
 _YAML = (".yaml", ".yml", ".json")
 _MOST_INCLUDES = 1000
 _MOST_NODES = 100_000
+_MOST_BYTES = 1_000_000
+"""A larger file that a configuration names is data."""
 
 
 def check_stray(args: Sequence[str]) -> None:
@@ -28,12 +30,15 @@ def check_stray(args: Sequence[str]) -> None:
         raise ValueError(f"{stray[0]}: is no option; a configuration is named by --config {stray[0]}")
 
 
-def check_files(args: Sequence[str], sections: str = "the options of a command") -> set[str]:
+def check_files(
+    args: Sequence[str], sections: str = "the options of a command", data: Collection[str] = ()
+) -> set[str]:
     """Refuse configuration that is not YAML, or has a key or section twice, in files and in the command line itself.
 
     Args:
         args: Command line.
         sections: What stands in a configuration, for the message.
+        data: Options that name files of data, which may be JSON of any size.
 
     Returns:
         The top-level keys of all ``--config``.
@@ -48,7 +53,7 @@ def check_files(args: Sequence[str], sections: str = "the options of a command")
         if config and not value.strip():
             raise ValueError(f"{option}: needs a value, as in --config run.yaml")
         if os.path.isfile(value):  # noqa: PTH113  false for what is no path
-            if value.endswith(_YAML) or config:
+            if config or (value.endswith(_YAML) and option not in data):
                 pending.append((Path(value), config))
         elif "{" in value or "\n" in value:
             node = _compose(option, value)
@@ -71,7 +76,7 @@ def check_files(args: Sequence[str], sections: str = "the options of a command")
             _check_sections(file, node, sections)
             keys |= _keys(node)
         included = [file.parent / name for name in _scalars(node) if name.endswith(_YAML)]
-        pending += [(path, False) for path in included if path.is_file()]
+        pending += [(path, False) for path in included if path.is_file() and path.stat().st_size <= _MOST_BYTES]
     return keys
 
 

@@ -57,6 +57,7 @@ def run(
     examples: Sequence[str],
     about: str = "",
     positional: bool = False,
+    first: str = "",
     status: Callable[[Any], int] = lambda result: 0,
 ) -> int:
     """Call a function with the options of a command line, and print what its result says.
@@ -69,17 +70,20 @@ def run(
         examples: Command lines behind the program's name, for the help.
         about: More for the help than the function's docstring says.
         positional: Whether parameters without a default are given without their names.
+        first: A parameter with a default that may stand first, without its name; empty for none.
         status: Exit status of a result.
 
     Returns:
         The exit status.
     """
-    parser = make_parser(function, name, examples, about, positional)
+    parser = make_parser(function, name, examples, about, positional, first)
+    if first and args and not args[0].startswith("-"):
+        args = [f"--{first}={args[0]}", *args[1:]]
     if not {"-h", "--help"} & set(args):
         try:
             if not positional:
                 check_stray(args)
-            check_files(args)
+            check_files(args, data=data_options(function))
         except ValueError as error:
             return refuse(error)
     config = parser.parse_args(typed_words(function, args, parser))
@@ -98,7 +102,12 @@ def run(
 
 
 def make_parser(
-    function: Callable[..., Any], name: str, examples: Sequence[str], about: str = "", positional: bool = False
+    function: Callable[..., Any],
+    name: str,
+    examples: Sequence[str],
+    about: str = "",
+    positional: bool = False,
+    first: str = "",
 ) -> CommandParser:
     """The parser of a function; see :func:`run`."""
     summary = inspect.cleandoc(function.__doc__ or "").partition("\nArgs:")[0].replace("``", "")
@@ -118,12 +127,19 @@ def make_parser(
     )
     required = [a for a in parser._actions if a.required and a.option_strings]
     places = [a.dest.upper() for a in parser._actions if not a.option_strings]
+    places += [f"[{first.upper()}]"] if first else []
     words = [*places, *(f"{a.option_strings[0]} {a.dest.upper()}" for a in required)]
     phrases = [PROGRAM, name, *words, "[--OPTION VALUE ...]"]
     unbroken = " ".join(phrase.replace(" ", "\N{NO-BREAK SPACE}") for phrase in phrases)
     usage = textwrap.fill(unbroken, 100, subsequent_indent=" " * 9, break_on_hyphens=False)
     parser.usage = usage.replace("\N{NO-BREAK SPACE}", " ")
     return parser
+
+
+def data_options(function: Callable[..., Any]) -> set[str]:
+    """Options of a function that take a name: of a file or folder of data, or of something else, but no settings."""
+    kinds = {f"--{name}": p.annotation for name, p in inspect.signature(function).parameters.items()}
+    return {option for option, kind in kinds.items() if {str, Path} & {kind, *get_args(kind)}}
 
 
 def typed_words(function: Callable[..., Any], args: Sequence[str], parser: ArgumentParser) -> list[str]:

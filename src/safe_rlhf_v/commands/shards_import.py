@@ -19,19 +19,18 @@ EXAMPLES = (
     "shards import --table mine.csv --images pictures --name mine --licence CC0-1.0 --out data/mine",
 )
 ABOUT = f"""\
-SOURCE is a folder, a Parquet, CSV, JSONL or JSON file, or the name of a data set on the Hugging Face Hub, of which only the
-batch at hand is in memory. A mapping says which column becomes which field: one of the presets ('shards presets' lists
-them), or a file of your own. An import that was interrupted goes on with the same command.
+SOURCE is a folder, a Parquet, CSV, JSONL or JSON file, a WebDataset shard (.tar), or the name of a data set on the Hugging
+Face Hub, of which only the batch at hand is in memory. A mapping says which column becomes which field: one of the presets
+('shards presets' lists them), or a file of your own. An import that was interrupted goes on with the same command.
 
 With --table instead: {folder.__doc__}"""
 
 
 def main(args: Sequence[str]) -> int:
     """Run ``shards import``; returns the exit status."""
-    words = list(args)
-    if words and not words[0].startswith("-"):
-        words[0] = f"--source={words[0]}"
-    return run(import_data, words, name="shards import", show=show_imported, examples=EXAMPLES, about=ABOUT)
+    return run(
+        import_data, args, name="shards import", show=show_imported, examples=EXAMPLES, about=ABOUT, first="source"
+    )
 
 
 def presets(args: Sequence[str]) -> int:
@@ -110,7 +109,7 @@ def import_data(
         )
     from safe_rlhf_v.ingest.dataset import import_dataset, overridden
 
-    if source is None:
+    if source is None or not source.strip():
         raise ValueError(
             "name a SOURCE (a folder, a file, or a data set on the Hub) with --preset or --mapping, or a --table"
         )

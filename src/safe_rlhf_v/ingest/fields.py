@@ -66,7 +66,10 @@ class Field:
         columns = options.pop("column", [])
         options["columns"] = tuple(columns) if isinstance(columns, list) else (columns,)
         options["scale"] = _scale(options.get("scale", {}))
-        options["roles"] = {str(key): str(value) for key, value in dict(options.get("roles", {})).items()}
+        roles = options.get("roles", {})
+        if not isinstance(roles, dict):
+            raise FieldError(f"roles must map names to user, assistant and system, not {describe(roles)}")
+        options["roles"] = {str(key): str(value) for key, value in roles.items()}
         if not all(isinstance(column, str) and column for column in options["columns"]):
             raise FieldError(f"column must be a name or names, not {describe(columns)}")
         if options.get("form", "text") not in FORMS:
@@ -76,11 +79,19 @@ class Field:
             ("plus", (int, float)),
             ("optional", (bool,)),
             ("template", (str,)),
+            ("role", (str,)),
+            ("text", (str,)),
         ):
             if key in options and (
                 not isinstance(options[key], kinds) or isinstance(options[key], bool) != (bool in kinds)
             ):
                 raise FieldError(f"{key} is {describe(options[key])}")
+            if isinstance(options.get(key), float) and not math.isfinite(options[key]):
+                raise FieldError(f"{key} is {describe(options[key])}")
+        if "template" in options and not _BRACES.search(options["template"]):
+            raise FieldError(
+                f"template {describe(options['template'])} names no column in braces; a constant is a value"
+            )
         return cls(**options)
 
     @property
@@ -174,6 +185,10 @@ def _scale(body: Any) -> dict[str, Any]:
         raise FieldError(f"scale must map values to values, not {describe(body)}")
     scale: dict[str, Any] = {}
     for key, value in body.items():
-        words = {True: ("true", "yes"), False: ("false", "no")}[key] if isinstance(key, bool) else (plain(key).lower(),)
-        scale |= dict.fromkeys(map(str, words), value)
+        words = {True: ("true", "yes"), False: ("false", "no")}[key] if isinstance(key, bool) else (str(key).lower(),)
+        if not isinstance(value, (str, int, float, list)) or (isinstance(value, float) and not math.isfinite(value)):
+            raise FieldError(f"scale: {words[0]} is {describe(value)}; a row that must be left out needs skip")
+        for word in words:
+            if scale.setdefault(word, value) != value:
+                raise FieldError(f"scale: {word!r:.80} has two values, {scale[word]!r:.40} and {value!r:.40}")
     return scale

@@ -30,6 +30,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from safe_rlhf_v.ingest.bad_rows import BadRows, Imported, OnBadRow, default_list
+from safe_rlhf_v.ingest.picture_groups import PictureGroups
 from safe_rlhf_v.ingest.pictures import check_folder, read_picture
 from safe_rlhf_v.ingest.row_records import (
     MAX_RESPONSES,
@@ -72,7 +73,8 @@ def import_folder(
         name: Data set name.
         licence: Licence of the data.
         categories: Harm categories that may occur.
-        fractions: Split shares for rows without ``split``, applied by hash of the picture, so that a picture is in one split.
+        fractions: Split shares for rows without ``split``, applied by hash of the picture, so that a picture is in one
+            split; rows that share one of several pictures go together.
         on_bad_row: ``error``: nothing is written if a row cannot be used; ``skip``: such rows are left out.
         bad_rows: File that lists such rows; without it a file beside the output that ends in .bad_rows.jsonl.
 
@@ -89,6 +91,7 @@ def import_folder(
             )
     check_folder(images)
     taxonomy = Taxonomy(name, tuple(categories))
+    groups = _groups(table, images)
     seen = _SeenRows()
     rows = read_table(table, _COLUMNS, required=("question",))
     count = 0
@@ -98,7 +101,7 @@ def import_folder(
     ):
         for row in tqdm(rows, desc="importing", unit="record", disable=None):
             if row.readable:
-                record, split = _read(row, table, images, fractions or FRACTIONS)
+                record, split = _read(row, table, images, fractions or FRACTIONS, groups)
                 seen.check(row, record, split)
                 note_problems(row, record.problems(taxonomy))
                 if not row.problems:
@@ -112,13 +115,25 @@ def import_folder(
     return Imported(count, bad.count, bad.file, out)
 
 
-def _read(row: Row, table: Path, images: Path, fractions: dict[str, float]) -> tuple[Record, str]:
+def _groups(table: Path, images: Path) -> PictureGroups:
+    """The pictures that rows with several hold together: known before the first split is chosen."""
+    groups = PictureGroups()
+    for row in read_table(table, _COLUMNS, required=("question",)):
+        if row.readable and len(names := _names_of_pictures(row)) > 1:
+            read = [read_picture(images, name, row, "image") for name in names]
+            groups.join([picture.id for picture in read if picture is not None])
+    return groups
+
+
+def _read(
+    row: Row, table: Path, images: Path, fractions: dict[str, float], groups: PictureGroups
+) -> tuple[Record, str]:
     """The record of a row and its split; problems are noted in the row, and such values are unknown in the record."""
     record = to_record(row, table, images)
     split = row.text("split")
     if split is not None and not SPLIT_NAME.fullmatch(split):
         row.bad("split", f"{describe(split)} must be 1-100 letters, digits, '_' or '-'")
-    return record, split or split_of(record.group, fractions)
+    return record, split or split_of(groups.name_of(record), fractions)
 
 
 def _write(writer: ShardWriter, split: str, record: Record, row: Row) -> None:
@@ -155,7 +170,7 @@ class _SeenRows:
 
     def __init__(self) -> None:
         self._keys: dict[str, int] = {}
-        self._groups: dict[str, tuple[str, int]] = {}
+        self._members: dict[str, tuple[str, int]] = {}
 
     def check(self, row: Row, record: Record, split: str) -> None:
         """Note conflicts of key or split with earlier rows."""
@@ -163,12 +178,15 @@ class _SeenRows:
             row.bad("key", f"{record.key!r:.140} is the key of row {self._keys[record.key]}, too")
         if {"question", "image", "system", "history"} & {column for column, _ in row.problems}:
             return  # its group is unknown
-        other_split, other_row = self._groups.get(record.group, (split, 0))
-        if other_split != split:
-            what = "picture" if record.images else "question"
-            row.bad("split", f"is {split!r:.140}, but row {other_row} puts the same {what} into {other_split!r}")
+        for member in record.group_members:
+            other_split, other_row = self._members.get(member, (split, 0))
+            if other_split != split:
+                what = "picture" if record.images else "question"
+                row.bad("split", f"is {split!r:.140}, but row {other_row} puts the same {what} into {other_split!r}")
+                return
 
     def add(self, row: Row, record: Record, split: str) -> None:
         """Remember a row that was written."""
         self._keys[record.key] = row.number
-        self._groups.setdefault(record.group, (split, row.number))
+        for member in record.group_members:
+            self._members.setdefault(member, (split, row.number))

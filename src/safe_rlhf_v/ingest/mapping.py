@@ -230,7 +230,8 @@ def parse_mapping(text: str, where: str) -> DataMapping:
 
 
 def _mapping(text: str, body: dict[str, Any], schemas: tuple[Schema, ...]) -> DataMapping:
-    texts = {key: str(body.get(key) or "") for key in ("about", "name", "licence", "source", "images")}
+    texts = _texts(body, ("about", "name", "licence", "source", "images"))
+    _check_below(texts["images"], "images")
     if (use := body.get("use", "training")) not in USES:
         raise FieldError(f"use: is {describe(use)}; there are: {', '.join(USES)}")
     splits = {str(key): str(value) for key, value in _dict(body, "splits", {"*": "train"}).items()}
@@ -285,7 +286,7 @@ def _schema(body: Any, where: str) -> Schema:
         raise FieldError(f"{where}.unpaired: is {describe(unpaired)}; there are: drop, keep")
     if pair_by and (len(records) > 1 or body.get("each")):
         raise FieldError(f"{where}.pair_by: does not go with records or each")
-    texts = {key: str(body.get(key) or "") for key in ("name", "rows", "each")}
+    texts = _texts(body, ("name", "rows", "each"))
     return Schema(**texts, records=records, skip=skip, pair_by=pair_by, keep_unpaired=unpaired == "keep")
 
 
@@ -323,7 +324,24 @@ def _files(body: Any) -> Files:
     if not isinstance(body, dict) or "pattern" not in body:
         raise FieldError(f"files: {describe(body)} has no pattern")
     _check_keys(body, ("pattern", "split", "images"), "files")
-    return Files(**{key: str(value) for key, value in body.items()})
+    texts = _texts(body, ("pattern", "split", "images"))
+    _check_below(texts["images"], "files: images")
+    return Files(**texts)
+
+
+def _texts(body: Mapping[str, Any], keys: Iterable[str]) -> dict[str, str]:
+    """Entries that are texts or numbers; "" for those that are not there."""
+    for key in keys:
+        if isinstance(body.get(key), (list, dict, bool)):
+            raise FieldError(f"{key}: must be text, not {describe(body[key])}")
+    return {key: str("" if body.get(key) is None else body[key]) for key in keys}
+
+
+def _check_below(folder: str, where: str) -> None:
+    """A folder that a mapping names is below that of the data; another one is the user's to name."""
+    path = PurePosixPath(folder)
+    if path.is_absolute() or ".." in path.parts:
+        raise FieldError(f"{where}: {folder!r:.80} must be below the folder of the data; name another with --images")
 
 
 def _check_keys(body: Mapping[str, Any], known: Iterable[str], where: str = "") -> None:

@@ -85,6 +85,7 @@ def pair(key: str, image: Image, label: int, template: Template, rng: random.Ran
         more_helpful=None if helpful[0] == helpful[1] else int(helpful[1] > helpful[0]),
         safer=None if safety[0] == safety[1] else int(safety[1] > safety[0]),
         safety_tie=safety[0] == safety[1],
+        helpfulness_tie=helpful[0] == helpful[1],
         truth=Truth(tuple(helpful), tuple(safety), {"level": label}),
     )
 

@@ -1,4 +1,4 @@
-"""The rows of a data set on disk: Parquet, CSV, JSONL or JSON files, in a folder as the Hugging Face Hub lays it out.
+"""The rows of a data set on disk: Parquet, CSV, JSONL, JSON files or WebDataset shards, laid out as on the Hugging Face Hub.
 
 Rows come in small batches, and reading may begin at any row: nothing is ever held whole.
 """
@@ -10,15 +10,20 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
+from tqdm import tqdm
+
 from safe_rlhf_v.ingest.json_rows import json_rows
 from safe_rlhf_v.ingest.mapping import DataMapping, Schema
 from safe_rlhf_v.ingest.rows import Row, describe
 from safe_rlhf_v.ingest.table import TableError, read_table
+from safe_rlhf_v.ingest.tar_rows import scan, tar_rows
 from safe_rlhf_v.records.packages import package
+from safe_rlhf_v.records.user_files import printable
 
 BATCH = 32
-SUFFIXES = (".parquet", ".jsonl", ".csv", ".json")
+SUFFIXES = (".parquet", ".jsonl", ".csv", ".tar", ".json")  # a folder of shards often has JSON files about them
 _NUMBERED = re.compile(r"(?P<split>.+?)[-_]\d{5}[-_]of[-_]\d{5}([-_.][0-9a-f]+)?")
+_NUMBERED_SHARD = re.compile(r"(?P<split>.+?)[-_.]\d{2,}")
 
 Batches = Callable[[int, Sequence[str] | None], Iterator[list[Row]]]
 
@@ -49,7 +54,7 @@ class Part(NamedTuple):
     @property
     def slug(self) -> str:
         """Its name as it may stand in a key; a file and the split of the Hub that it is have the same."""
-        name = re.sub(r"\.(parquet|jsonl|json|csv)(?=:|$)", "", self.name.removeprefix("data/"))
+        name = re.sub(r"\.(parquet|jsonl|json|csv|tar)(?=:|$)", "", self.name.removeprefix("data/"))
         short = re.sub("[^A-Za-z0-9_-]+", "-", name)
         if len(short) > 70 or short != re.sub("[/:]", "-", name):
             short = f"{short[:60]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
@@ -97,8 +102,15 @@ def _chosen(root: Path, every: list[Path], mapping: DataMapping) -> list[Path]:
         return [
             path for path in every if any(one.matches(PurePosixPath(path.relative_to(root))) for one in mapping.files)
         ]
-    kinds = ([path for path in every if path.suffix.lower() == suffix] for suffix in SUFFIXES)
-    return next((files for files in kinds if files), [])
+    kind = next((suffix for suffix in SUFFIXES if any(path.suffix.lower() == suffix for path in every)), "")
+    files = [path for path in every if path.suffix.lower() == kind]
+    others = {path.suffix.lower() for path in every} - {kind, ".json"}  # JSON files mostly are about the data
+    if others:
+        tqdm.write(
+            f"note: {printable(root)}: only the {len(files)} {kind} files are read, not the {len(every) - len(files)} others "
+            f"({', '.join(sorted(others))}); a mapping with files: names them"
+        )
+    return files
 
 
 def _part(root: Path, path: Path, mapping: DataMapping, images: Path | None) -> Part:
@@ -106,6 +118,8 @@ def _part(root: Path, path: Path, mapping: DataMapping, images: Path | None) -> 
     about = mapping.files_of(relative)
     folders = [name for name in relative.parts[:-1] if name not in ("data", "default")]
     numbered = _NUMBERED.fullmatch(path.stem)
+    if not numbered and path.suffix.lower() == ".tar":
+        numbered = _NUMBERED_SHARD.fullmatch(path.stem)
     names = [about.split, numbered["split"] if numbered else path.stem, *reversed(folders)]
     split = next((name for name in names if name in mapping.splits), names[0] or names[1])
     config = next((name for name in reversed(folders) if name != split), "")
@@ -121,12 +135,28 @@ def _part(root: Path, path: Path, mapping: DataMapping, images: Path | None) -> 
         return Part(
             str(relative), config, split, rows, identity, folder, lambda _: columns, lambda _: _parquet_batches(path)
         )
+    if path.suffix.lower() == ".tar":
+        shard = scan(path)
+        return Part(
+            str(relative),
+            config,
+            split,
+            shard.rows,
+            identity,
+            folder,
+            lambda _: shard.columns,
+            lambda _: _in_batches(lambda start, columns: tar_rows(path, shard, start, columns)),
+        )
 
     def rows_of(entry: str) -> Iterator[Row]:
         return json_rows(path, entry) if path.suffix.lower() == ".json" else read_table(path)
 
     def present(entry: str) -> list[str]:
-        return list(dict.fromkeys(name for row in itertools.islice(rows_of(entry), 100) for name in row.cells))
+        first = list(itertools.islice(rows_of(entry), 100))
+        if not any(row.readable for row in first):
+            problem = first[0].problems[0][1] if first else "there is none; get the file again, or move it away"
+            raise TableError(f"{relative}: no row can be read: {problem}")
+        return list(dict.fromkeys(name for row in first for name in row.cells))
 
     return Part(
         str(relative),
@@ -136,13 +166,13 @@ def _part(root: Path, path: Path, mapping: DataMapping, images: Path | None) -> 
         identity,
         folder,
         present,
-        lambda entry: _table_batches(lambda: rows_of(entry)),
+        lambda entry: _in_batches(lambda start, columns: itertools.islice(rows_of(entry), start, None)),
     )
 
 
-def _table_batches(rows: Callable[[], Iterator[Row]]) -> Batches:
+def _in_batches(rows: Callable[[int, Sequence[str] | None], Iterator[Row]]) -> Batches:
     def batches(start: int, columns: Sequence[str] | None) -> Iterator[list[Row]]:
-        left = itertools.islice(rows(), start, None)
+        left = rows(start, columns)
         while batch := list(itertools.islice(left, BATCH)):
             yield batch
 

@@ -98,6 +98,11 @@ class Record:
             return f"text:{self.question}"
         return "texts:" + json.dumps([self.system, *(turn.text for turn in self.turns)], ensure_ascii=False)
 
+    @property
+    def group_members(self) -> tuple[str, ...]:
+        """What no other split may hold: the id of each image, or, without images, the group."""
+        return tuple(image.id for image in self.images) or (self.group,)
+
     def with_images(self, images: tuple[Image, ...]) -> "Record":
         """The record with other images in the same places; see :meth:`Context.with_images` for fewer of them."""
         return dataclasses.replace(self, images=images, history=self.context.with_images(len(images)).history)

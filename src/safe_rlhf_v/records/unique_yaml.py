@@ -5,6 +5,9 @@ from typing import Any
 
 import yaml
 
+_EQUAL = tuple(f"tag:yaml.org,2002:{kind}" for kind in ("bool", "int", "float"))
+"""Keys of these kinds may be equal although they are written differently."""
+
 
 class DuplicateKeyError(ValueError):
     """A key occurs twice in one mapping; the message names key and line."""
@@ -30,6 +33,7 @@ def check_unique(node: Any) -> None:
             stack += [(item, f"{place}{i}.") for i, item in enumerate(node.value)]
         elif isinstance(node, yaml.MappingNode):
             lines: dict[Hashable, int] = {}
+            equal: dict[Hashable, str] = {}
             for key, value in node.value:
                 name = key.value if isinstance(key, yaml.ScalarNode) else None
                 line = key.start_mark.line + 1
@@ -37,6 +41,14 @@ def check_unique(node: Any) -> None:
                     raise DuplicateKeyError(
                         f"line {line}: {place}{name} is given twice (first on line {lines[name]}); keep one"
                     )
+                if key.tag in _EQUAL:
+                    value_of_key = yaml.safe_load(key.value)
+                    if value_of_key in equal:
+                        raise DuplicateKeyError(
+                            f"line {line}: {place}{name} equals {equal[value_of_key]} for YAML, where yes and true are 1, no and "
+                            "false 0; write one of them in quotation marks"
+                        )
+                    equal[value_of_key] = str(name)
                 if name is not None:
                     lines[name] = line
                 stack.append((value, f"{place}{name}."))

@@ -67,7 +67,7 @@ def examine(root: str | Path, *, progress: bool = False) -> Iterator[Finding]:
 
     This recomputes sizes and SHA-256 of all files, the index from the tar headers and from the records, every sample's hash,
     every record against the schema and the taxonomy, every image (decoded, both hashes), counts and histograms; it checks
-    that keys are unique and that no image group is in two splits. Labels of a record are also compared with each other.
+    that keys are unique and that no image is in two splits. Labels of a record are also compared with each other.
 
     Args:
         root: Shard folder.
@@ -262,13 +262,13 @@ class _SeenRecords:
     partners: dict[str, tuple[str, str]] = field(default_factory=dict)
 
     def problems(self, split: str, shard: str, record: Record) -> Iterator[tuple[str, str]]:
-        """Keys and image groups that occur elsewhere, too."""
+        """Keys, images and prompts that occur elsewhere, too."""
         if record.key in self.keys:
             yield "key", f"occurs in split {self.keys[record.key]!r} too"
         self.keys[record.key] = split
-        if self.groups.setdefault(record.group, split) != split:
-            what = "image" if record.images else "prompt"
-            yield "", f"its {what} occurs in split {self.groups[record.group]!r} too"
+        others = [self.groups.setdefault(member, split) for member in record.group_members]
+        if other := next((name for name in others if name != split), ""):
+            yield "", f"its {'image' if record.images else 'prompt'} occurs in split {other!r} too"
         if record.truth is not None and record.truth.twin:
             self.partners[record.key] = (shard, record.truth.twin)
 

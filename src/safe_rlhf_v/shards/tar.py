@@ -68,7 +68,7 @@ class GrowingTar:
             data = file.read(place.length)
             padding = file.read(-place.length % _BLOCK)
             if place.offset != tar.size or sample_digest(data).hex() != place.digest or any(padding):
-                raise ShardError(f"{file.name}: was changed since it was written")
+                raise ShardError(f"its shard {shard} was changed since it was written")
             tar._count(data + padding)
         file.truncate(tar.size)
         return tar

@@ -137,6 +137,7 @@ def build(
         more_helpful=more_helpful,
         safer=safer,
         safety_tie=pair and labelled[0].safety == labelled[1].safety,
+        helpfulness_tie=pair and labelled[0].helpfulness == labelled[1].helpfulness,
         origin={"intent": intent},
         truth=truth,
     )
