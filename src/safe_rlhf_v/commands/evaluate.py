@@ -47,13 +47,15 @@ def evaluate(
     temperature 0 the names end in -greedy.
 
     Args:
-        policy: Run folder of any stage that trains a policy.
+        policy: Run folder of any stage that trains a policy, or the folder or hub name of a model, exported or not.
         data: Shard folder with prompts.
         splits: Splits whose prompts are answered.
-        output: Folder to write; without it the policy's run folder, or the folder of the checkpoint that is named.
-        reward: Run folder of a reward model.
-        cost: Run folder of a cost model.
-        start: Run folder of the policy that the divergence is measured from.
+        output: Folder to write; without it the policy's run folder, or the folder of the checkpoint that is named. Of a model
+            that is no run it must be named.
+        reward: Run folder of a reward model, or an external one: an exported folder, the folder or hub name of a sequence
+            classifier, or the import path of a function; see docs/howto/export.md.
+        cost: Likewise a cost model; a cost above 0 means harmful.
+        start: Policy that the divergence is measured from, named as the policy is.
         judge: Who scores the responses; without it the ground truth where the data carry one (the embedded world).
         temperature: Temperature of the sampling; 0 takes the likeliest token.
         max_new_tokens: Most tokens of a response.
@@ -77,7 +79,7 @@ def evaluate(
     check_splits(splits)
     for split in splits:  # before a model is built
         ShardedSplit(Path(data), split)
-    folder = Path(output or (policy if Path(policy).is_dir() else Path(policy).parent))
+    folder = _folder(policy, output)
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"--output {folder}: is no folder")
     named = {"policy": policy, "reward": reward, "cost": cost, "start": start}
@@ -92,6 +94,15 @@ def evaluate(
             summary[split] = _write(rows, folder / f"responses-{split}{suffix}.jsonl")
         file.write((json.dumps(summary, indent=1) + "\n").encode())
     return summary
+
+
+def _folder(policy: AnyPath, output: AnyPath | None) -> Path:
+    """Where the results go. Raises: ValueError: If only the user can say."""
+    from safe_rlhf_v.training.models import is_model
+
+    if output is None and is_model(policy):
+        raise ValueError(f"--output: name a folder for the results: {policy} is a model and no run")
+    return Path(output or (policy if Path(policy).is_dir() else Path(policy).parent))
 
 
 def _write(rows: Sequence[dict[str, Any]], file: Path) -> dict[str, dict[str, float]]:
@@ -129,15 +140,27 @@ def _load(named: dict[str, AnyPath | None], device: Any, reading: dict[str, Any]
     Raises:
         CheckpointError: If one cannot be read, or is something else.
     """
+    from safe_rlhf_v.scoring.external import find_scorer
+    from safe_rlhf_v.training.models import is_model
     from safe_rlhf_v.training.runs import load_backbone, load_run, open_run
 
     kinds = {"policy": "policy", "reward": "reward", "cost": "cost", "start": "policy"}
     paths = {role: path for role, path in named.items() if path}
+    scorers = {
+        role: scorer for role in ("reward", "cost") if (scorer := find_scorer(paths.get(role), role, fetch=True))
+    }
     for role, path in paths.items():
+        if role in scorers or (kinds[role] == "policy" and is_model(path)):
+            continue
         parts = ("backbone",) if kinds[role] == "policy" else None
         open_run(path, f"--{role}", (kinds[role],), parts=parts, **reading)
     networks: dict[str, Any] = dict.fromkeys(kinds)
+    for role, scorer in scorers.items():
+        scorer.load()
+        networks[role] = scorer.requires_grad_(False).eval().to(device)
     for role, path in paths.items():
+        if role in scorers:
+            continue
         if kinds[role] == "policy":
             networks[role] = load_backbone(path, role, **reading).to(device)
         else:

@@ -72,7 +72,7 @@ def generate(
     draft with its verdict (.drafts.jsonl) and, where there is a judge, a report per number of rounds (.json).
 
     Args:
-        policy: Run folder of any stage that trains a policy.
+        policy: Run folder of any stage that trains a policy, or the folder or hub name of a model, exported or not.
         guard: Run folder of a calibrated guard.
         data: Shard folder with prompts.
         output: File to write, as responses.jsonl.

@@ -13,8 +13,10 @@ from lightning.pytorch.strategies import StrategyRegistry
 from safe_rlhf_v.commands.stored_settings import ReadingOptions
 from safe_rlhf_v.data_modules.base import ShardDataModule
 from safe_rlhf_v.models.sources import check_source
+from safe_rlhf_v.scoring.external import find_scorer
 from safe_rlhf_v.shards import Manifest
 from safe_rlhf_v.training.checkpoints import CheckpointError, read_checkpoint, read_stage
+from safe_rlhf_v.training.models import is_model
 from safe_rlhf_v.training.parser_errors import unknown
 from safe_rlhf_v.training.runs import KINDS, open_run
 from safe_rlhf_v.training.stored_config import find_class, is_listed, read_stored
@@ -70,10 +72,11 @@ def check_runs(config: Any, reading: ReadingOptions) -> None:
     references: dict[str, tuple[Any, tuple[str, ...]]] = {"reference": (model.get("reference"), ("policy",))}
     references |= {role: (roles.get(role), (kind,)) for role, kind in ROLES.items()}
     for name, (path, kinds) in references.items():
-        if isinstance(path, str):
+        external = find_scorer(path, name) is not None if name in ("reward", "cost") else is_model(path)
+        if isinstance(path, str) and not external:  # those are read when they are needed
             parts = () if kinds == ("policy",) else None
             open_run(path, name, kinds, trust=trust, base=reading.base or "", parts=parts)  # its base: when it is built
-    if isinstance(path := model.get("init_from"), str):
+    if isinstance(path := model.get("init_from"), str) and not is_model(path):
         try:
             read_stage(path)
         except CheckpointError as error:

@@ -19,6 +19,7 @@ from safe_rlhf_v.modules.admission import complaint
 from safe_rlhf_v.modules.preference import PreferenceModule
 from safe_rlhf_v.policy.evaluation import rows_of_records, sampled_rows
 from safe_rlhf_v.policy.rollout import MicroBatch, generator
+from safe_rlhf_v.scoring.external import ExternalScorer
 from safe_rlhf_v.scoring.judge import Judge
 from safe_rlhf_v.scoring.rows import Row
 
@@ -33,8 +34,8 @@ class Judges(NamedTuple):
         judge: Ground truth, or a judge.
     """
 
-    reward: PreferenceModule | None = None
-    cost: PreferenceModule | None = None
+    reward: PreferenceModule | ExternalScorer | None = None
+    cost: PreferenceModule | ExternalScorer | None = None
     start: Backbone | None = None
     judge: Judge | None = None
 
@@ -93,8 +94,11 @@ def learned_values(
     return values
 
 
-def score_micro_batch(model: PreferenceModule, micro_batch: MicroBatch) -> Tensor:
-    """(n,) float32 score of each response, read from the very tokens that were sampled."""
+def score_micro_batch(model: PreferenceModule | ExternalScorer, micro_batch: MicroBatch) -> Tensor:
+    """(n,) float32 score of each response, read from the very tokens that were sampled, or by an external model as text."""
+    if isinstance(model, ExternalScorer):
+        assert micro_batch.texts is not None
+        return model.score(micro_batch.texts.prompts, micro_batch.texts.responses)
     backbone = model.backbone
     head = model.head
     states = backbone.read(

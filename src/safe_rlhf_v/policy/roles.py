@@ -8,7 +8,7 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from typing import Self, TypeVar
+from typing import Any, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,7 @@ from safe_rlhf_v.models.heads import Head, ScalarHead
 from safe_rlhf_v.models.sharding import assign
 from safe_rlhf_v.models.types import ImageFeatures, ResponseStates
 from safe_rlhf_v.policy.rollout import MicroBatch
+from safe_rlhf_v.scoring.external import ExternalScorer, find_scorer
 from safe_rlhf_v.training.checkpoints import CheckpointError, fingerprint, load_stage, tensor_hash
 from safe_rlhf_v.training.runs import Source, StoredRun, load_scorer, open_run, say
 
@@ -89,6 +90,31 @@ class Roles(nn.Module, ABC):
 
     # --- the same for every subclass --------------------------------------------------------------------------------
 
+    def add_external(self, actor: Backbone, sources: Mapping[str, Any]) -> None:
+        """Build the scorers that are no runs of this library, and value heads on the actor's states for their critics.
+
+        Args:
+            actor: Freshly built.
+            sources: Of ``reward`` and ``cost``.
+
+        Raises:
+            ValueError: If one cannot be used.
+        """
+        for name in SCORERS:
+            scorer = find_scorer(sources[name], name)
+            if scorer is None:
+                continue
+            scorer.load()
+            say(f"{name} model: {scorer.name}")
+            self.add_module(name, frozen_module(scorer))
+            if name in self.critics:
+                self.add_module(f"{name}_value", Critic(actor.hidden_size))
+
+    def external(self, name: str) -> ExternalScorer | None:
+        """The scorer of that name if it is no run of this library: it has no states, and its critic is not its own."""
+        scorer = self._modules.get(name)
+        return scorer if isinstance(scorer, ExternalScorer) else None
+
     def add_heads(self, name: str, head: Head, hidden_size: int) -> None:
         """Add a scorer's head, frozen, and the value head of its critic, if it has one.
 
@@ -121,6 +147,10 @@ class Roles(nn.Module, ABC):
 
     def score(self, name: str, micro_batch: MicroBatch) -> Tensor:
         """(n,) float32 score of each response, as the frozen ``reward`` or ``cost`` model gives it."""
+        if (external := self.external(name)) is not None:
+            assert micro_batch.texts is not None
+            scores = external.score(micro_batch.texts.prompts, micro_batch.texts.responses)
+            return scores.to(micro_batch.tokens.input_ids.device)
         head = self.get_submodule(f"{name}_head")
         assert isinstance(head, Head)
         score: Tensor = head(self.read(name, micro_batch, log_probs=head.needs_log_probs))[:, 0]
@@ -132,6 +162,15 @@ class Roles(nn.Module, ABC):
         value: Tensor = self.get_submodule(f"{name}_value")(states.prompt, states.hidden, states.mask)
         return value
 
+    def scorer_modules(self, name: str, network: str) -> list[str]:
+        """Names of the modules of a frozen scorer.
+
+        Args:
+            name: ``reward`` or ``cost``.
+            network: Name of what a run's scorer has beside its head.
+        """
+        return [name] if self.external(name) is not None else [network, f"{name}_head"]
+
     def start_critics(self, mean: Tensor, scales: Tensor) -> None:
         """Put the critics where the scorers are: V = (score - mean) / scale, where the score is linear in the state.
 
@@ -140,6 +179,8 @@ class Roles(nn.Module, ABC):
             scales: (2,) what they are divided by.
         """
         for i, name in enumerate(self.critics):
+            if self.external(name) is not None:  # nothing to start from: the value heads stay zero
+                continue
             head = self.get_submodule(f"{name}_head")
             value = self.get_submodule(f"{name}_value")
             assert isinstance(head, Head)
@@ -149,7 +190,8 @@ class Roles(nn.Module, ABC):
     def compare_towers(self, micro_batch: MicroBatch) -> None:
         """Find out, on one micro-batch of a rollout, whether all roles see the same frozen image features."""
         features: dict[int, list[Tensor]] = {}  # by network: roles may share one
-        for role in ("actor", "reference", *SCORERS, *(f"{name}_critic" for name in self.critics)):
+        scorers = (name for name in SCORERS if self.external(name) is None)
+        for role in ("actor", "reference", *scorers, *(f"{name}_critic" for name in self.critics)):
             with torch.enable_grad(), self.network(role) as network:
                 if id(network) not in features:
                     features[id(network)] = _flat(network.encode_images(micro_batch.images))
@@ -228,25 +270,31 @@ class SeparateRoles(Roles):
     """
 
     def __init__(
-        self, reward: Source, cost: Source, start: Source | None = None, trust: list[str] | None = None
+        self,
+        reward: Source | ExternalScorer,
+        cost: Source | ExternalScorer,
+        start: Source | None = None,
+        trust: list[str] | None = None,
     ) -> None:
         """Choose the earlier stages; they are read in :meth:`build`.
 
         Args:
-            reward: Run folder or checkpoint of a reward model; in Python also the trained module.
-            cost: Run folder or checkpoint of a cost model; in Python also the trained module.
-            start: Run folder or checkpoint whose policy the actor starts from and is compared with, in Python also the module;
-                ``None`` for the backbone as it is built (pretrained weights).
+            reward: Run of a reward model, in Python also the trained module; or an external model: an exported folder, the folder
+                or hub name of a sequence classifier, the import path of a function, or a scorer by class path.
+            cost: Likewise a cost model; a cost above 0 means harmful.
+            start: Run folder or checkpoint whose policy the actor starts from and is compared with, in Python also the module; or
+                the folder of a model; ``None`` for the backbone as it is built (pretrained weights).
             trust: Packages whose classes those runs may name, beside this library's (``--trust`` adds to them).
         """
         super().__init__()
-        self.sources: dict[str, Source | None] = {"reward": reward, "cost": cost, "start": start}
+        self.sources: dict[str, Source | ExternalScorer | None] = {"reward": reward, "cost": cost, "start": start}
         self.trust = tuple(trust or ())
         self._in_checkpoint: set[str] = set()
 
     def create(self, actor: Backbone) -> None:
         """See :class:`Roles`."""
         scorers, start = open_roles(actor, self.sources, self.trust)
+        self.add_external(actor, self.sources)
         if start is not None:
             load_stage(start.stage, actor, fingerprint(actor))
             self.started = frozenset(name.removeprefix("backbone.") for name in start.stage["state_dict"])
@@ -262,6 +310,11 @@ class SeparateRoles(Roles):
                 self.add_module(f"{name}_critic", critic)
             self.add_heads(name, head, network.hidden_size)
             self.add_module(name, frozen_module(network))
+        for name in self.critics:
+            if self.external(name) is not None:
+                critic = copy.deepcopy(actor)
+                critic.freeze_unused_lm_head()
+                self.add_module(f"{name}_critic", critic)
         self.sources.clear()  # modules of earlier stages may go
 
     def network(self, role: str) -> AbstractContextManager[Backbone]:
@@ -282,12 +335,15 @@ class SeparateRoles(Roles):
 
     def frozen(self) -> dict[str, list[str]]:
         """See :class:`Roles`."""
-        names = {"reference": ["reference"], **{name: [name, f"{name}_head"] for name in SCORERS}}
+        names = {"reference": ["reference"], **{name: self.scorer_modules(name, name) for name in SCORERS}}
         return {role: modules for role, modules in names.items() if role not in self._in_checkpoint}
 
 
 def open_roles(
-    actor: Backbone, sources: Mapping[str, Source | None], trust: tuple[str, ...], base: str | None = None
+    actor: Backbone,
+    sources: Mapping[str, Source | ExternalScorer | None],
+    trust: tuple[str, ...],
+    base: str | None = None,
 ) -> tuple[dict[str, StoredRun], StoredRun | None]:
     """Runs of the scorers, and of the start: a bad one is refused before anything is built.
 
@@ -301,12 +357,13 @@ def open_roles(
         CheckpointError: If one cannot be read, or trains something else.
     """
     bases = {actor.base, actor.base.partition("@")[0]} if actor.base else set()
-    scorers = {
-        name: open_run(source, f"{name} model", (name,), trust=trust, base=base, known_bases=bases)
-        for name, source in sources.items()
-        if name != "start" and source is not None
-    }
-    if (first := sources["start"]) is None:
+    scorers: dict[str, StoredRun] = {}
+    for name in SCORERS:
+        source: Any = sources[name]
+        if find_scorer(source, name) is None:
+            scorers[name] = open_run(source, f"{name} model", (name,), trust=trust, base=base, known_bases=bases)
+    first: Any = sources["start"]
+    if first is None:
         return scorers, None
     start = open_run(first, "start", ("policy",), trust=trust, parts=())
     say(start.named("start"))

@@ -4,6 +4,7 @@ Shapes: B prompts, K samples per prompt, N = B x K responses (prompt by prompt),
 one micro-batch, r of their tokens. Masks are bool, True = a real token of a response that counts.
 """
 
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -18,6 +19,19 @@ from safe_rlhf_v.policy.settings import UpdateSettings
 from safe_rlhf_v.records.batches import PolicyBatch, Prompts, to_device
 
 
+@dataclass(frozen=True)
+class Texts:
+    """Prompts with their responses as texts, for models that read with a tokenizer of their own; they stay on the CPU.
+
+    Attributes:
+        prompts: b prompts.
+        responses: Per prompt its responses.
+    """
+
+    prompts: Prompts
+    responses: tuple[tuple[str, ...], ...]
+
+
 class MicroBatch(NamedTuple):
     """Responses that run through the networks together: all of a rollout, or a micro-batch of similar lengths.
 
@@ -26,12 +40,14 @@ class MicroBatch(NamedTuple):
         images: The pictures of these prompts.
         features: The same, as the actor's tower encodes them.
         rows: (n,) int64, which of the N responses these are.
+        texts: The same as texts; only external models read them.
     """
 
     tokens: TokenBatch
     images: ImageInputs
     features: ImageFeatures
     rows: Tensor
+    texts: Texts | None = None
 
 
 class Rollout(NamedTuple):
@@ -132,7 +148,7 @@ def draw(
     features = backbone.encode_images(images)
     rows = layout(prompt_tokens, [[] for _ in prompt_tokens.ids], pad_id=backbone.pad_id, side="left")
     generation = generate(backbone, to_device(rows, device), features, sampling, draws, samples)
-    splitter = Splitter(backbone, prompt_tokens, images, features, generation, samples)
+    splitter = Splitter(backbone, prompts, prompt_tokens, images, features, generation, samples)
     plan = splitter.plan(settings or UpdateSettings(), draws)
     minibatches = (
         tuple(to_device(splitter.micro_batch(numbers), device) for numbers in minibatch) for minibatch in plan
@@ -173,6 +189,7 @@ class Splitter:
     def __init__(
         self,
         backbone: Backbone,
+        texts: Prompts,
         prompts: PromptTokens,
         images: ImageInputs,
         features: ImageFeatures,
@@ -183,7 +200,8 @@ class Splitter:
 
         Args:
             backbone: Lays out the tokens.
-            prompts: B prompts.
+            texts: B prompts.
+            prompts: The same as tokens.
             images: Their pictures.
             features: The same, encoded.
             generation: N = B x K responses.
@@ -194,6 +212,8 @@ class Splitter:
         self.images = images
         self.features = features
         self.samples = samples
+        self.texts = texts
+        self.words = [generation.text[i : i + samples] for i in range(0, len(generation.text), samples)]
         lengths = generation.mask.sum(1).tolist()
         ids = [row[:length] for row, length in zip(generation.tokens.tolist(), lengths, strict=True)]
         self.responses = [ids[i : i + samples] for i in range(0, len(ids), samples)]  # per prompt
@@ -221,9 +241,9 @@ class Splitter:
         rows = torch.tensor(prompts)[:, None] * self.samples + torch.arange(self.samples)  # (b, K)
         every = image_numbers == list(range(len(self.images.ids)))
         images = self.images if every else self.backbone.select_images(self.images, image_numbers)
-        return MicroBatch(
-            laid, images, self.features.take(torch.tensor(image_numbers, dtype=torch.long)), rows.flatten()
-        )
+        features = self.features.take(torch.tensor(image_numbers, dtype=torch.long))
+        texts = Texts(self.texts.take(prompts), tuple(self.words[prompt] for prompt in prompts))
+        return MicroBatch(laid, images, features, rows.flatten(), texts)
 
 
 def of_rows(micro_batch: MicroBatch, values: Tensor) -> Tensor:

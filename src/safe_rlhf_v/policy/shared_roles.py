@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from safe_rlhf_v.models.adapters import DEFAULT, Adapter, adapter, adapter_of, adapter_tensors, keep_to_default
 from safe_rlhf_v.models.backbone import Backbone
 from safe_rlhf_v.policy.roles import SCORERS, Roles, open_roles
+from safe_rlhf_v.scoring.external import ExternalScorer
 from safe_rlhf_v.training.checkpoints import (
     CheckpointError,
     compare_fingerprints,
@@ -44,19 +45,24 @@ class SharedRoles(Roles):
     """
 
     def __init__(
-        self, reward: Source, cost: Source, start: Source | None = None, trust: list[str] | None = None
+        self,
+        reward: Source | ExternalScorer,
+        cost: Source | ExternalScorer,
+        start: Source | None = None,
+        trust: list[str] | None = None,
     ) -> None:
         """Choose the earlier stages; they are read in :meth:`build`.
 
         Args:
-            reward: Run folder or checkpoint of a reward model; in Python also the trained module.
-            cost: Run folder or checkpoint of a cost model; in Python also the trained module.
-            start: Run folder or checkpoint whose policy the actor starts from and is compared with, in Python also the module;
-                ``None`` for the backbone as it is built.
+            reward: Run of a reward model, in Python also the trained module; or an external model: an exported folder, the folder
+                or hub name of a sequence classifier, the import path of a function, or a scorer by class path.
+            cost: Likewise a cost model; a cost above 0 means harmful.
+            start: Run folder or checkpoint whose policy the actor starts from and is compared with, in Python also the module; or
+                the folder of a model; ``None`` for the backbone as it is built (pretrained weights).
             trust: Packages whose classes those runs may name, beside this library's (``--trust`` adds to them).
         """
         super().__init__()
-        self.sources: dict[str, Source | None] = {"reward": reward, "cost": cost, "start": start}
+        self.sources: dict[str, Source | ExternalScorer | None] = {"reward": reward, "cost": cost, "start": start}
         self.trust = tuple(trust or ())
         self.adapters = nn.ModuleDict()
 
@@ -67,6 +73,7 @@ class SharedRoles(Roles):
             ValueError: If the actor trains anything but adapters.
         """
         scorers, start = open_roles(actor, self.sources, self.trust, actor.base)
+        self.add_external(actor, self.sources)
         tensors = self._starts(actor, scorers, start)
         keep_to_default(actor)
         for role, values in tensors.items():
@@ -103,7 +110,7 @@ class SharedRoles(Roles):
         first = adapter_tensors(actor.state_dict())
         if any(value.any() for name, value in first.items() if "lora_B" in name):  # the actor starts away from the base
             tensors["reference"] = first
-        return tensors | {f"{name}_critic": tensors[name] for name in self.critics}
+        return tensors | {f"{name}_critic": tensors.get(name, first) for name in self.critics}
 
     @contextmanager
     def network(self, role: str) -> Iterator[Backbone]:
@@ -123,7 +130,7 @@ class SharedRoles(Roles):
 
     def frozen(self) -> dict[str, list[str]]:
         """See :class:`Roles`."""
-        names = {name: [f"adapters.{name}", f"{name}_head"] for name in SCORERS}
+        names = {name: self.scorer_modules(name, f"adapters.{name}") for name in SCORERS}
         return {"reference": ["adapters.reference"] if "reference" in self.adapters else [], **names}
 
 

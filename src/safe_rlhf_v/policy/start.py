@@ -12,7 +12,7 @@ from safe_rlhf_v.functional.policy import kl_estimate, sequence_kl
 from safe_rlhf_v.metrics import Collected, harmful_label, score_values
 from safe_rlhf_v.models.float32 import Float32Module
 from safe_rlhf_v.policy.roles import Roles
-from safe_rlhf_v.policy.rollout import MicroBatch, Rollout
+from safe_rlhf_v.policy.rollout import MicroBatch, Rollout, Texts
 from safe_rlhf_v.policy.settings import ScoreSettings
 from safe_rlhf_v.records.batches import PreferenceBatch, to_device
 from safe_rlhf_v.training.checkpoints import CheckpointError
@@ -225,7 +225,8 @@ def labelled_costs(roles: Roles, batch: PreferenceBatch) -> Tensor:
     device = next(actor.parameters()).device
     prepared = to_device(actor.prepare(batch.prompts, batch.responses, packed=True), device)
     rows = torch.arange(len(prepared.tokens.response_row), device=device)
-    micro_batch = MicroBatch(prepared.tokens, prepared.images, actor.encode_images(prepared.images), rows)
+    texts = Texts(batch.prompts, batch.responses)
+    micro_batch = MicroBatch(prepared.tokens, prepared.images, actor.encode_images(prepared.images), rows, texts)
     return roles.score("cost", micro_batch).view(len(batch.responses), -1)
 
 

@@ -26,6 +26,7 @@ from torch import Tensor
 
 from safe_rlhf_v import __version__
 from safe_rlhf_v.functional.finite import non_finite_names
+from safe_rlhf_v.models.adapters import adapter_of
 from safe_rlhf_v.models.backbone import Backbone
 from safe_rlhf_v.models.quantization import storage_of
 from safe_rlhf_v.models.sharding import full_tensor
@@ -330,8 +331,6 @@ def read_stage(path: str) -> dict[str, Any]:
     Raises:
         CheckpointError: If there is none, it is not a checkpoint of this library, or its weights are not finite.
     """
-    if (Path(path) / "config.json").is_file():
-        raise CheckpointError(f"{path}: an exported model; name it as the backbone's model instead of in init_from")
     stage = read_checkpoint(path)
     if "fingerprint" not in stage:
         raise CheckpointError(f"{stage['file']}: holds no fingerprint; init_from takes checkpoints of this library")
@@ -349,7 +348,7 @@ def load_stage(stage: dict[str, Any], backbone: Backbone, now: dict[str, str]) -
     """Copy an earlier stage's backbone (and nothing else) into ``backbone``.
 
     Args:
-        stage: Result of :func:`read_stage`.
+        stage: Result of :func:`read_stage`; of a model without adapters (``plain``) the tensors get the backbone's names.
         backbone: A newly built backbone.
         now: Fingerprint of ``backbone``.
 
@@ -357,6 +356,9 @@ def load_stage(stage: dict[str, Any], backbone: Backbone, now: dict[str, str]) -
         CheckpointError: If class, tokenizer, base or tensors differ, naming the first difference.
     """
     file = stage["file"]
+    if stage.get("plain"):
+        now = {**now, "backbone": stage["fingerprint"]["backbone"]}  # names and shapes of tensors tell
+        stage["state_dict"] = _under_adapters(stage["state_dict"], backbone)
     rebuilt = {name.removeprefix("backbone.") for name in stage["rebuilt"] if name.startswith("backbone.")}
     compare_fingerprints(file, stage["fingerprint"], now, base=bool(rebuilt))
     weights = {k.removeprefix("backbone."): v for k, v in stage["state_dict"].items() if k.startswith("backbone.")}
@@ -367,6 +369,14 @@ def load_stage(stage: dict[str, Any], backbone: Backbone, now: dict[str, str]) -
             shapes = f"{tuple(value.shape)}, expected {tuple(own[name].shape)}"
             raise CheckpointError(f"{file}: backbone tensor {name!r} has shape {shapes}")
     backbone.load_state_dict(weights, strict=False)
+
+
+def _under_adapters(weights: dict[str, Tensor], backbone: Backbone) -> dict[str, Tensor]:
+    """Tensors of a model without adapters under the names that they have below a backbone's, which stay as they are."""
+    named = {name: f"backbone.{name.replace('.base_layer.', '.')}" for name in backbone.state_dict()}
+    own = {f"backbone.{name}": value for name, value in backbone.state_dict().items() if adapter_of(name) is not None}
+    there = {f"backbone.{name}": weights[plain] for name, plain in named.items() if plain in weights}
+    return {**{name: value for name, value in weights.items() if name not in named.values()}, **there, **own}
 
 
 def compare_names(file: str, own: set[str], stored: set[str], rebuilt: set[str]) -> None:

@@ -19,6 +19,7 @@ from safe_rlhf_v.models.backbone import Backbone
 from safe_rlhf_v.models.heads import Head
 from safe_rlhf_v.models.sources import SOURCES_KEY, in_hub_cache
 from safe_rlhf_v.training.checkpoints import CheckpointError, fingerprint, load_stage, read_stage
+from safe_rlhf_v.training.models import is_model, load_model, model_stage
 from safe_rlhf_v.training.stored_config import check_stored, find_class, is_listed, leads_out, read_stored, set_aside
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ class TrainedModule(Protocol):
 
 
 Source = str | TrainedModule
-"""Where the weights of an earlier stage come from: a run folder, a checkpoint, or in Python the module itself."""
+"""Where the weights of an earlier stage come from: a run, the folder or hub name of a model, or in Python the module itself."""
 
 
 def _refuse(value: Any) -> Any:
@@ -118,6 +119,8 @@ def open_run(
     """
     if not isinstance(path, (str, Path)):
         return _stand_in(path, role, kinds)
+    if kinds == ("policy",) and is_model(path):
+        return StoredRun(str(path), model_stage(path, role), {}, None)
     try:
         stage = read_stage(str(path))
     except CheckpointError as error:
@@ -151,6 +154,8 @@ def stage_of(source: Source, role: str, kinds: Collection[str] = ()) -> dict[str
     Raises:
         CheckpointError: If it cannot be read, or is something else.
     """
+    if is_model(source):
+        return model_stage(str(source), role)
     return read_stage(source) if isinstance(source, (str, Path)) else _stand_in(source, role, kinds).stage
 
 
@@ -348,7 +353,7 @@ def load_backbone(
     """The backbone alone of a run's newest checkpoint: a policy, without critics and scorers; which one is printed.
 
     Args:
-        path: Run folder or checkpoint.
+        path: Run folder or checkpoint, or a model's folder or hub name, which may be downloaded.
         role: See :func:`open_run`, like the others.
         kinds: What it may train.
         trust: Packages whose classes may be imported.
@@ -357,6 +362,9 @@ def load_backbone(
     Raises:
         CheckpointError: If there is no readable checkpoint of this library, or it is no policy's.
     """
+    if is_model(path):
+        say(f"{role}: {path}")
+        return load_model(path, role, base, fetch=True)
     run = open_run(path, role, kinds, trust=trust, base=base, parts=("backbone",))
     backbone = build_backbone(run)
     load_stage(run.stage, backbone, fingerprint(backbone))

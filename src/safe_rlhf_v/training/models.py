@@ -1,0 +1,136 @@
+"""Models that are no runs, where a run can be named: exported folders, other Hugging Face folders, and names on the hub.
+
+Their formats are read and never executed. A model that a configuration names is never fetched, as it may be a stranger's; one
+that is named on a command line may be.
+"""
+
+import json
+import re
+import warnings
+from pathlib import Path
+from typing import Any
+
+from safe_rlhf_v.models.backbone import Backbone
+from safe_rlhf_v.models.sources import in_hub_cache, load_or_refuse
+from safe_rlhf_v.training.checkpoints import CheckpointError, fingerprint
+
+CLIP_FILE = "clip_decoder.json"
+ADAPTER_FILE = "adapter_config.json"
+CONFIG_FILE = "config.json"
+_HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+(@[\w./-]+)?")
+_MAX_BYTES = 10_000_000
+
+
+def is_model(source: Any) -> bool:
+    """Whether a source is a model's folder or a name on the hub, and no run."""
+    if not isinstance(source, (str, Path)):
+        return False
+    path = Path(source)
+    if path.is_dir():
+        return any((path / name).is_file() for name in (CLIP_FILE, ADAPTER_FILE, CONFIG_FILE))
+    return is_hub_name(str(source))
+
+
+def is_hub_name(source: str) -> bool:
+    """Whether a text can only be a name on the hub: it looks like one, and nothing here has its first part."""
+    if not _HUB_NAME.fullmatch(source) or source.endswith(".ckpt"):
+        return False
+    return not Path(source).exists() and not Path(Path(source).parts[0]).exists()
+
+
+def load_model(source: str | Path, role: str, base: str | None = None, fetch: bool = False) -> Backbone:
+    """A policy that is no run, on the CPU and in evaluation mode.
+
+    Args:
+        source: Folder or hub name (``OWNER/NAME``, ``OWNER/NAME@REVISION``).
+        role: What it is meant to be, for messages.
+        base: Of an adapter's folder: the model under it, in place of the one that the folder names.
+        fetch: Whether what is not on this machine may be downloaded.
+
+    Raises:
+        CheckpointError: If it cannot be used.
+    """
+    name = str(source)
+    if not fetch and is_hub_name(name) and not in_hub_cache(name):
+        raise CheckpointError(
+            f"{role} {name}: no such run or folder, and not in the local hub cache; download it first"
+        )
+    try:
+        if Path(name, CLIP_FILE).is_file():
+            from safe_rlhf_v.models.clip_decoder import ClipDecoder
+
+            return ClipDecoder.from_pretrained(name).eval()
+        if Path(name, ADAPTER_FILE).is_file():
+            return _with_adapter(name, base, fetch)
+        return _family(name, fetch)
+    except (ValueError, OSError) as error:
+        raise CheckpointError(f"{role} {name}: {' '.join(str(error).split())[:400]}") from None
+
+
+def model_stage(source: str | Path, role: str) -> dict[str, Any]:
+    """A model in place of the checkpoint that a later stage starts from; see :func:`~.checkpoints.read_stage`.
+
+    Args:
+        source: Folder or hub name; nothing is fetched.
+        role: See :func:`load_model`.
+
+    Raises:
+        CheckpointError: If it cannot be used.
+    """
+    backbone = load_model(source, role)
+    return {
+        "file": str(source),
+        "state_dict": {f"backbone.{name}": value for name, value in backbone.state_dict().items()},
+        "fingerprint": fingerprint(backbone),
+        "rebuilt": [],
+        "global_step": 0,
+        "plain": True,
+    }
+
+
+def _family(name: str, fetch: bool, processor: str | None = None) -> Backbone:
+    from transformers import AutoConfig
+
+    from safe_rlhf_v.models.hf_vlm import HFVLM
+
+    place, _, revision = name.partition("@") if is_hub_name(name) else (name, "", "")
+    hub: dict[str, Any] = {"revision": revision or None, "local_files_only": not fetch}
+    config = load_or_refuse("model", place, AutoConfig.from_pretrained, place, **hub)
+    half = str(config.dtype).removeprefix("torch.") in ("bfloat16", "float16")
+    return HFVLM(place, processor=processor, dtype="bfloat16" if half else "float32", **hub).eval()
+
+
+def _with_adapter(folder: str, base: str | None, fetch: bool) -> Backbone:
+    """The base of an adapter's folder, with the adapter merged."""
+    from peft import PeftModel
+
+    settings = read_json(Path(folder, ADAPTER_FILE))
+    revision = settings.get("revision")
+    named = settings.get("base_model_name_or_path")
+    under = base or (f"{named}@{revision}" if named and revision and is_hub_name(str(named)) else named)
+    if not under:
+        raise ValueError(f"{ADAPTER_FILE} names no base model; name it with --base")
+    own = folder if Path(folder, "tokenizer_config.json").is_file() else None
+    backbone: Any = _family(str(under), fetch, own)
+    try:
+        with warnings.catch_warnings():  # between versions of peft and transformers, not about the folder
+            warnings.simplefilter("ignore", FutureWarning)
+            backbone.model = PeftModel.from_pretrained(backbone.model, folder).merge_and_unload()
+    except Exception as error:  # an untrusted folder can raise anything
+        raise ValueError(f"its adapter does not fit {under} ({type(error).__name__}: {str(error)[:200]})") from None
+    backbone.base = None  # the base alone no longer gives these weights
+    adapted: Backbone = backbone.eval()
+    return adapted
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """A file of settings. Raises: ValueError: If it is none."""
+    from safe_rlhf_v.records.user_files import read_bounded
+
+    try:
+        content = json.loads(read_bounded(file, _MAX_BYTES))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{file.name} cannot be read ({' '.join(str(error).split())[:100]})") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{file.name} holds no settings")
+    return content

@@ -1,0 +1,137 @@
+"""Where a run can be named, a model's folder can be, too: to evaluate, to generate, and to start from."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tests.export.conftest import OwnWords, family_runs, refused  # noqa: F401  a fixture
+from tests.shared_runs import DUAL, train, vlm
+
+from safe_rlhf_v.__main__ import main
+from safe_rlhf_v.commands.export import export
+from safe_rlhf_v.models.tiny import write_tiny_vlm
+from safe_rlhf_v.training.checkpoints import CheckpointError, find_checkpoint
+from safe_rlhf_v.training.models import load_model
+from safe_rlhf_v.training.runs import load_backbone, load_run
+
+
+def evaluated(policy: Path, world: Path, out: Path, *extra: str) -> dict[str, Any]:
+    args = [
+        "evaluate",
+        f"--policy={policy}",
+        f"--data={world}",
+        f"--output={out}",
+        "--max_new_tokens=4",
+        "--device=cpu",
+    ]
+    assert main([*args, *extra]) == 0
+    content: dict[str, Any] = json.loads((out / "evaluation.json").read_text())
+    return content["test"]
+
+
+def helpful(rows: list[Any]) -> list[float]:
+    """A function as a reward model: short responses."""
+    return [-float(len(row.messages[-1]["content"])) for row in rows]
+
+
+def test_a_base_and_an_exported_policy_are_compared(
+    policy_stages: Path, world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The exported one says what the run says; scored by an exported cost model and by a function."""
+    exported = export(policy_stages / "supervised", tmp_path / "policy", check=False).path
+    cost = export(policy_stages / "cost", tmp_path / "cost", check=False).path
+    assert "--output: name a folder" in refused(["evaluate", f"--policy={exported}", f"--data={world}"], capsys)
+    function = f"{__name__}.helpful"
+    evaluated(policy_stages / "supervised", world, tmp_path / "a", f"--cost={policy_stages / 'cost'}")
+    theirs = evaluated(exported, world, tmp_path / "b", f"--cost={cost}", f"--reward={function}", f"--start={exported}")
+    lines = [(tmp_path / name / "responses-test.jsonl").read_text().splitlines() for name in ("a", "b")]
+    assert [json.loads(line)["response"] for line in lines[0]] == [json.loads(line)["response"] for line in lines[1]]
+    assert theirs["cost"]["prompts"] == len(lines[1])
+    lengths = [len(json.loads(line)["response"]) for line in lines[1]]
+    assert theirs["reward"]["mean"] == pytest.approx(-sum(lengths) / len(lengths))
+    assert theirs["kl"]["mean"] == pytest.approx(0, abs=1e-5)
+
+
+def test_a_run_starts_from_a_models_folder_and_keeps_it_whole(
+    family_runs: Callable[..., Path],  # noqa: F811
+    world: Path,
+    tmp_path: Path,
+) -> None:
+    """With adapters on another base: its checkpoint holds what that base does not give."""
+    home = family_runs("llava", "policy", "cost")
+    model = export(home / "policy", tmp_path / "model", base=str(home / "base"), check=False).path
+    expected = OwnWords(home / "policy", home / "base").next_tokens()
+    train("SupervisedModule", world, tmp_path / "run", vlm(home / "base"), init_from=str(model), steps=1)
+    run = load_run(tmp_path / "run", base=str(home / "base"))
+    trained: Any = run.backbone
+    merged = load_model(model, "start")
+    state = merged.state_dict()
+    for name, value in trained.state_dict().items():
+        if "lora_" not in name:
+            torch.testing.assert_close(value, state[name.replace(".base_layer.", ".")], msg=name)
+    own = OwnWords(home / "policy", home / "base")
+    own.backbone = merged
+    torch.testing.assert_close(torch.tensor(own.next_tokens()), torch.tensor(expected), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_an_adapters_folder_is_its_policy(family_runs: Callable[..., Path], tmp_path: Path) -> None:  # noqa: F811
+    home = family_runs("llava", "policy", "cost")
+    expected = torch.tensor(OwnWords(home / "policy", home / "base").next_tokens())
+    folder = export(home / "policy", tmp_path / "adapter", adapter=True, base=str(home / "base"), check=False).path
+    own = OwnWords(home / "policy", home / "base")
+    own.backbone = load_backbone(folder)
+    torch.testing.assert_close(torch.tensor(own.next_tokens()), expected, atol=1e-5, rtol=1e-5)
+    own.backbone = load_backbone(home / "base")
+    assert not torch.allclose(torch.tensor(own.next_tokens()), expected, atol=1e-5, rtol=1e-5)
+    other = write_tiny_vlm("qwen2_5_vl", tmp_path / "other")
+    with pytest.raises(CheckpointError, match="does not fit"):
+        load_backbone(folder, base=str(other))
+    (folder / "adapter_config.json").write_text("[")
+    with pytest.raises(CheckpointError, match=r"adapter_config.json cannot be read"):
+        load_backbone(folder)
+
+
+def test_a_name_that_is_nowhere_is_one_line(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    common = ["evaluate", f"--data={world}", "--output=out"]
+    assert "could not be downloaded" in refused([*common, "--policy=nobody/nothing"], capsys)
+    with pytest.raises(CheckpointError, match="not in the local hub cache; download it first"):
+        load_model("nobody/nothing", "start")  # as a configuration names it: never fetched
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("roles", ["SeparateRoles", "SharedRoles"])
+def test_external_models_are_a_policys_reward_and_cost(
+    roles: str,
+    family_runs: Callable[..., Path],  # noqa: F811
+    world: Path,
+    tmp_path: Path,
+) -> None:
+    """PPO with critics on a function and an exported cost model; it is read again, and goes on."""
+    home = family_runs("llava", "policy", "cost")
+    cost = export(home / "cost", tmp_path / "cost", base=str(home / "base"), check=False).path
+    scored = {"reward": f"{__name__}.helpful", "cost": str(cost)}
+    options = {
+        "roles": {"class_path": f"safe_rlhf_v.policy.{roles}", "init_args": scored},
+        "dual": DUAL,
+        "sampling": {"max_new_tokens": 6},
+        "scores": {"clip": 1000.0},
+        "start": {"prompts": 4, "min_sign_accuracy": 0.0},
+    }
+    backbone = vlm(home / "base")
+    run = train("ConstrainedPolicyModule", world, tmp_path / "run", backbone, **options)
+    policy: Any = run.model
+    assert any("lora_B" in name and value.any() for name, value in policy.backbone.state_dict().items())
+    stored = torch.load(find_checkpoint(tmp_path / "run"), weights_only=True)["state_dict"]
+    assert not [name for name in stored if name.startswith(("roles.cost.", "roles.reward."))]
+    assert [name for name in stored if name.startswith("roles.reward_value")]
+    again = train(
+        "ConstrainedPolicyModule", world, tmp_path / "run", backbone, steps=3, resume=tmp_path / "run", **options
+    )
+    assert again.trainer.global_step == 3
