@@ -35,7 +35,7 @@ def clone(tmp_path, monkeypatch):
     before = set(sys.modules)
     yield tmp_path
     for name in set(sys.modules) - before:
-        if name in ("hinge_objective", "step_dual", "word_judge"):
+        if name in ("hinge_objective", "step_dual", "word_judge", "brevity", "loader"):
             del sys.modules[name]
 
 

@@ -24,7 +24,7 @@ class Texts:
     """Prompts with their responses as texts, for models that read with a tokenizer of their own; they stay on the CPU.
 
     Attributes:
-        prompts: b prompts.
+        prompts: The prompts of b rows.
         responses: Per prompt its responses.
     """
 

@@ -63,8 +63,9 @@ def load_model(source: str | Path, role: str, base: str | None = None, fetch: bo
         if Path(name, ADAPTER_FILE).is_file():
             return _with_adapter(name, base, fetch)
         return _family(name, fetch)
-    except (ValueError, OSError) as error:
-        raise CheckpointError(f"{role} {name}: {' '.join(str(error).split())[:400]}") from None
+    except Exception as error:  # a folder whose parts do not fit can raise anything
+        kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+        raise CheckpointError(f"{role} {name}: {kind}{' '.join(str(error).split())[:400]}") from error
 
 
 def model_stage(source: str | Path, role: str) -> dict[str, Any]:
