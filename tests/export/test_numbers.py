@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from tests.export.conftest import OwnWords, strangers_words
+from tests.shared_runs import train, vlm
 
 from safe_rlhf_v.commands.export import export
 
@@ -95,3 +96,17 @@ def test_a_family_with_a_class_for_scores(family_runs: Callable[..., Path], tmp_
     ours = OwnWords(home / "cost", home / "base").scores()
     close(ours, loaded, **FLOAT32)
     close([[row[0], row[2]] for row in ours], classified, **FLOAT32)
+
+
+@pytest.mark.slow
+def test_a_policy_on_a_base_in_8_bits(family_runs: Callable[..., Path], world: Path, tmp_path: Path) -> None:
+    """Merged, it is the numbers that the stored weights stand for; its adapter belongs to the base as it was stored."""
+    pytest.importorskip("torchao")
+    base = family_runs("llava") / "base"
+    run = tmp_path / "run"
+    train("SupervisedModule", world, run, vlm(base, quantization="torchao_int8"))
+    merged = export(run, tmp_path / "merged", base=str(base))
+    adapter = export(run, tmp_path / "adapter", adapter=True, base=str(base))
+    assert merged.difference is not None and merged.difference < 1e-5
+    assert adapter.difference is not None and adapter.difference < 1e-5
+    assert "torchao_int8" in (tmp_path / "adapter" / "README.md").read_text()

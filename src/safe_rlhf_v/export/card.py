@@ -104,6 +104,7 @@ def _about(settings: dict[str, Any], difference: float | None) -> str:
         "Written by": settings["written_by"],
         "Loads with": settings["loads_with"],
         "Dtype": settings["dtype"],
+        **({"Base in training": stored} if (stored := settings.get("quantization")) else {}),
         "Difference of this folder's values from the run's, on two probes": compared,
     }
     left = "".join(f"\n- {escaped(part)}" for part in settings["left_out"])

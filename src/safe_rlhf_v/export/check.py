@@ -10,6 +10,7 @@ from torch import Tensor
 
 from safe_rlhf_v.export.trained import Trained
 from safe_rlhf_v.export.vlm_loader import inputs_of, load_processor
+from safe_rlhf_v.models.quantization import kept_modules, quantization_config
 from safe_rlhf_v.records.batches import Prompts
 
 QUESTION = "what does this show and is it safe"
@@ -87,7 +88,9 @@ def _log_probs(folder: Path, settings: dict[str, Any], images: list[Any]) -> Ten
     if settings["form"] == "adapter":
         from peft import PeftModel
 
-        base = AutoModelForImageTextToText.from_pretrained(settings["base"], revision=settings["revision"])
+        base = AutoModelForImageTextToText.from_pretrained(
+            settings["base"], revision=settings["revision"], **_stored(settings)
+        )
         model: Any = PeftModel.from_pretrained(base, folder)
     else:
         model = AutoModelForImageTextToText.from_pretrained(folder)
@@ -98,6 +101,19 @@ def _log_probs(folder: Path, settings: dict[str, Any], images: list[Any]) -> Ten
     targets = inputs["input_ids"][0, alone:]
     log_probs: Tensor = logits.log_softmax(-1).gather(-1, targets[:, None]).squeeze(-1)
     return log_probs
+
+
+def _stored(settings: dict[str, Any]) -> dict[str, Any]:
+    """How the base under an adapter is loaded: in the 4 or 8 bits that the adapter was trained on."""
+    kind = settings["quantization"]
+    if kind is None:
+        return {}
+    from transformers import AutoConfig
+
+    shape = AutoConfig.from_pretrained(settings["base"], revision=settings["revision"])
+    dtype = getattr(torch, settings["dtype"])
+    config = quantization_config(kind, kept_modules(shape), dtype)
+    return {"quantization_config": config, "device_map": {"": "cpu"}, "dtype": dtype}
 
 
 def refuse_differences(run: list[Tensor], folder: list[Tensor], rounded: bool) -> float:

@@ -15,8 +15,9 @@ from safe_rlhf_v.models.adapters import adapter_tensors
 from safe_rlhf_v.models.heads import ScalarHead
 from safe_rlhf_v.models.hf_vlm import HFVLM
 from safe_rlhf_v.models.images import needs_padding
-from safe_rlhf_v.models.lora import linear_names, merge_adapters
+from safe_rlhf_v.models.lora import linear_names, merge_adapters, merged_state
 from safe_rlhf_v.models.prompt_writer import FALLBACK_TEMPLATE
+from safe_rlhf_v.models.quantization import as_plain_config, quantized_layers
 
 _PARTS = (
     "{%% if m['content'] is string %%}{{ m['content'] }}{%% else %%}{%% for c in m['content'] %%}"
@@ -184,7 +185,17 @@ def classifier(backbone: HFVLM, head: ScalarHead, outputs: list[str]) -> Any | N
 
 
 def _make_plain(backbone: HFVLM, dtype: torch.dtype | None) -> None:
-    """Merge adapters, in float32 where that is the dtype that is wished for, and give the weights that dtype."""
+    """Merge adapters, in float32 where that is the dtype that is wished for, and give the weights that dtype.
+
+    Weights that are stored in 4 or 8 bits become the numbers that they compute with.
+    """
+    if quantized_layers(backbone.model):
+        model = backbone.model
+        with torch.device("meta"):  # its shapes only
+            plain = type(model)._from_config(as_plain_config(model.config), dtype=model.dtype)
+        plain.generation_config = model.generation_config
+        plain.load_state_dict(merged_state(model), assign=True)
+        backbone.model = plain
     if dtype == torch.float32:
         backbone.to(dtype)
     merge_adapters(backbone.model)

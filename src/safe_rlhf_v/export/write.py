@@ -16,6 +16,7 @@ from safe_rlhf_v.models.clip_decoder import ClipDecoder
 from safe_rlhf_v.models.heads import ScalarHead
 from safe_rlhf_v.models.hf_vlm import HFVLM
 from safe_rlhf_v.models.links import MAX_LOG_SCALE, CornLink, CumulativeLink, SoftmaxLink
+from safe_rlhf_v.models.quantization import storage_of
 from safe_rlhf_v.records.taxonomy import MIN_LEVEL
 
 DType = Literal["float32", "bfloat16", "float16"]
@@ -169,7 +170,9 @@ def _write(
         vlm.complete_processor(backbone)
         settings = {"prompt": vlm.prompt_form(backbone)}
         if adapter:
+            stored = storage_of(backbone.model)
             vlm.write_adapter(trained, folder)
+            settings["quantization"] = stored
             form = {"form": "adapter", "loads_with": "peft.PeftModel"}
         elif trained.head is None:
             vlm.write_policy(backbone, folder, dtype)
