@@ -42,7 +42,7 @@ def test_a_family_and_the_quickstarts_models(
     jobs = [
         {"folder": str(done["policy"].path), "kind": "hugging face"},
         {"folder": str(done["cost"].path), "kind": "cost"},
-        *({"folder": str(export(run, tmp_path / kind).path), "kind": kind} for kind, run in runs.items()),
+        *({"folder": str(export(run, tmp_path / kind, check=False).path), "kind": kind} for kind, run in runs.items()),
     ]
     tokens, scores, responses, reward, cost, guard = strangers_words(*jobs)
     own = OwnWords(home / "policy", home / "base")
@@ -68,9 +68,9 @@ def test_every_kind_of_two_families(family: str, family_runs: Callable[..., Path
     jobs: list[dict[str, Any]] = []
     for kind in kinds:
         for dtype in (None, "bfloat16"):
-            out = export(home / kind, tmp_path / f"{kind}-{dtype}", dtype=dtype, base=base).path
+            out = export(home / kind, tmp_path / f"{kind}-{dtype}", dtype=dtype, base=base, check=False).path
             jobs.append({"folder": str(out), "kind": "hugging face" if kind == "policy" else kind})
-    out = export(home / "policy", tmp_path / "adapter", adapter=True, base=base).path
+    out = export(home / "policy", tmp_path / "adapter", adapter=True, base=base, check=False).path
     jobs.append({"folder": str(out), "kind": "hugging face", "base": base})
     exact, rounded, reward, reward16, cost, cost16, guard, guard16, adapter = strangers_words(*jobs)
     own = {kind: OwnWords(home / kind, home / "base") for kind in kinds}
@@ -89,7 +89,7 @@ def test_every_kind_of_two_families(family: str, family_runs: Callable[..., Path
 def test_a_family_with_a_class_for_scores(family_runs: Callable[..., Path], tmp_path: Path) -> None:
     """The same numbers by ``AutoModelForSequenceClassification`` in one padded batch, and by the loader."""
     home = family_runs("gemma3", "cost")
-    done = export(home / "cost", tmp_path / "cost", base=str(home / "base"))
+    done = export(home / "cost", tmp_path / "cost", base=str(home / "base"), check=False)
     assert "AutoModelForSequenceClassification" in done.loads_with
     folder = str(done.path)
     classified, loaded = strangers_words({"folder": folder, "kind": "classifier"}, {"folder": folder, "kind": "cost"})
@@ -109,4 +109,4 @@ def test_a_policy_on_a_base_in_8_bits(family_runs: Callable[..., Path], world: P
     adapter = export(run, tmp_path / "adapter", adapter=True, base=str(base))
     assert merged.difference is not None and merged.difference < 1e-5
     assert adapter.difference is not None and adapter.difference < 1e-5
-    assert "torchao_int8" in (tmp_path / "adapter" / "README.md").read_text()
+    assert r"torchao\_int8" in (tmp_path / "adapter" / "README.md").read_text()

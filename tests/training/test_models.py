@@ -9,6 +9,7 @@ import pytest
 import torch
 from tests.export.conftest import OwnWords, family_runs, refused  # noqa: F401  a fixture
 from tests.shared_runs import DUAL, train, vlm
+from tests.stored_runs import at, copy_run, with_config
 
 from safe_rlhf_v.__main__ import main
 from safe_rlhf_v.commands.export import export
@@ -55,13 +56,14 @@ def test_a_base_and_an_exported_policy_are_compared(
     assert theirs["kl"]["mean"] == pytest.approx(0, abs=1e-5)
 
 
+@pytest.mark.slow
 def test_a_run_starts_from_a_models_folder_and_keeps_it_whole(
     family_runs: Callable[..., Path],  # noqa: F811
     world: Path,
     tmp_path: Path,
 ) -> None:
     """With adapters on another base: its checkpoint holds what that base does not give."""
-    home = family_runs("llava", "policy", "cost")
+    home = family_runs("llava", "policy")
     model = export(home / "policy", tmp_path / "model", base=str(home / "base"), check=False).path
     expected = OwnWords(home / "policy", home / "base").next_tokens()
     train("SupervisedModule", world, tmp_path / "run", vlm(home / "base"), init_from=str(model), steps=1)
@@ -79,7 +81,7 @@ def test_a_run_starts_from_a_models_folder_and_keeps_it_whole(
 
 @pytest.mark.slow
 def test_an_adapters_folder_is_its_policy(family_runs: Callable[..., Path], tmp_path: Path) -> None:  # noqa: F811
-    home = family_runs("llava", "policy", "cost")
+    home = family_runs("llava", "policy")
     expected = torch.tensor(OwnWords(home / "policy", home / "base").next_tokens())
     folder = export(home / "policy", tmp_path / "adapter", adapter=True, base=str(home / "base"), check=False).path
     own = OwnWords(home / "policy", home / "base")
@@ -114,7 +116,7 @@ def test_external_models_are_a_policys_reward_and_cost(
     tmp_path: Path,
 ) -> None:
     """PPO with critics on a function and an exported cost model; it is read again, and goes on."""
-    home = family_runs("llava", "policy", "cost")
+    home = family_runs("llava", "cost")
     cost = export(home / "cost", tmp_path / "cost", base=str(home / "base"), check=False).path
     scored = {"reward": f"{__name__}.helpful", "cost": str(cost)}
     options = {
@@ -135,3 +137,9 @@ def test_external_models_are_a_policys_reward_and_cost(
         "ConstrainedPolicyModule", world, tmp_path / "run", backbone, steps=3, resume=tmp_path / "run", **options
     )
     assert again.trainer.global_step == 3
+    place = "model.init_args.roles.init_args"
+    for function in ("os.getpid", "safe_rlhf_v.commands.shards.main"):  # a stranger's run names what it likes
+        roles_of = {"reward": function, "cost": "runs/cost"}
+        forged = copy_run(tmp_path / "run", tmp_path / function, with_config(at(place, roles_of)))
+        with pytest.raises(CheckpointError, match="which is not imported from a run folder"):
+            load_run(forged, base=str(home / "base"))
