@@ -42,9 +42,11 @@ def test_a_base_and_an_exported_policy_are_compared(
     policy_stages: Path, world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The exported one says what the run says; scored by an exported cost model and by a function."""
+    common = [f"--data={world}", f"--output={tmp_path / 'c'}"]
     exported = export(policy_stages / "supervised", tmp_path / "policy", check=False).path
     cost = export(policy_stages / "cost", tmp_path / "cost", check=False).path
     assert "--output: name a folder" in refused(["evaluate", f"--policy={exported}", f"--data={world}"], capsys)
+    assert "is a cost model, a policy is needed" in refused(["evaluate", f"--policy={cost}", *common], capsys)
     function = f"{__name__}.helpful"
     evaluated(policy_stages / "supervised", world, tmp_path / "a", f"--cost={policy_stages / 'cost'}")
     theirs = evaluated(exported, world, tmp_path / "b", f"--cost={cost}", f"--reward={function}", f"--start={exported}")
@@ -103,6 +105,10 @@ def test_a_name_that_is_nowhere_is_one_line(
     monkeypatch.chdir(tmp_path)
     common = ["evaluate", f"--data={world}", "--output=out"]
     assert "could not be downloaded" in refused([*common, "--policy=nobody/nothing"], capsys)
+    classifier = tmp_path / "classifier"
+    classifier.mkdir()
+    (classifier / "config.json").write_text('{"architectures": ["LlamaForSequenceClassification"]}')
+    assert "LlamaForSequenceClassification, a policy is needed" in refused([*common, f"--policy={classifier}"], capsys)
     with pytest.raises(CheckpointError, match="not in the local hub cache; download it first"):
         load_model("nobody/nothing", "start")  # as a configuration names it: never fetched
 

@@ -15,10 +15,15 @@ from torch import Tensor, nn
 
 from safe_rlhf_v.models.sources import CHECKPOINT_SUFFIX, load_or_refuse
 from safe_rlhf_v.records.batches import Prompts
-from safe_rlhf_v.training.models import CLIP_FILE, CONFIG_FILE, is_hub_name, load_model, read_json
-
-EXPORT_FILE = "export.json"
-_CLASSIFIES = "ForSequenceClassification"
+from safe_rlhf_v.training.models import (
+    CLASSIFIES,
+    CLIP_FILE,
+    CONFIG_FILE,
+    EXPORT_FILE,
+    is_hub_name,
+    load_model,
+    read_json,
+)
 
 
 class Conversation(NamedTuple):
@@ -260,7 +265,7 @@ class ExportedScorer(ExternalScorer):
         settings = read_json(Path(self.name, EXPORT_FILE))
         if settings.get("kind") != self.kind:
             raise ValueError(f"{self.name}: is a {settings.get('kind')} model, a {self.kind} model is needed")
-        self.backbone = load_model(self.name, f"{self.kind} model").requires_grad_(False)
+        self.backbone = load_model(self.name, f"{self.kind} model", kind=self.kind).requires_grad_(False)
         try:
             self.backbone.max_length = settings["prompt"]["max_length"]
             weights = load_file(Path(self.name, "score.safetensors"))
@@ -312,10 +317,10 @@ def find_scorer(source: Any, kind: str, fetch: bool = False) -> ExternalScorer |
     if (path / CONFIG_FILE).is_file():
         classes = read_json(path / CONFIG_FILE).get("architectures")
         named = [str(one) for one in classes] if isinstance(classes, list) else []
-        if not any(_CLASSIFIES in one for one in named):
+        if not any(CLASSIFIES in one for one in named):
             raise ValueError(
                 f"{kind} {name}: holds {', '.join(named) or 'a model'}, which gives no score; name a run, an exported {kind} "
-                f"model, or a model *{_CLASSIFIES}"
+                f"model, or a model *{CLASSIFIES}"
             )
         return Classifier(name)
     if path.exists() or name.endswith(CHECKPOINT_SUFFIX):

@@ -17,6 +17,8 @@ from safe_rlhf_v.training.checkpoints import CheckpointError, fingerprint
 CLIP_FILE = "clip_decoder.json"
 ADAPTER_FILE = "adapter_config.json"
 CONFIG_FILE = "config.json"
+EXPORT_FILE = "export.json"
+CLASSIFIES = "ForSequenceClassification"
 _HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+(@[\w./-]+)?")
 _MAX_BYTES = 10_000_000
 
@@ -38,17 +40,20 @@ def is_hub_name(source: str) -> bool:
     return not Path(source).exists() and not Path(Path(source).parts[0]).exists()
 
 
-def load_model(source: str | Path, role: str, base: str | None = None, fetch: bool = False) -> Backbone:
-    """A policy that is no run, on the CPU and in evaluation mode.
+def load_model(
+    source: str | Path, role: str, base: str | None = None, fetch: bool = False, kind: str = "policy"
+) -> Backbone:
+    """A policy that is no run, or the network of another exported model, on the CPU and in evaluation mode.
 
     Args:
         source: Folder or hub name (``OWNER/NAME``, ``OWNER/NAME@REVISION``).
         role: What it is meant to be, for messages.
         base: Of an adapter's folder: the model under it, in place of the one that the folder names.
         fetch: Whether what is not on this machine may be downloaded.
+        kind: What it must be, where it says so.
 
     Raises:
-        CheckpointError: If it cannot be used.
+        CheckpointError: If it cannot be used, or is something else.
     """
     name = str(source)
     if not fetch and is_hub_name(name) and not in_hub_cache(name):
@@ -56,6 +61,7 @@ def load_model(source: str | Path, role: str, base: str | None = None, fetch: bo
             f"{role} {name}: no such run or folder, and not in the local hub cache; download it first"
         )
     try:
+        _check_kind(Path(name), kind)
         if Path(name, CLIP_FILE).is_file():
             from safe_rlhf_v.models.clip_decoder import ClipDecoder
 
@@ -87,6 +93,18 @@ def model_stage(source: str | Path, role: str) -> dict[str, Any]:
         "global_step": 0,
         "plain": True,
     }
+
+
+def _check_kind(folder: Path, kind: str) -> None:
+    """Raises: ValueError: If a folder holds a model of another kind, whose network alone would do something else."""
+    if (folder / EXPORT_FILE).is_file():
+        other = read_json(folder / EXPORT_FILE).get("kind")
+        if other != kind:
+            raise ValueError(f"is a {other} model, a {kind} is needed")
+    elif (folder / CONFIG_FILE).is_file():
+        classes = read_json(folder / CONFIG_FILE).get("architectures") or ()
+        if any(CLASSIFIES in str(name) for name in classes):
+            raise ValueError(f"holds {', '.join(map(str, classes))}, a {kind} is needed")
 
 
 def _family(name: str, fetch: bool, processor: str | None = None) -> Backbone:
