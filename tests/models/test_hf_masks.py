@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import DynamicCache, Gemma3TextConfig
 
-from safe_rlhf_v.models.hf_families import attention_masks, image_blocks
+from safe_rlhf_v.models.hf_masks import attention_masks, image_blocks
 from safe_rlhf_v.models.layout import PromptTokens, layout, visibility
 
 IMAGE = 7

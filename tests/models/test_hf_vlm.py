@@ -189,9 +189,9 @@ def test_features_of_trained_parts_are_not_cached(trained: str) -> None:
 def unsupported(**text: Any) -> Any:
     def forward(mm_encoder_outputs: Any = None) -> None: ...
 
-    core = SimpleNamespace(forward=forward, get_image_features=None)
-    config = SimpleNamespace(model_type="other", get_text_config=lambda: SimpleNamespace(**text))
-    return SimpleNamespace(config=config, model=core)
+    core = SimpleNamespace(forward=forward, get_image_features=None, get_decoder=lambda: None)
+    config = SimpleNamespace(model_type="other", image_token_id=7, get_text_config=lambda: SimpleNamespace(**text))
+    return SimpleNamespace(config=config, model=core, get_output_embeddings=lambda: "head")
 
 
 def test_families_that_would_run_wrongly_are_refused() -> None:

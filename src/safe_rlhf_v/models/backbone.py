@@ -54,12 +54,15 @@ class Backbone(Reader):
         base: The pretrained model (hub name and revision, or folder) from which every frozen tensor can be rebuilt;
             ``None`` if there is none. Checkpoints omit those tensors.
         lora: Settings of its adapters; ``None`` without adapters.
+        packs: Whether several responses can stand behind one prompt in a row without changing one another; where they cannot,
+            each stands in a row of its own, whatever is asked for.
         images_at_once: Number of images that the tower encodes together to fill the cache; 1 where their shapes differ.
     """
 
     banned_ids: tuple[int, ...]
     lora: LoraSettings | None = None
     images_at_once: int = 1
+    packs: bool = True
 
     def __init__(self, feature_cache: int = 0) -> None:
         """Create the feature cache.
@@ -123,6 +126,12 @@ class Backbone(Reader):
         """Position ids (B, S), or (3, B, S) for families with multi-axis rotary embeddings."""
         return position_ids(tokens)
 
+    def new_cache(self, room: int) -> Any:
+        """An empty key-value cache for a prompt and ``room`` tokens behind it."""
+        from safe_rlhf_v.models.cache import decoding_cache  # loads transformers
+
+        return decoding_cache(room)
+
     def visibility(self, tokens: TokenBatch) -> Tensor:
         """(B, 1, S, S) bool mask of a packed batch."""
         return visibility(tokens)
@@ -160,7 +169,7 @@ class Backbone(Reader):
         Args:
             prompts: B prompts.
             responses: Per prompt its K responses; ``None`` prepares for generation (left-padded prompts).
-            packed: One row per prompt instead of one per response.
+            packed: One row per prompt instead of one per response, if the network :attr:`packs`.
             side: Padding side.
 
         Raises:
@@ -186,6 +195,7 @@ class Backbone(Reader):
             truncated += [room is not None and len(ids) > room for ids in full]
         same = [len(row) > 1 and all(ids == row[0] for ids in row) for row in response_ids]
         side = "left" if responses is None else side
+        packed = packed and self.packs
         tokens = layout(prompt_tokens, response_ids, pad_id=self.pad_id, packed=packed, side=side)
         return Prepared(tokens, images, torch.tensor(truncated, dtype=torch.bool), torch.tensor(same, dtype=torch.bool))
 

@@ -3,6 +3,7 @@
 Shapes: n rows, H key heads, S cached tokens, L new tokens, E width of a head.
 """
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -18,11 +19,31 @@ def decoding_cache(room: int, config: Any | None = None) -> DynamicCache:
         room: Tokens that will follow the prompt; more may come, and cost a copy.
         config: Config of the language model, if its layers keep different things; ``None`` makes all layers alike.
     """
-    cache = DynamicCache(config=config)
+    cache = DecodingCache(config=config)
     cache.layers = [PreallocatedLayer(room) if type(layer) is DynamicLayer else layer for layer in cache.layers]
     if config is None:
         cache.layer_class_to_replicate = partial(PreallocatedLayer, room)
     return cache
+
+
+class DecodingCache(DynamicCache):  # type: ignore[misc]  # transformers has no types
+    """A cache whose rows can be repeated and dropped, the states of linear attention and convolutions among them."""
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Repeat every row, copies next to one another."""
+        self._change_rows("batch_repeat_interleave", repeats, lambda state: state.repeat_interleave(repeats, 0))
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Drop all rows but those at the indices."""
+        self._change_rows("batch_select_indices", indices, lambda state: state[indices])
+
+    def _change_rows(self, method: str, argument: Any, change: Callable[[Tensor], Tensor]) -> None:
+        for layer in self.layers:
+            for name in ("conv_states", "recurrent_states"):  # transformers itself changes only keys and values
+                states = getattr(layer, name, {})
+                states.update({key: change(state) for key, state in states.items() if state is not None})
+            if hasattr(layer, method):
+                getattr(layer, method)(argument)
 
 
 class PreallocatedLayer(DynamicLayer):  # type: ignore[misc]  # transformers has no types

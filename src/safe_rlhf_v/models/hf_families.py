@@ -1,13 +1,13 @@
 """Everything about Hugging Face vision-language models that depends on the family or the transformers version.
 
 All of it needs ``mm_encoder_outputs``, which transformers has since 5.18. The contract tests in
-``tests/models/test_hf_contract.py`` run eight families against the installed version.
+``tests/models/test_hf_contract.py`` run eleven families against the installed version.
 
-Shapes: M images, U units (tiles or patches; several make one image), P image tokens, D hidden; in masks B rows, L new tokens,
-S = cached + new tokens.
+Shapes: M images, U units (tiles or patches; several make one image), P image tokens, D hidden.
 """
 
 import inspect
+import logging
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -18,13 +18,14 @@ import torch
 from torch import Tensor
 
 from safe_rlhf_v.models.adapters import RememberAdapter
+from safe_rlhf_v.models.hf_masks import BIDIRECTIONAL_IMAGES
 from safe_rlhf_v.models.sources import check_source, load_or_refuse, open_source
 from safe_rlhf_v.models.types import ImageFeatures, ImageInputs
 
-BIDIRECTIONAL_IMAGES = frozenset({"gemma3"})
-"""Model types whose image tokens attend to each other in both directions."""
+_LOG = logging.getLogger(__name__)
 
-Masks = Tensor | dict[str, Tensor]
+COMPANY = "batch_num_images"
+"""Field of an image's tensors: the number of images in its prompt, for families that encode an image alone otherwise."""
 
 _TEXT_FIELDS = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")
 _UNIT_FIELDS = ("pixel_values", "pixel_attention_mask")
@@ -35,15 +36,16 @@ _PROJECTOR = re.compile(r"projector|connector|merger|image_newline")
 
 
 def check_supported(model: Any) -> None:
-    """Refuse a family that would run but give wrong results.
+    """Refuse a family that this backbone cannot run, or that would run but give wrong results.
 
     Raises:
         ValueError: If features cannot be passed in, prompts are read bidirectionally or logits are rescaled.
     """
     kind = model.config.model_type
     text = model.config.get_text_config()
-    accepted = inspect.signature(model.model.forward).parameters
-    if "mm_encoder_outputs" not in accepted or not hasattr(model.model, "get_image_features"):
+    core = getattr(model, "model", None)
+    accepted = inspect.signature(core.forward).parameters if core is not None else {}
+    if "mm_encoder_outputs" not in accepted or not hasattr(core, "get_image_features"):
         raise ValueError(f"model_type {kind!r} takes no precomputed image features (mm_encoder_outputs): not supported")
     prefix = "token_type_ids" in accepted or getattr(text, "use_bidirectional_attention", None)
     if prefix and kind not in BIDIRECTIONAL_IMAGES:
@@ -51,6 +53,24 @@ def check_supported(model: Any) -> None:
     for name in ("final_logit_softcapping", "logit_scale", "logits_scaling"):
         if getattr(text, name, None) not in (None, 1, 1.0):
             raise ValueError(f"model_type {kind!r} rescales its logits ({name}): not supported")
+    if not callable(getattr(core, "get_decoder", None)) or model.get_output_embeddings() is None:
+        raise ValueError(f"model_type {kind!r} has no decoder with an LM head: not supported")
+    if type(getattr(model.config, "image_token_id", None)) is not int:
+        raise ValueError(f"model_type {kind!r} names no placeholder of images (image_token_id): not supported")
+
+
+def layer_kinds(config: Any) -> set[str]:
+    """Kinds of the language model's layers; empty if its config does not list them."""
+    return set(getattr(config.get_text_config(), "layer_types", None) or ())
+
+
+def packs(config: Any) -> bool:
+    """Whether a mask can hide the responses of a packed row from one another.
+
+    Only attention reads by mask: a state that is carried from token to token (linear attention, convolutions, state space
+    models) goes through one response into the next.
+    """
+    return layer_kinds(config) <= {"full_attention", "sliding_attention"}
 
 
 def part_of(name: str) -> str:
@@ -98,10 +118,51 @@ def image_tensors(processed: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {**pixels, "units": torch.tensor([len(pixels["pixel_values"])])}
 
 
+def feature_key(name: str, tensors: Mapping[str, Tensor]) -> str:
+    """Under which an image's features are cached: its name, and whether it is encoded as one of several."""
+    return f"{name} in company" if COMPANY in tensors and int(tensors[COMPANY]) > 1 else name
+
+
 def stack_images(images: Iterable[dict[str, Tensor]]) -> dict[str, Tensor]:
     """Join the tensors of M images along their first dimension."""
     tensors = list(images)
-    return {name: torch.cat([image[name] for image in tensors]) for name in (tensors[0] if tensors else ())}
+    names = tensors[0] if tensors else ()
+    return {name: torch.cat(_same_size([image[name] for image in tensors])) for name in names}
+
+
+def _same_size(tensors: list[Tensor]) -> list[Tensor]:
+    """Tensors padded by zeros, at the end of every dimension but the first, to the largest; processors pad a batch so."""
+    shapes = [tensor.shape[1:] for tensor in tensors]
+    if len(set(shapes)) == 1:
+        return tensors
+    largest = [max(sizes) for sizes in zip(*shapes, strict=True)]
+    padded = []
+    for tensor in tensors:
+        room = [
+            amount
+            for size, most in zip(tensor.shape[:0:-1], reversed(largest), strict=True)
+            for amount in (0, most - size)
+        ]
+        padded.append(torch.nn.functional.pad(tensor, room))
+    return padded
+
+
+def images_of_prompt(joint: Mapping[str, Tensor], alone: Iterable[Mapping[str, Tensor]]) -> list[dict[str, Tensor]]:
+    """The tensors of each image of a prompt with several.
+
+    Args:
+        joint: The processor's output for the whole prompt.
+        alone: Its output for each image alone, which is the same but for families that divide only a single image into
+            tiles; those say so by :data:`COMPANY`.
+    """
+    if COMPANY not in joint:
+        return [image_tensors(image) for image in alone]
+    count = int(joint[COMPANY])
+    each = {name: value for name, value in joint.items() if name not in (*_TEXT_FIELDS, COMPANY)}
+    return [
+        image_tensors({**{name: value[i : i + 1] for name, value in each.items()}, COMPANY: torch.tensor([count])})
+        for i in range(count)
+    ]
 
 
 def select_images(images: ImageInputs, index: Sequence[int]) -> ImageInputs:
@@ -119,23 +180,46 @@ def encode_images(core: Any, images: ImageInputs) -> ImageFeatures:
     count = len(images.ids)
     if not count:
         return ImageFeatures((), ())
+    if COMPANY in images.pixels:
+        return _encode_by_company(core, images)
     inputs = {name: value for name, value in images.pixels.items() if name != "units"}
+    return _features(core, inputs, images.pixels["units"], count)
+
+
+def _encode_by_company(core: Any, images: ImageInputs) -> ImageFeatures:
+    """:func:`encode_images` for a family that encodes an image that is alone in its prompt in another way."""
+    numbers = images.pixels[COMPANY].tolist()
+    features: list[Tensor] = [torch.empty(0)] * len(numbers)
+    for single in (True, False):
+        index = [i for i, number in enumerate(numbers) if (number == 1) == single]
+        if not index:
+            continue
+        chosen = select_images(images, index).pixels
+        inputs = {name: value for name, value in chosen.items() if name not in ("units", COMPANY)}
+        # The family looks only at whether the number is 1.
+        inputs[COMPANY] = torch.ones(len(index), dtype=torch.long) if single else torch.tensor([max(2, len(index))])
+        for i, tokens in zip(index, _features(core, inputs, chosen["units"], len(index)).tokens, strict=True):
+            features[i] = tokens
+    return ImageFeatures(tuple(features), ((),) * len(features))
+
+
+def _features(core: Any, inputs: dict[str, Tensor], units: Tensor, count: int) -> ImageFeatures:
     if "pixel_attention_mask" in inputs:  # these families take (rows, images of a row, ...)
         inputs = {name: value[:, None] for name, value in inputs.items()}
     out = core.get_image_features(**inputs, return_dict=True)
     tokens = [t.reshape(-1, t.shape[-1]) for t in out.pooler_output]
     if len(tokens) != count:  # one entry per unit
-        ends = images.pixels["units"].cumsum(0).tolist()
+        ends = units.cumsum(0).tolist()
         tokens = [torch.cat(tokens[a:b]) for a, b in zip([0, *ends], ends, strict=False)]
     layers = getattr(out, "deepstack_features", None) or []  # per layer one tensor per image
     return ImageFeatures(tuple(tokens), tuple(tuple(layer[i] for layer in layers) for i in range(count)))
 
 
 class _Pooled(tuple[Tensor, ...]):
-    """Per-image tensors; families that expect one joint tensor call ``to`` on it and get one."""
+    """Per-image tensors; a family that expects one joint tensor uses it as such (``to``, ``reshape``) and gets one."""
 
-    def to(self, *args: Any, **kwargs: Any) -> Tensor:
-        return torch.cat(self).to(*args, **kwargs)
+    def __getattr__(self, name: str) -> Any:
+        return getattr(torch.cat(self), name)
 
 
 def encoder_outputs(features: ImageFeatures) -> dict[str, Any]:
@@ -173,7 +257,11 @@ def _load_processor(source: str, place: str, config: Any, budget: dict[str, int 
     from transformers import AutoImageProcessor, AutoTokenizer
     from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 
+    if type(config) not in PROCESSOR_MAPPING:
+        raise ValueError(f"processor: transformers has none for model_type {config.model_type!r}: not supported")
     images = load_or_refuse("processor", source, AutoImageProcessor.from_pretrained, place, backend="pil", **hub)
+    if not type(images).__name__.endswith("Pil"):
+        _LOG.info("%s has no Pillow image processor; %s is used", config.model_type, type(images).__name__)
     edges = {edge: pixels for edge, pixels in budget.items() if pixels is not None}
     if edges and "max_pixels" not in images.valid_kwargs.__annotations__:
         raise ValueError(f"min_pixels/max_pixels: model_type {config.model_type!r} has no pixel budget; remove them")
@@ -226,88 +314,3 @@ def save_processor(processor: Any, folder: Path) -> None:
     """Write processor and tokenizer; the extra image file lets ``AutoProcessor`` derive its video part elsewhere."""
     processor.save_pretrained(folder)
     processor.image_processor.save_pretrained(folder)
-
-
-# --- attention masks ------------------------------------------------------------------------------------------------
-#
-# Needed for packed rows (several responses behind one prompt) and for image tokens that attend to each other in both
-# directions. A mask is True where a query may attend to a key; a sliding window counts visible tokens, not columns.
-
-
-def image_blocks(input_ids: Tensor, image_id: int) -> Tensor:
-    """(B, L, L) bool: True where both tokens are placeholders of the same image (one unbroken run)."""
-    image = input_ids == image_id  # (B, L)
-    start = image & ~torch.nn.functional.pad(image, (1, 0))[:, :-1]
-    block = start.cumsum(1)  # (B, L)
-    return (block[:, :, None] == block[:, None, :]) & image[:, :, None] & image[:, None, :]
-
-
-def sees_images_both_ways(model: Any) -> bool:
-    """Whether image tokens of the model's family attend to each other in both directions."""
-    return model.config.model_type in BIDIRECTIONAL_IMAGES
-
-
-def attention_masks(model: Any, input_ids: Tensor, mask: Tensor, cache: Any | None) -> Masks:
-    """What the language model takes as ``attention_mask``.
-
-    Args:
-        model: The conditional-generation model.
-        input_ids: (B, L) new tokens.
-        mask: (B, S) bool of real tokens, or (B, 1, L, S) bool of what may be read.
-        cache: The key-value cache, if any.
-
-    Raises:
-        ValueError: If the attention implementation takes no such mask.
-    """
-    both_ways = sees_images_both_ways(model)
-    if mask.dim() == 2 and not both_ways:
-        return mask
-    text = model.config.get_text_config()
-    window = getattr(text, "sliding_window", None)
-    kinds = list(getattr(text, "layer_types", None) or [])
-    if mask.dim() == 2:
-        full = _causal(mask, input_ids, model.config.image_token_id)
-        steps = mask.long().cumsum(1) - 1  # (B, S)
-    else:
-        full = mask
-        if window is not None and mask.shape[2] != mask.shape[3]:
-            raise ValueError("a packed mask with a key-value cache is not supported for sliding-window attention")
-        steps = mask[:, 0].tril().sum(-1) - 1  # (B, S): tokens seen before each
-    if window is None:
-        return _typed(model, full)
-    near = steps[:, -full.shape[2] :, None] - steps[:, None, :] < window  # (B, L, S)
-    sliding = full & near[:, None]
-    if "sliding_attention" not in kinds:
-        return _typed(model, sliding if not kinds else full)
-    masks = {"full_attention": full, "sliding_attention": sliding}
-    return {kind: _typed(model, _cached(masks[kind], cache, kinds.index(kind))) for kind in set(kinds)}
-
-
-def _causal(mask: Tensor, input_ids: Tensor, image_id: int) -> Tensor:
-    """(B, 1, L, S) bool: True for earlier real tokens, tokens of the same image, and the token itself."""
-    length = input_ids.shape[1]
-    total = mask.shape[1]
-    column = torch.arange(total, device=mask.device)
-    query = column[total - length :, None]  # (L, 1)
-    seen = (column <= query) & mask[:, None, :]  # (B, L, S)
-    seen[..., total - length :] |= image_blocks(input_ids, image_id)
-    return (seen | (column == query))[:, None]
-
-
-def _cached(mask: Tensor, cache: Any | None, layer: int) -> Tensor:
-    """The columns of the keys that this layer's cache still holds."""
-    if cache is None:
-        return mask
-    length, offset = cache.get_mask_sizes(mask.shape[2], layer)
-    return mask[..., offset : offset + length]
-
-
-def _typed(model: Any, mask: Tensor) -> Tensor:
-    """The mask as the attention implementation takes it: bool for SDPA, additive for eager attention."""
-    kind = model.config.get_text_config()._attn_implementation
-    if kind == "sdpa":
-        return mask
-    if kind == "eager":
-        zero = torch.zeros((), dtype=model.dtype, device=mask.device)
-        return torch.where(mask, zero, torch.finfo(model.dtype).min)
-    raise ValueError(f"attention implementation {kind!r} takes no 4-D mask; use sdpa or eager, or packed: false")

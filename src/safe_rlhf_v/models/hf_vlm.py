@@ -14,8 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from safe_rlhf_v.models import hf_families as families
+from safe_rlhf_v.models import hf_masks as masks
 from safe_rlhf_v.models.adapters import DEFAULT
 from safe_rlhf_v.models.backbone import Backbone, context_length
+from safe_rlhf_v.models.family_reports import family_report
+from safe_rlhf_v.models.family_shrink import shrunk_config
+from safe_rlhf_v.models.hf_build import build_network
 from safe_rlhf_v.models.images import needs_padding, pad_to_square
 from safe_rlhf_v.models.layout import PromptTokens, position_ids
 from safe_rlhf_v.models.lora import LoraSettings, apply_lora, merged_state
@@ -25,12 +29,10 @@ from safe_rlhf_v.models.quantization import (
     as_plain_config,
     check_quantization,
     drop_storage,
-    kept_modules,
-    quantization_config,
     quantized_layers,
     settle,
 )
-from safe_rlhf_v.models.sources import StoredSources, check_source, load_or_refuse, plain_config, saved_files
+from safe_rlhf_v.models.sources import StoredSources, plain_config, saved_files
 from safe_rlhf_v.models.types import ImageFeatures, ImageInputs, TokenBatch
 from safe_rlhf_v.records.batches import Prompts
 
@@ -72,6 +74,7 @@ class HFVLM(Backbone):
         quantization: Quantization | None = None,
         revision: str | None = None,
         local_files_only: bool = False,
+        self_test: bool = True,
     ) -> None:
         """Load the network and its processor.
 
@@ -94,6 +97,7 @@ class HFVLM(Backbone):
                 ``lora`` on top: ``nf4`` or ``int8`` (bitsandbytes), ``torchao_int8`` (torchao).
             revision: Hub revision of model, config and processor.
             local_files_only: Never use the network.
+            self_test: Try what the method relies on with a small random copy of the network first: seconds, once per config.
 
         Raises:
             ValueError: If the settings contradict each other, the family is not supported, or its processor crops pictures.
@@ -105,33 +109,71 @@ class HFVLM(Backbone):
             )
         check_quantization(quantization, model, lora)
         hub = {"revision": revision, "local_files_only": local_files_only}
-        self.model = _build(model, config, getattr(torch, dtype), hub, quantization)
+        self.model = build_network(model, config, getattr(torch, dtype), hub, quantization)
         self.base = f"{model}@{revision}" if model and revision else model
         families.check_supported(self.model)
         source = processor or model or config
         if not isinstance(source, str):
             raise ValueError("processor: name a hub model or folder; a bare config has no tokenizer")
         self.processor = families.load_processor(source, self.model.config, min_pixels, max_pixels, **hub)
+        self.max_length = max_length
+        self._freezing = (freeze_tower, freeze_projector, freeze_language)
+        self._assemble(lora)
+        self.family_report = family_report(self) if self_test else None
+        if gradient_checkpointing:
+            families.enable_checkpointing(self.model)
+
+    def _assemble(self, lora: LoraSettings | None) -> None:
+        """What follows from network and processor."""
         self._pads = needs_padding(self.processor)
         self.tokenizer = self.processor.tokenizer
         self._writer = PromptWriter(self.processor, self.model.config, self.model.generation_config)
         self.banned_ids = self._writer.banned_ids
-        self.max_length = max_length
         self.hidden_size = int(self.model.config.get_text_config().hidden_size)
         self.context_length = context_length(self.model.config.get_text_config())
         self.image_shape = (1, self.hidden_size)
         self._image_id = int(self.model.config.image_token_id)
-        self._freeze(freeze_tower, freeze_projector, freeze_language, lora)
-        if gradient_checkpointing:
-            families.enable_checkpointing(self.model)
+        self.packs = families.packs(self.model.config)
+        self._freeze(*self._freezing, lora)
+
+    def small_copy(self, narrow: bool) -> Self:
+        """A backbone of the same family, processor and settings whose network is small and random; see :mod:`family_check`.
+
+        Args:
+            narrow: Also use fewer heads in its language model.
+        """
+        from transformers import AutoModelForImageTextToText
+
+        copy = type(self).__new__(type(self))
+        Backbone.__init__(copy)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            config = shrunk_config(self.model.config, narrow)
+            copy.model = AutoModelForImageTextToText.from_config(config, dtype=torch.float32)
+        copy.model.generation_config = self.model.generation_config
+        copy.base = None
+        copy.processor = self.processor
+        copy.max_length = None
+        copy._freezing = self._freezing
+        copy._assemble(self.lora)
+        return copy.eval()
 
     def _freeze(self, tower: bool, projector: bool, language: bool, lora: LoraSettings | None) -> None:
         if quantized_layers(self.model):
             settle(self.model, self.language_model)
             self.register_state_dict_post_hook(drop_storage)  # type: ignore[no-untyped-call]  # torch gives it no types
         frozen = {"tower": tower, "projector": projector, "language": language or lora is not None}
+        recognised = set()
         for name, parameter in self.model.named_parameters():
-            parameter.requires_grad_(not frozen[families.part_of(name)])
+            part = families.part_of(name)
+            recognised.add(part)
+            parameter.requires_grad_(not frozen[part])
+        missing = [part for part in ("tower", "projector") if not frozen[part] and part not in recognised]
+        if missing:
+            raise ValueError(
+                f"freeze_{missing[0]}: false would train nothing: no {missing[0]} is recognised in model_type "
+                f"{self.model.config.model_type!r}; leave it frozen"
+            )
         self._frozen_vision = tower and projector
         self.lora = lora
         if lora is not None:
@@ -177,20 +219,16 @@ class HFVLM(Backbone):
             ids.append(tokens)
             image_prompt += [p] * len(row)
             pixels += tensors
-        names = tuple(name for row_ids in prompts.image_ids for name in row_ids)
+        names = tuple(
+            families.feature_key(name, tensors)
+            for name, tensors in zip((name for row_ids in prompts.image_ids for name in row_ids), pixels, strict=True)
+        )
         tokens_of = PromptTokens(ids, image_prompt, fields, dict.fromkeys(fields, 0))
         return tokens_of, ImageInputs(families.stack_images(pixels), names)
 
     def _process(self, text: str, row: tuple[Tensor, ...]) -> tuple[list[int], list[dict[str, Tensor]]]:
         """Token ids of one prompt, placeholders expanded, and the tensors of each of its images."""
-        from PIL import Image
-
-        pictures = [Image.fromarray(image.cpu().numpy()) for image in row]
-        if self._pads:
-            pictures = [pad_to_square(picture, self.processor) for picture in pictures]
-        bos = self.tokenizer.bos_token
-        special = bos is None or not text.startswith(bos)  # some templates write it
-        joint = self.processor(text=[text], images=pictures or None, add_special_tokens=special, return_tensors="pt")
+        joint, pictures = self._processed(text, row)
         tokens = [int(i) for i in joint["input_ids"][0]]
         if tokens[-1] == self.tokenizer.eos_token_id:  # some tokenizers append it to every text
             tokens.pop()
@@ -198,7 +236,24 @@ class HFVLM(Backbone):
             return tokens, [families.image_tensors(joint) for _ in pictures]
         mark = self.processor.image_token
         alone = (self.processor(text=[mark], images=[picture], return_tensors="pt") for picture in pictures)
-        return tokens, [families.image_tensors(image) for image in alone]
+        return tokens, families.images_of_prompt(joint, alone)
+
+    def _processed(self, text: str, row: tuple[Tensor, ...]) -> tuple[Any, list[Any]]:
+        """The processor's output for one prompt, and its pictures as they were handed over."""
+        from PIL import Image
+
+        pictures = [Image.fromarray(image.cpu().numpy()) for image in row]
+        if self._pads:
+            pictures = [pad_to_square(picture, self.processor) for picture in pictures]
+        bos = self.tokenizer.bos_token
+        special = bos is None or not text.startswith(bos)  # some templates write it
+        images = [pictures] if pictures else None  # in a list of their own: some families look at their number
+        return self.processor(text=[text], images=images, add_special_tokens=special, return_tensors="pt"), pictures
+
+    def plain_inputs(self, prompts: Prompts) -> dict[str, Tensor]:
+        """What transformers' own forward pass and ``generate`` take for a single prompt: token ids and pixels."""
+        text = self._writer.write(prompts.questions[0], len(prompts.images[0]), prompts.contexts[0])
+        return dict(self._processed(text, prompts.images[0])[0])
 
     def encode(self, images: ImageInputs) -> ImageFeatures:
         """Tower and projector, without a graph when both are frozen."""
@@ -209,6 +264,12 @@ class HFVLM(Backbone):
         # Clones, because a cached slice would hold the memory of its whole batch.
         levels = tuple(tuple(level.clone() for level in image) for image in features.levels)
         return ImageFeatures(tuple(tokens.clone() for tokens in features.tokens), levels)
+
+    def new_cache(self, room: int) -> Any:
+        """See :meth:`Backbone.new_cache`; layers that carry a state keep it in a cache that the config describes."""
+        from safe_rlhf_v.models.cache import decoding_cache
+
+        return decoding_cache(room, None if families.packs(self.model.config) else self.model.config.get_text_config())
 
     def select_images(self, images: ImageInputs, index: list[int]) -> ImageInputs:
         """The images at ``index``."""
@@ -229,8 +290,8 @@ class HFVLM(Backbone):
     def visibility(self, tokens: TokenBatch) -> Tensor:
         """(B, 1, S, S) bool mask of a packed batch, image blocks included where the family has them."""
         seen = super().visibility(tokens)
-        if families.sees_images_both_ways(self.model):
-            seen = seen | families.image_blocks(tokens.input_ids, self._image_id)[:, None]
+        if masks.sees_images_both_ways(self.model):
+            seen = seen | masks.image_blocks(tokens.input_ids, self._image_id)[:, None]
         return seen
 
     def trunk(
@@ -246,7 +307,7 @@ class HFVLM(Backbone):
         has_images = features is not None and len(features.tokens) > 0
         out = self.model.model(
             input_ids=input_ids,
-            attention_mask=families.attention_masks(self.model, input_ids, attention_mask, cache),
+            attention_mask=masks.attention_masks(self.model, input_ids, attention_mask, cache),
             position_ids=positions,
             mm_encoder_outputs=families.encoder_outputs(features) if features is not None and has_images else None,
             use_cache=cache is not None,
@@ -296,32 +357,3 @@ class HFVLM(Backbone):
             plain.generation_config = self.model.generation_config
             plain.save_pretrained(folder, state_dict=merged_state(self.model))
         families.save_processor(self.processor, folder)
-
-
-def _build(
-    model: str | None,
-    config: dict[str, Any] | str | None,
-    dtype: torch.dtype,
-    hub: dict[str, Any],
-    quantization: Quantization | None,
-) -> Any:
-    """The network, from weights or from a config."""
-    from transformers import AutoConfig, AutoModelForImageTextToText
-
-    if (model is None) == (config is None):
-        raise ValueError("give exactly one of model (weights) and config (random weights)")
-    if model is not None:
-        check_source("model", model)
-        load = AutoModelForImageTextToText.from_pretrained
-        if quantization is None:
-            return load_or_refuse("model", model, load, model, dtype=dtype, **hub)
-        shape = load_or_refuse("model", model, AutoConfig.from_pretrained, model, **hub)
-        stored = quantization_config(quantization, kept_modules(shape), dtype)
-        where = {"quantization_config": stored, "device_map": {"": "cpu"}}  # the trainer moves it
-        return load_or_refuse("model", model, load, model, dtype=dtype, **where, **hub)
-    if isinstance(config, dict):
-        shape = AutoConfig.for_model(**config)
-    else:
-        check_source("config", str(config))
-        shape = load_or_refuse("config", str(config), AutoConfig.from_pretrained, str(config), **hub)
-    return AutoModelForImageTextToText.from_config(shape, dtype=dtype)

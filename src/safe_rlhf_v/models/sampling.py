@@ -133,13 +133,11 @@ class _Running:
             samples: K.
             room: R, tokens that will follow a prompt.
         """
-        from safe_rlhf_v.models.cache import decoding_cache  # loads transformers
-
         placed = features.take(tokens.image_index) if features.tokens else None
         positions = backbone.positions(tokens)  # (B, S) or (3, B, S)
         mask = tokens.attention_mask
         self._backbone = backbone
-        self._cache = decoding_cache(room)
+        self._cache = backbone.new_cache(room)
         hidden = backbone.trunk(tokens.input_ids, mask, positions, placed, tokens.extras, self._cache)[:, -1]  # (B, D)
         if samples > 1:
             self._cache.batch_repeat_interleave(samples)

@@ -112,6 +112,57 @@ def _llava_next() -> _Parts:
     return parts
 
 
+def _llava_onevision() -> _Parts:
+    from transformers import LlavaOnevisionImageProcessorPil
+
+    grid = [[28, 56], [56, 28], [56, 56]]
+    parts = _Parts(
+        _tokenizer({"image_token": "<image>", "video_token": "<video>"}, ("<|im_start|>",), eos="<|im_end|>"),
+        LlavaOnevisionImageProcessorPil(size={"height": 28, "width": 28}, image_grid_pinpoints=grid),
+        {
+            "text_config": {"model_type": "qwen2", **_TEXT},
+            "vision_config": {"model_type": "siglip_vision_model", **_VISION, "image_size": 28, "patch_size": 14},
+            "vision_feature_select_strategy": "full",
+            "vision_feature_layer": -1,
+            "image_grid_pinpoints": grid,
+        },
+        {
+            "num_image_tokens": 4,
+            "vision_feature_select_strategy": "full",
+            "chat_template": _CHATML.replace("IMAGE", "<image>\n"),
+        },
+    )
+    parts.config["image_token_id"] = parts.id("<image>")
+    parts.config["video_token_id"] = parts.id("<video>")
+    return parts
+
+
+def _mistral3() -> _Parts:
+    from transformers import PixtralImageProcessorPil
+
+    tokens = {"image_token": "[IMG]", "image_break_token": "[IMG_BREAK]", "image_end_token": "[IMG_END]"}
+    reply = _PARTS.replace("IMAGE", "")
+    parts = _Parts(
+        _tokenizer(tokens, ("[INST]", "[/INST]")),
+        PixtralImageProcessorPil(size={"longest_edge": 112}, patch_size={"height": 14, "width": 14}),
+        {
+            "text_config": {"model_type": "mistral", **_TEXT, "sliding_window": None, "head_dim": 8},
+            "vision_config": {"model_type": "pixtral", **_VISION, "image_size": 112, "patch_size": 14, "head_dim": 8},
+            "spatial_merge_size": 2,
+            "vision_feature_layer": -1,
+        },
+        {
+            "patch_size": 14,
+            "spatial_merge_size": 2,
+            "chat_template": f"{{{{ bos_token }}}}{_TURNS}{{% if m['role'] == 'user' %}}[INST]"
+            f"{_PARTS.replace('IMAGE', '[IMG]')}[/INST]{{% elif m['role'] == 'assistant' %}}"
+            f"{reply}{{{{ eos_token }}}}{{% else %}}{reply}{{% endif %}}{{% endfor %}}",
+        },
+    )
+    parts.config["image_token_id"] = parts.id("[IMG]")
+    return parts
+
+
 def _qwen2_vl() -> _Parts:
     return _qwen("qwen2_vl", 14, {"embed_dim": 32, "hidden_size": 32, "depth": 2, "num_heads": 4, "mlp_ratio": 2})
 
@@ -125,6 +176,22 @@ def _qwen3_vl() -> _Parts:
     vision = {"hidden_size": 32, "intermediate_size": 64, "depth": 3, "num_heads": 4, "out_hidden_size": 32}
     more = {"deepstack_visual_indexes": [0, 1], "num_position_embeddings": 64}
     return _qwen("qwen3_vl", 16, {**vision, **more})
+
+
+def _qwen3_5() -> _Parts:
+    """Hybrid: a layer of linear attention, and one of attention."""
+    vision = {"hidden_size": 32, "intermediate_size": 64, "depth": 2, "num_heads": 4, "out_hidden_size": 32}
+    parts = _qwen("qwen3_5", 16, {**vision, "num_position_embeddings": 64})
+    parts.config["text_config"] |= {
+        "head_dim": 16,
+        "rope_parameters": {**_ROPE, "partial_rotary_factor": 0.5},
+        "layer_types": ["linear_attention", "full_attention"],
+        "linear_num_key_heads": 2,
+        "linear_num_value_heads": 4,
+        "linear_key_head_dim": 8,
+        "linear_value_head_dim": 8,
+    }
+    return parts
 
 
 def _qwen(model_type: str, patch: int, vision: dict[str, Any]) -> _Parts:
@@ -240,12 +307,15 @@ def _internvl() -> _Parts:
 FAMILIES: dict[str, Callable[[], _Parts]] = {
     "llava": _llava,
     "llava_next": _llava_next,
+    "llava_onevision": _llava_onevision,
     "qwen2_vl": _qwen2_vl,
     "qwen2_5_vl": _qwen2_5_vl,
     "qwen3_vl": _qwen3_vl,
+    "qwen3_5": _qwen3_5,
     "smolvlm": _smolvlm,
     "gemma3": _gemma3,
     "internvl": _internvl,
+    "mistral3": _mistral3,
 }
 
 

@@ -237,7 +237,8 @@ class Splitter:
         """The prompts with these numbers and all their responses, packed behind one prompt where there are several."""
         tokens, image_numbers = self.prompts.take(prompts)
         responses = [self.responses[prompt] for prompt in prompts]
-        laid = layout(tokens, responses, pad_id=self.backbone.pad_id, packed=self.samples > 1)
+        packed = self.samples > 1 and self.backbone.packs
+        laid = layout(tokens, responses, pad_id=self.backbone.pad_id, packed=packed)
         rows = torch.tensor(prompts)[:, None] * self.samples + torch.arange(self.samples)  # (b, K)
         every = image_numbers == list(range(len(self.images.ids)))
         images = self.images if every else self.backbone.select_images(self.images, image_numbers)
