@@ -1,5 +1,6 @@
 """A run's last state is kept: at its end, and when a signal asks it to stop; broken numbers end it and keep nothing."""
 
+import json
 import signal
 from contextlib import ExitStack
 from difflib import get_close_matches
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from safe_rlhf_v.callbacks.signals import PendingSignals
 from safe_rlhf_v.functional.finite import NonFiniteError, all_finite
-from safe_rlhf_v.records.user_files import locked_folder
+from safe_rlhf_v.records.user_files import locked_folder, write_whole
 from safe_rlhf_v.training.broken_numbers import checkpoint_folder, how_to_continue
 
 _BROKEN = 1000
@@ -74,8 +75,9 @@ class RunKeeper(Callback):
         self._locks.close()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Take the signals over: earlier there is nothing to save."""
+        """Take the signals over: earlier there is nothing to save. What self-tests of backbones found is kept."""
         self._signals.install()
+        keep_family_reports(trainer, pl_module)
         self._start = self._step = trainer.global_step
         self._finite = {}
 
@@ -201,6 +203,16 @@ class RunKeeper(Callback):
             link.unlink(missing_ok=True)
             link.symlink_to(file.name)
             link.replace(file.with_name(name))
+
+
+def keep_family_reports(trainer: Trainer, module: LightningModule) -> None:
+    """Write ``family_check.json``: what self-tests of the run's Hugging Face backbones found, by their place in it."""
+    reports = {name: getattr(part, "family_report", None) for name, part in module.named_modules()}
+    stored = {name: report._asdict() for name, report in reports.items() if report is not None}
+    if stored and trainer.is_global_zero and versioned_folder(trainer) is not None:
+        folder = checkpoint_folder(trainer)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_whole(folder / "family_check.json", (json.dumps(stored, indent=1) + "\n").encode())
 
 
 def versioned_folder(trainer: Trainer) -> Path | None:

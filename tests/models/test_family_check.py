@@ -1,6 +1,7 @@
 """The self-test of a family: right families pass, every kind of fault is found, and reports are kept."""
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from safe_rlhf_v.models.family_shrink import shrunk_config
 from safe_rlhf_v.models.hf_vlm import HFVLM
 from safe_rlhf_v.models.tiny import FAMILIES, write_tiny_vlm
 from safe_rlhf_v.models.types import ImageFeatures
+
+PAGE = Path(__file__).parents[2] / "docs" / "reference" / "families.md"
 
 
 @pytest.fixture(scope="module")
@@ -40,6 +43,31 @@ def load(folder: str, **options: Any) -> HFVLM:
     return HFVLM(model=folder, local_files_only=True, **options)
 
 
+def table(*header: str) -> list[list[str]]:
+    """Cells of the rows of the page's table that begins with these words."""
+    lines = PAGE.read_text(encoding="utf-8").splitlines()
+    start = next(i for i, line in enumerate(lines) if line.startswith(f"| {' | '.join(header)}"))
+    rows = []
+    for line in lines[start + 2 :]:
+        if not line.startswith("|"):
+            break
+        rows.append([cell.strip() for cell in line.strip("|").split("|")])
+    return rows
+
+
+def test_the_page_lists_what_is_tested() -> None:
+    rows = table("Family (`model_type`)")
+    assert [row[0].strip("`") for row in rows] == list(FAMILIES)
+    assert {row[4] for row in rows} == {"contract, generate, self-test"}
+    checks = [row[0] for row in table("Check", "What must hold")]
+    assert checks == [*family_check.CHECKS, "packed rows", "gradients"]
+    for name in ("test_hf_contract", "test_hf_generate"):  # both run every tiny family
+        assert re.search(
+            r"params?(etrize\(\"family\", |=)list\(FAMILIES\)",
+            (PAGE.parents[2] / f"tests/models/{name}.py").read_text(),
+        )
+
+
 @pytest.mark.parametrize("family", list(FAMILIES))
 def test_every_tiny_family_passes(folders: Callable[[str], str], family: str) -> None:
     vlm = load(folders(family), freeze_tower=False, freeze_projector=False)
@@ -48,6 +76,9 @@ def test_every_tiny_family_passes(folders: Callable[[str], str], family: str) ->
     assert set(family_check.CHECKS) | {"gradients"} <= set(report.passed)
     hybrid = family == "qwen3_5"
     assert (report.packs, vlm.packs, bool(report.switched)) == (not hybrid, not hybrid, hybrid)
+    cells = {row[0].strip("`"): row for row in table("Family (`model_type`)")}[family]
+    assert cells[3].startswith("yes" if report.packs else "no: ")
+    assert all(cell.startswith("yes") for cell in cells[1:3])  # in the checks that it passed
     assert "\n" not in report.line
 
 

@@ -233,10 +233,10 @@ def gradients(twin: Any) -> None:
     states = twin.response_states(twin.prepare(example_prompts(), RESPONSES), log_probs=True)
     assert states.log_probs is not None
     loss = states.hidden.square().mean() + states.log_probs.mean()
-    found = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
+    gradients_of = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
     reached = {
         part_of(name)
-        for name, gradient in zip(parameters, found, strict=True)
+        for name, gradient in zip(parameters, gradients_of, strict=True)
         if gradient is not None and gradient.abs().sum() > 0
     }
     missing = sorted({part_of(name) for name in parameters} - reached)

@@ -10,7 +10,6 @@ import os
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
-from tempfile import NamedTemporaryFile
 from typing import Any
 
 import torch
@@ -18,6 +17,7 @@ import torch
 from safe_rlhf_v import __version__
 from safe_rlhf_v.models import family_check
 from safe_rlhf_v.models.family_check import FamilyReport
+from safe_rlhf_v.records.user_files import write_whole
 
 _LOG = logging.getLogger(__name__)
 _WIDE_LIMIT = 1_000_000_000
@@ -41,7 +41,7 @@ def family_report(backbone: Any) -> FamilyReport | None:
     file = cache_folder() / f"{_key(backbone)}.json"
     report = read_report(file)
     if report is None:
-        report = _tested(backbone)
+        report = tested(backbone)
         if not report.refused:  # a refusal may come from a package that is missing today
             write_report(file, report)
         _LOG.log(logging.WARNING if report.switched else logging.INFO, report.line)
@@ -66,20 +66,15 @@ def read_report(file: Path) -> FamilyReport | None:
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
     texts = (report.family, report.refused, *report.passed, *report.switched)
-    whole = all(isinstance(text, str) for text in texts) and isinstance(report.packs, bool)
-    return report if whole else None
+    valid = all(isinstance(text, str) for text in texts) and isinstance(report.packs, bool)
+    return report if valid else None
 
 
 def write_report(file: Path, report: FamilyReport) -> None:
     """Store a report; whoever reads at the same time sees the old file or the new one."""
     with suppress(OSError):
         file.parent.mkdir(parents=True, exist_ok=True)
-        with NamedTemporaryFile("w", dir=file.parent, suffix=".part", delete=False, encoding="utf-8") as part:
-            part.write(json.dumps(report._asdict()))
-        try:
-            Path(part.name).replace(file)
-        except OSError:
-            Path(part.name).unlink()
+        write_whole(file, json.dumps(report._asdict()).encode())
 
 
 def _key(backbone: Any) -> str:
@@ -107,8 +102,12 @@ def _own_code() -> str:
     return digest.hexdigest()
 
 
-def _tested(backbone: Any) -> FamilyReport:
-    """Test a narrow copy; one of full width has the last word where the narrow one is not wholly right."""
+def tested(backbone: Any) -> FamilyReport:
+    """Test a narrow copy; one of full width has the last word where the narrow one is not wholly right.
+
+    Args:
+        backbone: An ``HFVLM``, which is not changed.
+    """
     report: FamilyReport | None = None
     for narrow in (True, False):
         try:

@@ -231,6 +231,18 @@ def encoder_outputs(features: ImageFeatures) -> dict[str, Any]:
 # --- processors -----------------------------------------------------------------------------------------------------
 
 
+def check_processor(config: Any) -> None:
+    """Refuse a family whose processor transformers does not name.
+
+    Raises:
+        ValueError: If it names none.
+    """
+    from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
+
+    if type(config) not in PROCESSOR_MAPPING:
+        raise ValueError(f"processor: transformers has none for model_type {config.model_type!r}: not supported")
+
+
 def load_processor(
     source: str, config: Any, min_pixels: int | None = None, max_pixels: int | None = None, **hub: Any
 ) -> Any:
@@ -257,8 +269,7 @@ def _load_processor(source: str, place: str, config: Any, budget: dict[str, int 
     from transformers import AutoImageProcessor, AutoTokenizer
     from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 
-    if type(config) not in PROCESSOR_MAPPING:
-        raise ValueError(f"processor: transformers has none for model_type {config.model_type!r}: not supported")
+    check_processor(config)
     images = load_or_refuse("processor", source, AutoImageProcessor.from_pretrained, place, backend="pil", **hub)
     if not type(images).__name__.endswith("Pil"):
         _LOG.info("%s has no Pillow image processor; %s is used", config.model_type, type(images).__name__)
