@@ -184,6 +184,20 @@ def test_a_cache_that_cannot_be_written_costs_only_the_test(
     assert load(folders("llava")).family_report is not None
 
 
+@pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
+def test_it_does_not_matter_under_what_a_network_is_built(
+    folders: Callable[[str], str], context: Callable[[], Any]
+) -> None:
+    default = torch.get_default_dtype()
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        with context(), torch.autocast("cpu", dtype=torch.bfloat16):
+            report = load(folders("llava"), freeze_tower=False).family_report
+    finally:
+        torch.set_default_dtype(default)
+    assert report is not None and "gradients" in report.passed
+
+
 def test_nothing_is_tested_on_the_meta_device(folders: Callable[[str], str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(family_check, "run_checks", lambda twin: pytest.fail("tested"))
     vlm = load(folders("llava"), self_test=False).to("meta")

@@ -1,11 +1,13 @@
 """Rules about families that hold for several of them: what is packed, padded, refused."""
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
+from transformers import AutoImageProcessor
 
 from safe_rlhf_v.models import hf_families as families
 from safe_rlhf_v.models.hf_vlm import HFVLM
@@ -86,3 +88,15 @@ def test_a_projector_that_nobody_recognises_is_not_trained(tmp_path: Any, monkey
     HFVLM(model=folder, local_files_only=True)
     with pytest.raises(ValueError, match="freeze_projector: false would train nothing: no projector is recognised"):
         HFVLM(model=folder, local_files_only=True, freeze_projector=False)
+
+
+def test_a_family_without_a_pillow_processor_uses_what_it_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from transformers.models.clip.image_processing_clip import CLIPImageProcessor
+
+    vlm = HFVLM(model=str(write_tiny_vlm("llava", tmp_path)), local_files_only=True, self_test=False)
+    of_another = CLIPImageProcessor(**vlm.processor.image_processor.to_dict())
+    monkeypatch.setattr(AutoImageProcessor, "from_pretrained", lambda *args, **options: of_another)
+    messages: list[str] = []
+    monkeypatch.setattr(families._LOG, "warning", lambda line, *words: messages.append(line % words))
+    families.load_processor(str(tmp_path), vlm.model.config)
+    assert messages == ["llava has no Pillow image processor; CLIPImageProcessor is used"]

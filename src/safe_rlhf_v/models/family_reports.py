@@ -108,6 +108,21 @@ def tested(backbone: Any) -> FamilyReport:
     Args:
         backbone: An ``HFVLM``, which is not changed.
     """
+    default = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:  # whatever the trainer builds networks under
+        with (
+            torch.device("cpu"),
+            torch.inference_mode(False),
+            torch.enable_grad(),
+            torch.autocast("cpu", enabled=False),
+        ):
+            return _tested(backbone)
+    finally:
+        torch.set_default_dtype(default)
+
+
+def _tested(backbone: Any) -> FamilyReport:
     report: FamilyReport | None = None
     for narrow in (True, False):
         try:

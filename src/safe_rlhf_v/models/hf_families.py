@@ -272,7 +272,7 @@ def _load_processor(source: str, place: str, config: Any, budget: dict[str, int 
     check_processor(config)
     images = load_or_refuse("processor", source, AutoImageProcessor.from_pretrained, place, backend="pil", **hub)
     if not type(images).__name__.endswith("Pil"):
-        _LOG.info("%s has no Pillow image processor; %s is used", config.model_type, type(images).__name__)
+        _LOG.warning("%s has no Pillow image processor; %s is used", config.model_type, type(images).__name__)
     edges = {edge: pixels for edge, pixels in budget.items() if pixels is not None}
     if edges and "max_pixels" not in images.valid_kwargs.__annotations__:
         raise ValueError(f"min_pixels/max_pixels: model_type {config.model_type!r} has no pixel budget; remove them")
