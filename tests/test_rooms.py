@@ -10,6 +10,7 @@ ROOMS = (
     "demo",  # the public commands on the world
     "world",  # the embedded world; below demo nothing imports it, it is named by class path
     "commands",
+    "planning",  # the memory of a training
     "callbacks",
     "construct",
     "export",

@@ -21,6 +21,7 @@ COMMANDS = {
     "shards": ("safe_rlhf_v.commands.shards", "write, import, inspect and check image-text shards"),
     "tokenizer": ("safe_rlhf_v.commands.tokenizer", "build a word-level tokenizer from shards"),
     "check": ("safe_rlhf_v.commands.check", "whether a Hugging Face model can be trained here"),
+    "plan": ("safe_rlhf_v.commands.plan", "the memory that a training needs, before anything is loaded"),
     "calibrate": ("safe_rlhf_v.commands.calibrate", "fit a guard's temperatures and thresholds"),
     "moderate": ("safe_rlhf_v.commands.moderate", "a guard's verdicts on shards, JSON lines or pictures"),
     "generate": ("safe_rlhf_v.commands.generate", "a policy's responses behind a guard"),

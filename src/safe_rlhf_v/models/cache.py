@@ -78,6 +78,12 @@ class PreallocatedLayer(DynamicLayer):  # type: ignore[misc]  # transformers has
         self.values, self._value_buffer = self._appended(self.values, self._value_buffer, value_states)
         return self.keys, self.values
 
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Keep some rows; the buffers of all of them go at once, not at the next token, when every layer has new ones."""
+        super().batch_select_indices(indices)
+        self._key_buffer = None
+        self._value_buffer = None
+
     def _appended(self, held: Tensor, buffer: Tensor | None, new: Tensor) -> tuple[Tensor, Tensor]:
         """The held states with the new ones behind them, and the buffer that both lie in."""
         start = held.shape[-2]
