@@ -1,6 +1,8 @@
 """A decoder from a GGUF file, written here by the format's own library, responses as the model it was written from."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import gguf
 import pytest
@@ -23,7 +25,7 @@ def interleaved(weight: torch.Tensor, heads: int) -> torch.Tensor:
     return weight.reshape(heads, 2, -1, weight.shape[1]).swapaxes(1, 2).reshape(weight.shape)
 
 
-def write(model: LlamaForCausalLM, path: Path) -> None:
+def write(model: LlamaForCausalLM, path: Path, tokenizer: Callable[[gguf.GGUFWriter], Any] | None = None) -> None:
     config = model.config
     writer = gguf.GGUFWriter(str(path), "llama")
     writer.add_context_length(config.max_position_embeddings)
@@ -36,8 +38,11 @@ def write(model: LlamaForCausalLM, path: Path) -> None:
     writer.add_rope_dimension_count(config.head_dim)
     writer.add_rope_freq_base(10000.0)
     writer.add_vocab_size(config.vocab_size)
-    writer.add_tokenizer_model("llama")
-    writer.add_token_list([f"t{i}" for i in range(config.vocab_size)])
+    if tokenizer is None:
+        writer.add_tokenizer_model("llama")
+        writer.add_token_list([f"t{i}" for i in range(config.vocab_size)])
+    else:
+        tokenizer(writer)
     for name, value in model.state_dict().items():
         stem, last = name.removesuffix(".weight"), ""
         if stem.startswith("model.layers."):

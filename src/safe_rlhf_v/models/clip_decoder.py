@@ -18,24 +18,24 @@ from torch import Tensor, nn
 from safe_rlhf_v.models.adapters import DEFAULT
 from safe_rlhf_v.models.backbone import Backbone, context_length
 from safe_rlhf_v.models.clip_pair import without_weights
+from safe_rlhf_v.models.clip_parts import (
+    SETTINGS_FILE,
+    build_decoder,
+    build_projector,
+    chat_writer,
+    placeholder_tokenizer,
+    prompt_template,
+    saved_settings,
+)
 from safe_rlhf_v.models.corpus_tokenizer import IMAGE_TOKEN
 from safe_rlhf_v.models.images import fit_square
 from safe_rlhf_v.models.layout import PromptTokens
 from safe_rlhf_v.models.lora import LoraSettings, apply_lora, merged_state
-from safe_rlhf_v.models.sources import (
-    StoredSources,
-    check_source,
-    load_or_refuse,
-    load_tokenizer,
-    plain_config,
-    saved_files,
-)
+from safe_rlhf_v.models.sources import StoredSources, plain_config, saved_files
 from safe_rlhf_v.models.tower import SlotResampler, SlotSettings, Tower, TowerSettings
 from safe_rlhf_v.models.types import ImageFeatures, ImageInputs
-from safe_rlhf_v.records import Turn
+from safe_rlhf_v.records import Context, Turn
 from safe_rlhf_v.records.batches import Prompts
-
-SETTINGS_FILE = "clip_decoder.json"
 
 
 class ClipDecoder(Backbone):
@@ -59,7 +59,7 @@ class ClipDecoder(Backbone):
         tower: TowerSettings,
         decoder: str | dict[str, Any],
         slots: SlotSettings | None = None,
-        template: str = "<bos> <image> {question} <answer>",
+        template: str | None = None,
         projector_layers: int = 2,
         freeze_tower: bool = True,
         freeze_projector: bool = False,
@@ -73,12 +73,14 @@ class ClipDecoder(Backbone):
         """Build tower, projector and decoder.
 
         Args:
-            tokenizer: Folder or hub name of a Hugging Face tokenizer.
+            tokenizer: Folder or hub name of a Hugging Face tokenizer, or the path of a GGUF file that holds one.
             tower: The vision tower.
             decoder: A causal language model by hub name or folder, or its config (``model_type``, ...) for random weights.
             slots: Resample the tower's tokens to a few (for tiny models); ``None`` keeps them all.
-            template: Prompt text; ``<image>`` is replaced by the images, ``{question}`` by the question. Earlier turns are
-                written so, too, each with its response and the end token; a system text stands before the first one.
+            template: ``None`` for the tokenizer's own chat template (without one: ``<bos> <image> {question} <answer>`` if it
+                was built from a corpus, else as LLaVA-1.5 does). Or a text; ``<image>`` is replaced by the images,
+                ``{question}`` by the question. Earlier turns are written so, too, each with its response and the end
+                token; a system text stands before the first one.
             projector_layers: 1 for a linear projector, 2 for the two-layer GELU projector of LLaVA-1.5.
             freeze_tower: Do not train tower and resampler; their features can then be cached.
             freeze_projector: Do not train the projector.
@@ -93,29 +95,27 @@ class ClipDecoder(Backbone):
             ValueError: If the template lacks a part, or features of a trained tower would be cached.
         """
         super().__init__(feature_cache)
-        if template.count(IMAGE_TOKEN) != 1 or "{question}" not in template:
-            raise ValueError(f"template must contain {IMAGE_TOKEN} once and {{question}}, not {template!r}")
         if feature_cache and not freeze_tower:
             raise ValueError("feature_cache needs freeze_tower: true (features of a tower in training get outdated)")
-        self.tokenizer, self.image_id = _load_tokenizer(tokenizer)
-        self.template = template
+        self.tokenizer, self.image_id = placeholder_tokenizer(tokenizer)
+        self.template = prompt_template(self.tokenizer, template)
         self.max_length = max_length
         self._settings = {
             "tower": asdict(tower),
             "slots": asdict(slots) if slots else None,
-            "template": template,
+            "template": self.template,
             "projector_layers": projector_layers,
             "max_length": max_length,
         }
         self.tower = Tower(tower)
         self.resampler = SlotResampler(slots, self.tower.shape) if slots else None
         self.image_shape = self.resampler.shape if self.resampler else self.tower.shape
-        self.decoder = _build_decoder(decoder, len(self.tokenizer), gguf_file, getattr(torch, dtype))
+        self.decoder = build_decoder(decoder, len(self.tokenizer), gguf_file, getattr(torch, dtype))
         self.hidden_size = int(self.decoder.config.hidden_size)
         self.context_length = context_length(self.decoder.config)
-        self.projector = _projector(self.image_shape[1], self.hidden_size, projector_layers)
-        specials = set(self.tokenizer.all_special_ids) - {self.eos_id}
-        self.banned_ids = tuple(sorted(specials | {self.image_id}))
+        self.projector = build_projector(self.image_shape[1], self.hidden_size, projector_layers)
+        self._writer = chat_writer(self.tokenizer, self.decoder) if self.template is None else None
+        self.banned_ids = self._banned()
         self.freeze_tower = freeze_tower
         self._freeze(freeze_projector, freeze_decoder)
         self.lora = lora
@@ -123,6 +123,17 @@ class ClipDecoder(Backbone):
             self.decoder.requires_grad_(False)
             self.add_adapter(DEFAULT)
         self.train()
+
+    @property
+    def eos_id(self) -> int:
+        """Id of the end token: what the chat template writes after a response, if the decoder stops on it."""
+        return int(self.tokenizer.eos_token_id) if self._writer is None else self._writer.end_id
+
+    def _banned(self) -> tuple[int, ...]:
+        """Special tokens but the end token, placeholders, and with a chat template rows that the tokenizer does not use."""
+        specials = set(self.tokenizer.all_special_ids) - {self.eos_id}
+        more = () if self._writer is None else self._writer.banned_ids
+        return tuple(sorted(specials | {self.image_id, *more}))
 
     def add_adapter(self, name: str) -> None:
         """See :meth:`Backbone.add_adapter`."""
@@ -170,7 +181,7 @@ class ClipDecoder(Backbone):
         pixels: list[Tensor] = []
         image_ids: list[str] = []
         for p, (row, names) in enumerate(zip(prompts.images, prompts.image_ids, strict=True)):
-            ids.append(self._conversation_ids(prompts.contexts[p].system, prompts.turns(p)))
+            ids.append(self._conversation_ids(prompts.contexts[p], prompts.turns(p)))
             image_prompt += [p] * len(row)
             pixels += [fit_square(image, self.tower.image_size) for image in row]
             image_ids += names
@@ -178,20 +189,49 @@ class ClipDecoder(Backbone):
         stacked = torch.stack(pixels) if pixels else torch.empty(0, size, size, 3, dtype=torch.uint8)
         return PromptTokens(ids, image_prompt), ImageInputs({"pixels": stacked}, tuple(image_ids))
 
-    def _conversation_ids(self, system: str, turns: Sequence[Turn]) -> list[int]:
+    def _conversation_ids(self, context: Context, turns: Sequence[Turn]) -> list[int]:
         """Token ids of a prompt; texts are inserted as plain text, so that none can add a placeholder or an end token."""
+        if self._writer is not None:
+            return self._chat_ids(context, turns)
+        assert self.template is not None
+        before, after = self.template.split(IMAGE_TOKEN)
         ids: list[int] = []
         for i, turn in enumerate(turns):
             if turn.role == "assistant":
                 ids += [*self.text_ids(turn.text), self.eos_id]
                 continue
-            slot = " ".join([IMAGE_TOKEN] * (turn.images * self.image_shape[0]))
-            head, tail = self.template.replace(IMAGE_TOKEN, slot).split("{question}")
+            head = before
             if i and self.tokenizer.bos_token:  # it stands at the beginning only
                 head = head.removeprefix(self.tokenizer.bos_token).lstrip()
-            text = f"{system}\n\n{turn.text}" if system and i == 0 else turn.text
-            ids += [*self._encode(head), *self.text_ids(text), *self._encode(tail)]
+            text = f"{context.system}\n\n{turn.text}" if context.system and i == 0 else turn.text
+            images = [self.image_id] * (
+                turn.images * self.image_shape[0]
+            )  # ids: text between them would be tokens, too
+            ids += self._filled(head, text, images, after)
         return ids
+
+    def _filled(self, head: str, text: str, images: list[int], tail: str) -> list[int]:
+        """The template of one turn with its text and its images, which may stand in either order."""
+        ids: list[int] = []
+        for number, part in enumerate((head, tail)):
+            first, question, last = part.partition("{question}")
+            ids += [*(images if number else ()), *self._encode(first)]
+            ids += [*self.text_ids(text), *self._encode(last)] if question else []
+        return ids
+
+    def _chat_ids(self, context: Context, turns: Sequence[Turn]) -> list[int]:
+        """Token ids by the chat template, each placeholder repeated for every image token."""
+        assert self._writer is not None
+        text = self._writer.write(turns[-1].text, sum(turn.images for turn in turns), context)
+        bos = self.tokenizer.bos_token
+        special = not self.tokenizer.chat_template and (
+            bos is None or not text.startswith(bos)
+        )  # a template writes its own
+        ids = [int(i) for i in self.tokenizer(text, add_special_tokens=special)["input_ids"]]
+        if special and ids and ids[-1] == self.tokenizer.eos_token_id:  # some tokenizers append it to every text
+            ids.pop()
+        repeats = self.image_shape[0]
+        return [i for token in ids for i in [token] * (repeats if token == self.image_id else 1)]
 
     @cached_property
     def _pieces(self) -> dict[str, list[int]]:
@@ -349,50 +389,3 @@ class SavedClipDecoder(ClipDecoder):
     def from_pretrained(cls, folder: str | Path, **options: Any) -> Self:
         """See :meth:`ClipDecoder.from_pretrained`."""
         return cls(str(folder), **options)
-
-
-def saved_settings(folder: str | Path) -> dict[str, Any]:
-    """Constructor arguments that rebuild what :meth:`ClipDecoder.save_pretrained` wrote, without the vision weights.
-
-    Raises:
-        ValueError: If the folder was not written by ``save_pretrained``.
-    """
-    folder = Path(folder)
-    if not (folder / SETTINGS_FILE).is_file():
-        raise ValueError(f"{folder}: no {SETTINGS_FILE}; it is not a folder that save_pretrained wrote")
-    settings = json.loads((folder / SETTINGS_FILE).read_text())
-    tower = TowerSettings(**{**settings.pop("tower"), "pretrained": None})  # the weights are in the folder
-    slots = settings.pop("slots")
-    parts = {"tokenizer": str(folder / "tokenizer"), "tower": tower, "decoder": str(folder / "decoder")}
-    return {**settings, **parts, "slots": SlotSettings(**slots) if slots else None}
-
-
-def _load_tokenizer(source: str) -> tuple[Any, int]:
-    """The tokenizer and the id of its image placeholder, which is added if it is missing."""
-    tokenizer = load_tokenizer(source)
-    if IMAGE_TOKEN not in tokenizer.get_vocab():
-        tokenizer.add_special_tokens({"additional_special_tokens": [IMAGE_TOKEN]})
-    return tokenizer, int(tokenizer.convert_tokens_to_ids(IMAGE_TOKEN))
-
-
-def _projector(d_in: int, d_out: int, layers: int) -> nn.Sequential:
-    """Linear layers with GELU between them."""
-    parts: list[nn.Module] = [nn.Linear(d_in, d_out)]
-    for _ in range(layers - 1):
-        parts += [nn.GELU(), nn.Linear(d_out, d_out)]
-    return nn.Sequential(*parts)
-
-
-def _build_decoder(decoder: str | dict[str, Any], vocabulary: int, gguf_file: str | None, dtype: torch.dtype) -> Any:
-    """A causal language model whose vocabulary covers the tokenizer."""
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    if isinstance(decoder, dict):
-        config = AutoConfig.for_model(**{**decoder, "vocab_size": max(vocabulary, decoder.get("vocab_size", 0))})
-        return AutoModelForCausalLM.from_config(config, dtype=dtype)
-    options = {"gguf_file": gguf_file} if gguf_file else {}
-    check_source("decoder", decoder)
-    model = load_or_refuse("decoder", decoder, AutoModelForCausalLM.from_pretrained, decoder, dtype=dtype, **options)
-    if model.get_input_embeddings().num_embeddings < vocabulary:
-        model.resize_token_embeddings(vocabulary)
-    return model

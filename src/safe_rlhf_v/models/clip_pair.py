@@ -36,6 +36,7 @@ def build_pair(clip: ClipSettings, tokenizer: Any) -> tuple[Any, Any]:
     Raises:
         ValueError: If the text tower does not fit the tokenizer, or does not pool at the end token.
     """
+    refuse_weights_without_name("clip", clip)
     import open_clip  # takes seconds: only when towers are built
     from open_clip.model import CustomTextCLIP
 
@@ -60,8 +61,25 @@ def build_pair(clip: ClipSettings, tokenizer: Any) -> tuple[Any, Any]:
     return model.visual, text_tower
 
 
+def refuse_weights_without_name(option: str, settings: Any) -> None:
+    """Refuse weights that would not be loaded.
+
+    Args:
+        option: Name of the setting.
+        settings: :class:`ClipSettings` or ``TowerSettings``.
+
+    Raises:
+        ValueError: If ``pretrained`` stands without ``name``.
+    """
+    if settings.pretrained and not settings.name:
+        raise ValueError(
+            f"{option}.pretrained {settings.pretrained}: loads weights of an open_clip model, so {option}.name must name it; "
+            "towers of vision_cfg are built from scratch"
+        )
+
+
 def pixel_statistics(visual: Any, name: str, override: tuple[float, ...] | None = None) -> Tensor:
-    """(1, 3, 1, 1) mean or standard deviation of the pixels the tower was trained on, 0..255; CLIP's own by default.
+    """(1, 3, 1, 1) mean or standard deviation of the pixels the tower was trained on, 0..255; CLIP's where it does not say.
 
     Args:
         visual: The tower.
@@ -73,7 +91,8 @@ def pixel_statistics(visual: Any, name: str, override: tuple[float, ...] | None 
 
 def _statistics(visual: Any, name: str, override: tuple[float, ...] | None) -> list[float]:
     default = {"mean": (0.48145466, 0.4578275, 0.40821073), "std": (0.26862954, 0.26130258, 0.27577711)}
-    preprocess = getattr(visual, "preprocess_cfg", None) or {}
+    trunk = getattr(getattr(visual, "trunk", None), "pretrained_cfg", None) or {}  # of towers from timm
+    preprocess = getattr(visual, "preprocess_cfg", None) or trunk
     return [float(value) for value in (override if override is not None else preprocess.get(name, default[name]))]
 
 
@@ -85,6 +104,8 @@ def without_weights(settings: Any, visual: Any) -> dict[str, Any]:
         visual: The image tower that was built from them.
     """
     options = {**asdict(settings), "pretrained": None}
+    if "weights" in options:
+        options["weights"] = None
     if options["vision_cfg"].get("timm_model_pretrained"):
         options["vision_cfg"] = {**options["vision_cfg"], "timm_model_pretrained": False}
     return {**options, **{name: _statistics(visual, name, getattr(settings, name)) for name in ("mean", "std")}}

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import torch
 
 CHECKPOINT_SUFFIX = ".ckpt"
+GGUF_SUFFIX = ".gguf"
 SOURCES_KEY = "sources"
 """Key of :class:`StoredSources` in a checkpoint."""
 
@@ -87,7 +88,7 @@ def load_tokenizer(source: str, **hub: Any) -> Any:
     """Load a Hugging Face tokenizer; remote code is never run.
 
     Args:
-        source: Folder, hub name, or a checkpoint of this library, which holds its tokenizer.
+        source: Folder, hub name, GGUF file, or a checkpoint of this library, which holds its tokenizer.
         hub: ``revision`` and ``local_files_only``.
 
     Raises:
@@ -95,6 +96,13 @@ def load_tokenizer(source: str, **hub: Any) -> Any:
     """
     from transformers import AutoTokenizer
 
+    if source.endswith(GGUF_SUFFIX):
+        file = Path(source)
+        if not file.is_file():
+            raise ValueError(f"tokenizer {source}: no such file")
+        return load_or_refuse(
+            "tokenizer", source, AutoTokenizer.from_pretrained, str(file.parent), gguf_file=file.name, **hub
+        )
     check_source("tokenizer", source)
     with open_source(source, "tokenizer") as place:
         return load_or_refuse("tokenizer", source, AutoTokenizer.from_pretrained, place, **hub)

@@ -4,12 +4,13 @@ Shapes: M images, H x W pixels, C channels, P image tokens, D_image token width.
 """
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from safe_rlhf_v.models.clip_pair import pixel_statistics
+from safe_rlhf_v.models.clip_pair import pixel_statistics, refuse_weights_without_name
 
 
 @dataclass
@@ -22,8 +23,10 @@ class TowerSettings:
         vision_cfg: The ``vision_cfg`` of open_clip (``layers``, ``width``, ``image_size``, ``timm_model_name``, ...); only
             without ``name``.
         level: Which intermediate feature map to read: -1 the last block, -2 the one before (as LLaVA does), ...
-        mean: Mean of the red, green and blue pixels the tower was trained on, 0..1; ``None`` for what ``name`` says.
+        mean: Mean of the red, green and blue pixels the tower was trained on, 0..1; ``None`` for what the network says.
         std: Standard deviation of those pixels, 0..1; ``None`` likewise.
+        weights: File of weights (safetensors, or a ``.pth`` of tensors) for the timm network that ``vision_cfg`` names: the
+            whole network with its classifier, by its names or, if those are others, in its order.
     """
 
     name: str | None = None
@@ -32,6 +35,7 @@ class TowerSettings:
     level: int = -2
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
+    weights: str | None = None
 
 
 @dataclass
@@ -96,6 +100,10 @@ def _build_visual(settings: TowerSettings) -> tuple[nn.Module, Any]:
     """The open_clip visual module and its image size."""
     import open_clip  # takes seconds: only when a tower is built
 
+    refuse_weights_without_name("tower", settings)
+    timm_name = settings.vision_cfg.get("timm_model_name")
+    if settings.weights and (settings.name or not timm_name):
+        raise ValueError(f"tower.weights {settings.weights}: needs vision_cfg.timm_model_name, and no tower.name")
     if settings.name:
         model = open_clip.create_model(settings.name, pretrained=settings.pretrained)
     else:
@@ -106,7 +114,55 @@ def _build_visual(settings: TowerSettings) -> tuple[nn.Module, Any]:
         for name, parameter in model.visual.named_parameters():
             if name.endswith("bn3.weight"):
                 torch.nn.init.ones_(parameter)
+        if settings.weights:
+            _load_timm(model.visual.trunk, str(timm_name), settings.weights)
     return model.visual, model.visual.image_size
+
+
+def _load_timm(trunk: nn.Module, name: str, file: str) -> None:
+    """Give a timm network, built without its classifier, the weights of a file of the whole one.
+
+    Raises:
+        ValueError: If the file cannot be read, or is of another network.
+    """
+    import timm
+
+    network = timm.create_model(name)
+    state = network.state_dict()
+    stored = _tensors(file)
+    if stored.keys() != state.keys():  # other names for the same tensors in the same order
+        counters = "num_batches_tracked"
+        own = [key for key in state if not key.endswith(counters)]
+        values = [value for key, value in stored.items() if not key.endswith(counters)]
+        if len(own) != len(values):
+            raise ValueError(f"tower.weights {file}: holds {len(values)} tensors, {name} has {len(own)}")
+        stored = dict(zip(own, values, strict=True))
+    for key, value in stored.items():
+        if value.shape != state[key].shape:
+            raise ValueError(
+                f"tower.weights {file}: {key} is {tuple(value.shape)}, that of {name} is {tuple(state[key].shape)}"
+            )
+        if not torch.isfinite(value).all():
+            raise ValueError(f"tower.weights {file}: {key} holds NaN or infinity")
+    network.load_state_dict(stored, strict=False)
+    own_state = trunk.state_dict()
+    trunk.load_state_dict({key: value for key, value in network.state_dict().items() if key in own_state})
+
+
+def _tensors(file: str) -> dict[str, Tensor]:
+    """The tensors of a file; nothing in it is executed. Raises: ValueError: If it holds anything else."""
+    from safetensors.torch import load_file
+
+    try:
+        if file.endswith(".safetensors"):
+            return dict(load_file(file))
+        content = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # broken files can raise anything
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(f"tower.weights {file}: cannot be read ({type(error).__name__}: {reason})") from None
+    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
+        raise ValueError(f"tower.weights {Path(file).name}: is not a file of named tensors")
+    return dict(content)
 
 
 def _drop_unused(module: nn.Module) -> None:
