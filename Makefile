@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 RUN = $(VENV)/bin/python
 
-.PHONY: quickstart compare test test-slow test-all docs evidence check clean
+.PHONY: quickstart compare test test-slow test-all test-lowest docs evidence check clean
 
 $(VENV)/.installed: pyproject.toml
 	@echo "installing into $(VENV), once: PyTorch and what the tests need, up to 7 GB of packages (minutes, by your connection)"
@@ -46,6 +46,12 @@ test-slow: $(VENV)/.installed ## the rest: every model family, kills, soaks
 	$(RUN) -m pytest -q -n 2 -m slow
 
 test-all: test test-slow ## everything CI runs
+
+test-lowest: ## the tests with the oldest versions that pyproject.toml allows, in an environment of their own; their warnings are no errors
+	$(PYTHON) -m venv $(VENV)-lowest
+	$(VENV)-lowest/bin/python -m pip install --quiet --upgrade uv
+	$(VENV)-lowest/bin/uv pip install --quiet --python $(VENV)-lowest/bin/python --resolution lowest-direct -e ".[test]"
+	$(VENV)-lowest/bin/python -m pytest -q -n 2 -m "not slow" -W ignore
 
 clean:
 	rm -rf build dist docs/_build docs/reference/api .pytest_cache .mypy_cache .ruff_cache

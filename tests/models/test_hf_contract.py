@@ -330,7 +330,8 @@ def test_adapters_get_gradients_and_the_tower_none(vlm: HFVLM, folder: Path, tmp
         assert (parameter.grad is not None and parameter.grad.abs().sum() > 0) == parameter.requires_grad, name
     adapted.eval().save_pretrained(tmp_path)
     merged = states(load(tmp_path)).hidden  # W + BA in one product rounds differently
-    torch.testing.assert_close(merged, states(adapted).hidden, rtol=1e-3, atol=1e-4)
+    atol = 3e-4 if vlm.model.config.model_type == "qwen3_5" else 1e-4  # its decays are exponentials of sums over tokens
+    torch.testing.assert_close(merged, states(adapted).hidden, rtol=1e-3, atol=atol)
 
 
 def test_freezing_by_part(folder: Path) -> None:

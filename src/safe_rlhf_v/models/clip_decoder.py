@@ -28,6 +28,7 @@ from safe_rlhf_v.models.clip_parts import (
     saved_settings,
 )
 from safe_rlhf_v.models.corpus_tokenizer import IMAGE_TOKEN
+from safe_rlhf_v.models.hf_families import cache_arguments
 from safe_rlhf_v.models.images import fit_square
 from safe_rlhf_v.models.layout import PromptTokens
 from safe_rlhf_v.models.lora import LoraSettings, apply_lora, merged_state
@@ -271,8 +272,7 @@ class ClipDecoder(Backbone):
             inputs_embeds=embeddings,
             attention_mask=attention_mask if attention_mask.dim() == 4 else attention_mask.long(),
             position_ids=positions,
-            use_cache=cache is not None,
-            **({} if cache is None else {"cache": cache}),
+            **cache_arguments(self.decoder.base_model, cache),
         )
         states: Tensor = out.last_hidden_state
         return states

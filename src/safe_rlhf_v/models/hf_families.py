@@ -6,6 +6,7 @@ All of it needs ``mm_encoder_outputs``, which transformers has since 5.18. The c
 Shapes: M images, U units (tiles or patches; several make one image), P image tokens, D hidden.
 """
 
+import functools
 import inspect
 import logging
 import re
@@ -15,7 +16,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from safe_rlhf_v.models.adapters import RememberAdapter
 from safe_rlhf_v.models.hf_masks import BIDIRECTIONAL_IMAGES
@@ -325,3 +326,22 @@ def save_processor(processor: Any, folder: Path) -> None:
     """Write processor and tokenizer; the extra image file lets ``AutoProcessor`` derive its video part elsewhere."""
     processor.save_pretrained(folder)
     processor.image_processor.save_pretrained(folder)
+
+
+# --- caches ---------------------------------------------------------------------------------------------------------
+
+
+def cache_arguments(network: nn.Module, cache: Any | None) -> dict[str, Any]:
+    """The arguments that make a transformers network read and extend a cache, or keep none.
+
+    Args:
+        network: The network that will be called.
+        cache: The cache; ``None`` for none.
+    """
+    return {"use_cache": False} if cache is None else {"use_cache": True, _cache_name(type(network)): cache}
+
+
+@functools.cache
+def _cache_name(network: type[nn.Module]) -> str:
+    """What ``forward`` calls the cache: ``past_key_values`` before transformers 5.24."""
+    return "cache" if "cache" in inspect.signature(network.forward).parameters else "past_key_values"

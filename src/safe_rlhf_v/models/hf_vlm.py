@@ -310,8 +310,7 @@ class HFVLM(Backbone):
             attention_mask=masks.attention_masks(self.model, input_ids, attention_mask, cache),
             position_ids=positions,
             mm_encoder_outputs=families.encoder_outputs(features) if features is not None and has_images else None,
-            use_cache=cache is not None,
-            **({} if cache is None else {"cache": cache}),
+            **families.cache_arguments(self.model.model, cache),
         )
         states: Tensor = out.last_hidden_state
         return states
