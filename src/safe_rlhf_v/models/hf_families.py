@@ -10,7 +10,7 @@ import functools
 import inspect
 import logging
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -338,10 +338,10 @@ def cache_arguments(network: nn.Module, cache: Any | None) -> dict[str, Any]:
         network: The network that will be called.
         cache: The cache; ``None`` for none.
     """
-    return {"use_cache": False} if cache is None else {"use_cache": True, _cache_name(type(network)): cache}
+    return {"use_cache": False} if cache is None else {"use_cache": True, _cache_name(type(network).forward): cache}
 
 
 @functools.cache
-def _cache_name(network: type[nn.Module]) -> str:
-    """What ``forward`` calls the cache: ``past_key_values`` before transformers 5.24."""
-    return "cache" if "cache" in inspect.signature(network.forward).parameters else "past_key_values"
+def _cache_name(forward: Callable[..., Any]) -> str:
+    """What a network's ``forward`` calls the cache: ``past_key_values`` before transformers 5.24."""
+    return "cache" if "cache" in inspect.signature(forward).parameters else "past_key_values"
