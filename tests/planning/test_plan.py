@@ -68,7 +68,7 @@ def test_what_does_not_fit_says_what_to_change(small, capsys):
     assert main(["plan", f"--config={config}", f"--model_config={small}", "--memory=1MB"]) == 1
     text = capsys.readouterr().out
     assert "does not fit into" in text
-    assert "--model.init_args.update.micro_batch_size 1" in text
+    assert "--data.init_args.batch_size 8 --data.init_args.eval_batch_size 8" in text
     assert "all that go together" in text
 
 

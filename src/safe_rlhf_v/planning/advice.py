@@ -99,7 +99,9 @@ def _smaller_policy(s: RunSettings) -> Iterator[tuple[str, RunSettings]]:
     if (s.micro_batch or s.minibatch or s.batch) > 1:
         yield f"--{_UPDATE}.micro_batch_size 1 (the same step)", s._replace(micro_batch=1)
     if s.batch > 1:
-        yield f"--data.init_args.batch_size {s.batch // 2}", s._replace(batch=s.batch // 2)
+        half = s.batch // 2  # validation samples as well: lowering one of the two alone may save nothing
+        options = f"--data.init_args.batch_size {half} --data.init_args.eval_batch_size {min(half, s.evaluated) or 1}"
+        yield options, s._replace(batch=half, evaluated=min(half, s.evaluated))
     if s.demonstrations > 1:
         yield "--data.init_args.demonstration_batch_size 1", s._replace(demonstrations=1)
     if s.critics:
