@@ -69,6 +69,7 @@ ROOMS = {  # in the order of the reference, with what a page begins with
     "construct": "Data sets of your own: stages from images to shards, endpoints, judges, people, the audit.",
     "evaluation": "Policies judged on held-out prompts.",
     "export": "Trained models as folders that load without this library.",
+    "planning": "How much memory a run will need, before its weights are loaded.",
     "metrics": "torchmetrics classes for pairs, signs, levels and groups.",
     "training": "Run folders, checkpoints, resume, schedules.",
     "records": "One record of the data, its labels, and batches.",

@@ -20,9 +20,12 @@ from safe_rlhf_v.export.card import write_card
 from safe_rlhf_v.export.folder import new_folder
 from safe_rlhf_v.export.trained import Trained, load_trained
 from safe_rlhf_v.export.write import write_export
-from safe_rlhf_v.models import ScalarHead
+from safe_rlhf_v.models import SavedClipDecoder, ScalarHead
+from safe_rlhf_v.models.lora import LoraSettings
+from safe_rlhf_v.records.batches import Prompts
 from safe_rlhf_v.records.user_files import FileError
 from safe_rlhf_v.shards import ShardError
+from safe_rlhf_v.training.runs import load_backbone
 
 
 class Doubled(ScalarHead):
@@ -98,6 +101,23 @@ def test_nothing_is_exported_without_its_head(policy_stages: Path, tmp_path: Pat
         with pytest.raises(ValueError, match="is none that a folder can carry"):
             write_export(model, policy_stages / "cost", tmp_path / "out")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_supervised_run_becomes_the_base_of_adapters(policy_stages: Path, tmp_path: Path) -> None:
+    """The folder is what ``SavedClipDecoder`` reads, and so what roles on one base share."""
+    export(policy_stages / "supervised", tmp_path / "base", check=False)
+    pixels = torch.arange(64 * 64 * 3).remainder(251).reshape(64, 64, 3).to(torch.uint8)
+    prompts = Prompts(((pixels,), ()), (("one",), ()), ("what is this", "can i eat it"))
+    base = SavedClipDecoder(str(tmp_path / "base"), lora=LoraSettings(r=2)).eval()
+    trained = load_backbone(policy_stages / "supervised").eval()
+    with torch.no_grad():
+        here, there = (
+            model.response_states(model.prepare(prompts, [["yes", "no"]] * len(prompts.questions)), log_probs=True)
+            for model in (trained, base)
+        )
+    torch.testing.assert_close(here.hidden, there.hidden, rtol=1e-5, atol=1e-6)  # new adapters add zero
+    torch.testing.assert_close(here.log_probs, there.log_probs, rtol=1e-5, atol=1e-6)
+    assert base.base == str(tmp_path / "base")  # checkpoints leave out what the folder gives
 
 
 def test_what_is_left_out_is_named(policy_stages: Path, tmp_path: Path) -> None:
