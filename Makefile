@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 RUN = $(VENV)/bin/python
 
-.PHONY: quickstart compare test test-slow test-all test-lowest docs evidence check clean
+.PHONY: quickstart compare test test-slow test-all test-quantization test-lowest docs evidence check clean
 
 $(VENV)/.installed: pyproject.toml
 	@echo "installing into $(VENV), once: PyTorch and what the tests need, up to 7 GB of packages (minutes, by your connection)"
@@ -45,7 +45,12 @@ test: check ## what a contributor runs: about ten minutes on two idle cores
 test-slow: $(VENV)/.installed ## the rest: every model family, kills, soaks
 	$(RUN) -m pytest -q -n 2 -m slow
 
-test-all: test test-slow ## everything CI runs
+test-quantization: $(VENV)/.installed ## bases in 4 and 8 bits; the libraries stand apart, since every process that finds them loads them
+	$(RUN) -m pip install --quiet --no-deps --upgrade --target build/quantization "bitsandbytes>=0.46.1" "torchao>=0.16"
+	PYTHONPATH=build/quantization $(RUN) -m pytest -q -n 2 tests/models/test_quantization.py \
+		tests/export/test_numbers.py::test_a_policy_on_a_base_in_8_bits tests/planning/test_plan.py::test_stored_weights_are_as_large_as_they_really_are
+
+test-all: test test-slow test-quantization ## everything CI runs
 
 test-lowest: ## the tests with the oldest versions that pyproject.toml allows, in an environment of their own; their warnings are no errors
 	$(PYTHON) -m venv $(VENV)-lowest
