@@ -16,7 +16,7 @@ if TYPE_CHECKING:  # torch: seconds to import
 
 EXAMPLES = (
     "plan --config configs/qwen2_5_vl_7b/ppo_lag.yaml --memory 24GB",
-    "plan --config configs/llava_1_5_7b/grpo_lag.yaml --model.init_args.backbone.init_args.quantization nf4",
+    "plan --config configs/llava_1_5_7b/grpo_lag.yaml --config configs/trainer/fsdp2.yaml --ranks 8",
 )
 OWN = ("memory", "prompt_tokens", "response_tokens", "image_tokens", "ranks", "model_config", "json")
 """Options of this command; all others are those of ``fit``."""
