@@ -108,6 +108,8 @@ class Handler(BaseHTTPRequestHandler):
             self.reply(200, gzip.compress(bytes(1 << 24)), **{"Content-Encoding": "gzip"})
         elif behaviour == "detail":
             self.reply(400, b'{"detail": "pinned to another model"}')
+        elif behaviour.startswith("pad"):
+            self.reply(400, f"{'x' * int(behaviour[3:])} {self.headers['Authorization']} \x1b[31m".encode())
         elif behaviour == "redirect":
             self.reply(307, b"", Location="/elsewhere")
         elif behaviour == "echo":

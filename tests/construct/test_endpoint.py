@@ -324,3 +324,18 @@ def test_without_the_package_the_extra_is_named(monkeypatch):
         EndpointError, match=r"endpoints need the package openai: pip install 'safe_rlhf_v\[construct\]'"
     ):
         list(Endpoint("tiny", "http://127.0.0.1:9/v1").replies([]))
+
+
+def test_no_part_of_a_key_is_left_where_a_long_error_is_cut(server):
+    replies = list(endpoint(server).replies(asked(*(f"pad{length}" for length in range(210, 300, 4)))))
+    assert {reply.kind for reply in replies} == {"rejected"}
+    assert any("[key]" in reply.error for reply in replies)
+    assert any(reply.error.endswith("x") for reply in replies)
+    assert not any(KEY[:4] in reply.error for reply in replies)
+    assert all(len(reply.error) <= 300 for reply in replies)
+
+
+def test_an_error_does_nothing_to_a_terminal(server):
+    error = one(server, "pad3").error
+    assert error.isprintable()
+    assert "[31m" in error

@@ -26,6 +26,7 @@ _LONGEST_WAIT = 120.0
 """Seconds that the package waits at most when a server asks it to."""
 _LEAST_KEY = 8
 """Letters of the shortest key that is taken out of texts: ``EMPTY`` and ``none`` are no secrets."""
+_LONGEST_ERROR = 300
 _STATUS: dict[int, Kind] = {401: "unauthorized", 404: "not_found", 408: "timeout", 429: "rate_limit"}
 
 
@@ -223,11 +224,12 @@ class Endpoint:
     async def _reply(self, client: "AsyncOpenAI", name: str, body: dict[str, Any], key: str | None) -> Reply:
         """The outcome of one request, the key taken out of whatever the server sent."""
         reply = await self._try(client, name, body)
-        if key is None or len(key) < _LEAST_KEY:
-            return reply
-        texts = ("text", "finish_reason", "refusal", "error", "model")
-        clean = {field: value.replace(key, "[key]") for field in texts if (value := getattr(reply, field))}
-        return replace(reply, **clean)
+        if key is not None and len(key) >= _LEAST_KEY:
+            texts = ("text", "finish_reason", "refusal", "error", "model")
+            clean = {field: value.replace(key, "[key]") for field in texts if (value := getattr(reply, field))}
+            reply = replace(reply, **clean)
+        # Cut last: of a key that stands at the cut a part would be left.
+        return replace(reply, error=reply.error[:_LONGEST_ERROR])
 
     async def _try(self, client: "AsyncOpenAI", name: str, body: dict[str, Any]) -> Reply:
         """The outcome of one request."""
@@ -269,8 +271,8 @@ class Endpoint:
 
 
 def _line(text: str) -> str:
-    """A message of others as one short line."""
-    return " ".join(text.split())[:300]
+    """A message of others as one line that does nothing to a terminal."""
+    return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in " ".join(text.split()))
 
 
 def _check_address(base_url: str) -> None:
