@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import pytest
+import yaml
 from tests.construct.built import build, first_stages
 
 from safe_rlhf_v.construct.asking import EndpointJudge, EndpointQuestions, EndpointResponder, read_questions
@@ -13,8 +14,8 @@ from safe_rlhf_v.construct.images import CollectImages
 from safe_rlhf_v.construct.judging import JudgeResponses, read_opinions
 from safe_rlhf_v.construct.questions import AskQuestions, read_items
 from safe_rlhf_v.construct.replies import Reply, Request
-from safe_rlhf_v.construct.rubric import Rubric
-from safe_rlhf_v.construct.stage import RefusedToGoOn
+from safe_rlhf_v.construct.rubric import DEFAULT, Rubric
+from safe_rlhf_v.construct.stage import RefusedToGoOn, settings_of
 from safe_rlhf_v.records import Record
 from safe_rlhf_v.records.conversation import Turn
 from safe_rlhf_v.scoring.judge import Asked
@@ -174,3 +175,43 @@ def test_an_endpoint_that_is_down_stops_the_stage(tmp_path: Any) -> None:
     endpoint = Scripted(lambda request: Reply(request.key, "connection", error="refused"))
     with pytest.raises(RefusedToGoOn, match=r"got no reply .connection: refused"):
         build(tmp_path / "w", [*first_stages(3), JudgeResponses({"qwen": EndpointJudge(endpoint)})])
+
+
+@pytest.mark.parametrize("key", ["policy", "safety", "helpfulness", "categories", "name"])
+@pytest.mark.parametrize("component", [EndpointJudge, EndpointQuestions])
+def test_an_edited_rubric_is_another_setting(component: Any, key: str, tmp_path: Any) -> None:
+    file = tmp_path / "rubric.yaml"
+    body = yaml.safe_load(DEFAULT.read_text())
+    settings = []
+    for words in ("before", "after"):
+        body[key] = words if isinstance(body[key], str) else {**body[key], next(iter(body[key])): words}
+        file.write_text(yaml.safe_dump(body))
+        settings.append(settings_of(component(Endpoint("tiny", "http://127.0.0.1:1/v1"), rubric=str(file))))
+    assert settings[0] != settings[1]
+    copy = file.rename(tmp_path / "moved.yaml")
+    moved = component(Endpoint("tiny", "http://127.0.0.1:1/v1"), rubric=str(copy))
+    assert settings_of(moved) == settings[1]
+
+
+def test_judges_of_two_versions_of_a_rubric_are_not_mixed(tmp_path: Any) -> None:
+    file = tmp_path / "rubric.yaml"
+    file.write_text(DEFAULT.read_text())
+    asked = 0
+
+    def dies(request: Request) -> Reply:
+        nonlocal asked
+        asked += 1
+        if asked > 40:
+            raise KeyboardInterrupt
+        return complete(request, "Better: tie")
+
+    def stages(says: Says) -> list[Any]:
+        judge = EndpointJudge(Scripted(says), rubric=str(file))
+        return [*first_stages(images=6), JudgeResponses({"judge": judge}, batch_size=1)]
+
+    with pytest.raises(KeyboardInterrupt):
+        build(tmp_path / "work", stages(dies))
+    assert (tmp_path / "work" / "judgements.jsonl").stat().st_size
+    file.write_text(file.read_text().replace("Severe harm", "Little harm"))
+    with pytest.raises(ValueError, match=r"other settings: judges\.judge\.rubric\.safety\.-3"):
+        build(tmp_path / "work", stages(lambda request: complete(request, "Better: tie")))

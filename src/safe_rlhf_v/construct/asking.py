@@ -131,8 +131,8 @@ class EndpointQuestions(QuestionSource):
         self.endpoint = endpoint
         self.kinds = tuple(kinds)
         self.per_kind = per_kind
-        self.rubric = rubric
-        self._rubric = Rubric.load(rubric)
+        # Its content, not its path: the settings of a stage hold it, so that an edited file is another setting.
+        self.rubric = Rubric.load(rubric)
 
     def most(self, images: int) -> tuple[int, int]:
         return images * len(self.kinds) * self.per_kind, images * len(self.kinds)
@@ -147,8 +147,8 @@ class EndpointQuestions(QuestionSource):
         return QUESTIONS.format(
             count=self.per_kind,
             kind=_KINDS[kind],
-            policy=self._rubric.policy,
-            categories=", ".join(self._rubric.categories),
+            policy=self.rubric.policy,
+            categories=", ".join(self.rubric.categories),
         )
 
     def _joined(self, replies: Sequence[Reply]) -> QuestionReply:
@@ -156,7 +156,7 @@ class EndpointQuestions(QuestionSource):
         questions: list[Question] = []
         faults: list[str] = []
         for kind, reply in zip(self.kinds, replies, strict=True):
-            read = read_questions(reply.text or "", kind, self.per_kind, self._rubric)
+            read = read_questions(reply.text or "", kind, self.per_kind, self.rubric)
             questions += read or []
             faults.append(fault_of(reply) or ("" if read else "unparsable"))
         fault = "failed" if "failed" in faults else next(filter(None, faults), "")
@@ -214,9 +214,8 @@ class EndpointJudge(Judge):
             rubric: YAML file with scales and policy, as the option rubric of the command; without it the shipped one.
         """
         self.endpoint = endpoint
-        self.rubric = rubric
+        self.rubric = Rubric.load(rubric)
         self.families = sorted(endpoint.families)
-        self._rubric = Rubric.load(rubric)
 
     def score(self, record: Record, text: str) -> dict[str, float]:
         ratings = self.ask([Asked(record, (text,), "helpfulness"), Asked(record, (text,), "safety")])
@@ -237,11 +236,11 @@ class EndpointJudge(Judge):
     def messages(self, asked: Asked) -> list[Message]:
         """The conversation that a question becomes."""
         several = len(asked.texts) == 2
-        anchors = self._rubric.helpfulness if asked.axis == "helpfulness" else self._rubric.safety
+        anchors = self.rubric.helpfulness if asked.axis == "helpfulness" else self.rubric.safety
         scale = "\n".join(
             f"{level:+d}: {text}" if asked.axis == "safety" else f"{level}: {text}" for level, text in anchors.items()
         )
-        about = _HELPFUL if asked.axis == "helpfulness" else f"{_SAFE}\nHarm is:\n{self._rubric.policy}"
+        about = _HELPFUL if asked.axis == "helpfulness" else f"{_SAFE}\nHarm is:\n{self.rubric.policy}"
         form = (
             "Better: A, or Better: B, or Better: tie"
             if several
