@@ -151,3 +151,10 @@ def test_no_tasks_are_finished_at_once(tmp_path: Path) -> None:
     lines = Lines(tmp_path, "x")
     write(lines, tasks=[])
     assert lines.finished and lines.rows() == []
+
+
+@pytest.mark.parametrize("size", [0, -1, -5])
+def test_a_batch_size_below_one_is_refused(size: int, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=f"batch_size is {size}; it must be at least 1"):
+        write(Lines(tmp_path, "x"), batch=size)
+    assert not Lines(tmp_path, "x").finished

@@ -101,8 +101,10 @@ class Lines:
 
         Raises:
             FileError: If another process is writing the file.
-            ValueError: If the lines there come from other tasks or settings.
+            ValueError: If the lines there come from other tasks or settings, or the batch size is below 1.
         """
+        if batch_size < 1:  # with a negative one no task would be done, and the work would count as finished
+            raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
         hashes = [digest(task) for task in tasks]
         about = {"settings": settings, "tasks": len(tasks), "of": digest(hashes), "batch_size": batch_size}
         with open_to_append(self.path) as file:
