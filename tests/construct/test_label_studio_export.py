@@ -213,3 +213,17 @@ def test_the_tasks_themselves_are_no_export(task_files):
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(FileError, match=r"none.json: no such file"):
         read_exports([tmp_path / "none.json"], RECORDS)
+
+
+@pytest.mark.parametrize("number", ["\ud800", "\x1b[31m", "<b>", [1], {"a": None}, float("nan"), "x" * 1000])
+def test_an_id_that_is_no_number_is_escaped_in_notes(changed, number):
+    def change(task):
+        task["id"] = number
+        task["annotations"][0] |= {"id": number, "completed_by": None}
+
+    export = changed(change)
+    assert export.annotations[0].annotator.startswith("annotation ")
+    for text in (export.annotations[0].annotator, *(note.where for note in export.notes)):
+        assert text.isascii()
+        assert text.isprintable()
+    assert all(len(note.where.rpartition("task")[2]) < 200 for note in export.notes)

@@ -102,7 +102,7 @@ def read_exports(paths: Iterable[Path], records: Mapping[str, Record]) -> Export
     newest: dict[tuple[str, str], _Dated] = {}
     for path in paths:
         for number, task in enumerate(_read(path)):
-            where = f"{printable(path)}, task {task.get('id', f'number {number}')}"
+            where = f"{printable(path)}, task {_number(task) or f'number {number}'}"
             for dated in _annotations(task, where, records, notes):
                 name = (dated.annotation.key, dated.annotation.annotator)
                 older, newer = sorted((newest.get(name, dated), dated), key=lambda one: one.when)
@@ -150,7 +150,7 @@ def _annotations(
         notes.append(Note("edited", where, f"shows something else than the record in: {', '.join(changed)}"))
         return
     for entry in task["annotations"]:
-        number = entry.get("id", "?") if isinstance(entry, dict) else "?"
+        number = (_number(entry) if isinstance(entry, dict) else "") or "?"
         yield from _annotation(entry, f"{where}, annotation {number}", record.key, order, notes)
 
 
@@ -170,7 +170,7 @@ def _annotation(entry: Any, where: str, key: str, order: list[int], notes: list[
         notes.append(Note("partial", where, f"left open: {', '.join(missing)}"))
     annotator = _annotator(entry)
     if annotator is None:
-        annotator = f"annotation {entry.get('id')}"
+        annotator = f"annotation {_number(entry) or '?'}"
         notes.append(Note("unknown_annotator", where, "who made it is not told; it counts as a person of its own"))
     yield _Dated(_when(entry), where, _in_order(key, annotator, values, order))
 
@@ -195,6 +195,12 @@ def _values(results: list[Any], where: str, notes: list[Note]) -> dict[str, int]
         else:
             values[name] = allowed[first]
     return values
+
+
+def _number(entry: dict[str, Any]) -> str:
+    """The id of a task or annotation, escaped if it is not the number that Label Studio gives; empty if there is none."""
+    value = entry.get("id")
+    return "" if value is None else ascii(value)[:80]
 
 
 def _annotator(entry: dict[str, Any]) -> str | None:
