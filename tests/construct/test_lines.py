@@ -158,3 +158,18 @@ def test_a_batch_size_below_one_is_refused(size: int, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=f"batch_size is {size}; it must be at least 1"):
         write(Lines(tmp_path, "x"), batch=size)
     assert not Lines(tmp_path, "x").finished
+
+
+@pytest.mark.parametrize("damage", [b"\0" * 20 + b"\n", b"{}x\n", b"\n", b"[1]\n"])
+def test_a_damaged_line_is_named_and_what_follows_it_is_not_lost(damage: bytes, tmp_path: Path) -> None:
+    lines = Lines(tmp_path, "numbers")
+    write(lines)
+    content = lines.path.read_bytes().splitlines(keepends=True)
+    content[1] = damage
+    lines.path.write_bytes(b"".join(content))
+    note = json.loads(lines.note.read_text())
+    del note["sha256"]
+    lines.note.write_text(json.dumps(note))
+    with pytest.raises(ValueError, match="line 2 is damaged"):
+        write(lines)
+    assert lines.path.read_bytes() == b"".join(content)

@@ -55,6 +55,8 @@ def construct(
     from safe_rlhf_v.construct.rubric import Rubric
     from safe_rlhf_v.construct.stage import Workspace
 
+    if not str(output):
+        raise ValueError("--output is empty; name a folder")
     work = Workspace(Path(output), Rubric.load(rubric), seed)
     if dry_run:
         return _planned(plan_stages(stages, work, until))

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from safe_rlhf_v.construct.reply_parsing import RANGES
+from safe_rlhf_v.construct.stage import file_content
 from safe_rlhf_v.ingest.table import TableError, read_table
 from safe_rlhf_v.records import Record
 from safe_rlhf_v.scoring.judge import Judge
@@ -40,6 +41,10 @@ class GoldResponses(Judge):
         return self._ratings.get(
             (image, record.question, text), self._ratings.get(("", record.question, text), unknown)
         )
+
+    def content(self) -> str:
+        """See :class:`~safe_rlhf_v.construct.stage.Reads`."""
+        return file_content(self.file)
 
     def _read(self) -> dict[tuple[str, str, str], dict[str, float]]:
         file = Path(self.file)

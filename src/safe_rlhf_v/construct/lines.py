@@ -167,11 +167,16 @@ class Lines:
         done = end = at = 0
         with self.path.open("r+b") as file:
             for line in file:
+                number = done + len(batch) + 1
                 row = _row_of(line)
-                if row is None or done + len(batch) >= len(hashes):
+                if row is None and line.endswith(b"\n"):  # a kill leaves a line without its end, never a damaged one
+                    raise ValueError(
+                        f"{self.path}: line {number} is damaged; remove it and what stands behind it, or {self._advice()}"
+                    )
+                if row is None or number > len(hashes):
                     break
-                if row.get("task") != hashes[done + len(batch)]:
-                    raise ValueError(f"{self.path}: line {done + len(batch) + 1} is of another task; {self._advice()}")
+                if row.get("task") != hashes[number - 1]:
+                    raise ValueError(f"{self.path}: line {number} is of another task; {self._advice()}")
                 at += len(line)
                 batch.append(row)
                 if len(batch) == batch_size or done + len(batch) == len(hashes):

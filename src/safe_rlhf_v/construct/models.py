@@ -1,9 +1,11 @@
 """Models of ours as sources of responses and as judges: policies, reward and cost models, and guards, by their run folders."""
 
 import hashlib
+import zipfile
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
+from safe_rlhf_v.construct.lines import digest
 from safe_rlhf_v.construct.responses import Responded, Responder
 from safe_rlhf_v.records import Record
 from safe_rlhf_v.records.batches import Prompts
@@ -18,6 +20,21 @@ def prompts_of(records: Sequence[Record]) -> Prompts:
     from safe_rlhf_v.shards.images import decode
 
     return prompts([Sample(record, tuple(decode(image.data) for image in record.images)) for record in records])
+
+
+def run_content(run: str) -> str:
+    """Short hash of the weights that a run would give: the checksums in its newest checkpoint; ``""`` for no run of ours.
+
+    Args:
+        run: Run folder or checkpoint, or a model's folder or hub name.
+    """
+    from safe_rlhf_v.training.checkpoints import CheckpointError, find_checkpoint
+
+    try:
+        with zipfile.ZipFile(find_checkpoint(run)) as checkpoint:
+            return digest([[entry.filename, entry.CRC] for entry in checkpoint.infolist()])
+    except (CheckpointError, OSError, zipfile.BadZipFile):
+        return ""  # what is wrong with it is said where it is loaded
 
 
 class PolicyResponder(Responder):
@@ -58,6 +75,10 @@ class PolicyResponder(Responder):
         self.base = base
         self.families = tuple(families)
         self._policy: Any = None
+
+    def content(self) -> str:
+        """See :class:`~safe_rlhf_v.construct.stage.Reads`."""
+        return run_content(self.run)
 
     def respond(self, records: Sequence[Record], seed: int, draw: int = 0) -> list[Responded]:
         from safe_rlhf_v.models.sampling import SamplingOptions, sample
@@ -106,6 +127,10 @@ class _RunJudge(Judge):
         self.base = base
         self.families = tuple(families)
         self._model: Any = None
+
+    def content(self) -> str:
+        """See :class:`~safe_rlhf_v.construct.stage.Reads`."""
+        return run_content(self.run)
 
     def _compared(self, difference: float) -> Opinion:
         """The choice by how much better the first of two responses is."""

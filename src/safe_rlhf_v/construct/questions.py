@@ -3,13 +3,13 @@
 import re
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
 from safe_rlhf_v.construct.images import load_image, usable_images
 from safe_rlhf_v.construct.lines import Row
-from safe_rlhf_v.construct.stage import AskingStage, Planned, Workspace, add_usage
+from safe_rlhf_v.construct.stage import AskingStage, Planned, Workspace, add_usage, file_content
 from safe_rlhf_v.ingest.table import TableError, read_table
 from safe_rlhf_v.records import Image, Record, Truth
 from safe_rlhf_v.scoring.judge import Usage
@@ -80,6 +80,14 @@ class QuestionSource(ABC):
     def most(self, images: int) -> tuple[int, int]:
         """How many questions there will be at most about so many images, and how often a model is asked for them."""
 
+    def unused(self, images: Collection[str]) -> int:
+        """How many questions of the source name none of the usable images.
+
+        Args:
+            images: Names of the usable images.
+        """
+        return 0
+
 
 class QuestionFile(QuestionSource):
     """Questions out of a CSV or JSONL file, of any generator.
@@ -112,6 +120,13 @@ class QuestionFile(QuestionSource):
 
     def most(self, images: int) -> tuple[int, int]:
         return sum(map(len, self._read().values())), 0
+
+    def content(self) -> str:
+        """See :class:`~safe_rlhf_v.construct.stage.Reads`."""
+        return file_content(self.file)
+
+    def unused(self, images: Collection[str]) -> int:
+        return sum(len(questions) for name, questions in self._read().items() if name not in images)
 
     def _read(self) -> dict[str, list[Question]]:
         file = Path(self.file)
@@ -194,7 +209,8 @@ class AskQuestions(AskingStage):
         items = read_items(work)
         faults = Counter(row["fault"] for row in work.rows(self.name) if row.get("fault"))
         kinds = Counter(item.kind or "unknown kind" for item in items.values())
-        return {"questions": len(items), **kinds, **faults}
+        unused = self.source.unused({row["name"] for row in usable_images(work).rows.values()})
+        return {"questions": len(items), **kinds, **faults, **({"about no usable image": unused} if unused else {})}
 
     def plan(self, counts: dict[str, int]) -> list[Planned]:
         counts["questions"], calls = self.source.most(counts.get("images", 0))

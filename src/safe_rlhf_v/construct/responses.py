@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple
 
 from safe_rlhf_v.construct.lines import Row, digest
 from safe_rlhf_v.construct.questions import Item, read_items
-from safe_rlhf_v.construct.stage import AskingStage, Planned, Workspace, add_usage
+from safe_rlhf_v.construct.stage import AskingStage, Planned, Workspace, add_usage, file_content
 from safe_rlhf_v.ingest.table import TableError, read_table
 from safe_rlhf_v.records import Record, Response, Truth
 from safe_rlhf_v.scoring.judge import Judge, Usage
@@ -90,6 +90,10 @@ class StoredResponses(Responder):
             replies.append(Responded("", "missing") if text is None else Responded(text))
         return replies
 
+    def content(self) -> str:
+        """See :class:`~safe_rlhf_v.construct.stage.Reads`."""
+        return file_content(self.file)
+
     def _read(self) -> dict[tuple[str, str], str]:
         file = Path(self.file)
         theirs = {name: self.columns.get(name, name) for name in ("question", "response", "image")}
@@ -148,6 +152,8 @@ class Respond(AskingStage):
         """
         if len(responders) * draws < 2:
             raise ValueError("responders: a pair needs two responses: two sources, or two draws of one")
+        if draws < 1 or pairs_per_question < 1:
+            raise ValueError(f"draws is {draws} and pairs_per_question {pairs_per_question}; both must be at least 1")
         if not 0 < similarity <= 1:
             raise ValueError(f"similarity is {similarity}; it must be in 0..1, above 0")
         self.responders = responders

@@ -43,6 +43,8 @@ class AskPeople(Stage):
             rare: A category with at most so many pairs is rare.
             exports: Files that Label Studio exported in its format JSON.
         """
+        if most < 0 or rare < 0:
+            raise ValueError(f"most is {most} and rare {rare}; both must be at least 0")
         self.most = most
         self.rare = rare
         self.exports = tuple(exports)
@@ -65,9 +67,12 @@ class AskPeople(Stage):
             "annotations": [asdict(annotation) for annotation in export.annotations],
             "notes": [entry._asdict() for entry in export.notes],
         }
-        write_whole(work.folder / FILE, (json.dumps(note, indent=1, ensure_ascii=False) + "\n").encode())
+        write_whole(
+            work.folder / FILE, (json.dumps(note, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode()
+        )
         reasons = Counter(reason for several in chosen.values() for reason in several)
-        return {"pairs_for_people": len(chosen), **reasons, "annotations": len(export.annotations)}
+        counts = {"pairs_for_people": len(chosen), **reasons, "annotations": len(export.annotations)}
+        return {**counts, **({f"notes on exports, in {FILE}": len(export.notes)} if export.notes else {})}
 
 
 def informative(pairs: Mapping[str, Pair], votes: Mapping[str, JudgeVotes], rare: int) -> dict[str, list[str]]:

@@ -5,14 +5,15 @@ picture is a duplicate, which pair is too alike, which question leaks, which jud
 pure functions whenever it is needed, and never stored twice.
 """
 
+import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
 
 from safe_rlhf_v.construct.lines import Lines, Row
 from safe_rlhf_v.construct.rubric import Rubric
-from safe_rlhf_v.records.user_files import printable
+from safe_rlhf_v.records.user_files import open_regular, printable
 from safe_rlhf_v.scoring.judge import Usage
 
 
@@ -159,13 +160,35 @@ HOW = frozenset(
 
 
 def settings_of(component: Any) -> Row:
-    """The settings of a stage or component as plain data: its public attributes.
+    """The settings of a stage or component as plain data: its public attributes, and what it reads (:meth:`Reads.content`).
 
     What changes how questions are sent, and not what is asked, is left out (:data:`HOW`).
     """
-    return {
+    settings = {
         name: _plain(value) for name, value in vars(component).items() if not name.startswith("_") and name not in HOW
     }
+    return {**settings, "content": component.content()} if isinstance(component, Reads) else settings
+
+
+@runtime_checkable
+class Reads(Protocol):
+    """A component that reads a file or run which somebody may change between a stop and the next start."""
+
+    def content(self) -> str:
+        """Short hash of what it reads: lines of another content are never mixed with those that are there."""
+
+
+def file_content(path: str | Path) -> str:
+    """Short hash of a file's bytes.
+
+    Raises:
+        FileError: If it is no readable file.
+    """
+    content = hashlib.sha256()
+    with open_regular(Path(path)) as file:
+        while block := file.read(1 << 20):
+            content.update(block)
+    return content.hexdigest()[:16]
 
 
 def _plain(value: Any) -> Any:
