@@ -19,7 +19,7 @@ from safe_rlhf_v.modules import (
     SupervisedModule,
 )
 from safe_rlhf_v.objectives import BradleyTerry, CostObjective, SafeDPO, SignTerm
-from safe_rlhf_v.planning import LiveBytes, Plan
+from safe_rlhf_v.planning import LiveBytes, MemoryPlan
 from safe_rlhf_v.planning.network import BackboneOptions
 from safe_rlhf_v.planning.settings import RunSettings
 from safe_rlhf_v.planning.stages import Planner
@@ -108,7 +108,7 @@ def settings(stage, config, shape, options, **more):
     )
 
 
-def planned(given) -> Plan:
+def planned(given) -> MemoryPlan:
     return Planner().plan(given)
 
 

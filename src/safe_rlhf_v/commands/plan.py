@@ -12,7 +12,7 @@ from safe_rlhf_v.training.parser_errors import PROGRAM
 
 if TYPE_CHECKING:  # torch: seconds to import
     from safe_rlhf_v.planning.advice import Change
-    from safe_rlhf_v.planning.stages import Plan
+    from safe_rlhf_v.planning.stages import MemoryPlan
 
 EXAMPLES = (
     "plan --config configs/qwen2_5_vl_7b/ppo_lag.yaml --memory 24GB",
@@ -35,7 +35,7 @@ class Planned(NamedTuple):
         changes: What would make it smaller, the largest saving first; only if it does not fit.
     """
 
-    plan: "Plan"
+    plan: "MemoryPlan"
     memory: int | None
     changes: "tuple[Change, ...]"
 

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from safe_rlhf_v.models.lora import LoraSettings
 from safe_rlhf_v.planning.settings import RunSettings
-from safe_rlhf_v.planning.stages import Plan, Planner
+from safe_rlhf_v.planning.stages import MemoryPlan, Planner
 
 _BACKBONE = "model.init_args.backbone.init_args"
 _UPDATE = "model.init_args.update"
@@ -27,7 +27,7 @@ class Change(NamedTuple):
     peak: int
 
 
-def changes_of(planner: Planner, plan: Plan) -> Iterator[Change]:
+def changes_of(planner: Planner, plan: MemoryPlan) -> Iterator[Change]:
     """Changes that save something, the largest saving first, then all of them together.
 
     Args:

@@ -55,7 +55,7 @@ class Phase(NamedTuple):
         return self.gradients + self.activations + self.cache + self.features
 
 
-class Plan(NamedTuple):
+class MemoryPlan(NamedTuple):
     """What one rank needs.
 
     Attributes:
@@ -92,7 +92,7 @@ class Planner:
         self._sizes: dict[Any, Sizes] = {}
         self._passes: dict[Any, Passes] = {}
 
-    def plan(self, settings: RunSettings) -> Plan:
+    def plan(self, settings: RunSettings) -> MemoryPlan:
         """The plan of a run.
 
         Raises:
@@ -106,8 +106,8 @@ class Planner:
             raise ValueError("quantised weights are not sharded over ranks: use DDP, or no quantization")
         run = _Run(settings, self._sizes_of(settings), self._passes_of(settings.backbone, settings.mixed))
         if settings.stage == "policy":
-            return Plan(settings, tuple(run.policy_roles()), tuple(run.policy_phases()))
-        return Plan(settings, tuple(run.stage_roles()), tuple(run.stage_phases()))
+            return MemoryPlan(settings, tuple(run.policy_roles()), tuple(run.policy_phases()))
+        return MemoryPlan(settings, tuple(run.stage_roles()), tuple(run.stage_phases()))
 
     def _sizes_of(self, settings: RunSettings) -> Sizes:
         key = (_key(settings.backbone), settings.stage in ("reward", "cost", "guard"))
@@ -122,7 +122,7 @@ class Planner:
         return self._passes[key]
 
 
-def make_plan(settings: RunSettings) -> Plan:
+def make_plan(settings: RunSettings) -> MemoryPlan:
     """The plan of one run; see :class:`Planner`."""
     return Planner().plan(settings)
 
