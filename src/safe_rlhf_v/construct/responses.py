@@ -152,8 +152,8 @@ class Respond(AskingStage):
         """
         if len(responders) * draws < 2:
             raise ValueError("responders: a pair needs two responses: two sources, or two draws of one")
-        if draws < 1 or pairs_per_question < 1:
-            raise ValueError(f"draws is {draws} and pairs_per_question {pairs_per_question}; both must be at least 1")
+        if pairs_per_question < 1:
+            raise ValueError(f"pairs_per_question {pairs_per_question}: it must be at least 1")
         if not 0 < similarity <= 1:
             raise ValueError(f"similarity is {similarity}; it must be in 0..1, above 0")
         self.responders = responders

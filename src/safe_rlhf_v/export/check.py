@@ -37,9 +37,9 @@ def values_of_run(trained: Trained) -> list[Tensor]:
     for images in ((), (picture(),)):
         prompts = Prompts((images,), (tuple(f"probe-{i}" for i in range(len(images))),), (QUESTION,))
         prepared = backbone.prepare(prompts, [(RESPONSE,)])
-        policy = trained.head is None
-        states = backbone.response_states(prepared, log_probs=policy or trained.head.needs_log_probs)  # type: ignore[union-attr]  # without a head it is a policy
-        values.append(states.log_probs[0] if policy else trained.head(states)[0])  # type: ignore[misc]  # likewise
+        head = trained.head
+        states = backbone.response_states(prepared, log_probs=head is None or head.needs_log_probs)
+        values.append(states.log_probs[0] if head is None else head(states)[0])
     return values
 
 

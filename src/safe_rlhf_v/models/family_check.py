@@ -7,8 +7,7 @@ or refused; the report says which.
 Shapes: N responses, R response tokens, D hidden.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -72,8 +71,7 @@ def example_prompts() -> Prompts:
 RESPONSES = [["No.", "It bites, keep away from it."], ["Yes, go on", "no"], ["The left one is worse.", "Both!"]]
 
 
-@contextmanager
-def random_network(twin: Any) -> Iterator[None]:
+def randomise(twin: Any) -> None:
     """Give a network large random weights, so that what is wrong shows: small ones leave the layers nearly idle."""
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -82,7 +80,6 @@ def random_network(twin: Any) -> Iterator[None]:
                 parameter.mul_(2)
             elif parameter.dim() > 1:  # a projector that starts at zero would hide the pictures
                 parameter.normal_(std=0.2)
-    yield
 
 
 def run_checks(twin: Any) -> FamilyReport:
@@ -94,8 +91,8 @@ def run_checks(twin: Any) -> FamilyReport:
     family = str(twin.model.config.model_type)
     passed: list[str] = []
     switched: list[str] = []
-    with random_network(twin):
-        refused = _run(CHECKS, twin, passed)
+    randomise(twin)
+    refused = _run(CHECKS, twin, passed)
     if not refused and twin.packs:
         if problem := _run({"packed rows": packed_rows}, twin, passed):
             switched.append(f"rows are not packed, as {problem}")
