@@ -15,6 +15,7 @@ from tests.shared_runs import train, vlm
 
 from safe_rlhf_v.export.trained import load_trained
 from safe_rlhf_v.models.tiny import write_tiny_vlm
+from safe_rlhf_v.records import Context, Turn
 from safe_rlhf_v.records.batches import Prompts
 
 MODULES = {"policy": "SupervisedModule", "reward": "RewardModule", "cost": "CostModule", "guard": "GuardModule"}
@@ -77,20 +78,23 @@ class OwnWords:
         self.backbone: Any = self.trained.backbone
 
     @staticmethod
-    def prompts() -> list[Prompts]:
-        """As ``fresh.py`` makes them."""
-        made = []
-        for shapes in fresh.SHAPES:
-            images = tuple(torch.tensor(fresh.pixels(*shape), dtype=torch.uint8) for shape in shapes)
-            names = tuple(f"{shape}" for shape in shapes)
-            made.append(Prompts((images,), (names,), (fresh.QUESTION,)))
-        return made
+    def prompts(talks: bool = True) -> list[Prompts]:
+        """As ``fresh.py`` makes them; without ``talks`` those of one question only."""
+        plain = [{"shapes": shapes, "question": fresh.QUESTION} for shapes in fresh.SHAPES]
+        prompts = []
+        for asked in (*plain, *(fresh.TALKS if talks else ())):
+            images = tuple(torch.tensor(fresh.pixels(*shape), dtype=torch.uint8) for shape in asked["shapes"])
+            names = tuple(f"{shape}" for shape in asked["shapes"])
+            turns = tuple(Turn(**turn) for turn in asked.get("history", ()))
+            context = Context(asked.get("system", ""), turns)
+            prompts.append(Prompts((images,), (names,), (asked["question"],), (context,)))
+        return prompts
 
     @torch.no_grad()
     def next_tokens(self) -> list[list[float]]:
-        """Log-probabilities of a response's first token, per prompt."""
+        """Log-probabilities of a response's first token, per prompt of one question."""
         rows = []
-        for prompt in self.prompts():
+        for prompt in self.prompts(talks=False):
             states = self.backbone.response_states(self.backbone.prepare(prompt, [("x",)]))
             rows.append(self.backbone.lm_head(states.prompt)[0].float().log_softmax(-1).tolist())
         return rows

@@ -42,18 +42,20 @@ def add_tokenizer(writer, chat):
     return len(tokens)
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """A small model and its tokenizer in one quantised-format file."""
+def write_model(folder):
+    """A small model and its tokenizer in one quantised-format file, ``tiny.gguf``."""
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=len(SPECIAL) + 256 + 4, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
         num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=512, rms_norm_eps=1e-5,
     )  # fmt: skip
-    model = LlamaForCausalLM(config).eval()
-    folder = tmp_path_factory.mktemp("parts")
-    write(model, folder / "tiny.gguf", lambda writer: add_tokenizer(writer, CHAT))
+    write(LlamaForCausalLM(config).eval(), folder / "tiny.gguf", lambda writer: add_tokenizer(writer, CHAT))
     return folder
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return write_model(tmp_path_factory.mktemp("parts"))
 
 
 @pytest.fixture(scope="module")

@@ -244,12 +244,7 @@ def _limits(trained: Trained, manifest: Manifest | None) -> str:
         lines.insert(
             0, "**Trained on synthetic data (the embedded world): an illustration, of no use on real pictures.**"
         )
-    form = (
-        "The loader reads one question; conversations of several turns need the library."
-        if trained.head is not None
-        else ""
-    )
-    return "\n".join(f"- {line}" for line in [*lines, form] if line)
+    return "\n".join(f"- {line}" for line in lines)
 
 
 def _licence(settings: dict[str, Any], manifest: Manifest | None) -> str:

@@ -95,8 +95,10 @@ def _log_probs(folder: Path, settings: dict[str, Any], images: list[Any]) -> Ten
     else:
         model = AutoModelForImageTextToText.from_pretrained(folder)
     processor = load_processor(folder)
-    inputs = inputs_of(processor, settings["prompt"], images, QUESTION, RESPONSE)
-    alone = inputs_of(processor, settings["prompt"], images, QUESTION, "")["input_ids"].shape[1] - 1
+    template = processor.chat_template
+    form = {**settings["prompt"], "template": template["default"] if isinstance(template, dict) else template}
+    inputs = inputs_of(processor, form, images, QUESTION, RESPONSE)
+    alone = inputs_of(processor, form, images, QUESTION, "")["input_ids"].shape[1] - 1
     logits = model.eval()(**inputs).logits[0, alone - 1 : -1].float()
     targets = inputs["input_ids"][0, alone:]
     log_probs: Tensor = logits.log_softmax(-1).gather(-1, targets[:, None]).squeeze(-1)

@@ -4,15 +4,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from safe_rlhf_v.models.clip_decoder import ClipDecoder
 from safe_rlhf_v.models.clip_pair import without_weights
 from safe_rlhf_v.models.heads import EvidenceHead, ScalarHead
 from safe_rlhf_v.models.lora import merge_adapters
-from safe_rlhf_v.records.batches import Prompts
-
-_PROBES = ("what is this", "can i drink it", "is this safe for a child")
 
 
 def check_tower(backbone: ClipDecoder) -> None:
@@ -64,44 +60,11 @@ def known_head(head: Any) -> bool:
 
 
 def prompt_form(backbone: ClipDecoder) -> dict[str, Any]:
-    """Token ids around a question, without a picture and with one.
-
-    Raises:
-        ValueError: If prompts are not written as a head, the question and a tail.
-    """
-    size = backbone.tower.image_size
-    picture = torch.zeros(size, size, 3, dtype=torch.uint8)
-    frames = [_around(backbone, images) for images in ((), (picture,))]
-    if frames[0][1] != frames[1][1]:
-        raise ValueError("prompts with and without a picture end differently: this template is not exported")
-    tokenizer = backbone.tokenizer
-    special = {*tokenizer.all_special_ids, *backbone.banned_ids} - {tokenizer.unk_token_id}
-    limits = [length for length in (backbone.max_length, backbone.context_length) if length is not None]
+    """How a prompt and a response are written, for the loader."""
     return {
-        "head": [head for head, _ in frames],
-        "tail": frames[0][1],
-        "image_id": backbone.image_id,
-        "never_in_text": sorted(special),
+        **backbone.prompt_form,
+        "never_in_text": sorted(backbone.never_in_text),
         "banned_ids": list(backbone.banned_ids),
-        "end_id": backbone.eos_id,
         "pad_id": backbone.pad_id,
-        "max_length": min(limits) if limits else None,
+        "max_length": backbone.most_tokens,
     }
-
-
-def _around(backbone: ClipDecoder, images: tuple[Tensor, ...]) -> tuple[list[int], list[int]]:
-    """Token ids before and after a question; they are the same for every question."""
-
-    def prompt(question: str) -> list[int]:
-        tokens, _ = backbone.prepare_prompts(Prompts((images,), (("probe",) * len(images),), (question,)))
-        return tokens.ids[0]
-
-    asked = {question: backbone.text_ids(question) for question in _PROBES}
-    whole_prompts = {question: prompt(question) for question in _PROBES}
-    first = _PROBES[0]
-    for at in range(len(whole_prompts[first]) - len(asked[first]), -1, -1):
-        head = whole_prompts[first][:at]
-        tail = whole_prompts[first][at + len(asked[first]) :]
-        if all([*head, *asked[question], *tail] == whole_prompts[question] for question in _PROBES):
-            return head, tail
-    raise ValueError("prompts are not written as a head, the question and a tail: this template is not exported")

@@ -9,7 +9,12 @@ Example::
     model.respond([Image.open("photo.jpg")], "Can I drink this?")
     model([Image.open("photo.jpg")], "Can I drink this?", "Yes, it is safe.")  # outputs of its head by name, if it has one
 
-Shapes: S tokens of prompt and response, R of them the response's, D hidden, P tokens of an image.
+A conversation has a system text and earlier turns, whose pictures come first in the list::
+
+    talk = [{"role": "user", "text": "What is this?", "images": 1}, {"role": "assistant", "text": "A bottle."}]
+    model.respond([photo, label], "And with this?", system="Advise on safety.", history=talk)
+
+Shapes: S tokens of prompt and response, R of them the response's, D hidden, M pictures, P tokens of each.
 """
 
 import json
@@ -23,7 +28,17 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+
+from safe_rlhf_v.models.plain_inputs import (
+    chat_ids,
+    chat_text,
+    plain_text_ids,
+    room_for,
+    template_ids,
+    turns_of,
+    upright,
+)
 
 
 class Resampler(nn.Module):
@@ -72,6 +87,7 @@ class Model(nn.Module):
         self.settings = json.loads((folder / "export.json").read_text())
         self.tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
         self.decoder = AutoModelForCausalLM.from_pretrained(folder / "decoder")
+        self.decoder.generation_config = GenerationConfig()  # no habits of the pretrained model, as in training
         weights = load_file(folder / "vision.safetensors")
         self.visual = _tower(self.settings["tower"])
         _load(self.visual, weights, "tower.visual.", partly=True)  # blocks that the tokens do not pass are left out
@@ -95,7 +111,7 @@ class Model(nn.Module):
         """(M, P, channels) tokens of M pictures."""
         settings = self.settings["tower"]
         size = settings["image_size"]
-        pixels = torch.stack([_square(torch.tensor(np.asarray(image.convert("RGB"))), size) for image in images])
+        pixels = torch.stack([_square(torch.tensor(np.asarray(upright(image))), size) for image in images])
         mean, std = (torch.tensor(settings[name]).view(1, 3, 1, 1) * 255 for name in ("mean", "std"))
         weight = next(self.visual.parameters())
         x = ((pixels.permute(0, 3, 1, 2).float() - mean) / std).to(weight)
@@ -105,48 +121,61 @@ class Model(nn.Module):
         tokens: Tensor = out["image_intermediates"][0].flatten(2).transpose(1, 2)
         return tokens if self.resampler is None else self.resampler(tokens)
 
-    def embed(self, images: Sequence[Any], question: str, response: list[int]) -> tuple[Tensor, Tensor, Tensor | None]:
-        """(S,) token ids, (1, S, D) embeddings, and the tokens of the pictures."""
+    def prompt_ids(self, images: int, question: str, system: str, history: Sequence[dict[str, Any]]) -> list[int]:
+        """Token ids of a conversation, up to the start of the response; every picture is its P placeholders."""
         form = self.settings["prompt"]
-        ids = [*form["head"][len(images)], *self.text_ids(question), *form["tail"], *response]
-        tokens = torch.tensor(ids, device=self.decoder.device)
-        embeddings = self.decoder.get_input_embeddings()(tokens[None])
-        if not images:
-            return tokens, embeddings, None
-        features = self.encode(images)
-        place = (tokens == form["image_id"])[None, :, None].expand_as(embeddings)
-        projected = self.projector(features.flatten(0, 1)).to(embeddings.dtype)
-        return tokens, embeddings.masked_scatter(place, projected), features
+        turns = turns_of(question, images, history)
+        if form["chat"] is not None:
+            return chat_ids(self.tokenizer, form, chat_text(self.tokenizer, form["chat"], system, turns))
+        return template_ids(form, system, turns, self._piece_ids, self.text_ids)
+
+    def _piece_ids(self, text: str) -> list[int]:
+        return [int(i) for i in self.tokenizer(text, add_special_tokens=False)["input_ids"]]
 
     def text_ids(self, text: str) -> list[int]:
         """Token ids of plain text: a special token spelled out in it never becomes one."""
-        ids = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
-        return [i for i in ids if i not in self.settings["prompt"]["never_in_text"]]
+        return plain_text_ids(self.tokenizer, text, self.settings["prompt"]["never_in_text"])
 
-    def response_ids(self, question: str, response: str, images: int) -> list[int]:
-        """Token ids of a response and the end token, as far as there is room for them."""
-        form = self.settings["prompt"]
-        prompt = len(form["head"][images]) + len(self.text_ids(question)) + len(form["tail"])
-        room = None if form["max_length"] is None else form["max_length"] - prompt
-        return [*self.text_ids(response), form["end_id"]][:room]
+    def embed(self, images: Sequence[Any], ids: list[int]) -> tuple[Tensor, Tensor | None]:
+        """(1, S, D) embeddings of token ids and pictures, and the tokens (M, P, C) of the pictures."""
+        tokens = torch.tensor(ids, device=self.decoder.device)
+        embeddings = self.decoder.get_input_embeddings()(tokens[None])
+        if not images:
+            return embeddings, None
+        features = self.encode(images)
+        place = (tokens == self.settings["prompt"]["image_id"])[None, :, None].expand_as(embeddings)
+        projected = self.projector(features.flatten(0, 1)).to(embeddings.dtype)
+        return embeddings.masked_scatter(place, projected), features
 
     @torch.no_grad()
-    def respond(self, images: Sequence[Any], question: str, max_new_tokens: int = 64, temperature: float = 0.0) -> str:
+    def respond(
+        self,
+        images: Sequence[Any],
+        question: str,
+        max_new_tokens: int = 64,
+        temperature: float = 0.0,
+        system: str = "",
+        history: Sequence[dict[str, Any]] = (),
+    ) -> str:
         """A response to a prompt; at temperature 0 of the likeliest tokens.
 
         Args:
-            images: Pictures of the prompt, PIL.
-            question: The user's words.
+            images: Pictures of the whole conversation, PIL.
+            question: The user's last words.
             max_new_tokens: Most tokens of the response.
             temperature: Of the sampling.
+            system: System text.
+            history: Earlier turns, as records have them.
         """
-        _, embeddings, _ = self.embed(images, question, [])
         form = self.settings["prompt"]
+        ids = self.prompt_ids(len(images), question, system, history)
+        room = room_for(form["max_length"], len(ids))
+        embeddings, _ = self.embed(images, ids)
         sampling = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0} if temperature else {}
         out = self.decoder.generate(
             inputs_embeds=embeddings,
             attention_mask=torch.ones_like(embeddings[..., 0], dtype=torch.long),
-            max_new_tokens=max_new_tokens,
+            max_new_tokens=max_new_tokens if room is None else min(max_new_tokens, room),
             suppress_tokens=form["banned_ids"],
             eos_token_id=form["end_id"],
             pad_token_id=form["pad_id"],
@@ -154,23 +183,40 @@ class Model(nn.Module):
         )
         return str(self.tokenizer.decode(out[0], skip_special_tokens=True)).strip()
 
-    def states(self, images: Sequence[Any], question: str, response: str) -> dict[str, Tensor]:
-        """Of a response: (R + 1, D) states from the prompt's last token on, (R,) log-probabilities; and (P, C) of the picture."""
-        ids = self.response_ids(question, response, len(images))
-        tokens, embeddings, features = self.embed(images, question, ids)
+    def states(
+        self,
+        images: Sequence[Any],
+        question: str,
+        response: str,
+        system: str = "",
+        history: Sequence[dict[str, Any]] = (),
+    ) -> dict[str, Tensor]:
+        """Of a response: (R + 1, D) states from the prompt's last token on, (R,) log-probabilities; first picture (P, C)."""
+        form = self.settings["prompt"]
+        prompt = self.prompt_ids(len(images), question, system, history)
+        ids = [*self.text_ids(response), form["end_id"]][: room_for(form["max_length"], len(prompt))]
+        embeddings, features = self.embed(images, [*prompt, *ids])
         hidden = self.decoder.base_model(inputs_embeds=embeddings).last_hidden_state[0, -len(ids) - 1 :]
         logits = self.decoder.get_output_embeddings()(hidden[:-1]).float()
-        log_probs = logits.log_softmax(-1).gather(-1, tokens[-len(ids) :, None]).squeeze(-1)
+        targets = torch.tensor(ids, device=logits.device)[:, None]
+        log_probs = logits.log_softmax(-1).gather(-1, targets).squeeze(-1)
         shape = self.settings["image_shape"]
         picture = hidden.new_zeros(shape) if features is None else features[0]
         return {"hidden": hidden.float(), "log_probs": log_probs, "image": picture.float()}
 
     @torch.no_grad()
-    def __call__(self, images: Sequence[Any], question: str, response: str) -> dict[str, float]:
+    def __call__(
+        self,
+        images: Sequence[Any],
+        question: str,
+        response: str,
+        system: str = "",
+        history: Sequence[dict[str, Any]] = (),
+    ) -> dict[str, float]:
         """The head's outputs, by the names in ``export.json``; response "": the prompt alone."""
         if self.head is None:
             raise ValueError("this model has no head: it responds")
-        outputs = _score(self.head, self.settings["head"], self.states(images, question, response))
+        outputs = _score(self.head, self.settings["head"], self.states(images, question, response, system, history))
         return dict(zip(self.settings["outputs"], outputs.tolist(), strict=True))
 
 

@@ -16,7 +16,7 @@ from safe_rlhf_v.models.heads import ScalarHead
 from safe_rlhf_v.models.hf_vlm import HFVLM
 from safe_rlhf_v.models.images import needs_padding
 from safe_rlhf_v.models.lora import linear_names, merge_adapters, merged_state
-from safe_rlhf_v.models.prompt_writer import FALLBACK_TEMPLATE
+from safe_rlhf_v.models.prompt_writer import FALLBACK_TEMPLATE, PromptWriter
 from safe_rlhf_v.models.quantization import as_plain_config, quantized_layers
 
 _PARTS = (
@@ -26,19 +26,17 @@ _PARTS = (
 
 
 def prompt_form(backbone: HFVLM) -> dict[str, Any]:
-    """How a prompt and a response are written, for the loader."""
-    tokenizer = backbone.tokenizer
-    special = {*tokenizer.all_special_ids, *backbone.banned_ids} - {tokenizer.unk_token_id}
-    limits = [length for length in (backbone.max_length, backbone.context_length) if length is not None]
-    added = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
-    control = sorted({*added, backbone.processor.image_token}, key=len, reverse=True)
+    """How a prompt and a response are written, for the loader; by the template that is written into the folder.
+
+    Args:
+        backbone: Its processor is complete (:func:`complete_processor`).
+    """
+    writer = PromptWriter(backbone.processor, backbone.model.config, backbone.model.generation_config)
     return {
-        "parts": "image" in str(backbone.processor.chat_template),
-        "placeholder": f"{backbone.processor.image_token}\n",
-        "control": "|".join(re.escape(token) for token in control if len(token) > 1),
-        "never_in_text": sorted(special & set(range(len(tokenizer)))),
+        **writer.form,
+        "never_in_text": sorted(backbone.never_in_text & set(range(len(backbone.tokenizer)))),
         "end_id": backbone.eos_id,
-        "max_length": min(limits) if limits else None,
+        "max_length": backbone.most_tokens,
     }
 
 

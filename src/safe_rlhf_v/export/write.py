@@ -1,6 +1,7 @@
 """A run as a folder that loads without this library."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -12,6 +13,7 @@ from safe_rlhf_v.export.card import write_card
 from safe_rlhf_v.export.folder import check_new, new_folder
 from safe_rlhf_v.export.trained import Trained
 from safe_rlhf_v.guard.calibration import Calibration, CalibrationMissing, run_home
+from safe_rlhf_v.models import plain_inputs
 from safe_rlhf_v.models.clip_decoder import ClipDecoder
 from safe_rlhf_v.models.heads import ScalarHead
 from safe_rlhf_v.models.hf_vlm import HFVLM
@@ -21,6 +23,8 @@ from safe_rlhf_v.records.taxonomy import MIN_LEVEL
 
 DType = Literal["float32", "bfloat16", "float16"]
 SETTINGS_FILE = "export.json"
+_SHARED = re.compile(r"^from safe_rlhf_v\.models\.plain_inputs import (?:\([^)]*\)|.*)$", re.MULTILINE)
+"""The line of a loader in whose place the functions stand that it shares with this library."""
 
 
 class Export(NamedTuple):
@@ -188,5 +192,8 @@ def _write(
 
 
 def _copy_loader(module: Any, folder: Path, name: str) -> None:
-    """One of this room's files that need nothing of this library."""
-    (folder / name).write_text(Path(str(module.__file__)).read_text())
+    """One of this room's files, with a copy of what it uses of this library in it."""
+    source = Path(str(module.__file__)).read_text()
+    shared = Path(plain_inputs.__file__).read_text()
+    shared = shared[shared.index("\nimport") :]  # without its docstring
+    (folder / name).write_text(_SHARED.sub(lambda _: shared, source))

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from safe_rlhf_v.functional.language import token_log_probs
 from safe_rlhf_v.models.layout import PaddingSide, PromptTokens, layout, position_ids, visibility
 from safe_rlhf_v.models.lora import LoraSettings
+from safe_rlhf_v.models.plain_inputs import plain_text_ids
 from safe_rlhf_v.models.reader import Reader, row_by_row
 from safe_rlhf_v.models.sharding import is_sharded
 from safe_rlhf_v.models.types import ImageFeatures, ImageInputs, ResponseStates, TokenBatch
@@ -237,32 +238,38 @@ class Backbone(Reader):
 
     def text_ids(self, text: str) -> list[int]:
         """Token ids of text that is only text: a special token spelled out in it never becomes one."""
-        ids = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
-        # In word-level vocabularies the special tokens are also words.
-        special = {*self.tokenizer.all_special_ids, *self.banned_ids} - {self.tokenizer.unk_token_id}
-        return [int(i) for i in ids if i not in special]
+        return plain_text_ids(self.tokenizer, text, self.never_in_text)
+
+    @property
+    def never_in_text(self) -> set[int]:
+        """Ids that no text may have, spelled out or not."""
+        return {*self.tokenizer.all_special_ids, *self.banned_ids} - {self.tokenizer.unk_token_id}
+
+    @property
+    def most_tokens(self) -> int | None:
+        """Most tokens of prompt and response: ``max_length`` or the network's positions; ``None`` for no limit."""
+        limits = [length for length in (self.max_length, self.context_length) if length is not None]
+        return min(limits, default=None)
 
     def room(self, prompt_length: int) -> int | None:
         """Maximum number of response tokens after a prompt of that length, ``None`` for no limit.
 
-        The limit is ``max_length`` or the number of the network's positions, whichever is smaller.
-
         Raises:
             ValueError: If not even one response token fits.
         """
-        limits = [length for length in (self.max_length, self.context_length) if length is not None]
-        if not limits:
+        limit = self.most_tokens
+        if limit is None:
             return None
-        room = min(limits) - prompt_length
+        room = limit - prompt_length
         if room < 1:
-            if self.max_length is not None and self.max_length == min(limits):
-                limit = f"max_length is {self.max_length}"
+            if self.max_length == limit:
+                what = f"max_length is {self.max_length}"
                 hint = "raise max_length"
             else:
-                limit = f"the network has {self.context_length} positions"
+                what = f"the network has {self.context_length} positions"
                 hint = "use a network with more"
             raise ValueError(
-                f"a prompt has {prompt_length} tokens and {limit}: prompts are never truncated; {hint} or lower the image's "
+                f"a prompt has {prompt_length} tokens and {what}: prompts are never truncated; {hint} or lower the image's "
                 "pixel budget"
             )
         return room

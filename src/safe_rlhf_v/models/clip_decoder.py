@@ -27,11 +27,11 @@ from safe_rlhf_v.models.clip_parts import (
     prompt_template,
     saved_settings,
 )
-from safe_rlhf_v.models.corpus_tokenizer import IMAGE_TOKEN
 from safe_rlhf_v.models.hf_families import cache_arguments
 from safe_rlhf_v.models.images import fit_square
 from safe_rlhf_v.models.layout import PromptTokens
 from safe_rlhf_v.models.lora import LoraSettings, apply_lora, merged_state
+from safe_rlhf_v.models.plain_inputs import chat_ids, template_ids
 from safe_rlhf_v.models.sources import StoredSources, plain_config, saved_files
 from safe_rlhf_v.models.tower import SlotResampler, SlotSettings, Tower, TowerSettings
 from safe_rlhf_v.models.types import ImageFeatures, ImageInputs
@@ -193,46 +193,21 @@ class ClipDecoder(Backbone):
     def _conversation_ids(self, context: Context, turns: Sequence[Turn]) -> list[int]:
         """Token ids of a prompt; texts are inserted as plain text, so that none can add a placeholder or an end token."""
         if self._writer is not None:
-            return self._chat_ids(context, turns)
-        assert self.template is not None
-        before, after = self.template.split(IMAGE_TOKEN)
-        ids: list[int] = []
-        for i, turn in enumerate(turns):
-            if turn.role == "assistant":
-                ids += [*self.text_ids(turn.text), self.eos_id]
-                continue
-            head = before
-            if i and self.tokenizer.bos_token:  # it stands at the beginning only
-                head = head.removeprefix(self.tokenizer.bos_token).lstrip()
-            text = f"{context.system}\n\n{turn.text}" if context.system and i == 0 else turn.text
-            images = [self.image_id] * (
-                turn.images * self.image_shape[0]
-            )  # ids: text between them would be tokens, too
-            ids += self._filled(head, text, images, after)
-        return ids
+            text = self._writer.write(turns[-1].text, sum(turn.images for turn in turns), context)
+            return chat_ids(self.tokenizer, self.prompt_form, text)
+        return template_ids(self.prompt_form, context.system, turns, self._encode, self.text_ids)
 
-    def _filled(self, head: str, text: str, images: list[int], tail: str) -> list[int]:
-        """The template of one turn with its text and its images, which may stand in either order."""
-        ids: list[int] = []
-        for number, part in enumerate((head, tail)):
-            first, question, last = part.partition("{question}")
-            ids += [*(images if number else ()), *self._encode(first)]
-            ids += [*self.text_ids(text), *self._encode(last)] if question else []
-        return ids
-
-    def _chat_ids(self, context: Context, turns: Sequence[Turn]) -> list[int]:
-        """Token ids by the chat template, each placeholder repeated for every image token."""
-        assert self._writer is not None
-        text = self._writer.write(turns[-1].text, sum(turn.images for turn in turns), context)
-        bos = self.tokenizer.bos_token
-        special = not self.tokenizer.chat_template and (
-            bos is None or not text.startswith(bos)
-        )  # a template writes its own
-        ids = [int(i) for i in self.tokenizer(text, add_special_tokens=special)["input_ids"]]
-        if special and ids and ids[-1] == self.tokenizer.eos_token_id:  # some tokenizers append it to every text
-            ids.pop()
-        repeats = self.image_shape[0]
-        return [i for token in ids for i in [token] * (repeats if token == self.image_id else 1)]
+    @property
+    def prompt_form(self) -> dict[str, Any]:
+        """How prompts are written, as :mod:`~safe_rlhf_v.models.plain_inputs` reads it."""
+        return {
+            "template": self.template,
+            "chat": None if self._writer is None else self._writer.form,
+            "bos": self.tokenizer.bos_token,
+            "image_id": self.image_id,
+            "image_tokens": self.image_shape[0],
+            "end_id": self.eos_id,
+        }
 
     @cached_property
     def _pieces(self) -> dict[str, list[int]]:

@@ -2,9 +2,10 @@
 
 import re
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
-from safe_rlhf_v.records import Context, Turn
+from safe_rlhf_v.models.plain_inputs import chat_text, filled, message
+from safe_rlhf_v.records import Context
 
 FALLBACK_TEMPLATE = (
     "{% for m in messages %}{% if m['role'] != 'system' %}{{ m['role'] | upper }}: {% endif %}{{ m['content'] }}"
@@ -26,6 +27,7 @@ class PromptWriter:
     no system role, the system text stands in front of the user's first turn. What the template would leave out is refused.
 
     Attributes:
+        form: What :func:`~safe_rlhf_v.models.plain_inputs.chat_text` reads.
         end_id: Id of the token that ends a response: what the template writes after one, if the model stops there.
         banned_ids: Ids that must never be sampled: all special tokens except the end token, placeholders, unused rows.
     """
@@ -40,13 +42,20 @@ class PromptWriter:
         """
         self._tokenizer = tokenizer = processor.tokenizer
         template = processor.chat_template or tokenizer.chat_template or FALLBACK_TEMPLATE
-        self._template = template["default"] if isinstance(template, dict) else template
-        self._placeholder = processor.image_token
         added = {i: token.content for i, token in tokenizer.added_tokens_decoder.items() if token.special}
-        control = sorted({*added.values(), self._placeholder}, key=len, reverse=True)
-        self._control = re.compile("|".join(re.escape(token) for token in control if len(token) > 1))
-        self._assistant_parts = self._takes("assistant", parts=True)
-        self._system = self._system_form()
+        control = sorted({*added.values(), processor.image_token}, key=len, reverse=True)
+        self.form: dict[str, Any] = {
+            "template": template["default"] if isinstance(template, dict) else template,
+            "placeholder": processor.image_token,
+            "control": "|".join(re.escape(token) for token in control if len(token) > 1),
+            "parts": [],
+        }
+        if "image" in self.form["template"]:
+            self.form["parts"].append("user")  # the others are tried beside a question
+            for role in ("assistant", "system"):
+                if self._takes(role, parts=True):
+                    self.form["parts"].append(role)
+        self.form["system"] = "system" in self.form["parts"] or self._takes("system", parts=False)
         stops = generation_config.eos_token_id
         self.end_id = self._end({tokenizer.eos_token_id, *(stops if isinstance(stops, list) else [stops])})
         config_ids = {
@@ -67,46 +76,12 @@ class PromptWriter:
         Raises:
             ValueError: If the chat template refuses the conversation, or leaves out a part of it.
         """
-        system = context.system
-        turns = list(context.turns(question, images))
-        if system and self._system == "none":
-            turns[0] = turns[0]._replace(text=f"{system}\n\n{turns[0].text}")
-            system = ""
-        turns = [turn._replace(text=self._as_text(turn.text)) for turn in turns]
-        messages = [self._message(turn) for turn in turns]
-        if system:
-            system = self._as_text(system)
-            messages.insert(0, self._content("system", system, parts=self._system == "parts"))
-        try:
-            prompt = self._render(messages, generate=True)
-        except Exception as error:  # a template raises what it likes
-            raise ValueError(f"the model's chat template refuses the conversation ({_one_line(error)})") from None
-        if system.strip() not in prompt or not _in_order([turn.text.strip() for turn in turns], prompt):
-            raise ValueError("the model's chat template leaves out a part of the conversation")
-        return prompt
-
-    def _as_text(self, text: str) -> str:
-        return self._control.sub(lambda match: f"{match[0][0]} {match[0][1:]}", text)
-
-    def _message(self, turn: Turn) -> dict[str, Any]:
-        parts = "image" in self._template and (turn.role == "user" or self._assistant_parts)
-        return self._content(turn.role, turn.text, turn.images, parts=parts)
-
-    def _content(self, role: str, text: str, images: int = 0, *, parts: bool) -> dict[str, Any]:
-        if parts:
-            return {"role": role, "content": [{"type": "image"}] * images + [{"type": "text", "text": text}]}
-        return {"role": role, "content": f"{self._placeholder}\n" * images + text}  # of a text-only template
-
-    def _system_form(self) -> Literal["parts", "text", "none"]:
-        """How the template takes a system text; ``none`` if it has no such role."""
-        if "image" in self._template and self._takes("system", parts=True):
-            return "parts"
-        return "text" if self._takes("system", parts=False) else "none"
+        return chat_text(self._tokenizer, self.form, context.system, context.turns(question, images))
 
     def _takes(self, role: str, *, parts: bool) -> bool:
         """Whether the template writes a text of this role as text, and a system text otherwise than a turn of the assistant."""
-        question = self._message(Turn("user", _QUESTION))
-        text = self._content(role, _MARK, parts=parts)
+        question = self._message("user", _QUESTION)
+        text = message(self.form, role, _MARK, parts=parts)
         try:
             if role == "assistant":
                 rendered = self._render([question, text], generate=False)
@@ -121,36 +96,21 @@ class PromptWriter:
     def _as_assistant(self, question: dict[str, Any]) -> str:
         """The prompt with the mark as a turn of the assistant in front, "" if the template refuses that."""
         try:
-            return self._render([self._message(Turn("assistant", _MARK)), question], generate=True)
+            return self._render([self._message("assistant", _MARK), question], generate=True)
         except Exception:  # a template raises what it likes
             return ""
 
+    def _message(self, role: str, text: str) -> dict[str, Any]:
+        return message(self.form, role, text, parts=role in self.form["parts"])
+
     def _render(self, messages: Sequence[dict[str, Any]], generate: bool) -> str:
-        text = self._tokenizer.apply_chat_template(
-            messages, chat_template=self._template, tokenize=False, add_generation_prompt=generate
-        )
-        return str(text)
+        return filled(self._tokenizer, self.form, messages, generate=generate)
 
     def _end(self, stops: set[int | None]) -> int:
-        messages = [self._message(Turn("user", "?")), self._message(Turn("assistant", _MARK))]
+        messages = [self._message("user", "?"), self._message("assistant", _MARK)]
         try:
             text = self._render(messages, generate=False)
         except Exception:  # a template that writes no response
             return int(self._tokenizer.eos_token_id)
         after = self._tokenizer(text.rpartition(_MARK)[2], add_special_tokens=False)["input_ids"]
         return next((int(i) for i in after if i in stops), int(self._tokenizer.eos_token_id))
-
-
-def _in_order(texts: Sequence[str], prompt: str) -> bool:
-    """Whether the texts occur in the prompt one after another."""
-    at = 0
-    for text in texts:
-        at = prompt.find(text, at)
-        if at < 0:
-            return False
-        at += len(text)
-    return True
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__
