@@ -16,7 +16,7 @@ from safe_rlhf_v.models.sources import check_source
 from safe_rlhf_v.scoring.external import find_scorer
 from safe_rlhf_v.shards import Manifest
 from safe_rlhf_v.training.checkpoints import CheckpointError, read_checkpoint, read_stage
-from safe_rlhf_v.training.models import is_model
+from safe_rlhf_v.training.models import is_model, no_model_either
 from safe_rlhf_v.training.parser_errors import unknown
 from safe_rlhf_v.training.runs import KINDS, open_run
 from safe_rlhf_v.training.stored_config import find_class, is_listed, read_stored
@@ -80,7 +80,7 @@ def check_runs(config: Any, reading: ReadingOptions) -> None:
         try:
             read_stage(path)
         except CheckpointError as error:
-            raise CheckpointError(f"init_from {error}") from None
+            raise CheckpointError(f"init_from {error}{no_model_either(path)}") from None
     if config.get("ckpt_path") and str(config.ckpt_path).endswith(".ckpt"):
         check_resumed(str(config.ckpt_path), config.model.class_path, trust)
 

@@ -57,8 +57,8 @@ class SharedRoles(Roles):
             reward: Run of a reward model, in Python also the trained module; or an external model: an exported folder, the folder
                 or hub name of a sequence classifier, the import path of a function, or a scorer by class path.
             cost: Likewise a cost model; a cost above 0 means harmful.
-            start: Run folder or checkpoint whose policy the actor starts from and is compared with, in Python also the module; or
-                the folder of a model; ``None`` for the backbone as it is built (pretrained weights).
+            start: Run folder or checkpoint whose policy the actor starts from and is compared with, in Python also the module;
+                ``None`` for the backbone as it is built. Another model is named as the backbone's own.
             trust: Packages whose classes those runs may name, beside this library's (``--trust`` adds to them).
         """
         super().__init__()
@@ -159,6 +159,11 @@ def check_adapters(stage: dict[str, Any], actor: Backbone, now: dict[str, str]) 
         CheckpointError: If the run has no adapters, other settings or another base.
     """
     file = stage["file"]
+    if stage.get("plain"):
+        raise CheckpointError(
+            f"start {file}: is a model and no run, so it has no adapter of its own; name it as the backbone's model (HFVLM) or "
+            "folder (SavedClipDecoder) and leave start out, or use SeparateRoles"
+        )
     theirs = {"lora": "", **stage["fingerprint"]}
     layers = adapter_tensors(backbone_tensors(stage)).keys()
     if not layers:

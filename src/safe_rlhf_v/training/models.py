@@ -12,10 +12,11 @@ from typing import Any
 
 from safe_rlhf_v.models.backbone import Backbone
 from safe_rlhf_v.models.sources import in_hub_cache, load_or_refuse
-from safe_rlhf_v.training.checkpoints import CheckpointError, fingerprint
+from safe_rlhf_v.training.checkpoints import CheckpointError, checkpoints_below, fingerprint, refuse_non_finite
 
 CLIP_FILE = "clip_decoder.json"
 ADAPTER_FILE = "adapter_config.json"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
 CONFIG_FILE = "config.json"
 EXPORT_FILE = "export.json"
 CLASSIFIES = "ForSequenceClassification"
@@ -31,6 +32,13 @@ def is_model(source: Any) -> bool:
     if path.is_dir():
         return any((path / name).is_file() for name in (CLIP_FILE, ADAPTER_FILE, CONFIG_FILE))
     return is_hub_name(str(source))
+
+
+def no_model_either(source: Any) -> str:
+    """The end of a message about a folder without a checkpoint, where a model would do, too; "" of anything else."""
+    if not isinstance(source, (str, Path)) or not Path(source).is_dir() or checkpoints_below(Path(source)):
+        return ""
+    return f"; nor is it a model's folder (none of {CONFIG_FILE}, {ADAPTER_FILE}, {CLIP_FILE})"
 
 
 def is_hub_name(source: str) -> bool:
@@ -62,16 +70,22 @@ def load_model(
         )
     try:
         _check_kind(Path(name), kind)
-        if Path(name, CLIP_FILE).is_file():
-            from safe_rlhf_v.models.clip_decoder import ClipDecoder
-
-            return ClipDecoder.from_pretrained(name).eval()
-        if Path(name, ADAPTER_FILE).is_file():
-            return _with_adapter(name, base, fetch)
-        return _family(name, fetch)
+        backbone = _built(name, base, fetch)
     except Exception as error:  # a folder whose parts do not fit can raise anything
         kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
         raise CheckpointError(f"{role} {name}: {kind}{' '.join(str(error).split())[:400]}") from error
+    refuse_non_finite(backbone.state_dict(), f"{role} {name}")
+    return backbone
+
+
+def _built(name: str, base: str | None, fetch: bool) -> Backbone:
+    if Path(name, CLIP_FILE).is_file():
+        from safe_rlhf_v.models.clip_decoder import ClipDecoder
+
+        return ClipDecoder.from_pretrained(name).eval()
+    if Path(name, ADAPTER_FILE).is_file():
+        return _with_adapter(name, base, fetch)
+    return _family(name, fetch)
 
 
 def model_stage(source: str | Path, role: str) -> dict[str, Any]:
@@ -128,7 +142,12 @@ def _with_adapter(folder: str, base: str | None, fetch: bool) -> Backbone:
     named = settings.get("base_model_name_or_path")
     under = base or (f"{named}@{revision}" if named and revision and is_hub_name(str(named)) else named)
     if not under:
-        raise ValueError(f"{ADAPTER_FILE} names no base model; name it with --base")
+        raise ValueError(f"{ADAPTER_FILE} names no base model; name it there, or with --base")
+    if not Path(folder, ADAPTER_WEIGHTS).is_file():
+        raise ValueError(f"holds {ADAPTER_FILE}, but no {ADAPTER_WEIGHTS}")
+    if not Path(under).is_dir() and not (is_hub_name(str(under)) and (fetch or in_hub_cache(str(under)))):
+        place = "in the local hub cache" if is_hub_name(str(under)) else "here"
+        raise ValueError(f"its base, {under}, is not {place}; name the base with --base, or in its {ADAPTER_FILE}")
     own = folder if Path(folder, "tokenizer_config.json").is_file() else None
     backbone: Any = _family(str(under), fetch, own)
     try:

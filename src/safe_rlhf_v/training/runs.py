@@ -19,7 +19,7 @@ from safe_rlhf_v.models.backbone import Backbone
 from safe_rlhf_v.models.heads import Head
 from safe_rlhf_v.models.sources import SOURCES_KEY, in_hub_cache
 from safe_rlhf_v.training.checkpoints import CheckpointError, fingerprint, load_stage, read_stage
-from safe_rlhf_v.training.models import is_model, load_model, model_stage
+from safe_rlhf_v.training.models import is_model, load_model, model_stage, no_model_either
 from safe_rlhf_v.training.stored_config import check_stored, find_class, is_listed, leads_out, read_stored, set_aside
 
 if TYPE_CHECKING:
@@ -124,7 +124,7 @@ def open_run(
     try:
         stage = read_stage(str(path))
     except CheckpointError as error:
-        raise CheckpointError(f"{role} {error}") from None
+        raise CheckpointError(f"{role} {error}{no_model_either(path) if kinds == ('policy',) else ''}") from None
     file = stage["file"]
     model = read_stored(stage)["model"]
     init = model["init_args"] = {k: v for k, v in model["init_args"].items() if parts is None or k in parts}
