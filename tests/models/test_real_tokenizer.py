@@ -8,7 +8,7 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 from safe_rlhf_v.models import ClipDecoder, SavedClipDecoder
 from safe_rlhf_v.models.clip_pair import ClipSettings, build_pair
 from safe_rlhf_v.models.lora import LoraSettings
-from safe_rlhf_v.models.sources import load_tokenizer
+from safe_rlhf_v.models.sources import check_source, load_tokenizer
 from safe_rlhf_v.models.tower import Tower, TowerSettings
 from safe_rlhf_v.records import Context, Turn
 from safe_rlhf_v.records.batches import Prompts
@@ -114,6 +114,14 @@ def test_two_builds_give_the_new_placeholder_the_same_row(backbone, folder):
     again = ClipDecoder(str(folder / "tiny.gguf"), TOWER, str(folder), gguf_file="tiny.gguf")
     rows = [model.decoder.get_input_embeddings().weight[model.image_id] for model in (backbone, again)]
     assert torch.equal(*rows)
+
+
+def test_a_gguf_tokenizer_passes_the_look_before_a_training(folder, tmp_path):
+    check_source("tokenizer", str(folder / "tiny.gguf"))
+    with pytest.raises(ValueError, match=r"tokenizer .*none\.gguf: no such file"):
+        check_source("tokenizer", str(tmp_path / "none.gguf"))
+    with pytest.raises(ValueError, match=r"processor .*tiny\.gguf: not a folder"):
+        check_source("processor", str(folder / "tiny.gguf"))
 
 
 def test_a_missing_or_broken_gguf_tokenizer_is_named(tmp_path):

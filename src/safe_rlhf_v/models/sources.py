@@ -96,14 +96,12 @@ def load_tokenizer(source: str, **hub: Any) -> Any:
     """
     from transformers import AutoTokenizer
 
+    check_source("tokenizer", source)
     if source.endswith(GGUF_SUFFIX):
         file = Path(source)
-        if not file.is_file():
-            raise ValueError(f"tokenizer {source}: no such file")
         return load_or_refuse(
             "tokenizer", source, AutoTokenizer.from_pretrained, str(file.parent), gguf_file=file.name, **hub
         )
-    check_source("tokenizer", source)
     with open_source(source, "tokenizer") as place:
         return load_or_refuse("tokenizer", source, AutoTokenizer.from_pretrained, place, **hub)
 
@@ -137,7 +135,7 @@ def load_or_refuse(option: str, source: str, load: Callable[..., Any], place: st
 
 
 def check_source(option: str, source: str) -> None:
-    """Refuse a folder that is missing or lacks the expected files, before anything is built; hub names pass.
+    """Refuse a folder or GGUF file that is missing or lacks what it should hold, before anything is built; hub names pass.
 
     Args:
         option: ``tokenizer``, ``processor``, ``model``, ...
@@ -147,6 +145,10 @@ def check_source(option: str, source: str) -> None:
         ValueError: Naming the option and what is wrong.
     """
     path = Path(source)
+    if option == "tokenizer" and source.endswith(GGUF_SUFFIX):
+        if not path.is_file():
+            raise ValueError(f"{option} {source}: no such file")
+        return
     if path.is_dir():
         if option == "tokenizer" and not any((path / name).is_file() for name in _TOKENIZER_FILES):
             raise ValueError(
