@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from safe_rlhf_v.__main__ import main
-from safe_rlhf_v.models import family_check
+from safe_rlhf_v.models import family_check, family_structure
+from safe_rlhf_v.models.family_defaults import DEFAULTS
 from safe_rlhf_v.models.family_structure import model_types, structure_line
 from safe_rlhf_v.models.tiny import write_tiny_vlm
 
@@ -48,6 +49,20 @@ def test_a_model_type(name: str, status: int, says: str, capsys: Any) -> None:
     assert main(["check", name]) == status
     (line,) = capsys.readouterr().out.splitlines()
     assert line.startswith(f"{name}: ") and says in line
+
+
+@pytest.mark.parametrize("name", [*DEFAULTS, "evolla"])
+def test_no_family_is_unknown_because_its_config_leaves_something_open(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if name not in model_types():
+        pytest.skip(f"the installed transformers has no {name}")
+    line, served = structure_line(name)
+    assert line.startswith((f"{name}: supported by its structure", f"{name}: refused: "))
+    assert served == ("refused" not in line)
+    monkeypatch.setattr(family_structure, "DEFAULTS", {})
+    without, served = structure_line(name)
+    assert ("unknown, its default config makes no network" in without) == (name in DEFAULTS) and not served
 
 
 @pytest.mark.parametrize("name", ["", "no/such/folder"])

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from safe_rlhf_v.models import hf_families as families
+from safe_rlhf_v.models.family_defaults import DEFAULTS
 
 
 def model_types() -> tuple[str, ...]:
@@ -23,8 +24,10 @@ def structure_line(model_type: str) -> tuple[str, bool]:
     """
     try:
         model = _on_meta(model_type)
-    except Exception as error:  # the defaults of many configs make no network
+    except Exception as error:  # the defaults of a config need not make a network
         return f"{model_type}: unknown, its default config makes no network ({first_line(error)}); check a model", False
+    if model is None:
+        return f"{model_type}: refused: transformers has no image-text-to-text network for its config", False
     try:
         families.check_supported(model)
         families.check_processor(model.config)
@@ -34,15 +37,20 @@ def structure_line(model_type: str) -> tuple[str, bool]:
     return f"{model_type}: supported by its structure ({rows}); each model is tried when it is loaded", True
 
 
-def _on_meta(model_type: str) -> Any:
+def _on_meta(model_type: str) -> Any | None:
+    """The network of a config's defaults, ``None`` if the config is of another kind of model (proteins, for one)."""
     from transformers import AutoConfig, AutoModelForImageTextToText
+    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING as NETWORKS
 
     logger = logging.getLogger("transformers")
     level = logger.level
     logger.setLevel(logging.CRITICAL)  # about defaults that nobody chose
     try:
+        config = AutoConfig.for_model(model_type, **DEFAULTS.get(model_type, {}))
+        if type(config) not in NETWORKS:
+            return None
         with torch.device("meta"):
-            return AutoModelForImageTextToText.from_config(AutoConfig.for_model(model_type))
+            return AutoModelForImageTextToText.from_config(config)
     finally:
         logger.setLevel(level)
 
