@@ -5,6 +5,7 @@ import torch
 from tests.models.test_gguf import write
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
+from safe_rlhf_v.commands.preflight import check_sources
 from safe_rlhf_v.models import ClipDecoder, SavedClipDecoder
 from safe_rlhf_v.models.clip_pair import ClipSettings, build_pair
 from safe_rlhf_v.models.lora import LoraSettings
@@ -130,6 +131,13 @@ def test_a_missing_or_broken_gguf_tokenizer_is_named(tmp_path):
     (tmp_path / "bad.gguf").write_bytes(b"GGUF no")
     with pytest.raises(ValueError, match=r"tokenizer .*bad\.gguf: cannot be read"):
         load_tokenizer(str(tmp_path / "bad.gguf"))
+
+
+def test_a_run_is_not_refused_for_a_tokenizer_or_a_decoder_of_a_gguf_file(folder):
+    options = {"tokenizer": str(folder / "tiny.gguf"), "decoder": str(folder), "gguf_file": "tiny.gguf"}
+    check_sources({"backbone": {"init_args": options}})
+    with pytest.raises(ValueError, match=r"decoder .*tiny\.gguf: not a folder"):
+        check_sources({"backbone": {"init_args": {**options, "decoder": str(folder / "tiny.gguf")}}})
 
 
 def test_weights_without_the_name_of_their_network_are_refused():

