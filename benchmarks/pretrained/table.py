@@ -24,7 +24,11 @@ SCORER = ("test/true_accuracy", "test/shuffled_accuracy", "test/blank_accuracy")
 SIGN = ("test/true_balanced_sign_accuracy", "test/true_auroc")
 LANGUAGE = {"vision": "before training", "supervised": "supervised", "ppo_lag": "PPO-Lagrangian"}
 NAMES = {"supervised": "start", "ppo_lag": "policy"}
-PHOTOS = {"test": "its photograph", "test_shuffled": "another leaf's", "test_blind": "a picture without content"}
+PHOTOS = {
+    "test": "its photograph",
+    "test_shuffled": "that of a leaf of another severity",
+    "test_blind": "a picture without content",
+}
 Row = tuple[str, tuple[str, ...]]
 """A row's words, and the place of its number in the results."""
 
@@ -77,7 +81,18 @@ def rows(seed: Results) -> list[Row]:
             (f"  {NAMES[name]}, {about}", ("policies", name, split, "severity_right"))
             for split, about in PHOTOS.items()
         ]
-    for value in ("helpfulness", "level", "harmful", "refused", "cost", "reward", "kl", "length"):
+    for value in (
+        "helpfulness",
+        "level",
+        "harmful",
+        "careful",
+        "refused",
+        "unparsed",
+        "cost",
+        "reward",
+        "kl",
+        "length",
+    ):
         found += [(f"{value} of the {NAMES[name]}'s responses", ("policies", name, "test", value)) for name in POLICIES]
     for model in ("reward", "cost"):
         words = ("", ", with another leaf's photograph", ", with a blank picture")
@@ -113,11 +128,11 @@ def number(results: Results, place: tuple[str, ...]) -> float:
 def table(seeds: list[Results]) -> str:
     """One row a number, one column a seed, and mean and standard deviation over the seeds."""
     head = "".join(f"{'seed ' + str(seed['seed']):>10}" for seed in seeds)
-    lines = [f"{'held out':<58}{head}{'mean':>10}{'sd':>8}"]
+    lines = [f"{'held out':<68}{head}{'mean':>10}{'sd':>8}"]
     for words, place in rows(seeds[0]):
         values = [number(seed, place) for seed in seeds]
         spread = statistics.stdev(values) if len(values) > 1 else math.nan
         digits = 0 if place == ("cpu_seconds",) else 3
         cells = "".join(f"{value:>10.{digits}f}" for value in (*values, statistics.fmean(values)))
-        lines.append(f"{words:<58}{cells}{spread:>8.{digits}f}")
+        lines.append(f"{words:<68}{cells}{spread:>8.{digits}f}")
     return "\n".join(lines)
