@@ -53,7 +53,8 @@ def prompts(*rows: int) -> Prompts:
 
 
 def load(folder: str | Path, **settings: Any) -> HFVLM:
-    return HFVLM(model=str(folder), local_files_only=True, **settings).eval()
+    """Without the self-test, which has tests of its own on the same families: here the network itself is looked at."""
+    return HFVLM(model=str(folder), local_files_only=True, self_test=False, **settings).eval()
 
 
 @pytest.fixture(scope="module", params=list(FAMILIES))
@@ -164,12 +165,20 @@ def test_cached_features_are_the_pixels_exactly(vlm: HFVLM, folder: Path, monkey
     assert seen == [(b,), (c,), (a,)]  # each picture once, and never in company: its last bits would depend on it
 
 
+@pytest.fixture(scope="module")
+def rows_alone(vlm: HFVLM) -> dict[int, ResponseStates]:
+    """What each row says alone."""
+    return {row: states(vlm, (row,)) for row in (1, 0, 3)}
+
+
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("packed", [False, True])
-def test_padded_equals_alone(vlm: HFVLM, side: PaddingSide, packed: bool) -> None:
+def test_padded_equals_alone(
+    vlm: HFVLM, rows_alone: dict[int, ResponseStates], side: PaddingSide, packed: bool
+) -> None:
     batch = states(vlm, (1, 0, 3), side=side, packed=packed)
     for i, row in enumerate((1, 0, 3)):
-        alone, mine = states(vlm, (row,)), slice(2 * i, 2 * i + 2)
+        alone, mine = rows_alone[row], slice(2 * i, 2 * i + 2)
         width = alone.mask.shape[1]
         assert not batch.mask[mine, width:].any()
         assert batch.log_probs is not None and alone.log_probs is not None
@@ -233,8 +242,9 @@ def test_save_and_load_bit_equal(vlm: HFVLM, tmp_path: Path) -> None:
     names = {path.suffix for path in tmp_path.iterdir()}
     assert names <= {".json", ".safetensors", ".jinja"}
     again = load(tmp_path)
+    weights = again.state_dict()
     for name, value in vlm.state_dict().items():
-        assert torch.equal(again.state_dict()[name], value), name
+        assert torch.equal(weights[name], value), name
     assert (again.eos_id, again.banned_ids) == (vlm.eos_id, vlm.banned_ids)
     before, after = states(vlm), states(again)
     assert all(torch.equal(x, y) for x, y in zip(before, after, strict=True))  # type: ignore[arg-type]
@@ -347,10 +357,10 @@ def test_freezing_by_part(folder: Path) -> None:
 
 
 def test_bfloat16_keeps_rotary_frequencies(folder: Path) -> None:
+    exact = dict(load(folder).named_buffers())
     for low in (load(folder, dtype="bfloat16"), load(folder).to(torch.bfloat16)):
         buffers = {name: b for name, b in low.named_buffers() if name.endswith("inv_freq")}
         assert buffers and all(b.dtype == torch.float32 for b in buffers.values())
-        exact = dict(load(folder).named_buffers())
         assert all(torch.equal(b, exact[name]) for name, b in buffers.items())
         assert next(low.model.parameters()).dtype == torch.bfloat16
         assert states(low).hidden.isfinite().all()
