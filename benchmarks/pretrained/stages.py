@@ -61,11 +61,12 @@ class Seed:
             "data.init_args.path": self.data,
             "data.init_args.seed": self.number,
             "trainer.accelerator": self.accelerator,
+            "trainer.devices": 1,
             "trainer.logger.init_args.save_dir": self.root,
             "trainer.enable_progress_bar": "false",  # nobody watches the log file
             **self._networks(stage),
         }
-        extra = [] if self.accelerator == "cpu" else ["--trainer.devices=1", "--trainer.precision=32-true"]
+        extra = [] if self.accelerator == "cpu" else ["--trainer.precision=32-true"]
         if self.small:
             extra += [*TWO_STEPS, *(TWO_STEPS_OF_A_POLICY if stage == "ppo_lag" else ())]
         config = f"--config={self.configs / stage}.yaml"
@@ -96,6 +97,7 @@ class Seed:
             f"--base={self.base}",
             f"--data.init_args.path={self.data}",
             f"--trainer.accelerator={self.accelerator}",
+            "--trainer.devices=1",
             "--trainer.enable_progress_bar=false",
             "--trainer.callbacks+=safe_rlhf_v.callbacks.MetricsFile",
             f"--trainer.callbacks.path={self.root / name / 'metrics.json'}",

@@ -98,7 +98,7 @@ def test_every_stage_runs_and_is_not_repeated(parts: tuple[Path, Path], photos: 
     kept = tmp_path / "runs" / "seed-3" / "results.json"
     written = kept.stat().st_mtime_ns
     again = run(*options)
-    assert again.returncode == 0 and "step" not in again.stdout and kept.stat().st_mtime_ns == written
+    assert again.returncode == 0 and "done" not in again.stdout and kept.stat().st_mtime_ns == written
     kept.unlink()  # as if it had been interrupted before the end
     resumed = run(*options)
     assert resumed.returncode == 0 and "13 of 13 steps are done already" in resumed.stdout
