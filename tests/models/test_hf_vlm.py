@@ -161,6 +161,8 @@ def test_no_images_at_all(folder: Folder) -> None:
     prepared = vlm.prepare(one("hello"), [["a", "b"]])
     assert prepared.images == ImageInputs({}, ())
     assert vlm.response_states(prepared).hidden.isfinite().all()
+    with_picture = vlm.prepare_prompts(one("?", (28, 28)))[1]
+    assert vlm.select_images(with_picture, []) == ImageInputs({}, ())  # a micro-batch of texts, beside others
 
 
 def test_random_weights_from_a_config(folder: Folder) -> None:

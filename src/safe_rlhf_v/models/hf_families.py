@@ -168,6 +168,8 @@ def images_of_prompt(joint: Mapping[str, Tensor], alone: Iterable[Mapping[str, T
 
 def select_images(images: ImageInputs, index: Sequence[int]) -> ImageInputs:
     """The images at ``index``, units kept together."""
+    if not index:  # prompts without pictures among others
+        return ImageInputs({}, ())
     units = images.pixels["units"].tolist()
     pixels = {}
     for name, value in images.pixels.items():
