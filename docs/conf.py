@@ -67,6 +67,7 @@ ROOMS = {  # in the order of the reference, with what a page begins with
     "guard": "Moderation, calibration, guarded generation, filtering.",
     "scoring": "Judges: who says what a response is worth.",
     "construct": "Data sets of your own: stages from images to shards, endpoints, judges, people, the audit.",
+    "engine": "Rollouts sampled by a server (experimental).",
     "evaluation": "Policies judged on held-out prompts.",
     "export": "Trained models as folders that load without this library.",
     "planning": "How much memory a run will need, before its weights are loaded.",

@@ -85,6 +85,7 @@ def test_help_shows_the_sentences(flag: str, cls: str, capsys: pytest.CaptureFix
         ("backbone", ["models.ClipDecoder", "models.HFVLM"]),
         ("roles", ["SeparateRoles", "policy.SharedRoles"]),
         ("surrogate", ["PPOClip", "ClipHigher", "GSPO"]),
+        ("sampler", ["NetworkSampler", "EngineSampler"]),
     ],
 )
 def test_help_lists_every_class_to_choose_from(

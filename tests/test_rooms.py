@@ -12,6 +12,7 @@ ROOMS = (
     "commands",
     "planning",  # the memory of a training
     "callbacks",
+    "engine",  # rollouts sampled by a server; named by class path
     "construct",
     "export",
     "evaluation",

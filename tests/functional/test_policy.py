@@ -13,6 +13,7 @@ from safe_rlhf_v.functional.policy import (
     combine_advantages,
     generalised_advantage,
     group_advantage,
+    importance_weights,
     kl_estimate,
     limit_scores,
     mean_and_std,
@@ -217,3 +218,47 @@ def test_errors() -> None:
     for message, call in cases:
         with pytest.raises(ValueError, match=message):
             call()
+
+
+# --- weights of tokens that another program sampled
+
+
+def test_importance_weights_by_hand() -> None:
+    own, engine = double(0.5, 0.5, 0.2, 0.9).log()[None], double(0.5, 0.4, 0.05, 0.1).log()[None]
+    mask = torch.tensor([[True, True, True, False]])
+    weights, truncated = importance_weights(own, engine, mask, 2.0)
+    assert weights[0].tolist() == pytest.approx([1.0, 1.25, 2.0, 1.0])
+    assert truncated.tolist() == [[False, False, True, False]]
+    small, _ = importance_weights(own, engine, mask, 0.5)
+    assert small[0].tolist() == pytest.approx([0.5, 0.5, 0.5, 1.0])
+
+
+def test_importance_weights_are_constants_within_bounds_whatever_stands_in_the_padding() -> None:
+    own = torch.tensor([[-1.0, -1e4, -1e-30, -0.25]], requires_grad=True)
+    mask = torch.tensor([[True, True, True, False]])
+    for junk in JUNK:
+        engine = torch.tensor([[-1.0, -1e-30, -1e4, junk]])
+        weights, truncated = importance_weights(own, engine, mask, 2.0)
+        assert weights.tolist() == [[1.0, 0.0, 2.0, 1.0]]
+        assert truncated.tolist() == [[False, False, True, False]]
+        assert not weights.requires_grad
+    with pytest.raises(ValueError, match="engine has shape"):
+        importance_weights(own, own[:, :2], mask, 2.0)
+    with pytest.raises(ValueError, match="cap must be above 0"):
+        importance_weights(own, own, mask, 0.0)
+
+
+@settings(max_examples=20, deadline=None)
+@given(SEEDS, st.floats(0.2, 5.0))
+def test_importance_weights_mend_a_mean_where_nothing_is_truncated(seed: int, cap: float) -> None:
+    """The weighted mean over the engine's tokens is the policy's own; a cap only lowers it."""
+    generator = torch.Generator().manual_seed(seed)
+    own, engine = (torch.randn(1, 50, generator=generator, dtype=torch.float64).log_softmax(-1) for _ in range(2))
+    values = torch.rand(1, 50, generator=generator, dtype=torch.float64)
+    mask = torch.ones(1, 50, dtype=torch.bool)
+    weights, _ = importance_weights(own, engine, mask, 1e6)
+    exact = float((own.exp() * values).sum())
+    assert float((engine.exp() * weights * values).sum()) == pytest.approx(exact)
+    capped, truncated = importance_weights(own, engine, mask, cap)
+    assert float((engine.exp() * capped * values).sum()) <= exact + 1e-12
+    assert torch.equal(capped[~truncated], weights[~truncated])

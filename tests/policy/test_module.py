@@ -6,12 +6,13 @@ import math
 import pytest
 import torch
 from tests.conftest import stage_command
-from tests.policy.short_runs import fit
+from tests.policy.short_runs import fit, gradients, prepared
 
 from safe_rlhf_v.commands.fit import main
 from safe_rlhf_v.dual import LogSpaceDual, RectifiedDual
 from safe_rlhf_v.functional.policy import kl_estimate
 from safe_rlhf_v.policy.advantages import GAE, GroupRelative
+from safe_rlhf_v.policy.report import iteration_curves
 from safe_rlhf_v.policy.rollout import Values, generator
 from safe_rlhf_v.policy.settings import ScoreSettings, UpdateSettings
 from safe_rlhf_v.training.runs import load_backbone, load_run
@@ -35,13 +36,6 @@ def module(trained):
 @pytest.fixture(scope="module")
 def batch(trained):
     return next(iter(trained.datamodule.train_dataloader()))
-
-
-def prepared(module, batch, samples=1, settings=None):
-    """Rollout, scores, signals and multipliers of a batch."""
-    rollout = module.sample(batch, generator(1, 2), samples, settings or UpdateSettings())
-    scores = module.score(rollout)
-    return rollout, scores, module.shape(rollout, scores), torch.full((len(rollout.valid), 1), 0.7)
 
 
 def test_one_rollout_is_one_step_and_everything_is_logged(trained):
@@ -121,22 +115,6 @@ def test_recorded_log_probs_and_features_are_those_of_a_full_pass(module, batch)
     with torch.no_grad():
         again = module.roles.log_probs("actor", micro_batch)
     torch.testing.assert_close(again, rollout.generation.log_probs, rtol=1e-4, atol=1e-4)
-
-
-def gradients(module, rollout, scores, signals, lam, batch, settings):
-    """Gradients of every optimizer step, and what was seen."""
-    kept, steps = module.update_settings, []
-    module.update_settings = settings
-    optimizer = module.optimizers()
-    module.trainer.strategy._lightning_optimizers[0].step = lambda: steps.append(
-        {name: p.grad.clone() for name, p in module.named_parameters() if p.requires_grad}
-    )
-    try:
-        learned = module.update(rollout, scores, signals, lam, batch)
-    finally:
-        del optimizer.step
-        module.update_settings = kept
-    return steps, learned
 
 
 @pytest.mark.parametrize("reduction", ["token", "sequence"])
@@ -366,3 +344,45 @@ def test_it_trains_in_half_precision_with_its_state_in_float32(precision, policy
     trunk = torch.bfloat16 if precision == "bf16-true" else torch.float32
     assert state["backbone.decoder.lm_head.weight"].dtype == trunk
     assert math.isfinite(float(cli.trainer.callback_metrics["policy/gradient_norm"]))
+
+
+def test_an_engine_that_agrees_and_weights_that_are_off_change_nothing_to_the_bit(module, batch):
+    settings = UpdateSettings(max_grad_norm=None)
+    off = UpdateSettings(max_grad_norm=None, importance_cap=None)
+    rollout, *rest = prepared(module, batch)
+    own = rollout.generation.log_probs
+
+    def sampled_by(engine):
+        return rollout._replace(generation=rollout.generation._replace(engine_log_probs=engine))
+
+    (expected,), learned = gradients(module, rollout, *rest, batch, settings)
+    assert "truncated_weights" not in learned.losses
+    for engine, how in ((own, settings), (own - 1.0, off)):
+        (same,), _ = gradients(module, sampled_by(engine), *rest, batch, how)
+        assert all(torch.equal(same[name], value) for name, value in expected.items())
+    (other,), _ = gradients(module, sampled_by(own - 1.0), *rest, batch, settings)
+    moved = {name for name, value in expected.items() if not torch.equal(other[name], value)}
+    assert moved and all(name.startswith("backbone.") for name in moved)  # critics learn as before
+
+
+def test_importance_weights_multiply_the_loss_of_each_token_and_are_logged(module, batch):
+    settings = UpdateSettings(max_grad_norm=None, ptx_weight=0.0, importance_cap=1.5)
+    rollout, scores, signals, lam = prepared(module, batch)
+    generation = rollout.generation
+    difference = torch.linspace(-1.0, 1.0, generation.log_probs.numel()).view_as(generation.log_probs)
+    engine = generation.log_probs - difference
+    rollout = rollout._replace(generation=generation._replace(engine_log_probs=engine))
+    _, learned = gradients(module, rollout, scores, signals, lam, batch, settings)
+    advantages = module.advantages(signals, learned.values, lam, module.total)
+    weights = difference.exp().clamp(max=1.5)
+    mask = rollout.mask
+    # In the only update of a rollout the ratio is 1: the loss of a token is minus its advantage.
+    assert float(learned.losses["policy"][0]) == pytest.approx(float(-(weights * advantages)[mask].mean()), abs=1e-5)
+    truncated = (difference > math.log(1.5))[mask].float().mean()
+    assert 0 < truncated < 1
+    assert float(learned.losses["truncated_weights"][0]) == pytest.approx(float(truncated), abs=1e-6)
+    curves = iteration_curves(rollout, scores, learned, module.total, 1, None)
+    assert curves["policy/truncated_weights"] == pytest.approx(float(truncated), abs=1e-6)
+    assert curves["rollout/engine_difference"] == pytest.approx(float(difference.abs()[mask].mean()), abs=1e-5)
+    k3 = (difference.exp() - 1 - difference)[mask].mean()
+    assert curves["rollout/engine_kl"] == pytest.approx(float(k3), abs=1e-5)

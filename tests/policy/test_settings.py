@@ -113,3 +113,9 @@ def test_rounding_is_no_spread(scores):
     scale = ScoreScale()
     scale.measure(torch.tensor(scores), torch.tensor(scores))
     assert scale.spread.tolist() == [1.0, 1.0]
+
+
+@pytest.mark.parametrize("cap", [0.0, -1.0, math.nan, math.inf])
+def test_a_cap_that_is_none_is_refused(cap):
+    with pytest.raises(ValueError, match=r"update\.importance_cap is"):
+        UpdateSettings(importance_cap=cap)

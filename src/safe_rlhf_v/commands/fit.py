@@ -33,7 +33,7 @@ from lightning.pytorch.plugins.io import CheckpointIO
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from safe_rlhf_v import callbacks, data_modules, dual, models, modules, objectives, policy, training
+from safe_rlhf_v import callbacks, data_modules, dual, engine, models, modules, objectives, policy, training
 from safe_rlhf_v.callbacks import PredictionsFile, RunKeeper
 from safe_rlhf_v.commands import STOPPED
 from safe_rlhf_v.commands.config_files import check_files, check_stray
@@ -54,7 +54,7 @@ from safe_rlhf_v.training.runs import IN_CHECKPOINT
 from safe_rlhf_v.training.stored_config import read_stored
 
 # Help lists, and short names reach, only classes that are imported; several rooms import theirs on first use.
-for _room in (callbacks, data_modules, dual, models, modules, objectives, policy, training):
+for _room in (callbacks, data_modules, dual, engine, models, modules, objectives, policy, training):
     for _name in _room.__all__:
         getattr(_room, _name)
 

@@ -5,7 +5,7 @@ import json
 import math
 import os
 import re
-from collections.abc import AsyncGenerator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -160,7 +160,7 @@ class Endpoint:
         if fault is not None:
             raise fault
 
-    def replies(self, requests: Iterable[Request]) -> Iterator[Reply]:
+    def replies(self, requests: Iterable[Request]) -> Generator[Reply, None, None]:
         """:meth:`ask` for code that is not asynchronous.
 
         Args:
@@ -180,6 +180,39 @@ class Endpoint:
                     yield reply
             finally:
                 runner.run(stream.aclose())
+
+    def post(self, path: str, body: Mapping[str, Any]) -> Reply:
+        """Ask another route of the same server once, as patiently; the reply is complete if the status is 200, without its text.
+
+        Args:
+            path: Added to the address.
+            body: Sent as JSON.
+
+        Raises:
+            EndpointError: If the key is missing.
+        """
+
+        async def run() -> Reply:
+            key = self._key()
+            async with self._client(key) as client:
+
+                async def call() -> Reply:
+                    await client.post(path, cast_to=object, body=dict(body))
+                    return Reply(path, "complete")
+
+                return _clean(await self._outcome(path, call), key)
+
+        with asyncio.Runner() as runner:
+            return runner.run(run())
+
+    def read(self, key: str, body: bytes) -> Reply:
+        """The reply in the body of a chat completion; a subclass may read more of it.
+
+        Args:
+            key: The request's key.
+            body: Of the endpoint's 200 response.
+        """
+        return read_completion(key, body)
 
     def usage(self, reply: Reply) -> Usage:
         """Tokens and price of a reply, new or stored; what the endpoint does not count is 0.
@@ -219,28 +252,26 @@ class Endpoint:
             fields["temperature"] = self.temperature
         if self.max_tokens is not None:
             fields["max_tokens"] = self.max_tokens
-        return fields
+        return fields | dict(request.fields)
 
     async def _reply(self, client: "AsyncOpenAI", name: str, body: dict[str, Any], key: str | None) -> Reply:
         """The outcome of one request, the key taken out of whatever the server sent."""
-        reply = await self._try(client, name, body)
-        if key is not None and len(key) >= _LEAST_KEY:
-            texts = ("text", "finish_reason", "refusal", "error", "model")
-            clean = {field: value.replace(key, "[key]") for field in texts if (value := getattr(reply, field))}
-            reply = replace(reply, **clean)
-        # Cut last: of a key that stands at the cut a part would be left.
-        return replace(reply, error=reply.error[:_LONGEST_ERROR])
 
-    async def _try(self, client: "AsyncOpenAI", name: str, body: dict[str, Any]) -> Reply:
-        """The outcome of one request."""
+        async def call() -> Reply:
+            raw = await client.chat.completions.with_raw_response.create(**body, extra_body=self.extra)
+            return self.read(name, raw.content)
+
+        return _clean(await self._outcome(name, call), key)
+
+    async def _outcome(self, name: str, call: Callable[[], Awaitable[Reply]]) -> Reply:
+        """What a call gives, or how it failed."""
         import openai  # here, because the package is optional
 
         # The package's time-outs hold for each wait for data: a server that sends one byte a second needs a limit of its own.
         limit = (self.retries + 1) * self.timeout + self.retries * _LONGEST_WAIT
         try:
             async with asyncio.timeout(limit):
-                raw = await client.chat.completions.with_raw_response.create(**body, extra_body=self.extra)
-            return read_completion(name, raw.content)
+                return await call()
         except (TimeoutError, openai.APITimeoutError):
             return Reply(
                 name, "timeout", error=f"no whole reply within {self.timeout:g} s, {self.retries} retries included"
@@ -268,6 +299,16 @@ class Endpoint:
         if failures >= self.give_up_after:
             return EndpointError(f"{self.base_url} failed {failures} times in a row, last: {reply.kind}: {reply.error}")
         return None
+
+
+def _clean(reply: Reply, key: str | None) -> Reply:
+    """The reply without the key, and with a short error."""
+    if key is not None and len(key) >= _LEAST_KEY:
+        texts = ("text", "finish_reason", "refusal", "error", "model")
+        clean = {field: value.replace(key, "[key]") for field in texts if (value := getattr(reply, field))}
+        reply = replace(reply, **clean)
+    # Cut last: of a key that stands at the cut a part would be left.
+    return replace(reply, error=reply.error[:_LONGEST_ERROR])
 
 
 def _line(text: str) -> str:

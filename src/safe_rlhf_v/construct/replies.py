@@ -4,6 +4,7 @@ import base64
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Literal, NamedTuple, get_args
 
 from safe_rlhf_v.records.parsing import check_text
@@ -44,10 +45,12 @@ class Request(NamedTuple):
     Attributes:
         key: Name that the reply carries; unique within one call.
         messages: The conversation so far, the user's last.
+        fields: Fields of this request alone, by the names that the ``openai`` package gives them.
     """
 
     key: str
     messages: tuple[Message, ...]
+    fields: Mapping[str, Any] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)

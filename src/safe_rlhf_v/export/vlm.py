@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from safe_rlhf_v.export.trained import Trained
 from safe_rlhf_v.models import hf_families as families
@@ -79,14 +79,26 @@ def write_adapter(trained: Trained, folder: Path) -> None:
     Raises:
         ValueError: If the adapter is not all that was trained, or there is none.
     """
+    backbone: Any = trained.backbone
+    check_adapter(trained)
+    write_adapter_files(backbone, adapter_tensors(backbone.language_model.state_dict()), folder)
+    families.save_processor(backbone.processor, folder)
+    backbone.model.config.save_pretrained(folder)  # some processors are recognised by it
+
+
+def write_adapter_files(backbone: Any, tensors: dict[str, Tensor], folder: Path) -> None:
+    """What peft and engines read of an adapter: its settings and its tensors.
+
+    Args:
+        backbone: An HFVLM with adapters.
+        tensors: Of one of its adapters, by their names below the language model.
+        folder: Empty.
+    """
     from peft import LoraConfig
     from safetensors.torch import save_file
 
-    backbone: Any = trained.backbone
-    check_adapter(trained)
     decoder = backbone.language_model
     (prefix,) = (name for name, part in backbone.model.named_modules() if part is decoder)
-    tensors = adapter_tensors(decoder.state_dict())
     name, _, revision = str(backbone.base).partition("@")
     layers = sorted({key.partition(".lora_")[0] for key in tensors})
     config = LoraConfig(
@@ -104,8 +116,6 @@ def write_adapter(trained: Trained, folder: Path) -> None:
         folder / "adapter_model.safetensors",
         {"format": "pt"},
     )
-    families.save_processor(backbone.processor, folder)
-    backbone.model.config.save_pretrained(folder)  # some processors are recognised by it
 
 
 def check_adapter(trained: Trained) -> None:

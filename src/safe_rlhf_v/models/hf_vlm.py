@@ -8,7 +8,7 @@ Shapes: B rows, L new tokens, S columns, M images, D hidden.
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -37,6 +37,20 @@ from safe_rlhf_v.models.types import ImageFeatures, ImageInputs, TokenBatch
 from safe_rlhf_v.records.batches import Prompts
 
 _ROPE_FIELDS = ("position_t", "position_h", "position_w")
+
+
+class Conversation(NamedTuple):
+    """A prompt before template and processor.
+
+    Attributes:
+        messages: (role, text, number of pictures, which stand before the text), control tokens in texts split.
+        pictures: PIL pictures in their order, padded where the processor would crop them.
+        special: Whether the tokenizer adds special tokens, since the template writes no token of the beginning.
+    """
+
+    messages: list[tuple[str, str, int]]
+    pictures: list[Any]
+    special: bool
 
 
 class HFVLM(Backbone):
@@ -240,15 +254,34 @@ class HFVLM(Backbone):
 
     def _processed(self, text: str, row: tuple[Tensor, ...]) -> tuple[Any, list[Any]]:
         """The processor's output for one prompt, and its pictures as they were handed over."""
+        pictures = self._pictures(row)
+        images = [pictures] if pictures else None  # in a list of their own: some families look at their number
+        special = self._adds_special_tokens(text)
+        return self.processor(text=[text], images=images, add_special_tokens=special, return_tensors="pt"), pictures
+
+    def _pictures(self, row: tuple[Tensor, ...]) -> list[Any]:
         from PIL import Image
 
         pictures = [Image.fromarray(image.cpu().numpy()) for image in row]
-        if self._pads:
-            pictures = [pad_to_square(picture, self.processor) for picture in pictures]
+        return [pad_to_square(picture, self.processor) for picture in pictures] if self._pads else pictures
+
+    def _adds_special_tokens(self, text: str) -> bool:
         bos = self.tokenizer.bos_token
-        special = bos is None or not text.startswith(bos)  # some templates write it
-        images = [pictures] if pictures else None  # in a list of their own: some families look at their number
-        return self.processor(text=[text], images=images, add_special_tokens=special, return_tensors="pt"), pictures
+        return bos is None or not text.startswith(bos)  # some templates write it
+
+    def conversation(self, prompts: Prompts, row: int) -> Conversation:
+        """One prompt for a program that applies template and processor itself.
+
+        Args:
+            prompts: B prompts.
+            row: Which of them.
+        """
+        question = prompts.questions[row]
+        images = prompts.images[row]
+        context = prompts.contexts[row]
+        text = self._writer.write(question, len(images), context)
+        messages = self._writer.messages(question, len(images), context)
+        return Conversation(messages, self._pictures(images), self._adds_special_tokens(text))
 
     def plain_inputs(self, prompts: Prompts) -> dict[str, Tensor]:
         """What transformers' own forward pass and ``generate`` take for a single prompt: token ids and pixels."""

@@ -23,13 +23,7 @@ def chat_text(tokenizer: Any, form: dict[str, Any], system: str, turns: Sequence
     Raises:
         ValueError: If the chat template refuses the conversation, or leaves out a part of it.
     """
-    turns = list(turns)
-    if system and not form["system"]:
-        role, text, images = turns[0]
-        turns[0] = (role, f"{system}\n\n{text}", images)
-        system = ""
-    messages = ([("system", system, 0)] if system else []) + turns
-    split = [(role, _split_control(text, form["control"]), images) for role, text, images in messages]
+    split = plain_messages(form, system, turns)
     contents = [message(form, *one, parts=one[0] in form["parts"]) for one in split]
     try:
         prompt = filled(tokenizer, form, contents, generate=True)
@@ -40,6 +34,19 @@ def chat_text(tokenizer: Any, form: dict[str, Any], system: str, turns: Sequence
     if split[0][1].strip() not in prompt or not _in_order(texts, prompt):
         raise ValueError("the model's chat template leaves out a part of the conversation")
     return prompt
+
+
+def plain_messages(
+    form: dict[str, Any], system: str, turns: Sequence[tuple[str, str, int]]
+) -> list[tuple[str, str, int]]:
+    """The messages that the chat template is filled with, as (role, text, number of pictures); see :func:`chat_text`."""
+    turns = list(turns)
+    if system and not form["system"]:
+        role, text, images = turns[0]
+        turns[0] = (role, f"{system}\n\n{text}", images)
+        system = ""
+    messages = ([("system", system, 0)] if system else []) + turns
+    return [(role, _split_control(text, form["control"]), images) for role, text, images in messages]
 
 
 def message(form: dict[str, Any], role: str, text: str, images: int = 0, *, parts: bool) -> dict[str, Any]:

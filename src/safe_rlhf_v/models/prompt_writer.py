@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from safe_rlhf_v.models.plain_inputs import chat_text, filled, message
+from safe_rlhf_v.models.plain_inputs import chat_text, filled, message, plain_messages
 from safe_rlhf_v.records import Context
 
 FALLBACK_TEMPLATE = (
@@ -77,6 +77,16 @@ class PromptWriter:
             ValueError: If the chat template refuses the conversation, or leaves out a part of it.
         """
         return chat_text(self._tokenizer, self.form, context.system, context.turns(question, images))
+
+    def messages(self, question: str, images: int, context: Context = _ALONE) -> list[tuple[str, str, int]]:
+        """The conversation of :meth:`write` as (role, text, number of pictures), for a program that fills the template itself.
+
+        Args:
+            question: The user's last turn.
+            images: Number of images of the whole conversation.
+            context: What stands before the question.
+        """
+        return plain_messages(self.form, context.system, context.turns(question, images))
 
     def _takes(self, role: str, *, parts: bool) -> bool:
         """Whether the template writes a text of this role as text, and a system text otherwise than a turn of the assistant."""

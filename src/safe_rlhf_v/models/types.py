@@ -97,6 +97,8 @@ class Generation(NamedTuple):
         log_probs: (N, R) float32 log-probability of each sampled token at sampling temperature 1 (full softmax), 0 masked.
         finished: (N,) bool, False if truncated at ``max_new_tokens``.
         text: N decoded strings without special tokens.
+        engine_log_probs: (N, R) float32 the same log-probabilities as the program computed them that sampled in the backbone's
+            stead; ``None`` where the backbone itself sampled.
     """
 
     tokens: Tensor
@@ -104,3 +106,4 @@ class Generation(NamedTuple):
     log_probs: Tensor
     finished: Tensor
     text: tuple[str, ...]
+    engine_log_probs: Tensor | None = None

@@ -7,6 +7,7 @@ if TYPE_CHECKING:
     from safe_rlhf_v.policy.advantages import GAE, AdvantageEstimator, GroupRelative
     from safe_rlhf_v.policy.module import ConstrainedPolicyModule
     from safe_rlhf_v.policy.roles import Roles, SeparateRoles
+    from safe_rlhf_v.policy.samplers import NetworkSampler, Sampler
     from safe_rlhf_v.policy.shared_roles import SharedRoles
     from safe_rlhf_v.policy.surrogates import GSPO, ClipHigher, PPOClip, Surrogate, TokenLosses
 
@@ -17,8 +18,10 @@ _HOME = {
     "GAE": "advantages",
     "GSPO": "surrogates",
     "GroupRelative": "advantages",
+    "NetworkSampler": "samplers",
     "PPOClip": "surrogates",
     "Roles": "roles",
+    "Sampler": "samplers",
     "SeparateRoles": "roles",
     "SharedRoles": "shared_roles",
     "Surrogate": "surrogates",
@@ -31,8 +34,10 @@ __all__ = [
     "ClipHigher",
     "ConstrainedPolicyModule",
     "GroupRelative",
+    "NetworkSampler",
     "PPOClip",
     "Roles",
+    "Sampler",
     "SeparateRoles",
     "SharedRoles",
     "Surrogate",

@@ -13,6 +13,7 @@ from safe_rlhf_v.models.sampling import SamplingOptions
 from safe_rlhf_v.models.types import Generation
 from safe_rlhf_v.modules.base import BaseModule
 from safe_rlhf_v.policy.rollout import MicroBatch, draw, generator
+from safe_rlhf_v.policy.samplers import Sampler
 from safe_rlhf_v.records.batches import PolicyBatch
 from safe_rlhf_v.scoring.judge import Judge
 from safe_rlhf_v.scoring.rows import Row, join_rows
@@ -29,6 +30,7 @@ def sampled_rows(
     draws: torch.Generator,
     values: Callable[[Generation, MicroBatch], dict[str, Tensor]],
     judge: Judge | None,
+    sampler: Sampler | None = None,
 ) -> list[Row]:
     """One response to each prompt as a row: ``response``, the given values, ``length``, ``unfinished``, and the judge's values.
 
@@ -39,8 +41,9 @@ def sampled_rows(
         draws: Source of randomness.
         values: From the responses, as sampled and as one micro-batch, to (B,) values by name.
         judge: Knows more than the learned models; without one, refusals are recognised by their words.
+        sampler: Who samples; ``None`` for the policy itself.
     """
-    generation, ((micro_batch,),) = draw(policy, batch.prompts, sampling, draws)
+    generation, ((micro_batch,),) = draw(policy, batch.prompts, sampling, draws, sampler=sampler)
     columns = {
         **values(generation, micro_batch),
         "length": generation.mask.sum(1).float(),

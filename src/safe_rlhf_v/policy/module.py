@@ -39,11 +39,13 @@ from safe_rlhf_v.policy.evaluation import PolicyEvaluation, sampled_rows
 from safe_rlhf_v.policy.report import constraint_curves, iteration_curves
 from safe_rlhf_v.policy.roles import SCORERS, Roles
 from safe_rlhf_v.policy.rollout import MicroBatch, Rollout, Scores, assemble, generator, make_rollout
+from safe_rlhf_v.policy.samplers import NetworkSampler, Sampler
 from safe_rlhf_v.policy.settings import INSTEAD_OF_TRAINER, KLPenalty, ScoreSettings, StartSettings, UpdateSettings
 from safe_rlhf_v.policy.start import (
     START_STREAM,
     ScoreScale,
     check_budgets,
+    check_components,
     check_cost_model,
     check_reference,
     first_scores,
@@ -74,6 +76,7 @@ class ConstrainedPolicyModule(PolicyEvaluation):
     trains = "policy"
     reads = PolicyBatch
     instead_of_trainer = INSTEAD_OF_TRAINER
+    last_report: float | None = None
 
     def __init__(
         self,
@@ -82,6 +85,7 @@ class ConstrainedPolicyModule(PolicyEvaluation):
         dual: Callable[[], DualController],
         advantages: Callable[[], AdvantageEstimator] = GAE,
         surrogate: Callable[[], Surrogate] = PPOClip,
+        sampler: Callable[[], Sampler] = NetworkSampler,
         samples: int = 1,
         sampling: SamplingOptions | None = None,
         kl: KLPenalty | None = None,
@@ -103,9 +107,9 @@ class ConstrainedPolicyModule(PolicyEvaluation):
             dual: Makes the rule of the multiplier, with the budget.
             advantages: Makes the advantage estimator.
             surrogate: Makes the actor's loss, which compares the policy that is trained with the one that sampled.
+            sampler: Makes who draws the responses: the policy's own network, or an engine that serves the same weights.
             samples: K, responses per prompt; their prompt runs once.
-            sampling: How responses are drawn. Anything but temperature 1 and top_p 1 makes the recorded log-probabilities those
-                of another distribution than the sampled one.
+            sampling: How responses are drawn; log-probabilities are always those of temperature 1 and top_p 1.
             kl: Penalty on the divergence from the starting policy.
             scores: How raw scores become training signals.
             update: How a rollout is learned from.
@@ -133,6 +137,7 @@ class ConstrainedPolicyModule(PolicyEvaluation):
         self.make_dual = dual
         self.make_advantages = advantages
         self.make_surrogate = surrogate
+        self.make_sampler = sampler
         self.make_judge = judge
         self.samples = samples
         self.sampling = sampling or SamplingOptions()
@@ -142,7 +147,6 @@ class ConstrainedPolicyModule(PolicyEvaluation):
         self.start_settings = start or StartSettings()
         self.constraints = constraints
         self.seed = seed
-        self.last_report: float | None = None
         self.lam_before = torch.zeros(0)
 
     def build(self) -> None:
@@ -158,19 +162,11 @@ class ConstrainedPolicyModule(PolicyEvaluation):
         self.surrogate = build_component("surrogate", self.make_surrogate)
         self.scale = ScoreScale(self.score_settings.normalise)
         self.judge = build_component("judge", self.make_judge) if self.make_judge is not None else None
+        self.sampler = build_component("sampler", self.make_sampler)
         count = len(self.constraints or {"": []})
-        if len(self.dual.lam) != count:
-            raise ValueError(f"dual has {len(self.dual.lam)} budgets, but there are {count} constraints")
-        if not self.advantages.token_signals and self.kl.where != "loss":
-            raise ValueError(
-                f"kl.where is {self.kl.where!r}, but {type(self.advantages).__name__} reads no token signals: set it to 'loss'"
-            )
-        if self.update_settings.reduction not in self.surrogate.reductions:
-            raise ValueError(
-                f"update.reduction is {self.update_settings.reduction!r}, but {type(self.surrogate).__name__} is defined with "
-                f"another mean: set it to {' or '.join(map(repr, self.surrogate.reductions))}"
-            )
+        check_components(self.dual, count, self.advantages, self.kl, self.surrogate, self.update_settings)
         self.roles.build(self.backbone, self.advantages.critics)
+        self.sampler.check(self.backbone, self.roles.started)
         switch_off_dropout(self)  # recorded log-probabilities are those of the network without dropout
 
     def assemble(self) -> None:
@@ -285,7 +281,8 @@ class ConstrainedPolicyModule(PolicyEvaluation):
     ) -> Rollout:
         """K responses of the actor to each prompt, in minibatches and micro-batches as the settings say, or in one."""
         with self.roles.network("actor") as actor:
-            return make_rollout(actor, batch, self.constraint_mask(batch), self.sampling, draws, samples, settings)
+            mask = self.constraint_mask(batch)
+            return make_rollout(actor, batch, mask, self.sampling, draws, samples, settings, self.sampler)
 
     def ptx(self, demonstrations: SupervisedBatch | None) -> tuple[Callable[[], Share] | None, dict[str, Tensor | int]]:
         """The actor's loss on demonstrations (PTX), to be asked for at every step, and numbers of them to be logged."""
@@ -315,7 +312,7 @@ class ConstrainedPolicyModule(PolicyEvaluation):
     def respond(self, batch: PolicyBatch, draws: torch.Generator) -> list[Row]:
         """See :class:`PolicyEvaluation`: learned ``reward`` and ``cost`` (normalised), ``violating``, ``kl``, and the judge's."""
         with self.roles.network("actor") as actor:
-            return sampled_rows(actor, batch, self.sampling, draws, self._learned_values, self.judge)
+            return sampled_rows(actor, batch, self.sampling, draws, self._learned_values, self.judge, self.sampler)
 
     def _learned_values(self, generation: Generation, micro_batch: MicroBatch) -> dict[str, Tensor]:
         reward, cost = self.scale.normalise(*(self.roles.score(name, micro_batch) for name in SCORERS))

@@ -88,6 +88,10 @@ def _means(rollout: Rollout, scores: Scores) -> dict[str, tuple[Tensor, Tensor]]
     means = {name: (masked_sum(x.double(), valid), count) for name, x in responses.items()}
     tokens = mask.sum().double()
     means["policy/kl_per_token"] = (kl.double().sum(), tokens)
+    if (engine := rollout.generation.engine_log_probs) is not None:
+        own = rollout.generation.log_probs
+        means["rollout/engine_difference"] = (masked_sum((own.double() - engine.double()).abs(), mask), tokens)
+        means["rollout/engine_kl"] = (kl_estimate(engine, own, mask, estimator="k3").double().sum(), tokens)
     means["policy/entropy"] = (-masked_sum(rollout.generation.log_probs.double(), mask), tokens)
     return means
 

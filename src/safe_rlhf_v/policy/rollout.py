@@ -13,8 +13,9 @@ from torch import Tensor
 
 from safe_rlhf_v.models.backbone import Backbone
 from safe_rlhf_v.models.layout import PromptTokens, layout
-from safe_rlhf_v.models.sampling import SamplingOptions, generate
+from safe_rlhf_v.models.sampling import SamplingOptions
 from safe_rlhf_v.models.types import Generation, ImageFeatures, ImageInputs, TokenBatch
+from safe_rlhf_v.policy.samplers import Asked, NetworkSampler, Sampler
 from safe_rlhf_v.policy.settings import UpdateSettings
 from safe_rlhf_v.records.batches import PolicyBatch, Prompts, to_device
 
@@ -128,8 +129,11 @@ def draw(
     draws: torch.Generator,
     samples: int = 1,
     settings: UpdateSettings | None = None,
+    sampler: Sampler | None = None,
 ) -> tuple[Generation, tuple[tuple[MicroBatch, ...], ...]]:
     """Sample K responses to every prompt, and split them into minibatches and micro-batches. Every picture is encoded once.
+
+    Where another program samples, the policy reads the responses once more: what is learned from are its own log-probabilities.
 
     Args:
         backbone: The policy.
@@ -138,6 +142,7 @@ def draw(
         draws: Source of all randomness, on the CPU.
         samples: K.
         settings: Sizes of minibatches and micro-batches; ``None`` gives one micro-batch.
+        sampler: Who samples; ``None`` for the policy itself.
 
     Returns:
         The N responses, and per optimizer step its micro-batches.
@@ -146,14 +151,30 @@ def draw(
     prompt_tokens, images = backbone.checked_prompts(prompts)
     images = to_device(images, device)
     features = backbone.encode_images(images)
-    rows = layout(prompt_tokens, [[] for _ in prompt_tokens.ids], pad_id=backbone.pad_id, side="left")
-    generation = generate(backbone, to_device(rows, device), features, sampling, draws, samples)
+    asked = Asked(prompts, prompt_tokens, features, sampling, draws, samples)
+    generation = (sampler or NetworkSampler())(backbone, asked)
     splitter = Splitter(backbone, prompts, prompt_tokens, images, features, generation, samples)
     plan = splitter.plan(settings or UpdateSettings(), draws)
-    minibatches = (
+    minibatches = tuple(
         tuple(to_device(splitter.micro_batch(numbers), device) for numbers in minibatch) for minibatch in plan
     )
-    return generation, tuple(minibatches)
+    if generation.engine_log_probs is not None:
+        generation = generation._replace(log_probs=_own_log_probs(backbone, minibatches, generation))
+    return generation, minibatches
+
+
+@torch.no_grad()
+def _own_log_probs(
+    backbone: Backbone, minibatches: tuple[tuple[MicroBatch, ...], ...], generation: Generation
+) -> Tensor:
+    """(N, R) log-probability of each sampled token under the policy itself."""
+    micro_batches = tuple(micro_batch for minibatch in minibatches for micro_batch in minibatch)
+    pieces = []
+    for micro_batch in micro_batches:
+        log_probs = backbone.read(micro_batch.tokens, micro_batch.features, log_probs=True).log_probs
+        assert log_probs is not None
+        pieces.append(log_probs)
+    return assemble(micro_batches, pieces, generation.mask.shape[1])
 
 
 def make_rollout(
@@ -164,6 +185,7 @@ def make_rollout(
     draws: torch.Generator,
     samples: int = 1,
     settings: UpdateSettings | None = None,
+    sampler: Sampler | None = None,
 ) -> Rollout:
     """:func:`draw` for a batch, with the masks that say what counts.
 
@@ -175,9 +197,10 @@ def make_rollout(
         draws: See :func:`draw`.
         samples: K.
         settings: See :func:`draw`.
+        sampler: See :func:`draw`.
     """
     with torch.no_grad():
-        generation, minibatches = draw(actor, batch.prompts, sampling, draws, samples, settings)
+        generation, minibatches = draw(actor, batch.prompts, sampling, draws, samples, settings, sampler)
     valid = batch.valid.repeat_interleave(samples)  # (N,)
     constraint_mask = constraint_mask.repeat_interleave(samples, 0)  # (N, C)
     return Rollout(generation, generation.mask & valid[:, None], valid, constraint_mask, samples, minibatches)

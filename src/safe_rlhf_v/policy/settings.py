@@ -114,6 +114,9 @@ class UpdateSettings:
         reduction: ``token``: mean over all tokens; ``sequence``: over responses, each with the mean of its tokens (as
             released).
         ptx_weight: Weight of the loss on demonstrations (PTX).
+        importance_cap: Where another program sampled the responses (``sampler``), each token's loss of the actor is multiplied
+            by how much more probable the token is to the policy than it was to that program, at most by this; ``None`` for no
+            such weights. Without such a program nothing is multiplied.
         max_grad_norm: Largest norm of each role's gradient; ``None`` for no limit.
     """
 
@@ -124,6 +127,7 @@ class UpdateSettings:
     value_weight: float = 1.0
     reduction: Reduction = "token"
     ptx_weight: float = 0.5
+    importance_cap: float | None = 2.0
     max_grad_norm: float | None = 1.0
 
     def __post_init__(self) -> None:
@@ -131,6 +135,8 @@ class UpdateSettings:
         for name in ("epochs", "minibatch_size", "micro_batch_size"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise ValueError(f"update.{name} is {value}, it must be at least 1")
+        if self.importance_cap is not None and not 0 < self.importance_cap < math.inf:
+            raise ValueError(f"update.importance_cap is {self.importance_cap}, it must be above 0; null for no weights")
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,11 @@ from safe_rlhf_v.dual import DualController
 from safe_rlhf_v.functional.policy import kl_estimate, sequence_kl
 from safe_rlhf_v.metrics import Collected, harmful_label, score_values
 from safe_rlhf_v.models.float32 import Float32Module
+from safe_rlhf_v.policy.advantages import AdvantageEstimator
 from safe_rlhf_v.policy.roles import Roles
 from safe_rlhf_v.policy.rollout import MicroBatch, Rollout, Texts
-from safe_rlhf_v.policy.settings import ScoreSettings
+from safe_rlhf_v.policy.settings import KLPenalty, ScoreSettings, UpdateSettings
+from safe_rlhf_v.policy.surrogates import Surrogate
 from safe_rlhf_v.records.batches import PreferenceBatch, to_device
 from safe_rlhf_v.training.checkpoints import CheckpointError
 from safe_rlhf_v.training.runs import say
@@ -109,6 +111,40 @@ def first_scores(roles: Roles, rollout: Rollout) -> FirstScores:
         raise RuntimeError("a placeholder token was sampled: the backbone's banned_ids are not respected")
     reward, cost, kl = (x.float().masked_fill(~rollout.valid, torch.nan) for x in (reward, cost, kl))
     return FirstScores(reward, cost, kl, rollout.constraint_mask)
+
+
+def check_components(
+    dual: DualController,
+    constraints: int,
+    advantages: AdvantageEstimator,
+    kl: KLPenalty,
+    surrogate: Surrogate,
+    update: UpdateSettings,
+) -> None:
+    """Refuse components that do not fit one another.
+
+    Args:
+        dual: The controller.
+        constraints: C.
+        advantages: The estimator.
+        kl: The penalty.
+        surrogate: The actor's loss.
+        update: How a rollout is learned from.
+
+    Raises:
+        ValueError: Naming the option to change.
+    """
+    if len(dual.lam) != constraints:
+        raise ValueError(f"dual has {len(dual.lam)} budgets, but there are {constraints} constraints")
+    if not advantages.token_signals and kl.where != "loss":
+        raise ValueError(
+            f"kl.where is {kl.where!r}, but {type(advantages).__name__} reads no token signals: set it to 'loss'"
+        )
+    if update.reduction not in surrogate.reductions:
+        raise ValueError(
+            f"update.reduction is {update.reduction!r}, but {type(surrogate).__name__} is defined with another mean: set it to "
+            f"{' or '.join(map(repr, surrogate.reductions))}"
+        )
 
 
 def check_reference(kl: float) -> None:

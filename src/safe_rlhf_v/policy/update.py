@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from safe_rlhf_v.functional.masked import masked_sum
-from safe_rlhf_v.functional.policy import kl_estimate
+from safe_rlhf_v.functional.policy import importance_weights, kl_estimate
 from safe_rlhf_v.functional.policy_losses import clipped_value_loss, reduce_tokens, reduction_count
 from safe_rlhf_v.functional.shares import Share, divided
 from safe_rlhf_v.models.sharding import full_tensor
@@ -270,7 +270,9 @@ class PolicyUpdate:
         log_probs = self.roles.log_probs("actor", micro_batch)  # (n, r)
         # In the only update of a rollout the ratio is 1 by definition; comparing two precisions would only add noise.
         old = log_probs.detach() if self.steps == 1 else of_rows(micro_batch, self.rollout.generation.log_probs)
-        surrogate = self._token_losses(log_probs, old, of_rows(micro_batch, advantages), mask)
+        surrogate = self._weighted(
+            self._token_losses(log_probs, old, of_rows(micro_batch, advantages), mask), micro_batch, mask
+        )
         loss = reduce_tokens(surrogate.losses, mask, reduction=reduction, total=count)
         self._note(step, "policy", loss)
         for name, values in surrogate.statistics.items():
@@ -282,6 +284,16 @@ class PolicyUpdate:
             self._note(step, "kl", divergence)
             loss = loss + self.kl.coefficient * divergence
         return loss
+
+    def _weighted(self, surrogate: TokenLosses, micro_batch: MicroBatch, mask: Tensor) -> TokenLosses:
+        """The losses with importance weights, where another program sampled the responses."""
+        generation = self.rollout.generation
+        cap = self.settings.importance_cap
+        if generation.engine_log_probs is None or cap is None:
+            return surrogate
+        own, engine = (of_rows(micro_batch, x) for x in (generation.log_probs, generation.engine_log_probs))
+        weights, truncated = importance_weights(own, engine, mask, cap)
+        return TokenLosses(surrogate.losses * weights, {**surrogate.statistics, "truncated_weights": truncated.float()})
 
     def _token_losses(self, log_probs: Tensor, old: Tensor, advantages: Tensor, mask: Tensor) -> TokenLosses:
         """From the surrogate. Raises: ValueError: If it gives anything but one loss per token."""
