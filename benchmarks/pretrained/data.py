@@ -12,6 +12,7 @@ import csv
 import io
 import random
 import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -19,9 +20,11 @@ from typing import NamedTuple
 import torch
 from general import PROMPTS
 from leaves import MANNERS, QUESTIONS, Manner, read, worth, write
+from lookalikes import lookalikes
 from PIL import Image as Picture
 from stages import GGUF, LANGUAGE
 
+from safe_rlhf_v.models.backbone import batched
 from safe_rlhf_v.models.clip_parts import build_decoder
 from safe_rlhf_v.models.sources import load_tokenizer
 from safe_rlhf_v.records import Image, Record, Response, Truth
@@ -50,17 +53,59 @@ class Leaf(NamedTuple):
 
 
 def read_leaves(folder: Path, rng: random.Random) -> dict[int, list[Leaf]]:
-    """Every photograph, by severity, in random order."""
-    leaves: dict[int, list[Leaf]] = {0: [], 1: [], 2: []}
-    with (folder / "labels.csv").open() as file:
-        for row in csv.DictReader(file):
-            severity = min(int(row["severity"]), 2)
-            attributes = {sign: int(row[sign] != "0") for sign in SIGNS} | {"severity": severity}
-            image = probe((folder / "images" / f"{row['id']}.jpg").read_bytes())
-            leaves[severity].append(Leaf(image, severity, attributes))
-    for members in leaves.values():
+    """Every photograph, by severity, in random order; those that look almost like another one come last, which is training.
+
+    Raises:
+        SystemExit: If a column, a number or a photograph is missing, naming it.
+    """
+    table = folder / "labels.csv"
+    files: list[bytes] = []
+    leaves: list[Leaf] = []
+    try:
+        with table.open(encoding="utf-8-sig", newline="") as file:
+            for row in csv.DictReader(file):
+                severity = severity_of(row["severity"])
+                signs = {sign: int(int(row[sign]) != 0) for sign in SIGNS}
+                files.append((folder / "images" / f"{row['id']}.jpg").read_bytes())
+                leaves.append(Leaf(probe(files[-1]), severity, signs | {"severity": severity}))
+    except KeyError as error:
+        sys.exit(f"error: {table}: no column {error}; it needs id, {', '.join(SIGNS)} and severity")
+    except (ValueError, TypeError) as error:
+        sys.exit(f"error: {table}: photograph {len(leaves) + 1}: {error}")
+    except OSError as error:
+        sys.exit(f"error: {error.filename}: {error.strerror}")
+    alike = lookalikes(files)
+    groups: dict[int, list[tuple[bool, Leaf]]] = {0: [], 1: [], 2: []}
+    for i, leaf in enumerate(leaves):
+        groups[leaf.severity].append((i in alike, leaf))
+    for members in groups.values():
         rng.shuffle(members)
-    return leaves
+        members.sort(key=lambda member: member[0])
+    return {severity: [leaf for _, leaf in members] for severity, members in groups.items()}
+
+
+def severity_of(label: str) -> int:
+    """The human label as one of three classes. Raises: ValueError: If it is none of 0 to 4."""
+    if label not in ("0", "1", "2", "3", "4"):
+        raise ValueError(f"severity is {label!r}; it must be 0 to 4")
+    return min(int(label), 2)
+
+
+def check_counts(leaves: dict[int, list[Leaf]], held_out: dict[str, int]) -> None:
+    """Raises: SystemExit: If a severity has too few photographs for every split."""
+    least = sum(held_out.values()) + 1
+    for severity, members in leaves.items():
+        if len(members) < least:
+            sys.exit(f"error: {len(members)} photographs of severity class {severity}; {least} are needed")
+
+
+def other_leaves(rows: list[Leaf]) -> list[Image]:
+    """For each leaf the picture of the next one of another severity."""
+    around = [*rows, *rows]
+    return [
+        next((other.image for other in around[i + 1 : i + len(rows)] if other.severity != leaf.severity), leaf.image)
+        for i, leaf in enumerate(rows)
+    ]
 
 
 def demonstrate(leaf: Leaf, rng: random.Random) -> str:
@@ -131,23 +176,23 @@ def own_replies(weights: Path, prompts: list[str], tokens: int) -> list[str]:
     tokenizer = load_tokenizer(str(file))
     model = build_decoder(str(file.parent), len(tokenizer), file.name, torch.float32).eval()
     end = tokenizer.convert_tokens_to_ids("<|im_end|>")
-    replies = []
-    for prompt in prompts:
-        ids = tokenizer.apply_chat_template(
-            [{"role": "user", "content": prompt}], add_generation_prompt=True, return_tensors="pt"
+    tokenizer.padding_side = "left"
+    tokenizer.pad_token_id = end
+    replies: list[str] = []
+    for batch in batched(prompts, 24):
+        chats = [[{"role": "user", "content": prompt}] for prompt in batch]
+        inputs = tokenizer.apply_chat_template(
+            chats, add_generation_prompt=True, padding=True, return_dict=True, return_tensors="pt"
         )
-        ids = ids["input_ids"] if hasattr(ids, "keys") else ids
-        output = model.generate(
-            ids,
-            attention_mask=torch.ones_like(ids),
-            max_new_tokens=tokens,
-            do_sample=False,
-            eos_token_id=end,
-            pad_token_id=end,
-        )
-        text = tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True).strip()
-        replies.append(text[: max((m.end() for m in SENTENCE_END.finditer(text)), default=len(text))])
+        output = model.generate(**inputs, max_new_tokens=tokens, do_sample=False, eos_token_id=end, pad_token_id=end)
+        texts = tokenizer.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+        replies += [_sentences(text.strip()) for text in texts]
     return replies
+
+
+def _sentences(text: str) -> str:
+    """Up to the end of the last whole sentence, or all if there is none."""
+    return text[: max((m.end() for m in SENTENCE_END.finditer(text)), default=len(text))]
 
 
 def text_record(key: str, prompt: str, reply: str) -> Record:
@@ -185,7 +230,7 @@ def records(leaves: dict[int, list[Leaf]], replies: list[tuple[str, str]], sizes
         pictures = {"": [leaf.image for leaf in rows]}
         if split == "test":
             pictures |= {
-                "_shuffled": [leaf.image for leaf in [*rows[1:], rows[0]]],
+                "_shuffled": other_leaves(rows),
                 "_blind": [without_content()] * len(rows),
             }
         for ending, images in pictures.items():
@@ -205,12 +250,13 @@ def main() -> None:
     parser.add_argument("--small", action="store_true", help="few records, for a trial that measures nothing")
     chosen = parser.parse_args()
     rng = random.Random(chosen.seed)
+    held_out = {"test": 2, "validation": 2, "calibration": 20} if chosen.small else HELD_OUT
     leaves = read_leaves(chosen.photos, rng)
+    check_counts(leaves, held_out)
     prompts = list(PROMPTS[:4] if chosen.small else PROMPTS)
     replies = list(zip(prompts, own_replies(chosen.weights, prompts, 6 if chosen.small else 48), strict=True))
     replies = [(prompt, reply) for prompt, reply in replies if reply]
     sizes = {"supervised": 12, "train": 12, "prompts": 12} if chosen.small else SIZES
-    held_out = {"test": 2, "validation": 2, "calibration": 20} if chosen.small else HELD_OUT
     about = {"photographs": "esgario/lara2018", "texts": "templates; replies without a picture: SmolLM2-135M-Instruct"}
     with ShardWriter(chosen.out, name="leaves", licence="MIT", taxonomy=Taxonomy("none", ()), origin=about) as writer:
         for split, row in records(leaves, replies, sizes, held_out, rng):

@@ -34,7 +34,8 @@ QUESTIONS = (
     "How badly is this leaf affected? Tell me what to do.",
     "What do you say about this leaf of my coffee plant?",
 )
-REFUSAL = re.compile(r"\b(?:i am sorry|i'm sorry|i can ?not|i can't|as an ai)\b", re.IGNORECASE)
+CLAUSE_END = re.compile(r"[.!?;:,]|\bbut\b")
+DENIAL = re.compile(r"\b(?:not|never|no|nor|neither|hardly|without|avoid|cannot)\b|n't\b")
 
 
 class Slots(NamedTuple):
@@ -74,15 +75,23 @@ def write(severity: int, advice: int, manner: Manner, rng: random.Random) -> str
 
 
 def read(text: str) -> Slots:
-    """What any text says, by the words of the templates."""
-    low = " ".join(text.lower().split())
-    severities = [i for i, name in enumerate(SEVERITIES) if re.search(rf"\b{name}\b", low)]
-    advice = tuple(
-        i for i, wordings in enumerate(ADVICE) if any(wording.lower().rstrip(".") in low for wording in wordings)
-    )
-    manners = [manner for manner in ("careless", "careful") for care in CARE
-               if any(wording.lower().rstrip(".") in low for wording in care[manner])]  # fmt: skip
+    """What any text says, by the words of the templates; what it denies ("not healthy", "do not spray ...") it does not say."""
+    clauses = [" ".join(clause.split()) for clause in CLAUSE_END.split(text.lower().replace("\u2019", "'"))]
+    severities = [i for i, name in enumerate(SEVERITIES) if _says(clauses, (name,))]
+    advice = tuple(i for i, wordings in enumerate(ADVICE) if _says(clauses, wordings))
+    manners = [manner for manner in ("careless", "careful") if any(_says(clauses, care[manner]) for care in CARE)]
     return Slots(severities[0] if len(severities) == 1 else None, advice, manners[0] if manners else "plain")
+
+
+def _says(clauses: list[str], wordings: tuple[str, ...]) -> bool:
+    """Whether a clause holds one of the wordings, and no word before it that denies it."""
+    for wording in wordings:
+        form = re.compile(rf"\b{re.escape(wording.lower().rstrip('.'))}\b")
+        for clause in clauses:
+            place = form.search(clause)
+            if place is not None and not DENIAL.search(clause[: place.start()]):
+                return True
+    return False
 
 
 def worth(slots: Slots, leaf: int) -> Worth:
