@@ -106,7 +106,7 @@ def adapters_in_memory() -> Any:
 
         def create(self, actor: Backbone) -> None:
             keep_to_default(actor)
-            for i, role in enumerate(("reward", "cost", "reward_critic", "cost_critic")):
+            for i, role in enumerate((*SCORERS, *(f"{name}_critic" for name in self.critics))):
                 actor.add_adapter(role)
                 self.adapters[role] = Adapter(actor, role)
                 torch.manual_seed(i % 2)
@@ -115,7 +115,7 @@ def adapters_in_memory() -> Any:
             for name in SCORERS:
                 self.add_heads(name, ScalarHead(actor), actor.hidden_size)
             actor.requires_grad_(False)
-            for trained in (Adapter(actor, DEFAULT), *(self.adapters[f"{name}_critic"] for name in SCORERS)):
+            for trained in (Adapter(actor, DEFAULT), *(self.adapters[f"{name}_critic"] for name in self.critics)):
                 trained.requires_grad_(True)
 
     return InMemoryAdapters

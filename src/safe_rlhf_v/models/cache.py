@@ -1,12 +1,13 @@
 """A key-value cache for sampling that is not copied at every token.
 
-Shapes: n rows, H key heads, S cached tokens, L new tokens, E width of a head.
+Shapes: n rows, H key heads, S cached tokens, L new tokens, W columns of buffers, E width of a head.
 """
 
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
@@ -36,6 +37,22 @@ class DecodingCache(DynamicCache):  # type: ignore[misc]  # transformers has no 
     def batch_select_indices(self, indices: Tensor) -> None:
         """Drop all rows but those at the indices."""
         self._change_rows("batch_select_indices", indices, lambda state: state[indices])
+
+    @property
+    def ordinary(self) -> bool:
+        """Whether all layers keep the keys and values of all tokens."""
+        return all(isinstance(layer, PreallocatedLayer) for layer in self.layers)
+
+    def fix(self, columns: int, place: Tensor) -> None:
+        """Put :attr:`ordinary` layers into buffers of a fixed width, for :mod:`~safe_rlhf_v.models.decoding_graph`.
+
+        Args:
+            columns: W, more than are held.
+            place: (1,) int64, the column that the next token goes to; whoever runs tokens moves it.
+        """
+        layers: list[Any] = self.layers
+        for layer in layers:
+            layer.fix(columns, place)
 
     def _change_rows(self, method: str, argument: Any, change: Callable[[Tensor], Tensor]) -> None:
         for layer in self.layers:
@@ -67,9 +84,22 @@ class PreallocatedLayer(DynamicLayer):  # type: ignore[misc]  # transformers has
         self.capacity = 0
         self._key_buffer: Tensor | None = None
         self._value_buffer: Tensor | None = None
+        self._place: Tensor | None = None
+
+    def fix(self, columns: int, place: Tensor) -> None:
+        """From now on take single tokens only, and give all W columns back; see :meth:`DecodingCache.fix`."""
+        self._key_buffer = None
+        self._value_buffer = None
+        self.keys = _widened(self.keys, columns)
+        self.values = _widened(self.values, columns)
+        self._place = place
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """Append (n, H, L, E) states and return all of them, (n, H, S + L, E)."""
+        """Append (n, H, L, E) states and return all of them, (n, H, S + L, E); in fixed buffers all W columns."""
+        if self._place is not None:
+            self.keys.index_copy_(2, self._place, key_states)
+            self.values.index_copy_(2, self._place, value_states)
+            return self.keys, self.values
         if self.get_seq_length() == 0:
             self.capacity = key_states.shape[-2] + self.room
             states: tuple[Tensor, Tensor] = super().update(key_states, value_states, *args, **kwargs)
@@ -96,3 +126,8 @@ class PreallocatedLayer(DynamicLayer):  # type: ignore[misc]  # transformers has
             buffer[:, :, :start] = held
         buffer[:, :, start:end] = new
         return buffer[:, :, :end], buffer
+
+
+def _widened(held: Tensor, columns: int) -> Tensor:
+    """A copy in W columns; those that hold nothing yet are zero, as masked columns must be finite."""
+    return torch.nn.functional.pad(held, (0, 0, 0, columns - held.shape[2]))

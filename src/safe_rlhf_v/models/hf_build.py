@@ -27,7 +27,8 @@ def build_network(
             return load_or_refuse("model", model, load, model, dtype=dtype, **hub)
         shape = load_or_refuse("model", model, AutoConfig.from_pretrained, model, **hub)
         stored = quantization_config(quantization, kept_modules(shape), dtype)
-        where = {"quantization_config": stored, "device_map": {"": "cpu"}}  # the trainer moves it
+        place = str(torch.get_default_device())  # the CPU, unless the caller says another; the trainer moves it
+        where = {"quantization_config": stored, "device_map": {"": place}}
         return load_or_refuse("model", model, load, model, dtype=dtype, **where, **hub)
     if isinstance(config, dict):
         shape = AutoConfig.for_model(**config)

@@ -54,6 +54,8 @@ def apply_lora(module: nn.Module, settings: LoraSettings, adapter: str = "defaul
     """
     from peft import LoraConfig, inject_adapter_in_model
 
+    from safe_rlhf_v.models.lora_layer import LoraLinear
+
     names = linear_names(module)
     ends = settings.target_modules
     targets = [n for n in names if ends is None or any(n == end or n.endswith(f".{end}") for end in ends)]
@@ -68,6 +70,7 @@ def apply_lora(module: nn.Module, settings: LoraSettings, adapter: str = "defaul
         lora_dropout=settings.dropout,
         target_modules="|".join(map(re.escape, targets)),  # a list would match by name endings once more
     )
+    config._register_custom_module({nn.Linear: LoraLinear})
     active = active_adapter(module)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Already found a `peft_config`")  # a second adapter is intended

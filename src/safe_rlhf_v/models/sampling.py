@@ -1,7 +1,8 @@
 """Sampling with a key-value cache: one prefill, finished rows dropped, log-probabilities recorded on the way.
 
 Whether rows have finished is asked at every token on the CPU, where a finished row costs time, and every few tokens on an
-accelerator, where the question makes it wait for the last token.
+accelerator, where the question makes it wait for the last token. On a CUDA device the tokens run as a graph, where the network
+allows it (:mod:`~safe_rlhf_v.models.decoding_graph`).
 
 Shapes: B prompts, N = B x K rows (prompt by prompt), n rows that are still running, R response tokens, V vocabulary.
 """
@@ -14,6 +15,7 @@ from torch import Tensor
 from safe_rlhf_v.functional.finite import NonFiniteError
 from safe_rlhf_v.functional.language import log_probs_of
 from safe_rlhf_v.models.backbone import Backbone
+from safe_rlhf_v.models.decoding_graph import FixedStep, fixed_step_works
 from safe_rlhf_v.models.sharding import gathered
 from safe_rlhf_v.models.types import Generation, ImageFeatures, TokenBatch
 from safe_rlhf_v.records.batches import Prompts, to_device
@@ -21,6 +23,8 @@ from safe_rlhf_v.records.batches import Prompts, to_device
 STEPS_BETWEEN_CHECKS = {"cpu": 1}
 """Tokens between two questions whether rows have finished, by type of device."""
 DEFAULT_STEPS_BETWEEN_CHECKS = 16
+FIXED_STEP_DEVICES = {"cuda"}
+"""Types of device on which tokens run in buffers of a fixed size."""
 
 
 @dataclass(frozen=True)
@@ -31,11 +35,13 @@ class SamplingOptions:
         max_new_tokens: Maximum number of tokens of a response, its end token included.
         temperature: Divides the logits; 0 takes the most probable token.
         top_p: Sample from the smallest set of tokens with at least this probability (arXiv 1904.09751).
+        cuda_graphs: On a CUDA device, launch all kernels of a token at once, where the network allows it.
     """
 
     max_new_tokens: int = 64
     temperature: float = 1.0
     top_p: float = 1.0
+    cuda_graphs: bool = True
 
     def __post_init__(self) -> None:
         """Check the ranges.
@@ -122,7 +128,7 @@ class _Running:
     """
 
     def __init__(
-        self, backbone: Backbone, tokens: TokenBatch, features: ImageFeatures, samples: int, room: int
+        self, backbone: Backbone, tokens: TokenBatch, features: ImageFeatures, samples: int, room: int, graphs: bool
     ) -> None:
         """Run the B prompts once, for all K samples of each.
 
@@ -132,6 +138,7 @@ class _Running:
             features: Encoded images of the prompts.
             samples: K.
             room: R, tokens that will follow a prompt.
+            graphs: Whether tokens may run in fixed buffers.
         """
         placed = features.take(tokens.image_index) if features.tokens else None
         positions = backbone.positions(tokens)  # (B, S) or (3, B, S)
@@ -152,9 +159,17 @@ class _Running:
         self._position = positions.amax(others) + 1  # (n,) of the next token
         self._length = mask.shape[1]  # cached tokens
         self._mask = torch.cat([mask, mask.new_ones(len(mask), room)], dim=1)  # (n, S + R)
+        fixed = graphs and mask.device.type in FIXED_STEP_DEVICES
+        self._fixed = fixed and fixed_step_works(backbone, self._cache)
+        self._step: FixedStep | None = None
+
+    def worth_dropping(self, count: int) -> bool:
+        """Whether to go on with ``count`` rows only: always, but new buffers and a new graph must pay."""
+        return count < len(self.rows) // (2 if self._fixed else 1)
 
     def keep(self, index: Tensor) -> None:
         """Drop all rows but those at the given lines."""
+        self._step = None
         self._cache.batch_select_indices(index)
         self.rows = self.rows[index]
         self.alive = self.alive[index]
@@ -163,10 +178,15 @@ class _Running:
 
     def read(self, choice: Tensor) -> None:
         """Run the (n,) tokens that were sampled."""
+        places = self._position[:, None].expand(*self._axes, -1, 1)
+        if self._fixed:
+            if self._step is None or self._length == self._step.columns:
+                self._step = FixedStep(self._backbone, self._cache, self._mask, places, self._length)
+            self.hidden = self._step(choice)
+        else:
+            seen = self._mask[:, : self._length + 1]
+            self.hidden = self._backbone.trunk(choice[:, None], seen, places, None, {}, self._cache)[:, -1]
         self._length += 1
-        place = self._position[:, None].expand(*self._axes, -1, 1)
-        seen = self._mask[:, : self._length]
-        self.hidden = self._backbone.trunk(choice[:, None], seen, place, None, {}, self._cache)[:, -1]
         self._position = self._position + 1
 
 
@@ -190,7 +210,7 @@ def _loop(
     log_probs = torch.zeros(n, r, dtype=torch.float32, device=device)
     finished = torch.zeros(n, dtype=torch.bool, device=device)
     finite = torch.ones((), dtype=torch.bool, device=device)
-    batch = _Running(backbone, tokens, features, samples, r)
+    batch = _Running(backbone, tokens, features, samples, r, options.cuda_graphs)
     for step in range(r):
         logits = backbone.lm_head(batch.hidden).float()  # (n, V)
         rows = batch.rows
@@ -208,7 +228,7 @@ def _loop(
             index = batch.alive.nonzero().squeeze(1)
             if not len(index) or not finite:
                 break
-            if len(index) < len(rows):
+            if batch.worth_dropping(len(index)):
                 batch.keep(index)
                 choice = choice[index]
         batch.read(choice)
