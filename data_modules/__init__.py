@@ -11,12 +11,17 @@ if TYPE_CHECKING:
     from safe_rlhf_v.data_modules.prompt import PromptDataModule
     from safe_rlhf_v.data_modules.supervised import SupervisedDataModule
 
+_HOME = {
+    "PTXPreferenceDataModule": "preference",
+    "PreferenceDataModule": "preference",
+    "PromptDataModule": "prompt",
+    "SupervisedDataModule": "supervised",
+}
 __all__ = ["PTXPreferenceDataModule", "PreferenceDataModule", "PromptDataModule", "SupervisedDataModule"]
 
 
 def __getattr__(name: str) -> Any:
     """Load a data module when it is asked for: data workers import this package and must stay light."""
-    if name not in __all__:
+    if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    module = import_module(f"{__name__}.{name.removesuffix('DataModule').removeprefix('PTX').lower()}")
-    return getattr(module, name)
+    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)

@@ -1,5 +1,6 @@
 """What is shipped is what is here: packages, configs, metadata; and the two top-level folders import under one name only."""
 
+import ast
 import os
 import re
 import subprocess
@@ -7,6 +8,7 @@ import sys
 import tarfile
 import tomllib
 import zipfile
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -88,11 +90,26 @@ def test_versions_and_citation_agree():
     assert "2503.17682" in str(citation["preferred-citation"])
 
 
-def test_public_names_load():
-    for name in safe_rlhf_v.__all__:
-        assert getattr(safe_rlhf_v, name) is not None
-    with pytest.raises(AttributeError, match="no attribute 'Nothing'"):
-        _ = safe_rlhf_v.Nothing
+LAZY = [name for name in sorted(packages()) if hasattr(import_module(name), "_HOME")]
+
+
+@pytest.mark.parametrize("name", LAZY)
+def test_names_that_are_loaded_when_asked_for_are_the_ones_that_type_checkers_see(name):
+    """A package says three times what it holds: for typing, for loading and in ``__all__``; they agree, and all load."""
+    package = import_module(name)
+    (typed,) = (node for node in ast.parse(Path(package.__file__).read_text()).body
+                if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING")  # fmt: skip
+    seen = {alias.name: node.module for node in typed.body for alias in node.names}
+    assert seen == {key: f"{name}.{home}" for key, home in package._HOME.items()}
+    assert set(package.__all__) - {"__version__"} == set(seen)
+    for key in seen:
+        assert getattr(package, key).__name__ == key
+    with pytest.raises(AttributeError, match=f"module '{name}' has no attribute 'Nothing'"):
+        _ = package.Nothing
+
+
+def test_the_lazy_packages_are_found():
+    assert {"safe_rlhf_v", "safe_rlhf_v.models", "safe_rlhf_v.data_modules"} < set(LAZY) and len(LAZY) == 7
 
 
 def test_help_imports_nothing_heavy():

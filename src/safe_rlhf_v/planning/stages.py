@@ -318,7 +318,7 @@ class _Run:
         sampling = n * text.vocab_size * SAMPLING_BYTES
         gathered = math.ceil(self.sizes.blocks * (1 - 1 / self.cut))  # a sharded actor is gathered while it samples
         cache = n * (s.prompt + s.room) * per_token
-        grown = cache // text.num_hidden_layers  # a layer's keys and values are copied when a token is added
+        grown = cache // text.num_hidden_layers  # a layer's keys and values are copied once: at the first token
         features = self._features(prompts)
         reading = Phase(name, 0, prefill + gathered, prompts * s.prompt * per_token, features)
         writing = Phase(name, 0, sampling + grown + gathered, cache, features)
