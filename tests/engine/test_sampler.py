@@ -18,7 +18,6 @@ from safe_rlhf_v.models.types import Generation
 from safe_rlhf_v.policy.rollout import draw, generator
 from safe_rlhf_v.policy.settings import UpdateSettings
 
-FAMILIES = ("llava", "qwen2_5_vl")
 OPTIONS = SamplingOptions(max_new_tokens=6)
 KEY = "sk-THE-SECRET-KEY-0123456789"
 
@@ -29,7 +28,7 @@ def responses(
     return draw(policy, prompts(), options, generator(3), sampler=sampler, **more)[0]
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ["llava", "qwen2_5_vl"])
 def test_greedy_responses_are_those_of_the_network(family: str, made: Callable[[str], Made], sampler_of: Any) -> None:
     policy, server = made(family)
     greedy = SamplingOptions(max_new_tokens=6, temperature=0.0)
@@ -46,7 +45,7 @@ def test_greedy_responses_are_those_of_the_network(family: str, made: Callable[[
     assert {body["n"] for body in server.asked("chat/completions")} == {1}  # of a greedy request vLLM refuses several
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ["llava", pytest.param("qwen2_5_vl", marks=pytest.mark.slow)])
 def test_sampled_responses_carry_the_engines_and_the_policys_log_probabilities(
     family: str, made: Callable[[str], Made], sampler_of: Any
 ) -> None:
