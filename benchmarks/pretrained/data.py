@@ -30,6 +30,7 @@ from safe_rlhf_v.models.sources import load_tokenizer
 from safe_rlhf_v.records import Image, Record, Response, Truth
 from safe_rlhf_v.records.taxonomy import Taxonomy
 from safe_rlhf_v.shards import ShardWriter, probe
+from safe_rlhf_v.shards.manifest import ShardError
 
 SIGNS = ("miner", "rust", "phoma", "cercospora")
 HELD_OUT = {"test": 50, "validation": 30, "calibration": 36}
@@ -173,6 +174,8 @@ def balanced(leaves: dict[int, list[Leaf]], size: int, rng: random.Random) -> li
 def own_replies(weights: Path, prompts: list[str], tokens: int) -> list[str]:
     """The language model's own greedy replies, up to their last whole sentence."""
     file = weights / LANGUAGE / GGUF
+    if not file.is_file():
+        sys.exit(f"error: --weights {weights}: no {LANGUAGE / GGUF}")
     tokenizer = load_tokenizer(str(file))
     model = build_decoder(str(file.parent), len(tokenizer), file.name, torch.float32).eval()
     end = tokenizer.convert_tokens_to_ids("<|im_end|>")
@@ -249,16 +252,20 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="of splits and texts")
     parser.add_argument("--small", action="store_true", help="few records, for a trial that measures nothing")
     chosen = parser.parse_args()
+    about = {"photographs": "esgario/lara2018", "texts": "templates; replies without a picture: SmolLM2-135M-Instruct"}
+    try:
+        writer = ShardWriter(chosen.out, name="leaves", licence="MIT", taxonomy=Taxonomy("none", ()), origin=about)
+    except ShardError as error:  # before minutes of work
+        sys.exit(f"error: --out {error}")
     rng = random.Random(chosen.seed)
     held_out = {"test": 2, "validation": 2, "calibration": 20} if chosen.small else HELD_OUT
-    leaves = read_leaves(chosen.photos, rng)
-    check_counts(leaves, held_out)
-    prompts = list(PROMPTS[:4] if chosen.small else PROMPTS)
-    replies = list(zip(prompts, own_replies(chosen.weights, prompts, 6 if chosen.small else 48), strict=True))
-    replies = [(prompt, reply) for prompt, reply in replies if reply]
     sizes = {"supervised": 12, "train": 12, "prompts": 12} if chosen.small else SIZES
-    about = {"photographs": "esgario/lara2018", "texts": "templates; replies without a picture: SmolLM2-135M-Instruct"}
-    with ShardWriter(chosen.out, name="leaves", licence="MIT", taxonomy=Taxonomy("none", ()), origin=about) as writer:
+    prompts = list(PROMPTS[:4] if chosen.small else PROMPTS)
+    with writer:
+        leaves = read_leaves(chosen.photos, rng)
+        check_counts(leaves, held_out)
+        texts = own_replies(chosen.weights, prompts, 6 if chosen.small else 48)
+        replies = [(prompt, reply) for prompt, reply in zip(prompts, texts, strict=True) if reply]
         for split, row in records(leaves, replies, sizes, held_out, rng):
             writer.write(split, row)
 

@@ -203,6 +203,24 @@ def test_a_seed_makes_the_same_folder_again(
     assert rows_of(first, "train") == rows_of(second, "train") != rows_of(third, "train")
 
 
+def test_a_folder_that_is_finished_or_weights_that_are_missing_are_one_line(
+    script: Callable[[str], Any], photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, out = script("data"), tmp_path / "leaves"
+    monkeypatch.setattr(
+        sys, "argv", ["data.py", f"--photos={photos}", f"--out={out}", f"--weights={tmp_path}", "--small"]
+    )
+    with pytest.raises(SystemExit, match=r"error: --weights .*: no .*gguf"):
+        data.main()
+    assert not (out / "manifest.json").exists()
+    folder = written(script, photos, out, monkeypatch)
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+    monkeypatch.setattr(data, "read_leaves", None)  # it is not even called
+    with pytest.raises(SystemExit, match=r"error: --out .* already holds a finished data set"):
+        written(script, photos, out, monkeypatch)
+    assert before == {path: path.read_bytes() for path in folder.iterdir()}
+
+
 def test_labels_that_cannot_be_used_are_named(script: Callable[[str], Any], photos: Path) -> None:
     data = script("data")
     table = photos / "labels.csv"
