@@ -21,17 +21,23 @@ class LoraLinear(Linear):  # type: ignore[misc]  # peft's types are incomplete
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """(..., out) from (..., in), in the dtype of the base layer's output."""
+        if self.merged:  # by peft's own methods: the base layer holds the update already
+            merged: Tensor = super().forward(x, *args, **kwargs)
+            return merged
         base: Tensor = self.base_layer(x, *args, **kwargs)
         if self.disable_adapters:
             return base
-        result = base
+        result = base.reshape(-1, base.shape[-1])
         for name in self.active_adapters:
+            if name not in self.lora_A:  # it is on other layers only
+                continue
             a = self.lora_A[name].weight
             b = self.lora_B[name].weight
             dropped = self.lora_dropout[name](x)
-            if not torch.is_autocast_enabled(x.device.type):  # which would cast to its own dtype
-                result = result.to(a.dtype)
-                dropped = dropped.to(a.dtype)
-            low = F.linear(dropped, a).flatten(0, -2)
-            result = torch.addmm(result.flatten(0, -2), low, b.t(), alpha=self.scaling[name]).view(base.shape)
-        return result.to(base.dtype)
+            # Autocast casts to its own dtype, but never from float64.
+            if base.dtype == torch.float64 or not torch.is_autocast_enabled(x.device.type):
+                dtype = torch.promote_types(base.dtype, a.dtype)
+                result, dropped, a, b = (each.to(dtype) for each in (result, dropped, a, b))
+            low = F.linear(dropped, a)
+            result = torch.addmm(result, low.reshape(-1, low.shape[-1]), b.t(), alpha=self.scaling[name])
+        return result.reshape(base.shape).to(base.dtype)

@@ -15,7 +15,7 @@ from torch import Tensor
 from safe_rlhf_v.functional.finite import NonFiniteError
 from safe_rlhf_v.functional.language import log_probs_of
 from safe_rlhf_v.models.backbone import Backbone
-from safe_rlhf_v.models.decoding_graph import FixedStep, fixed_step_works
+from safe_rlhf_v.models.decoding_graph import FixedStep, fixed_step_works, last_place
 from safe_rlhf_v.models.sharding import gathered
 from safe_rlhf_v.models.types import Generation, ImageFeatures, TokenBatch
 from safe_rlhf_v.records.batches import Prompts, to_device
@@ -157,6 +157,7 @@ class _Running:
         self._axes = positions.shape[:-2]  # () or (3,)
         others = tuple(i for i in range(positions.dim()) if i != positions.dim() - 2)
         self._position = positions.amax(others) + 1  # (n,) of the next token
+        self._last = last_place(backbone)
         self._length = mask.shape[1]  # cached tokens
         self._mask = torch.cat([mask, mask.new_ones(len(mask), room)], dim=1)  # (n, S + R)
         fixed = graphs and mask.device.type in FIXED_STEP_DEVICES
@@ -187,7 +188,7 @@ class _Running:
             seen = self._mask[:, : self._length + 1]
             self.hidden = self._backbone.trunk(choice[:, None], seen, places, None, {}, self._cache)[:, -1]
         self._length += 1
-        self._position = self._position + 1
+        self._position = (self._position + 1).clamp(max=self._last)
 
 
 def _loop(
