@@ -5,8 +5,8 @@
 
 Networks of the published sizes with random weights (bfloat16; adapters float32), ``SharedRoles`` on one base. K = 4 is
 constrained GRPO (8 prompts, 4 responses each), K = 1 is PPO-Lagrangian with two critics (32 prompts). Every response has all its
-512 tokens: the end token is never drawn. No PTX. A prompt has about 240 tokens with Qwen2.5-VL (196 of them the picture's) and
-about 620 with LLaVA-1.5 (576). Each case runs in a process of its own: one short iteration first, then the measured ones.
+512 tokens: the end token is never drawn. No PTX. A prompt has 272 tokens with Qwen2.5-VL (196 of them the picture's) and
+650 with LLaVA-1.5 (576). Each case runs in a process of its own: one short iteration first, then the measured ones.
 
 Necessary work, from which MFU and the floor follow: forward passes 2 operations per weight and token, backward passes 2 (the
 gradient of the input; the base is frozen), 4 per weight of an adapter; attention over half of the square; the LM head only where

@@ -35,9 +35,15 @@ def options() -> argparse.Namespace:
         "--weights", type=Path, default=Path("build/pretrained"), help="folder of the two packages of weights"
     )
     parser.add_argument(
-        "--data", type=Path, default=Path("data/leaves"), help="shard folder; written if it is not there"
+        "--data",
+        type=Path,
+        help="shard folder; written if it is not there (default: data/leaves, of a trial leaves_small)",
     )
-    parser.add_argument("--root", type=Path, default=Path("runs/smollm2_135m"), help="folder of the seeds' runs")
+    parser.add_argument(
+        "--root",
+        type=Path,
+        help="folder of the seeds' runs (default: runs/smollm2_135m, of a trial smollm2_135m_small)",
+    )
     parser.add_argument(
         "--configs",
         type=Path,
@@ -54,7 +60,11 @@ def options() -> argparse.Namespace:
     parser.add_argument(
         "--small", action="store_true", help="few records and two steps a stage: to see that everything runs"
     )
-    return parser.parse_args()
+    chosen = parser.parse_args()
+    ending = "_small" if chosen.small else ""  # what a trial wrote would be taken for the data and results of a run
+    chosen.data = chosen.data or Path(f"data/leaves{ending}")
+    chosen.root = chosen.root or Path(f"runs/smollm2_135m{ending}")
+    return chosen
 
 
 def check(chosen: argparse.Namespace) -> None:
@@ -67,6 +77,13 @@ def check(chosen: argparse.Namespace) -> None:
             )
     if not (chosen.photos / "labels.csv").is_file():
         sys.exit(f"error: --photos {chosen.photos}: no labels.csv")
+    for number in chosen.seeds:
+        file = chosen.root / f"seed-{number}" / "results.json"
+        if file.is_file() and json.loads(file.read_text()).get("small", False) != chosen.small:
+            other = "without" if chosen.small else "with"
+            sys.exit(
+                f"error: --root {chosen.root}: seed {number} was run {other} --small; name another --root and --data"
+            )
 
 
 def script(name: str, *arguments: str) -> None:
@@ -109,7 +126,7 @@ def one_seed(seed: Seed) -> dict[str, object]:
     run_steps(seed.rest(), seed.root)
     for name in PROBED:
         probe(seed, name)
-    results = results_of_seed(seed) | {"seconds_of_the_last_call": round(time.monotonic() - began)}
+    results = results_of_seed(seed) | {"small": seed.small, "seconds_of_the_last_call": round(time.monotonic() - began)}
     write_whole(seed.root / "results.json", (json.dumps(results, indent=1) + "\n").encode())
     return results
 

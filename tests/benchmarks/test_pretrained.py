@@ -99,6 +99,8 @@ def test_every_stage_runs_and_is_not_repeated(parts: tuple[Path, Path], photos: 
     written = kept.stat().st_mtime_ns
     again = run(*options)
     assert again.returncode == 0 and "done" not in again.stdout and kept.stat().st_mtime_ns == written
+    mixed = run(*(option for option in options if option != "--small"))  # numbers of a trial are no results
+    assert mixed.returncode == 1 and "was run with --small" in mixed.stderr
     kept.unlink()  # as if it had been interrupted before the end
     resumed = run(*options)
     assert resumed.returncode == 0 and "13 of 13 steps are done already" in resumed.stdout
