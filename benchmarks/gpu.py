@@ -323,8 +323,10 @@ def tower_operations(network: HFVLM, pixels: int, pictures: int) -> float:
     """Two per weight and patch; the tower runs once per picture."""
     prepared = network.prepare(policy_batch(0, 1, pixels).prompts)
     weights = sum(p.numel() for name, p in network.named_parameters() if is_vision(name))
-    values = sum(value.numel() for name, value in prepared.images.pixels.items() if "pixel" in name)
-    return 2.0 * weights * values / 3 / PATCH**2 * pictures
+    values = prepared.images.pixels["pixel_values"]
+    # Qwen's processor gives one row per patch; the others give (1, 3, height, width).
+    patches = values.shape[0] if values.dim() == 2 else values.numel() / 3 / PATCH**2
+    return 2.0 * weights * patches * pictures
 
 
 def is_vision(name: str) -> bool:
@@ -417,11 +419,11 @@ def memory(kind: str) -> float | None:
 def watch(module: ConstrainedPolicyModule, phases: Phases) -> None:
     """Name the phases of an iteration."""
     from safe_rlhf_v.models import sampling
-    from safe_rlhf_v.policy import rollout
+    from safe_rlhf_v.policy import samplers
     from safe_rlhf_v.policy.update import OptimizerSteps
 
     phases.watch(module, "training_step", "other")
-    phases.watch(rollout, "generate", "decoding")
+    phases.watch(samplers, "generate", "decoding")
     phases.watch(sampling._Running, "__init__", "prompts")
     phases.watch(HFVLM, "encode_images", "prompts")
     phases.watch(PolicyUpdate, "_learn_values", "critics")
@@ -589,6 +591,7 @@ def main() -> None:
     report = {"about": __doc__, "card": card, "torch": torch.__version__, "ceilings": limits, "cases": {}}
     report["attention_ms"] = in_a_process("--one", "attention", *where)
     print("one layer's attention, ms:", report["attention_ms"], flush=True)
+    failed = False
     for case in CASES:
         if case.name not in options.cases:
             continue
@@ -599,7 +602,8 @@ def main() -> None:
         recompute = ["--checkpointing"] if options.checkpointing else []
         found = in_a_process("--one", case.name, *where, "--devices", options.devices, *recompute)
         if found is None:
-            print(f"{case.name}: could not run, left out")
+            print(f"{case.name}: could not run")
+            failed = True
             continue
         report["cases"][case.name] = found | summary(found, limits, case.samples)
         show(case.name, report["cases"][case.name])
@@ -607,6 +611,8 @@ def main() -> None:
         if options.out is not None:
             options.out.parent.mkdir(parents=True, exist_ok=True)
             options.out.write_text(json.dumps(report, indent=1) + "\n")
+    if failed:
+        sys.exit(1)
 
 
 if __name__ == "__main__":

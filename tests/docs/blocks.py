@@ -129,6 +129,9 @@ class Reader:
     def check(self, words: list[str]) -> None:
         """Check a command that is not run."""
         while words and (words[0] in ("srun", "nice") or re.fullmatch(r"\w+=\S*", words[0])):
+            name, _, value = words[0].partition("=")
+            if name == "PYTHONPATH":
+                sys.path.insert(0, str(ROOT / value))
             words = words[1:]
         if words[:3] == OURS:
             parse(words[3:])
@@ -139,7 +142,7 @@ class Reader:
             for extra in re.findall(r"\[(\w+)\]", " ".join(words)):
                 assert extra in known, f"no extra {extra}"
         else:
-            assert shutil_which(words[0]) or words[0] in (".", "wandb"), f"unknown command {words[0]!r}"
+            assert shutil_which(words[0]) or words[0] in (".", "vllm", "wandb"), f"unknown command {words[0]!r}"
 
 
 def shutil_which(name: str) -> bool:
