@@ -158,7 +158,7 @@ def messages(conversation: Any) -> tuple[Message, ...]:
     """A conversation with its pictures as PNG.
 
     Args:
-        conversation: What :meth:`~safe_rlhf_v.models.hf_vlm.HFVLM.conversation` gives.
+        conversation: What ``HFVLM.conversation`` gives.
     """
     pictures = iter(conversation.pictures)
     return tuple(
