@@ -9,7 +9,8 @@ constrained GRPO (8 prompts, 4 responses each), K = 1 is PPO-Lagrangian with two
 650 with LLaVA-1.5 (576). Each case runs in a process of its own: one short iteration first, then the measured ones.
 
 Necessary work, from which MFU and the floor follow: forward passes 2 operations per weight and token, backward passes 2 (the
-gradient of the input; the base is frozen), 4 per weight of an adapter; attention over half of the square; the LM head only where
+gradient of the input; the base is frozen), 4 per weight of an adapter; attention over half of the square, backward counted like
+forward (it needs twice as much: 1.5 to 2.5 % of a pass are left out, so MFU is understated); the LM head only where
 log-probabilities are needed. Recomputation in the backward pass, padding and masked attention are not necessary work. While
 sampling, every token reads the weights and the key-value cache once: the floor is the larger of both times, with the copy and
 the matrix product measured on the same card before the first case.

@@ -15,8 +15,8 @@ class LoraLinear(Linear):  # type: ignore[misc]  # peft's types are incomplete
     """peft's layer with another forward pass: ``base(x) + alpha / r B A x`` (arXiv 2106.09685, equation 3).
 
     The update is added while B is multiplied, by one ``addmm``. peft scales it and adds it in passes of their own, and under
-    autocast casts x to float32 and back first: on a large GPU, where elementwise passes cost as much as the product of a
-    frozen layer, that is a third of a training step. The base layer may be of any kind, quantised too.
+    autocast casts x to float32 and back first: on an H100 the scoring passes of a 7B policy took 1.78 s with it and take 1.48 s
+    so (``docs/results/policy.md``). The base layer may be of any kind, quantised too.
     """
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
