@@ -13,9 +13,9 @@ ROOMS = (
     "planning",  # the memory of a training
     "callbacks",
     "engine",  # rollouts sampled by a server; named by class path
+    "evaluation",
     "construct",
     "export",
-    "evaluation",
     "guard",
     "policy",
     "modules",
