@@ -37,13 +37,13 @@ class OperatingPoint(NamedTuple):
     positives: int
 
 
-def clopper_pearson_upper(errors: int, total: int, confidence: float = 0.95) -> float:
+def clopper_pearson_upper(errors: float, total: float, confidence: float = 0.95) -> float:
     """Exact one-sided upper bound of a binomial rate (Clopper & Pearson, Biometrika 26, 1934).
 
     The rate p at which as few as ``errors`` of ``total`` has probability 1 - ``confidence``: a quantile of a beta distribution.
 
     Args:
-        errors: Count, 0..total.
+        errors: Count, 0..total; an effective one need not be whole.
         total: Independent trials; with none the bound is 1.
         confidence: In (0, 1).
 
