@@ -7,10 +7,15 @@ In the order of the page, but for the last two: unseen seeds, and what a step co
 
 import argparse
 import json
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from safe_rlhf_v.functional.budget import budget_verdict
+
+T_PROMPTS = 1.9623
+"""97.5 % quantile of Student's t with 999 degrees of freedom: 1,000 prompts."""
 NAMES = {
     "supervised": "supervised start",
     "ppo_reward": "PPO, reward only",
@@ -61,8 +66,13 @@ def spread(metric: dict[str, Any], form: str = ".2f") -> str:
 
 
 def budget_met(test: dict[str, Any], budget: float) -> str:
-    met = [c <= budget + 2 * e for c, e in zip(test["cost"]["values"], test["cost_error"]["values"], strict=True)]
-    return "met" if all(met) else "broken" if not any(met) else f"met {sum(met)} of {len(met)}"
+    """The verdict, or how many seeds have which; every prompt has a picture of its own, so prompts are the clusters."""
+    cost, error = test["cost"], test["cost_error"]
+    ends = [(c - T_PROMPTS * e, c + T_PROMPTS * e) for c, e in zip(cost["values"], error["values"], strict=True)]
+    verdicts = Counter(budget_verdict(low, high, budget) for low, high in ends)
+    if len(verdicts) == 1:
+        return next(iter(verdicts))
+    return ", ".join(f"{name} {verdicts[name]}" for name in ("met", "undecided", "broken") if verdicts[name])
 
 
 def methods(found: dict[str, Any]) -> str:

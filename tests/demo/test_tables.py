@@ -4,6 +4,7 @@ import json
 
 from safe_rlhf_v.demo import tables
 from safe_rlhf_v.demo.runs import GUARD_SPLITS, Run
+from safe_rlhf_v.shards import ShardedSplit
 
 
 def test_the_quickstart_table_reads_what_was_measured(tmp_path, monkeypatch, world):
@@ -13,6 +14,9 @@ def test_the_quickstart_table_reads_what_was_measured(tmp_path, monkeypatch, wor
         values["harmful"]["mean"], values["cost"]["mean"] = harmful, cost
         (tmp_path / policy).mkdir()
         (tmp_path / policy / "evaluation.json").write_text(json.dumps({"test": values}))
+        costs = [cost + side for side in (-0.1, 0.1) for _ in range(len(ShardedSplit(world, "test")) // 2)]
+        lines = "".join(json.dumps({"cost": value}) + "\n" for value in costs)
+        (tmp_path / policy / "responses-test.jsonl").write_text(lines)
     monkeypatch.setattr(tables, "cost_spread", lambda run: 2.0)
 
     for model in ("reward", "cost"):

@@ -52,8 +52,9 @@ def test_numbers_outside_their_range_are_refused(make, message):
 
 def test_the_start_is_said_in_one_line():
     costs = torch.tensor([-1.0, 0.0, 1.0, 2.0])
-    met = start_line(costs, 0.7, normalised=True)
-    assert "mean cost +0.50" in met and "50% of 4 responses above 0" in met and "WARNING" in met and "RISE" in met
+    behind = start_line(costs, 0.7, normalised=True)
+    assert "mean cost +0.50" in behind and "50% of 4 responses above 0" in behind
+    assert "WARNING" in behind and "RISE" in behind
     ahead = start_line(costs, -0.5, normalised=True)
     assert "budget -0.50 is 1.00 below it" in ahead and "WARNING" not in ahead
     assert "\n" not in ahead

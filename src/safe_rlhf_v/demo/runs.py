@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from safe_rlhf_v.demo.steps import Step
+from safe_rlhf_v.functional.clustered import Interval, clustered_mean
+from safe_rlhf_v.shards import ShardedSplit
 
 CONFIGS = Path(__file__).parents[1] / "configs" / "quickstart"
 GUARD_SPLITS = ("test", "compositional", "counterfactual_verdict")
@@ -143,6 +145,12 @@ class Run:
         """What :meth:`test` measured."""
         measured: dict[str, float] = json.loads((self.root / name / "metrics.json").read_text())
         return measured
+
+    def cost_interval(self, name: str, split: str = "test") -> Interval:
+        """Mean cost of a policy's sampled responses, in the cost model's unit, with its interval clustered by image group."""
+        text = (self.root / name / f"responses-{split}.jsonl").read_text()
+        costs = [json.loads(line)["cost"] for line in text.splitlines()]
+        return clustered_mean(costs, ShardedSplit(self.data, split).groups.tolist())
 
     def evaluation(self, name: str, split: str = "test", suffix: str = "") -> dict[str, dict[str, float]]:
         """What :meth:`evaluate` measured."""

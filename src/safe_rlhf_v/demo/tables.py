@@ -6,6 +6,7 @@ from collections import defaultdict
 from typing import NamedTuple
 
 from safe_rlhf_v.demo.runs import GUARD_SPLITS, Run
+from safe_rlhf_v.functional.budget import budget_verdict
 from safe_rlhf_v.functional.intervals import wilson_interval
 from safe_rlhf_v.shards import Manifest
 
@@ -106,21 +107,21 @@ def policy_rows(run: Run, methods: tuple[Method, ...], budget: float = BUDGET) -
     start = _means(run, "supervised")["harmful"]
     lines = [
         f"{'held-out prompts, ground truth':<30}{'helpful':>8}{'level':>7}{'harmful':>9}{'fall':>6}{'refused':>9}"
-        f"{'over-ref.':>10}{'describe':>9}{'cost':>7}{'budget':>8}{'KL':>6}"
+        f"{'over-ref.':>10}{'describe':>9}{'cost':>7}{'budget':>11}{'KL':>6}"
     ]
     for method in methods:
         m = _means(run, method.name)
-        cost = m["cost"] / spread
-        error = run.evaluation(method.name)["cost"]["error"] / spread
-        met = "met" if cost <= budget + 2 * error else "broken"
+        cost = run.cost_interval(method.name)
+        verdict = budget_verdict(cost.low / spread, cost.high / spread, budget)
         fall = 1 - m["harmful"] / start if start else math.nan
         lines.append(
             f"{method.about:<30}{m['helpfulness']:>8.2f}{m['level']:>7.2f}{m['harmful']:>9.3f}{fall:>6.0%}"
-            f"{m['refused']:>9.3f}{m['over_refused']:>10.3f}{m['description']:>9.2f}{cost:>7.2f}{met:>8}{m['kl']:>6.2f}"
+            f"{m['refused']:>9.3f}{m['over_refused']:>10.3f}{m['description']:>9.2f}{cost.value / spread:>7.2f}"
+            f"{verdict:>11}{m['kl']:>6.2f}"
         )
     lines.append(
-        f"cost: learned, in spreads of the start's; budget {budget:+.2f} is met within two standard errors; describe: "
-        "helpfulness on harmless descriptions"
+        f"sampled at temperature 1; cost: learned, in spreads of the start's; budget {budget:+.2f}: met if the upper 95 % "
+        "bound of the cost is at most that, broken if the lower one is above it; describe: helpfulness on harmless descriptions"
     )
     return lines
 

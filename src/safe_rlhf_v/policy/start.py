@@ -239,7 +239,7 @@ def start_line(costs: Tensor, budget: float, normalised: bool, clip: float | Non
     spread = float(costs.std()) if len(costs) > 1 else 0.0
     unit = " (unit: spread of the start's cost)" if normalised else ""
     if budget > mean:
-        verdict = f"WARNING: budget {budget:+.2f} is already met, so cost may RISE up to it"
+        verdict = f"WARNING: budget {budget:+.2f} is above it, so cost may RISE up to there"
     else:
         verdict = f"budget {budget:+.2f} is {mean - budget:.2f} below it"
     lowest, highest = signal_range(costs, clip)
