@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple
 
 from tqdm import tqdm
 
-from safe_rlhf_v.commands import shards_import
+from safe_rlhf_v.commands import shards_demonstrate, shards_import
 from safe_rlhf_v.commands.options import AnyPath, NonNegativeInt
 from safe_rlhf_v.commands.runner import dispatch, run
 from safe_rlhf_v.commands.shards_import import show_imported
@@ -31,6 +31,7 @@ def main(args: Sequence[str]) -> int:
         "import": (shards_import.main, "a public data set, or images and a table of your own"),
         "presets": (shards_import.presets, "the public data sets that import knows, and how it reads their columns"),
         "import-ordinal": (_import_ordinal, "pictures with one ordered label each, as preference pairs"),
+        "demonstrate": (shards_demonstrate.main, "the prompts of a split with responses from a file, to be imitated"),
     }
     return dispatch("shards", commands, args)
 
