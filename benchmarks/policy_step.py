@@ -11,7 +11,8 @@ one prompt after the other (``update.micro_batch_size: 1``).
 One thread. Every variant runs in fresh processes, variants in turn; a step's time is the median of all steps but the first of
 each process. Memory is the peak of a process less that of one that only imports the same modules; "in use" is the same with an
 allocator that gives freed blocks back at once. The released sequence gets tensors that are ready; ours also prepares texts and
-pictures within the measured time.
+pictures within the measured time. ``share_of_products`` is the share of a step's time that its matrix products and its attention
+take, by torch's profiler: a step of nothing else would be so much shorter, and no way of calling them makes it shorter still.
 """
 
 import argparse
@@ -56,6 +57,8 @@ from safe_rlhf_v.models.lora import LoraSettings
 from safe_rlhf_v.policy import ConstrainedPolicyModule
 from safe_rlhf_v.policy.roles import SCORERS
 
+PRODUCTS = ("aten::mm", "aten::bmm", "aten::addmm", "aten::baddbmm", "aten::_scaled_dot_product", "aten::mkldnn")
+"""Beginnings of the names of matrix products and attention."""
 VARIANTS = ("released", "separate_k1", "separate_k4", "shared_k1", "shared_k4", "shared_k4_parts")
 
 
@@ -95,22 +98,32 @@ class Passes:
 
 
 class Clock(pl.Callback):
-    """CPU seconds of every step; passes of the first."""
+    """CPU seconds of every step; passes of the first; if asked, what the last one's time went into."""
 
-    def __init__(self) -> None:
+    def __init__(self, profiled: int | None = None) -> None:
         self.seconds: list[float] = []
         self.passes: dict[str, int] = {}
         self.loaded = 0.0
+        self.profiled = profiled
+        self.share_of_products: float | None = None
 
     def on_train_batch_start(self, trainer: Any, module: Any, batch: Any, batch_idx: int) -> None:
         if batch_idx == 0:
             self.loaded, self.counter = resident(), Passes(module)
+        if batch_idx == self.profiled:
+            self.profiler = torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU])
+            self.profiler.start()
         self.start = time.process_time()
 
     def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         self.seconds.append(time.process_time() - self.start)
         if batch_idx == 0:
             self.passes = self.counter.stop()
+        if batch_idx == self.profiled:
+            self.profiler.stop()
+            events = self.profiler.key_averages()
+            products = sum(event.self_cpu_time_total for event in events if event.key.startswith(PRODUCTS))
+            self.share_of_products = round(products / sum(event.self_cpu_time_total for event in events), 3)
 
 
 def resident() -> float:
@@ -124,11 +137,11 @@ def train(module: ConstrainedPolicyModule, data: Batches, steps: int, *callbacks
     trainer.fit(module, data)
 
 
-def run(variant: str, folder: Path, steps: int) -> dict[str, Any]:
-    """One variant in this process."""
+def run(variant: str, folder: Path, steps: int, profiled: int | None = None) -> dict[str, Any]:
+    """One variant in this process; ``profiled`` is the number of a step whose time is looked into."""
     kind, _, rest = variant.partition("_k")
     samples, _, parts = rest.partition("_")
-    clock = Clock()
+    clock = Clock(profiled)
     if kind == "released":
         step, owner = released(folder)
         networks = torch.nn.ModuleList([step.actor, step.reference, *step.scorers, *step.critics])
@@ -142,6 +155,7 @@ def run(variant: str, folder: Path, steps: int) -> dict[str, Any]:
         module = policy_module(folder, samples=int(samples), micro=micro, **{"roles": InMemoryRoles, **shared})
         train(module, Batches(steps, RESPONSES // int(samples)), steps, clock)
     found = {"seconds": clock.seconds, "peak_mb": peak(), "loaded_mb": clock.loaded, "passes": clock.passes}
+    found["share_of_products"] = clock.share_of_products
     return found | {"modules": sorted(sys.modules)}
 
 
@@ -214,6 +228,7 @@ def measure(folder: Path, variants: list[str], steps: int, rounds: int) -> dict[
         base = in_a_process("--one", "import", "--folder", names)["peak_mb"]
         # From this size on, glibc gives freed blocks back at once: what is left is what was really in use.
         live = in_a_process("--one", name, "--folder", folder, "--steps", 2, MALLOC_MMAP_THRESHOLD_="262144")
+        looked_into = in_a_process("--one", name, "--folder", folder, "--steps", 3, "--profiled", 2)
         seconds = [value for one in found for value in one["seconds"][1:]]
         report[name] = {
             "cpu_seconds": round(statistics.median(seconds), 3),
@@ -222,6 +237,7 @@ def measure(folder: Path, variants: list[str], steps: int, rounds: int) -> dict[
             "loaded_mb": round(statistics.median(one["loaded_mb"] for one in found) - base),
             "peak_mb": round(statistics.median(one["peak_mb"] for one in found) - base),
             "live_mb": round(live["peak_mb"] - base),
+            "share_of_products": looked_into["share_of_products"],
             "passes": found[0]["passes"],
         }
     for mine in report.values():
@@ -234,7 +250,7 @@ def measure(folder: Path, variants: list[str], steps: int, rounds: int) -> dict[
 
 def show(report: dict[str, Any]) -> None:
     print(f"\n{RESPONSES} responses of {TOKENS} tokens; memory in MB above a process that only imports")
-    titles = ("CPU s", "(range)", "faster", "peak", "share", "in use", "share")
+    titles = ("CPU s", "(range)", "faster", "peak", "share", "in use", "share", "products")
     print(
         f"{'':14}" + "".join(f"{title:>{12 if title == '(range)' else 8}}" for title in titles) + "  passes of a step"
     )
@@ -242,7 +258,7 @@ def show(report: dict[str, Any]) -> None:
         spread = f"{r['cpu_seconds_range'][0]:.2f}-{r['cpu_seconds_range'][1]:.2f}"
         print(
             f"{name:14}{r['cpu_seconds']:8.2f}{spread:>12}{r['times_faster']:8.2f}{r['peak_mb']:8}{r['share_of_peak']:8.2f}"
-            f"{r['live_mb']:8}{r['share_of_live']:8.2f}  {r['passes']}"
+            f"{r['live_mb']:8}{r['share_of_live']:8.2f}{r['share_of_products']:10.0%}  {r['passes']}"
         )
 
 
@@ -254,12 +270,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     parser.add_argument("--one", help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--profiled", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
     torch.set_num_threads(1)
     if options.one:
         warnings.simplefilter("ignore")
         known = {"agreement": agreement, "import": only_import}
-        call = known.get(options.one) or partial(run, options.one, steps=options.steps)
+        call = known.get(options.one) or partial(run, options.one, steps=options.steps, profiled=options.profiled)
         print(json.dumps(call(options.folder)))
         return
     with tempfile.TemporaryDirectory() as temporary:

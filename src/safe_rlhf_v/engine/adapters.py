@@ -56,13 +56,24 @@ class ServedAdapter:
         tensors = {key: full_tensor(value).detach().cpu() for key, value in state.items()}
         name = _name(tensors, str(policy.lora))
         if name != self.name:
-            several = torch.distributed.is_available() and torch.distributed.is_initialized()
-            if not several or torch.distributed.get_rank() == 0:
+            if torch.distributed.is_available() and torch.distributed.is_initialized():
+                self._change_once(name, policy, tensors, post)
+            else:
                 self._change(name, policy, tensors, post)
-            if several:
-                torch.distributed.barrier()
             self.name = name
         return name
+
+    def _change_once(self, name: str, policy: HFVLM, tensors: dict[str, Tensor], post: Post) -> None:
+        """The first rank changes the adapter; if it fails, all ranks do, so that none waits for it."""
+        problem = [""]
+        if torch.distributed.get_rank() == 0:
+            try:
+                self._change(name, policy, tensors, post)
+            except (OSError, ValueError) as error:
+                problem = [f"{error}" or type(error).__name__]
+        torch.distributed.broadcast_object_list(problem)
+        if problem[0]:
+            raise ValueError(problem[0])
 
     def _change(self, name: str, policy: HFVLM, tensors: dict[str, Tensor], post: Post) -> None:
         path = (self.folder / name).absolute()

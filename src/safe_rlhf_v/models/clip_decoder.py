@@ -1,7 +1,5 @@
 """A LLaVA-like backbone: an open_clip tower, a projector and any causal decoder (LLaVA, arXiv 2304.08485).
 
-It is built offline from configs, or from pretrained parts by name, local folder or GGUF file.
-
 Shapes: B rows, S columns, M images, P image tokens, D hidden.
 """
 
@@ -27,6 +25,7 @@ from safe_rlhf_v.models.clip_parts import (
     prompt_template,
     saved_settings,
 )
+from safe_rlhf_v.models.decoder_check import decoder_packs
 from safe_rlhf_v.models.hf_families import cache_arguments
 from safe_rlhf_v.models.images import fit_square
 from safe_rlhf_v.models.layout import PromptTokens
@@ -112,6 +111,7 @@ class ClipDecoder(Backbone):
         self.resampler = SlotResampler(slots, self.tower.shape) if slots else None
         self.image_shape = self.resampler.shape if self.resampler else self.tower.shape
         self.decoder = build_decoder(decoder, len(self.tokenizer), gguf_file, getattr(torch, dtype))
+        self.packs = decoder_packs(self.decoder.config)
         self.hidden_size = int(self.decoder.config.hidden_size)
         self.context_length = context_length(self.decoder.config)
         self.projector = build_projector(self.image_shape[1], self.hidden_size, projector_layers)
