@@ -78,9 +78,8 @@ class ClipDecoder(Backbone):
             decoder: A causal language model by hub name or folder, or its config (``model_type``, ...) for random weights.
             slots: Resample the tower's tokens to a few (for tiny models); ``None`` keeps them all.
             template: ``None`` for the tokenizer's own chat template (without one: ``<bos> <image> {question} <answer>`` if it
-                was built from a corpus, else as LLaVA-1.5 does). Or a text; ``<image>`` is replaced by the images,
-                ``{question}`` by the question. Earlier turns are written so, too, each with its response and the end
-                token; a system text stands before the first one.
+                was built from a corpus, else as LLaVA-1.5 does). Or a text with places for ``<image>`` and ``{question}``;
+                earlier turns are written so, too, each with its response and the end token, behind the system text.
             projector_layers: 1 for a linear projector, 2 for the two-layer GELU projector of LLaVA-1.5.
             freeze_tower: Do not train tower and resampler; their features can then be cached.
             freeze_projector: Do not train the projector.
@@ -95,6 +94,7 @@ class ClipDecoder(Backbone):
             ValueError: If the template lacks a part, or features of a trained tower would be cached.
         """
         super().__init__(feature_cache)
+        self.freeze_tower = freeze_tower
         if feature_cache and not freeze_tower:
             raise ValueError("feature_cache needs freeze_tower: true (features of a tower in training get outdated)")
         self.tokenizer, self.image_id = placeholder_tokenizer(tokenizer)
@@ -117,7 +117,6 @@ class ClipDecoder(Backbone):
         self.projector = build_projector(self.image_shape[1], self.hidden_size, projector_layers)
         self._writer = chat_writer(self.tokenizer, self.decoder) if self.template is None else None
         self.banned_ids = self._banned()
-        self.freeze_tower = freeze_tower
         self._freeze(freeze_projector, freeze_decoder)
         self.lora = lora
         if lora is not None:

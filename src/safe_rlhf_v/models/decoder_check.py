@@ -16,7 +16,9 @@ from safe_rlhf_v.models.family_shrink import shrunk_config
 from safe_rlhf_v.models.hf_families import packs
 
 _LOG = logging.getLogger(__name__)
-_PROMPT, _RESPONSES, _WORDS = 6, (8, 7), 64
+_PROMPT = 6
+_RESPONSES = (8, 7)
+_WORDS = 64
 _LAYERS = 8
 _WINDOW = 4
 """Width of local attention in the copy: narrower than a row, so that it matters."""
