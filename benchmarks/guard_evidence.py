@@ -20,7 +20,7 @@ from evidence import summary
 from safe_rlhf_v.demo.processes import cpu_seconds, execute
 from safe_rlhf_v.demo.runs import GUARD_SPLITS, Run
 from safe_rlhf_v.demo.steps import run_steps
-from safe_rlhf_v.guard.assessment import assess
+from safe_rlhf_v.guard.assessment import MEASURED, assess
 from safe_rlhf_v.guard.calibration import Calibration, LabelledOutputs
 from safe_rlhf_v.guard.limits import UNCOUNTED
 from safe_rlhf_v.records.taxonomy import MAX_LEVEL, MIN_LEVEL
@@ -91,11 +91,19 @@ def prior(data: Path) -> dict[str, dict[str, float]]:
         levels = torch.tensor([r.safety - MIN_LEVEL for record in records for r in record.responses])
         hazardous = torch.tensor([bool(record.category) for record in records])
         risk = torch.zeros(len(records))
-        outputs = LabelledOutputs(stated.expand(len(levels), -1), levels, risk, hazardous, risk.bool(), {})
+        clusters = torch.tensor([i for i, record in enumerate(records) for _ in record.responses])
+        rows = (stated.expand(len(levels), -1), levels, risk, hazardous, risk.bool())
+        outputs = LabelledOutputs(*rows, {}, clusters, torch.arange(len(records)))
         measured = assess(outputs, Calibration("prior", "", 1.0, 1.0, 0.5, 0.5, 0.5, 0.5, UNCOUNTED, {}))
-        found[name] = {
-            m: v for m, v in measured.items() if "prompt" not in m and "block" not in m and "category" not in m
-        }
+        kept = (
+            "majority_accuracy",
+            "macro_mae_balanced",
+            "harm_ece_before",
+            "exceedance_ece_before",
+            "responses",
+            *MEASURED,
+        )
+        found[name] = {m: v for m, v in measured.items() if m in kept}
     return found
 
 

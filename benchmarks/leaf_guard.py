@@ -165,7 +165,10 @@ def pooled(folds: list[Fold], calibrated: bool) -> LabelledOutputs:
     rest = (
         torch.cat([getattr(j, field) for _, _, j in parts]) for field in ("prompt_risk", "hazardous", "named_right")
     )
-    return LabelledOutputs(torch.cat([p for p, _, _ in parts]), torch.cat([y for _, y, _ in parts]), *rest, groups={})
+    rows = torch.arange(sum(len(y) for _, y, _ in parts))  # one response to each photograph
+    prompts = torch.arange(sum(len(j.hazardous) for _, _, j in parts))
+    stated = torch.cat([p for p, _, _ in parts])
+    return LabelledOutputs(stated, torch.cat([y for _, y, _ in parts]), *rest, {}, rows, prompts)
 
 
 def measure(folds: list[Fold]) -> dict[str, float]:

@@ -35,7 +35,7 @@ from safe_rlhf_v.shards.manifest import ShardError
 SIGNS = ("miner", "rust", "phoma", "cercospora")
 HELD_OUT = {"test": 50, "validation": 30, "calibration": 36}
 """Photographs of each severity that are in no other split."""
-CALIBRATION_PAIRS = 3  # for each photograph: budgets of false alarms need many harmless responses
+CALIBRATION_PAIRS = 3  # for each photograph: for the temperatures; budgets count one response of each photograph
 SIZES = {"supervised": 1600, "train": 2400, "prompts": 1200}
 SENTENCE_END = re.compile(r"[a-zA-Z)\"'][.!?](?=\s|$)")
 TEXT_EVERY = 4  # photographs to one prompt without a picture: a fifth of the demonstrations

@@ -133,13 +133,14 @@ class Seed:
         export = ["export", str(self.root / "supervised"), str(self.base)]
         scorers = [f"--{role}={self.root / role}" for role in ("reward", "cost")]
         judged = [*scorers, f"--base={self.base}", f"--start={self.root / 'supervised'}", "--splits", *TEST_SPLITS]
-        calibrate = [
+        calibrate = [  # of each of 108 photographs (a trial: 60) one response counts, and four of nine are harmless
             "calibrate",
             f"--guard={self.root / 'guard'}",
             f"--base={self.base}",
             f"--data={self.data}",
             f"--train_data={self.data}",
             f"--device={self.device}",
+            *(("--fpr=0.2", "--review_fpr=0.3") if self.small else ("--fpr=0.1", "--review_fpr=0.2")),
             "--report",
             *TEST_SPLITS,
         ]

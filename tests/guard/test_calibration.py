@@ -2,13 +2,15 @@
 
 import json
 import math
+import shutil
 
 import pytest
 import torch
+from scipy.stats import beta
 from tests.guard_run import WIDE
 
 from safe_rlhf_v.commands.calibrate import main
-from safe_rlhf_v.guard.assessment import assess, assess_groups
+from safe_rlhf_v.guard.assessment import assess, assess_groups, assess_prevalence, outputs_of_batches
 from safe_rlhf_v.guard.calibration import (
     LEAST,
     Calibration,
@@ -21,6 +23,8 @@ from safe_rlhf_v.guard.calibration import (
     two_columns,
 )
 from safe_rlhf_v.guard.moderation import Guard, load_module
+from safe_rlhf_v.records.batches import PreferenceBatch, Prompts
+from safe_rlhf_v.shards import Manifest
 
 
 @pytest.mark.parametrize("wanted", [0.4, 1.0, 2.5])
@@ -48,7 +52,7 @@ def outputs(n: int) -> LabelledOutputs:
     levels = torch.multinomial(log_probs.exp(), 1, generator=generator).squeeze(1)
     risk = 3 * torch.randn(n, generator=generator)
     hazardous = torch.rand(n, generator=generator) < torch.sigmoid(risk)
-    return LabelledOutputs(log_probs, levels, risk, hazardous, hazardous, {})
+    return LabelledOutputs(log_probs, levels, risk, hazardous, hazardous, {}, torch.arange(n), torch.arange(n))
 
 
 def test_thresholds_keep_their_budgets_and_are_ordered():
@@ -76,20 +80,26 @@ def drawn(n, generator):
     levels = torch.multinomial(torch.softmax(logits, -1), 1, generator=generator).squeeze(1)
     risk = 2 * torch.randn(n, generator=generator)
     hazardous = torch.rand(n, generator=generator) < torch.sigmoid(risk)
-    return LabelledOutputs(torch.log_softmax(2 * logits, -1), levels, 2 * risk, hazardous, hazardous, {})
+    alone = torch.arange(n)
+    return LabelledOutputs(torch.log_softmax(2 * logits, -1), levels, 2 * risk, hazardous, hazardous, {}, alone, alone)
 
 
-def test_every_promise_is_kept_on_fresh_data():
-    """100 calibration sets of 400, thresholds of each on one large fresh set: budgets with 95 %, the miss rate on average."""
+def twice(outputs):
+    """Every response and prompt a second time, of the same image."""
+    rows = [column if isinstance(column, dict) else column.repeat_interleave(2, 0) for column in outputs]
+    return LabelledOutputs(*rows)
+
+
+def test_every_guarantee_holds_on_fresh_data():
+    """100 calibration sets of 400 images with two equal responses: budgets are kept with 95 %, the miss rate on average."""
     generator = torch.Generator().manual_seed(0)
     fresh, draws, budget, alpha = drawn(20_000, generator), 100, 0.1, 0.05
     broken = {"block": 0, "prompt_block": 0}
     missed, prompts_missed = [], []
     for _ in range(draws):
-        found = fit_calibration(drawn(400, generator), "id", "here", WIDE, budget, 0.2, 0.95, alpha)
-        assert found.level_temperature == pytest.approx(2, rel=0.3) and found.prompt_temperature == pytest.approx(
-            2, rel=0.4
-        )
+        found = fit_calibration(twice(drawn(400, generator)), "id", "here", WIDE, budget, 0.2, 0.95, alpha)
+        assert found.level_temperature == pytest.approx(2, rel=0.3)
+        assert found.prompt_temperature == pytest.approx(2, rel=0.4)
         harm = tempered(fresh.level_log_probs.double(), found.level_temperature)[:, :3].exp().sum(1)
         risk = torch.sigmoid(fresh.prompt_risk.double() / found.prompt_temperature)
         harmful = fresh.levels < 3
@@ -97,7 +107,7 @@ def test_every_promise_is_kept_on_fresh_data():
         broken["prompt_block"] += float((risk[~fresh.hazardous] >= found.prompt_block).double().mean()) > budget
         missed.append(float((harm[harmful] < found.review).double().mean()))
         prompts_missed.append(float((risk[fresh.hazardous] < found.prompt_review).double().mean()))
-    allowed = draws * 0.05 + 3 * math.sqrt(draws * 0.05 * 0.95)
+    allowed = draws * 0.05 + 2 * math.sqrt(draws * 0.05 * 0.95)
     assert max(broken.values()) <= allowed
     for rates in (missed, prompts_missed):
         spread = torch.tensor(rates).std() / math.sqrt(draws)
@@ -150,7 +160,9 @@ def test_what_a_split_holds_none_of_is_left_out():
 
 def test_without_a_known_prompt_a_prompt_alone_is_always_blocked():
     nothing = torch.zeros(0, dtype=torch.bool)
-    blind = outputs(300)._replace(prompt_risk=torch.zeros(0), hazardous=nothing, named_right=nothing)
+    blind = outputs(300)._replace(
+        prompt_risk=torch.zeros(0), hazardous=nothing, named_right=nothing, prompt_clusters=torch.arange(0)
+    )
     found = fit_calibration(blind, "id", "here", WIDE, 0.1, 0.2, 0.9)
     assert (found.prompt_block, found.prompt_review, found.prompt_temperature) == (0.0, 0.0, 1.0)
     assert not [name for name in found.certificate if name.startswith("prompts_")]
@@ -171,18 +183,103 @@ def test_an_assessment_by_hand():
     levels = torch.tensor([0, 3, 4])  # the last is +1 in truth
     hazardous = torch.tensor([True, False])
     rows = LabelledOutputs(
-        p.log(), levels, torch.tensor([2.0, -2.0]), hazardous, hazardous, {"rule": (("a",), ("a",), ("b",))}
-    )
+        p.log(), levels, torch.tensor([2.0, -2.0]), hazardous, hazardous, {"rule": (("a",), ("a",), ("b",))},
+        torch.tensor([0, 0, 1]), torch.tensor([0, 1]),
+    )  # fmt: skip
     calibration = Calibration("m", "x", 1.0, 1.0, 0.5, 0.5, 0.5, 0.5, WIDE, {})
     found, groups = assess(rows, calibration), assess_groups(rows, calibration)["rule"]
     assert found["level_accuracy"] == found["harm_accuracy"] == pytest.approx(2 / 3)
     assert found["macro_mae"] == pytest.approx(2 / 3) and found["within_one"] == pytest.approx(2 / 3)
     assert (found["recall_at_block"], found["fpr_at_block"]) == (1.0, 0.5)
     assert (found["prompt_auroc"], found["prompt_recall_at_block"], found["category_accuracy"]) == (1.0, 1.0, 1.0)
+    assert (found["harmful"], found["severe"], found["image_groups"]) == (1, 1, 2)
+    one = {"recall_lower": pytest.approx(0.05), "severe_recall_lower": pytest.approx(0.05)}  # of one response
     assert groups["a"] == {
-        "responses": 2, "harmful": 1, "level_accuracy": 1, "harm_accuracy": 1, "recall": 1, "fpr": 0,
+        "responses": 2, "harmful": 1, "severe": 1, "level_accuracy": 1, "harm_accuracy": 1,
+        "recall": 1, "severe_recall": 1, "fpr": 0, "fpr_upper": pytest.approx(0.95), **one,
     }  # fmt: skip
-    assert groups["b"] == {"responses": 1, "harmful": 0, "level_accuracy": 0, "harm_accuracy": 0, "fpr": 1}
+    assert groups["b"] == {
+        "responses": 1, "harmful": 0, "severe": 0, "level_accuracy": 0, "harm_accuracy": 0, "fpr": 1, "fpr_upper": 1,
+    }  # fmt: skip
+
+
+def test_the_certificate_counts_image_groups_and_bounds_what_is_caught():
+    rows = outputs(1000)
+    single = fit_calibration(rows, "id", "here", WIDE, 0.05, 0.1, 0.95)
+    double = fit_calibration(twice(rows), "id", "here", WIDE, 0.05, 0.1, 0.95)
+    assert double.certificate == pytest.approx(single.certificate)  # a second equal response proves nothing
+    assert (double.block, double.review) == (single.block, single.review)
+    facts = double.certificate
+    assert facts["responses_groups"] == facts["prompts_groups"] == 1000
+    assert facts["responses_harmless"] + facts["responses_harmful"] == 1000 and facts["responses_severe"] > 100
+    caught = round(facts["responses_severe_recall"] * facts["responses_severe"])
+    bound = beta.ppf(0.05, caught, facts["responses_severe"] - caught + 1)
+    assert facts["responses_severe_recall_lower"] == pytest.approx(bound) and bound < facts["responses_severe_recall"]
+    assert facts["responses_recall_lower"] < facts["responses_recall"]
+    harmless = rows._replace(levels=torch.full((1000,), 6))
+    calm = fit_calibration(harmless, "id", "here", WIDE, 0.05, 0.1, 0.95).certificate
+    assert calm["responses_severe"] == calm["responses_severe_recall_lower"] == calm["responses_recall_lower"] == 0
+
+
+def test_bounds_count_images_and_zeros_carry_theirs():
+    rows = outputs(400)
+    quiet = Calibration("m", "x", 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, WIDE, {})
+    single, double = assess(rows, quiet), assess(twice(rows), quiet)
+    assert single["fpr_at_block"] == 0.0 < single["fpr_at_block_upper"] < 0.02
+    for name in (
+        "fpr_at_block_upper",
+        "recall_at_review_lower",
+        "severe_recall_at_block_lower",
+        "prompt_fpr_at_review_upper",
+    ):
+        assert double[name] == pytest.approx(single[name], rel=1e-3)
+    loose = assess(rows, Calibration("m", "x", 1.0, 1.0, 0.9, 0.1, 0.9, 0.1, WIDE, {}))
+    assert loose["recall_at_block_lower"] < loose["recall_at_block"] < loose["recall_at_review"]
+    assert loose["severe_recall_at_block_lower"] < loose["severe_recall_at_block"]
+    assert loose["prompt_recall_at_block_lower"] < loose["prompt_recall_at_block"]
+
+
+def batch_of(*rows):
+    """A batch of records with these names of pictures, one response each."""
+    n = len(rows)
+    pictures = tuple(tuple(torch.zeros(1, 1, 3, dtype=torch.uint8) for _ in names) for names in rows)
+    prompts = Prompts(pictures, rows, tuple(f"question {i % 2}" for i in range(n)))
+    ones = torch.ones(n, dtype=torch.int64)
+    return PreferenceBatch(
+        prompts, (("a",),) * n, -ones, -ones, ones > 2, ones[:, None], ones[:, None], ones[:, None], ones > 0,
+        tuple(f"key {i}" for i in range(n)),
+    )  # fmt: skip
+
+
+class Untaught:
+    """A guard that states nothing."""
+
+    images = "blank"
+    categories = ("c",)
+
+    def admit(self, batch, run):
+        return batch, run(batch)
+
+    def __call__(self, prompts, responses):
+        n = sum(map(len, responses))
+        return torch.zeros(n, 7), torch.zeros(n), torch.zeros(n, 1)
+
+
+def test_records_that_share_a_picture_are_one_group():
+    """Through further records, too, in whichever batch; without pictures the texts count. What the guard sees does not matter."""
+    batches = [batch_of(("a",), ("b",), ("c", "d")), batch_of(("d", "b"), ("e",), (), (), ()), batch_of(("a",))]
+    outputs = outputs_of_batches(Untaught(), batches)
+    assert outputs.clusters.tolist() == [0, 1, 1, 1, 2, 3, 4, 3, 0]
+    assert outputs.prompt_clusters.tolist() == outputs.clusters.tolist()
+
+
+def test_no_threshold_is_stated_that_breaks_its_budget():
+    """Harmless responses with a P(harmful) of 1 cannot be let through by any threshold up to 1."""
+    sure = torch.full((300, 7), -500.0)
+    sure[:, 0] = 0.0
+    rows = outputs(300)._replace(level_log_probs=torch.log_softmax(sure, -1), levels=torch.arange(300) % 7)
+    with pytest.raises(ValueError, match=r"responses: no threshold keeps .* 5.00%.*P\(harmful\) of 1"):
+        fit_calibration(rows, "id", "here", WIDE, 0.05, 0.1, 0.95)
 
 
 def test_a_guard_without_its_own_calibration_makes_no_decisions(guard_run, tmp_path):
@@ -218,6 +315,45 @@ def test_a_damaged_calibration_is_refused(change, tmp_path):
 def test_the_command_says_why_a_split_is_too_small(guard_run, world, capsys):
     arguments = ["--guard", str(guard_run), "--data", str(world), "--train_data", str(world)]
     assert main(arguments) == 2
-    assert "cannot certify a false-positive rate" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "responses:" in error and "cannot certify a false-positive rate" in error and "groups like these" in error
+    for wrong, reason in {
+        "--prevalence=0.01": "name one with --report", "--prevalence=0": "between 0 and 1, got 0",
+        "--prevalence=1e400": "between 0 and 1", "--confidence=1": "--confidence must lie",
+        "--miss_rate=0": "--miss_rate must lie", "--fpr=0": "budgets must keep",
+    }.items():  # fmt: skip
+        assert main([*arguments, wrong]) == 2
+        assert reason in capsys.readouterr().err, wrong
     assert main(["--guard", "nowhere", "--data", str(world)]) == 2
     assert "nowhere" in capsys.readouterr().err
+
+
+def test_the_command_reports_bounds_and_prevalences(guard_run, world, tmp_path, capsys):
+    run = tmp_path / "guard"
+    shutil.copytree(guard_run, run, ignore=shutil.ignore_patterns("calibration.json"))
+    options = [
+        "--split=validation",
+        "--fpr=0.5",
+        "--review_fpr=0.6",
+        "--report",
+        "test",
+        "--prevalence",
+        "0.01",
+        "0.0001",
+    ]
+    assert main(["--guard", str(run), "--data", str(world), "--train_data", str(world), *options]) == 0
+    text = capsys.readouterr().out
+    assert "image groups:" in text and "severe ones (at least" in text and "harmless ones blocked (at most" in text
+    assert "blocked or reviewed: " in text and "where 0.01% of the responses are harmful, per million blocked: " in text
+    measured = json.loads((run / "assessment.json").read_text())["test"]
+    assert measured["severe_recall_at_block_lower"] <= measured["severe_recall_at_block"]
+    row = measured["prevalence"]["0.0001"]["blocked"]
+    assert row["alerts_low"] <= row["alerts"] <= row["alerts_high"] and row["precision_low"] <= row["precision_high"]
+    facts = json.loads((run / "calibration.json").read_text())["certificate"]
+    assert facts["responses_groups"] == Manifest.load(world).splits["validation"].groups
+    assert facts["responses_harmless"] + facts["responses_harmful"] == facts["responses_groups"]
+
+
+def test_a_split_of_one_side_has_no_prevalence():
+    rows = outputs(50)._replace(levels=torch.full((50,), 3))
+    assert assess_prevalence(rows, Calibration("m", "x", 1.0, 1.0, 0.5, 0.5, 0.5, 0.5, WIDE, {}), [0.01]) == {}

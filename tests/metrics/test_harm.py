@@ -1,7 +1,5 @@
 """P(harmful) against plain-Python references, by hand, and at its limits."""
 
-import math
-
 import numpy as np
 import pytest
 import torch
@@ -150,11 +148,8 @@ def test_groups_by_hand():
     log_probs = torch.tensor([[0.7, 0.2, 0.1], [0.1, 0.2, 0.7], [0.45, 0.25, 0.3], [0.05, 0.9, 0.05]]).log()
     levels = torch.tensor([0, 0, 2, 1])
     groups = [("a",), ("a", "b"), ("b",), ()]
-    assert harm_by_group(log_probs, levels, groups, boundary=1, threshold=0.4) == {
-        "a": {"responses": 2, "harmful": 2, "level_accuracy": 0.5, "harm_accuracy": 0.5, "recall": 0.5},
-        "b": {"responses": 2, "harmful": 1, "level_accuracy": 0.0, "harm_accuracy": 0.5, "recall": 0.0, "fpr": 1.0},
+    assert harm_by_group(log_probs, levels, groups, boundary=1) == {
+        "a": {"responses": 2, "harmful": 2, "level_accuracy": 0.5, "harm_accuracy": 0.5},
+        "b": {"responses": 2, "harmful": 1, "level_accuracy": 0.0, "harm_accuracy": 0.5},
     }
-    assert harm_by_group(log_probs, levels, [()] * 4, boundary=1, threshold=0.4) == {}
-    assert not any(
-        math.isnan(x) for row in harm_by_group(log_probs, levels, groups, 1, 0.4).values() for x in row.values()
-    )
+    assert harm_by_group(log_probs, levels, [()] * 4, boundary=1) == {}

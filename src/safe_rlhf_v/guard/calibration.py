@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from scipy.optimize import minimize_scalar
 from torch import Tensor
 
-from safe_rlhf_v.functional.operating_points import OperatingPoint, conformal_threshold, threshold_for_fpr
+from safe_rlhf_v.functional.operating_points import conformal_threshold, exact_rate, one_per_cluster, threshold_for_fpr
 from safe_rlhf_v.guard.limits import Limits
 from safe_rlhf_v.guard.verdict import DIGITS, rounded
 from safe_rlhf_v.modules.guard import HARM_BOUNDARY
@@ -26,6 +26,8 @@ CALIBRATION_FILE = "calibration.json"
 MAX_BYTES = 100_000_000
 LEAST = 0.05
 """Lower bound of the thresholds, even if the budget would allow more false alarms; raising a threshold keeps its budget."""
+SEVERE_BOUNDARY = HARM_BOUNDARY - 1
+"""Class indices below this one are severe levels: -2 and -3."""
 
 
 class CalibrationMissing(ValueError):
@@ -41,12 +43,13 @@ class Calibration:
         split: Data it was fitted on, used for nothing else.
         level_temperature: T of the levels: log p / T, normalised (Guo et al., arXiv 1706.04599).
         prompt_temperature: T of the prompt-risk logit.
-        block: Responses with P(harmful) at or above this are blocked.
+        block: Responses with P(harmful) at or above this are blocked. It bounds false alarms, not misses.
         review: Responses at or above this, below ``block``, need a person's eye.
         prompt_block: The same for prompts, by prompt risk.
         prompt_review: The same for prompts, by prompt risk.
         limits: What the guard's training covered; inputs beyond it are not decided on.
-        certificate: What was measured when the thresholds were chosen, for people.
+        certificate: What was measured when the thresholds were chosen, for people: of one input of each image group, false
+            alarms with their upper bound, and the recall of all harmful and of severe ones with its lower bound.
         level_prior: Frequencies of the levels in the data it was fitted on, none of them 0.
     """
 
@@ -177,6 +180,9 @@ class LabelledOutputs(NamedTuple):
         hazardous: (M,) bool, the prompt has a harm category.
         named_right: (M,) bool, the most probable category is one of the prompt's.
         groups: Groups of each labelled response, by the name of the grouping (``category``, ``rule``).
+        clusters: (N,) int64 number of each labelled response's image group: records that share a picture, or without
+            pictures the texts of the prompt.
+        prompt_clusters: (M,) the same for the prompts.
     """
 
     level_log_probs: Tensor
@@ -185,16 +191,21 @@ class LabelledOutputs(NamedTuple):
     hazardous: Tensor
     named_right: Tensor
     groups: dict[str, tuple[tuple[str, ...], ...]]
+    clusters: Tensor
+    prompt_clusters: Tensor
 
 
-def check_budgets(fpr: float, review_fpr: float) -> None:
-    """Check that thresholds can keep both budgets.
+def check_budgets(fpr: float, review_fpr: float, confidence: float, miss_rate: float | None = None) -> None:
+    """Check that thresholds can keep the budgets.
 
     Raises:
         ValueError: If they cannot.
     """
     if not 0 < fpr <= review_fpr < 1:
         raise ValueError(f"budgets must keep 0 < --fpr <= --review_fpr < 1, got {fpr} and {review_fpr}")
+    for name, value in (("confidence", confidence), ("miss_rate", miss_rate)):
+        if value is not None and not 0 < value < 1:
+            raise ValueError(f"--{name} must lie between 0 and 1, got {value}")
 
 
 def fit_calibration(
@@ -209,7 +220,10 @@ def fit_calibration(
 ) -> Calibration:
     """Fit temperatures, then choose thresholds for budgets of false alarms among harmless responses and harmless prompts.
 
-    If no prompt's category is known, nothing can be guaranteed for prompts: a prompt alone is then always blocked.
+    The budgets bound false alarms. Misses have no budget: what is caught, of all harmful and of severe inputs, is measured, and
+    its lower bound stands in the certificate. Temperatures are fitted on all rows; thresholds and bounds rest on one input of
+    each image group, because the responses to one picture are alike. If no prompt's category is known, nothing can be guaranteed
+    for prompts: a prompt alone is then always blocked.
 
     Args:
         outputs: Outputs and labels of a split that is used for nothing else.
@@ -225,25 +239,26 @@ def fit_calibration(
     Raises:
         ValueError: If the split is too small for a budget, or the budgets are outside their range.
     """
-    check_budgets(fpr, review_fpr)
+    check_budgets(fpr, review_fpr, confidence, miss_rate)
     t = fit_temperature(outputs.level_log_probs, outputs.levels)
     known = len(outputs.hazardous) > 0  # the categories of some prompts are known
     prompt_t = fit_temperature(two_columns(outputs.prompt_risk), outputs.hazardous.long()) if known else 1.0
     log_probs = tempered(outputs.level_log_probs.double(), t)
-    harm = _as_stated(log_probs[:, :HARM_BOUNDARY].exp().sum(1))
-    risk = _as_stated(torch.sigmoid(outputs.prompt_risk.double() / prompt_t))
+    harm = as_stated(log_probs[:, :HARM_BOUNDARY].exp().sum(1))
+    risk = as_stated(torch.sigmoid(outputs.prompt_risk.double() / prompt_t))
+    severe = outputs.levels < SEVERE_BOUNDARY
+    responses = _Kind("responses", harm, outputs.levels < HARM_BOUNDARY, outputs.clusters, severe)
+    prompts = _Kind("prompts", risk, outputs.hazardous, outputs.prompt_clusters, None)
     certificate: dict[str, float | int | str] = {"confidence": confidence}
     thresholds = {"prompts": (0.0, 0.0)}  # without a known prompt every prompt alone is blocked
-    kinds = [("responses", harm, outputs.levels < HARM_BOUNDARY), ("prompts", risk, outputs.hazardous)]
-    for name, p, harmful in kinds if known else kinds[:1]:
-        block, review = (threshold_for_fpr(p, harmful, budget, confidence) for budget in (fpr, review_fpr))
-        certificate.update({f"{name}_{key}": value for key, value in known_only(_certificate(block)).items()})
-        low = min(max(review.threshold, LEAST), 1.0)
+    for kind in (responses, prompts) if known else (responses,):
+        block, review = (_threshold(kind, budget, confidence) for budget in (fpr, review_fpr))
         if miss_rate is not None:
-            low = min(low, conformal_threshold(p, harmful, miss_rate))
-            certificate[f"{name}_miss_rate"] = miss_rate
-        certificate[f"{name}_reviewed_or_blocked_fpr"] = share(p[~harmful] >= low)
-        thresholds[name] = stated(min(max(block.threshold, LEAST), 1.0)), stated(low)
+            review = min(review, stated(conformal_threshold(kind.p, kind.harmful, kind.clusters, miss_rate)))
+            certificate[f"{kind.name}_miss_rate"] = miss_rate
+        certificate |= {f"{kind.name}_fpr_budget": fpr, f"{kind.name}_review_fpr_budget": review_fpr}
+        certificate |= {f"{kind.name}_{k}": v for k, v in _measured(kind, block, review, confidence).items()}
+        thresholds[kind.name] = block, review
     counts = (
         torch.bincount(outputs.levels, minlength=NUM_LEVELS).double() + 1
     )  # a missing level is rare, not impossible
@@ -258,21 +273,64 @@ def stated(threshold: float) -> float:
     return nearest if nearest >= threshold else round(nearest + 10**-DIGITS, DIGITS)
 
 
-def _as_stated(p: Tensor) -> Tensor:
+def as_stated(p: Tensor) -> Tensor:
     """Probabilities rounded as in verdicts."""
     return torch.tensor(rounded(p.tolist()), dtype=torch.float64).clamp(0, 1)
 
 
-def _certificate(point: OperatingPoint) -> dict[str, float]:
-    return {
-        "fpr_budget": point.budget,
-        "fpr": point.fpr,
-        "fpr_upper": point.fpr_upper,
-        "harmless": point.negatives,
-        "false_alarms": point.false_positives,
-        "recall": point.recall,
-        "harmful": point.positives,
-    }
+class _Kind(NamedTuple):
+    """What one pair of thresholds decides on: N responses, or prompts, with their severe ones where levels are known."""
+
+    name: str
+    p: Tensor
+    harmful: Tensor
+    clusters: Tensor
+    severe: Tensor | None
+
+
+def _threshold(kind: _Kind, budget: float, confidence: float) -> float:
+    """The threshold for a budget, with the digits of a verdict and at least :data:`LEAST`.
+
+    Raises:
+        ValueError: If the split is too small, or so many harmless ones have a probability of 1 that none keeps the budget.
+    """
+    try:
+        threshold = threshold_for_fpr(kind.p, kind.harmful, kind.clusters, budget, confidence)
+    except ValueError as error:
+        raise ValueError(f"{kind.name}: {error}") from None
+    if threshold > 1:
+        raise ValueError(
+            f"{kind.name}: no threshold keeps a false-positive rate of {budget:.2%}: of too many harmless ones the guard "
+            "states a P(harmful) of 1; train it longer, or allow a larger rate"
+        )
+    return stated(max(threshold, LEAST))
+
+
+def _measured(kind: _Kind, block: float, review: float, confidence: float) -> dict[str, float]:
+    """What the thresholds do to one input of each image group, with exact bounds."""
+    rows = one_per_cluster(kind.clusters)
+    p = kind.p[rows]
+    harmful = kind.harmful[rows]
+    alarms = exact_rate(p[~harmful] >= block, confidence)
+    stopped = exact_rate(p[~harmful] >= review, confidence)
+    caught = {"": exact_rate(p[harmful] >= block, confidence)}
+    if kind.severe is not None:
+        caught["severe_"] = exact_rate(p[kind.severe[rows]] >= block, confidence)
+    names = {"": "harmful", "severe_": "severe"}
+    return known_only(
+        {
+            "groups": len(rows),
+            "harmless": alarms.total,
+            "false_alarms": alarms.hits,
+            "fpr": alarms.value,
+            "fpr_upper": alarms.upper,
+            "reviewed_or_blocked_fpr": stopped.value,
+            "reviewed_or_blocked_fpr_upper": stopped.upper,
+            **{names[kind]: rate.total for kind, rate in caught.items()},
+            **{f"{kind}recall": rate.value for kind, rate in caught.items()},
+            **{f"{kind}recall_lower": rate.lower for kind, rate in caught.items()},
+        }
+    )
 
 
 def known_only(values: dict[str, float]) -> dict[str, float]:

@@ -14,15 +14,16 @@ class PictureGroups:
 
     def join(self, ids: Sequence[str]) -> None:
         """Make one group of the groups of these pictures."""
-        roots = sorted({self._root(name) for name in ids})
+        roots = sorted({self.group_of(name) for name in ids})
         for root in roots[1:]:
             self._parents[root] = roots[0]
 
     def name_of(self, record: Record) -> str:
         """Split group of a record: the smallest id of its group of pictures; without pictures that of its texts."""
-        return self._root(record.group_members[0])
+        return self.group_of(record.group_members[0])
 
-    def _root(self, name: str) -> str:
+    def group_of(self, name: str) -> str:
+        """The smallest id of a picture's group."""
         root = name
         while root in self._parents:
             root = self._parents[root]

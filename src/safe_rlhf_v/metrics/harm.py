@@ -75,34 +75,28 @@ def harmful_label(is_safe: Tensor) -> Tensor:
 
 
 def harm_by_group(
-    log_probs: Tensor, levels: Tensor, groups: Sequence[Collection[str]], boundary: int, threshold: float
+    log_probs: Tensor, levels: Tensor, groups: Sequence[Collection[str]], boundary: int
 ) -> dict[str, dict[str, float]]:
-    """By group: how many responses, how well their levels and sides are judged, and what a threshold catches and flags.
+    """By group: how many responses, and how well their levels and sides are judged.
 
-    ``responses`` and ``harmful`` are counts; ``level_accuracy``, ``harm_accuracy`` (at one half), ``recall`` and ``fpr`` (at the
-    threshold) are shares, and left out where there is nothing to take a share of.
+    ``responses`` and ``harmful`` are counts; ``level_accuracy`` and ``harm_accuracy`` (at one half) are shares.
 
     Args:
         log_probs: (n, K) log-probability of each level, the lowest first.
         levels: (n,) int64 true class index.
         groups: n collections of group names; a row counts in each of its groups.
         boundary: Class indices below it are harmful.
-        threshold: From which P(level < boundary) on a response is flagged.
     """
-    harm = log_probs[:, :boundary].double().exp().sum(-1)
     harmful = levels < boundary
-    flagged = harm >= threshold
     level_right = log_probs.argmax(-1) == levels
-    side_right = (harm >= 0.5) == harmful
+    side_right = (log_probs[:, :boundary].double().exp().sum(-1) >= 0.5) == harmful
     table = {}
     for name in sorted({name for names in groups for name in names}):
         inside = torch.tensor([name in names for names in groups])
-        shares = {
-            "level_accuracy": level_right[inside],
-            "harm_accuracy": side_right[inside],
-            "recall": flagged[inside & harmful],
-            "fpr": flagged[inside & ~harmful],
+        table[name] = {
+            "responses": float(inside.sum()),
+            "harmful": float(harmful[inside].sum()),
+            "level_accuracy": float(level_right[inside].double().mean()),
+            "harm_accuracy": float(side_right[inside].double().mean()),
         }
-        counts = {"responses": float(inside.sum()), "harmful": float(harmful[inside].sum())}
-        table[name] = counts | {key: float(hits.double().mean()) for key, hits in shares.items() if len(hits)}
     return table
