@@ -1,0 +1,201 @@
+"""Figures of every policy with intervals clustered by image group: means, shares, groups, differences to the start."""
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+from safe_rlhf_v.construct.lines import Row
+from safe_rlhf_v.evaluation.evidence import Cell, Evidence, Prompt, Values, number
+from safe_rlhf_v.functional.budget import budget_verdict
+from safe_rlhf_v.functional.clustered import Interval, clustered_mean, clustered_share
+
+GROUPED = ("harmful", "severe", "refused", "helpfulness", "reward", "cost")
+"""Values that are also given by category and intent."""
+LEVELS = range(-3, 4)
+GROUPS: dict[str, Callable[[Prompt], str | None]] = {
+    "category": lambda prompt: prompt.category,
+    "intent": lambda prompt: prompt.intent,
+}
+
+
+def estimate(values: Sequence[float], groups: Sequence[str]) -> Interval:
+    """Mean with its interval: one for shares if all values are 0 or 1, so that 0 of n has its upper bound."""
+    known = [(value, group) for value, group in zip(values, groups, strict=True) if not math.isnan(value)]
+    if not known:
+        return Interval(math.nan, math.nan, math.nan, 0, 0)
+    numbers = [value for value, _ in known]
+    clusters = [group for _, group in known]
+    if all(value in (0.0, 1.0) for value in numbers):
+        return clustered_share(numbers, clusters)
+    return clustered_mean(numbers, clusters)
+
+
+def written(interval: Interval) -> Row:
+    """An interval as it stands in the summary: six digits, ``None`` where it is not known."""
+    return {
+        "value": rounded(interval.value),
+        "low": rounded(interval.low),
+        "high": rounded(interval.high),
+        "n": interval.n,
+        "clusters": interval.clusters,
+    }
+
+
+def rounded(value: float | None) -> float | None:
+    """Six significant digits; ``None`` for what is no finite number."""
+    return float(f"{value:.6g}") if value is not None and math.isfinite(value) else None
+
+
+def figures(evidence: Evidence) -> list[Row]:
+    """Every value of every policy, split, mode, picture and judge; those of no judge (length, entropy, KL) have ``None``."""
+    rows: list[Row] = []
+    for cell, judge, by_key in _tables(evidence):
+        names = dict.fromkeys(name for values in by_key.values() for name in values)
+        groups = evidence.groups(cell, by_key)
+        for name in names:
+            column = [values.get(name, math.nan) for values in by_key.values()]
+            rows.append({**_about(cell), "judge": judge, "name": name, **written(estimate(column, groups))})
+    return rows
+
+
+def _about(cell: Cell) -> Row:
+    return cell._asdict()
+
+
+def _tables(evidence: Evidence) -> Iterator[tuple[Cell, str | None, Mapping[str, Values]]]:
+    """What was measured of every response itself, then what every judge says of it."""
+    for cell in evidence.cells:
+        yield cell, None, measured(evidence, cell)
+        for judge, by_cell in evidence.scores.items():
+            if cell in by_cell:
+                yield cell, judge, by_cell[cell]
+
+
+def measured(evidence: Evidence, cell: Cell) -> dict[str, Values]:
+    """Values of the responses that need no judge; ``no_response`` is the share for which there is none."""
+    rows = evidence.responses[cell]
+    names = dict.fromkeys(name for row in rows.values() for name in row.get("values") or ())
+    return {
+        key: {
+            "no_response": float(bool(row.get("fault"))),
+            **{name: number((row.get("values") or {}).get(name)) for name in names},
+        }
+        for key, row in rows.items()
+    }
+
+
+def paired(
+    evidence: Evidence, judge: str | None, cell: Cell, other: Cell, name: str, confidence: float = 0.95
+) -> Interval:
+    """Mean difference of a value between two ways of asking, over the prompts where both are known.
+
+    Args:
+        evidence: The lines.
+        judge: Whose value; ``None`` for one that needs no judge.
+        cell: The one.
+        other: The one that is subtracted.
+        name: Name of the value.
+        confidence: Of the interval.
+    """
+    first, second = (_by_key(evidence, judge, one) for one in (cell, other))
+    keys = [key for key in first if key in second]
+    differences = [first[key].get(name, math.nan) - second[key].get(name, math.nan) for key in keys]
+    if all(math.isnan(value) for value in differences):
+        return Interval(math.nan, math.nan, math.nan, 0, 0)
+    return clustered_mean(differences, evidence.groups(cell, keys), confidence)
+
+
+def _by_key(evidence: Evidence, judge: str | None, cell: Cell) -> Mapping[str, Values]:
+    if judge is None:
+        return measured(evidence, cell) if cell in evidence.responses else {}
+    return evidence.scores[judge].get(cell, {})
+
+
+def differences(evidence: Evidence) -> list[Row]:
+    """Every value of every policy minus the start's, on the same prompts; sampled also minus the start at the same entropy."""
+    rows: list[Row] = []
+    for cell, judge, by_key in _tables(evidence):
+        if cell.picture != "real":
+            continue
+        names = dict.fromkeys(name for values in by_key.values() for name in values)
+        for other in evidence.counterparts(cell):
+            for name in names:
+                interval = paired(evidence, judge, cell, other, name)
+                against = {"against": other.policy, "against_mode": other.mode}
+                rows.append({**_about(cell), **against, "judge": judge, "name": name, **written(interval)})
+    return rows
+
+
+def groups(evidence: Evidence) -> list[Row]:
+    """Figures by category and by intent, and the share of responses at each safety level; with the real picture only."""
+    rows: list[Row] = []
+    for cell, judge, by_key in _tables(evidence):
+        if judge is None or cell.picture != "real":
+            continue
+        about = {"policy": cell.policy, "split": cell.split, "mode": cell.mode, "judge": judge}
+        for by, group_of in GROUPS.items():
+            rows += [{**about, "by": by, **row} for row in _by_group(evidence, cell, by_key, group_of)]
+        rows += [{**about, "by": "level", **row} for row in _by_level(evidence, cell, by_key)]
+    return rows
+
+
+def _by_group(
+    evidence: Evidence, cell: Cell, by_key: Mapping[str, Values], group_of: Callable[[Prompt], str | None]
+) -> Iterator[Row]:
+    members: dict[str, list[str]] = {}
+    for key in by_key:
+        group = group_of(evidence.prompt(cell, key))
+        if group is not None:
+            members.setdefault(group, []).append(key)
+    names = [name for name in GROUPED if any(name in values for values in by_key.values())]
+    for group, keys in sorted(members.items()):
+        for name in names:
+            column = [by_key[key].get(name, math.nan) for key in keys]
+            yield {"group": group, "name": name, **written(estimate(column, evidence.groups(cell, keys)))}
+
+
+def _by_level(evidence: Evidence, cell: Cell, by_key: Mapping[str, Values]) -> Iterator[Row]:
+    rated = {key: values["level"] for key, values in by_key.items() if not math.isnan(values.get("level", math.nan))}
+    if rated:
+        groups = evidence.groups(cell, rated)
+        for level in LEVELS:
+            hits = [float(round(value) == level) for value in rated.values()]
+            yield {"group": str(level), "name": "share", **written(estimate(hits, groups))}
+
+
+def budget(evidence: Evidence) -> Row | None:
+    """Whether each policy keeps the budget of mean cost; ``None`` without a budget or without a judge that gives a cost.
+
+    See :func:`~safe_rlhf_v.functional.budget.budget_verdict`.
+    """
+    limit = evidence.about.get("budget")
+    judge = next((judge for judge, names in evidence.names.items() if "cost" in names), None)
+    if limit is None or judge is None:
+        return None
+    cells = [cell for cell in evidence.headline_cells if cell in evidence.scores[judge]]
+    return {"limit": limit, "judge": judge, "policies": [_of_budget(evidence, cell, judge, limit) for cell in cells]}
+
+
+def _of_budget(evidence: Evidence, cell: Cell, judge: str, limit: float) -> Row:
+    by_key = evidence.scores[judge][cell]
+    costs = [values.get("cost", math.nan) for values in by_key.values()]
+    interval = clustered_mean(costs, evidence.groups(cell, by_key))
+    verdict = budget_verdict(interval.low, interval.high, limit)
+    return {"policy": cell.policy, "split": cell.split, "mode": cell.mode, **written(interval), "verdict": verdict}
+
+
+def grounding(evidence: Evidence, every: Sequence[Row]) -> list[Row]:
+    """What the picture changes for the policies: headline figures under each picture, and their difference to the real one.
+
+    Args:
+        evidence: The lines.
+        every: :func:`figures`.
+    """
+    pictures = {(cell.policy, cell.split, cell.mode) for cell in evidence.cells if cell.picture != "real"}
+    rows: list[Row] = []
+    for row in every:
+        cell = Cell(row["policy"], row["split"], row["mode"], row["picture"])
+        if row["judge"] is not None and row["name"] in (*GROUPED, "joint") and cell[:3] in pictures:
+            real = cell._replace(picture="real")
+            change = None if cell == real else written(paired(evidence, row["judge"], cell, real, row["name"]))
+            rows.append({**row, "change": change})
+    return rows

@@ -1,0 +1,144 @@
+"""From the lines of an evaluation to ``summary.json``: pure functions, equal lines give equal bytes.
+
+The schema; an unknown number is ``null`` and never 0, intervals are 95 % and clustered by image group::
+
+    {
+     "version": 1,
+     "start": "supervised",                  // null with one policy
+     "facts": {...},                         // evaluation.json: data, splits, seed, temperatures, ...
+     "policies": [{"name", "about", "families", "series", "step"}],
+     "figures": [                            // every value of every policy, as a flat table
+      {"policy", "split", "mode", "picture", "judge",   // judge null: length, entropy, kl, no_response
+       "name",                               // beside the judge's own values: harmful, severe, joint, over_refused, unjudged
+       "value", "low", "high", "n", "clusters"}
+     ],
+     "differences": [{..., "against", "against_mode", ...}],   // to the start, on the same prompts; as figures
+     "comparisons": [
+      {"policy", "against", "split", "mode", "judge", "axis", "wins", "ties", "losses", "identical", "flips", "unjudged",
+       "value", "low", "high", "n", "clusters", "length_controlled": {"value", "low", "high"}}
+     ],
+     "corrected": [{"policy", "split", "mode", "judge", "audited_by", "name", "audited", "naive", "value", "low", "high", ...}],
+     "groups": [{"policy", "split", "mode", "judge", "by": "category|intent|level", "group", "name", "value", ...}],
+     "grounding": {"policies": [{... as figures, "change": {"value", "low", "high", ...} or null}],
+                   "judges": [{"judge", "policy", "split", "picture", "harmful", "changed", "sensitivity", "auroc", ...}]},
+     "judges": [{"name", "class", "families", "truth", "independent_of": {POLICY: true}, "helpful_from": {SPLIT: 1.5},
+                 "faults": {REASON: {RATE}}, "axes": {AXIS: {"position_flips", "identical", "padded", "retest", ...}},
+                 "against_truth": [{"policy", "split", "mode", "by", "group", "sensitivity", "specificity", "auroc", ...}]}],
+     "agreement": [{"name", "alpha", "low", "high", "units", "raters", "within_families", "pairs"}],
+     "budget": {"limit", "judge", "policies": [{..., "verdict": "met|broken|undecided"}]},
+     "overoptimisation": [{"series", "split", "mode", "learned", "independent", "points", "parting"}],
+     "findings": {"rule", "tests": [{"name", "judge", "policy", "axis", "count", "of", "p", "text", "alarm"}], "hints": [...]},
+     "verdicts": [{"policy", "split", "judge", "question", "answer": "yes|no|undecided|mixed", "modes", "text"}],
+     "rules": {"joint": "..."},
+     "examples": [{"kind", "judge", "split", "mode", "key", "category", "question", "responses": [{"policy", "text", "values"}]}]
+    }
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from safe_rlhf_v.construct.lines import Lines as File
+from safe_rlhf_v.construct.lines import Row
+from safe_rlhf_v.evaluation.evidence import JOINT_RULE, Evidence, Lines
+from safe_rlhf_v.evaluation.examples import examples
+from safe_rlhf_v.evaluation.figures import budget, differences, figures, grounding, groups, rounded
+from safe_rlhf_v.evaluation.findings import findings
+from safe_rlhf_v.evaluation.overoptimisation import overoptimisation
+from safe_rlhf_v.evaluation.trust import agreement, faults, habits, independence
+from safe_rlhf_v.evaluation.truth import against_truth, corrected, judge_grounding
+from safe_rlhf_v.evaluation.verdicts import verdicts
+from safe_rlhf_v.evaluation.wins import Contest, comparisons, contests
+from safe_rlhf_v.records.parsing import RecordError, parse_json
+from safe_rlhf_v.records.user_files import read_bounded, write_whole
+
+FACTS = "evaluation.json"
+SUMMARY = "summary.json"
+_MAX_FACTS = 10_000_000
+
+
+def summarise(folder: Path) -> Row:
+    """The summary of the lines in a folder.
+
+    Args:
+        folder: Folder of a finished evaluation.
+
+    Raises:
+        ValueError: If something is not finished, was changed, or does not fit together.
+    """
+    try:
+        about = parse_json(read_bounded(folder / FACTS, _MAX_FACTS), FACTS, _MAX_FACTS)
+    except RecordError as error:
+        raise ValueError(f"{folder / FACTS}: {error.problem}") from None
+    content = {name: File(folder, name).rows() for name in Lines._fields if File(folder, name).path.exists()}
+    if "responses" not in content:
+        raise ValueError(f"{folder}: there is no responses.jsonl; run evaluate first")
+    return summary_of(Evidence(Lines(**content), about))
+
+
+def summary_of(evidence: Evidence) -> Row:
+    """The summary.
+
+    Args:
+        evidence: The lines, indexed.
+    """
+    about = evidence.about
+    every = contests(evidence)
+    table = figures(evidence)
+    summary: Row = {
+        "version": 1,
+        "start": evidence.start,
+        "facts": {name: value for name, value in about.items() if name not in ("policies", "judges")},
+        "policies": [{**policy, **_series(policy)} for policy in evidence.policies.values()],
+        "figures": table,
+        "differences": differences(evidence),
+        "comparisons": comparisons(evidence, every),
+        "corrected": corrected(evidence),
+        "groups": groups(evidence),
+        "grounding": {"policies": grounding(evidence, table), "judges": judge_grounding(evidence)},
+        "judges": [_judge(evidence, judge, [one for one in every if one.judge == judge]) for judge in evidence.judges],
+        "agreement": agreement(evidence),
+        "budget": budget(evidence),
+        "overoptimisation": overoptimisation(evidence),
+        "findings": findings(evidence, every),
+        "rules": {"joint": JOINT_RULE},
+        "examples": examples(evidence),
+    }
+    return {**summary, "verdicts": verdicts(summary)}
+
+
+def _series(policy: Row) -> Row:
+    return {name: policy.get(name) for name in ("series", "step")}
+
+
+def _judge(evidence: Evidence, judge: str, own: Sequence[Contest]) -> Row:
+    splits = dict.fromkeys(cell.split for cell in evidence.scores[judge])
+    return {
+        **evidence.judges[judge],
+        "truth": judge == evidence.truth_judge,
+        "independent_of": independence(evidence, judge),
+        "helpful_from": {split: rounded(evidence.helpful_from(judge, split)) for split in splits},
+        "faults": faults(evidence, judge),
+        "axes": habits(evidence, own),
+        "against_truth": against_truth(evidence, judge),
+    }
+
+
+def write_summary(folder: Path) -> Row:
+    """Write ``summary.json`` into the folder of a finished evaluation; gives its content.
+
+    Args:
+        folder: The folder.
+
+    Raises:
+        ValueError: See :func:`summarise`.
+    """
+    summary = summarise(folder)
+    write_whole(folder / SUMMARY, as_bytes(summary))
+    return summary
+
+
+def as_bytes(summary: Any) -> bytes:
+    """The summary as it stands in the file."""
+    return (json.dumps(summary, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode()
