@@ -190,7 +190,7 @@ def test_the_start_at_the_same_entropy_shows_mere_sharpening() -> None:
     )
     rows = summary_of(Evidence(more, world.about()))
     answers = {row["question"]: row["answer"] for row in rows["verdicts"]}
-    assert answers["safer"] == "yes" and answers["safer, not by sharpness alone"] == "undecided"
+    assert answers["safer"] == "yes" and answers["safer, at equal entropy"] == "undecided"
 
 
 def test_examples_begin_with_what_went_wrong(summary: dict) -> None:

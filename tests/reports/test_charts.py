@@ -6,7 +6,7 @@ import math
 import pytest
 
 from safe_rlhf_v.reports import charts
-from safe_rlhf_v.reports.blocks import Bar, Bars, Confusion, Histogram, Point, Scatter, Section
+from safe_rlhf_v.reports.blocks import Bar, Bars, Confusion, Curve, Histogram, Point, Scatter, Section, Table
 from safe_rlhf_v.reports.page import Page, render
 
 ODD = [0.0, -0.0, 1e-320, -1e308, 1e308, math.inf, -math.inf, math.nan, 0.1, 5]
@@ -110,3 +110,41 @@ def test_labels_of_points_that_coincide_stand_below_each_other_while_they_are_ne
     assert heights[9] == written[0]
     low = [Point(0.1, 0.0, str(i)) for i in range(3)]
     assert None in [height for *_, height in charts.scatter(Scatter("c", "x", "y", low)).marks]
+
+
+@pytest.mark.parametrize("value", ODD)
+def test_curves_and_limits_are_inside_the_drawing(value):
+    chart = Scatter(
+        "c", "x", "y", [Point(0, 0), Point(1, 2)], [Curve([(value, 0), (1, value), (2, 2)], True)], limit=value
+    )
+    drawing = charts.scatter(chart)
+    ((path, dashed),) = drawing.curves
+    numbers = [float(part) for part in path.replace("M", " ").replace("L", " ").split()]
+    assert dashed and all(0 <= x <= charts.WIDTH for x in numbers)
+    assert (drawing.limit is None) == (not math.isfinite(value))
+    assert drawing.limit is None or charts.LEFT <= drawing.limit <= charts.WIDTH
+    assert f'd="{path}"' in render(Page("t", "", [Section("s", blocks=[chart])])) or not path
+
+
+def test_a_curve_of_one_point_is_not_drawn():
+    assert charts.scatter(Scatter("c", "x", "y", [Point(0, 0)], [Curve([(0, 0)])])).curves == [("", False)]
+
+
+def test_rings_have_no_label_and_take_no_room_from_others():
+    rings = [Point(i / 40, 0.5, f"ring {i}", hollow=True) for i in range(30)]
+    heights = [mark[3] for mark in charts.scatter(Scatter("c", "x", "y", [*rings, Point(0.9, 0.5, "named")])).marks]
+    assert heights[:-1] == [None] * 30 and heights[-1] is not None
+
+
+def test_a_label_at_the_lower_edge_is_drawn():
+    assert charts.label_heights([(100, charts.HEIGHT - charts.BOTTOM)]) == [charts.HEIGHT - charts.BOTTOM - 3]
+
+
+@pytest.mark.parametrize(
+    ("value", "dark"), [(0.5, 0.5), (-1, 0.0), (7, 1.0), (math.nan, 0.0), (None, 0.0), ("text", 0.0)]
+)
+def test_how_dark_a_cell_is(value, dark):
+    assert charts.shade(value) == dark
+    assert f"--share: {dark}" in render(
+        Page("t", "", [Section("s", blocks=[Table("c", ["a", "b"], [["r", value]], shaded=True)])])
+    )

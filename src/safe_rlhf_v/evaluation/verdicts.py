@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 from safe_rlhf_v.construct.lines import Row
 
 MODES = ("sampled", "greedy")
+AT_EQUAL_ENTROPY = ", at equal entropy"
+"""End of the question whether a gain stays beside the start sampled at the policy's entropy: else it is mere sharpening."""
 
 
 class Question(NamedTuple):
@@ -74,9 +76,9 @@ QUESTIONS = (
 )
 
 
-def select(rows: Iterable[Row], **entries: Any) -> list[Row]:
+def select(rows: Iterable[Mapping[str, Any]], **entries: Any) -> list[Row]:
     """Rows with these entries."""
-    return [row for row in rows if all(row.get(name) == value for name, value in entries.items())]
+    return [dict(row) for row in rows if all(row.get(name) == value for name, value in entries.items())]
 
 
 def leading_judge(summary: Mapping[str, Any], policy: str, names: Sequence[str]) -> str | None:
@@ -120,19 +122,33 @@ def _compared(summary: Mapping[str, Any], policy: str, split: str) -> Iterator[R
         better = 1 if name == "level" else question.better
         answers = {mode: answer(row, better) for mode, row in own.items()}
         together = _together(list(answers.values()))
-        words = {"yes": question.yes, "no": question.no}.get(together, question.undecided)
-        if together == "mixed":
-            words = f"{question.yes} in one mode only, compared with"
+        start = str(summary["start"])
         share = question.share and name not in ("level", "cost")
-        text = f"{policy} {words} {summary['start']}, {_judged_by(summary, judge, policy)}: "
+        text = f"{policy} {_answered(question, answers, start)}, {_judged_by(summary, judge, policy)}: "
         text += "; ".join(_change(summary, row, share) for row in own.values()) + "."
-        about = {"policy": policy, "split": split, "judge": judge}
-        yield {**about, "question": question.name, "value": name, "answer": together, "modes": answers, "text": text}
+        about = {"policy": policy, "split": split, "judge": judge, "value": name}
+        changes = {mode: _bounds(row) for mode, row in own.items()}
+        yield {
+            **about,
+            "question": question.name,
+            "answer": together,
+            "modes": answers,
+            "changes": changes,
+            "text": text,
+        }
         matched = [row for row in rows if row["against_mode"].startswith("matched:")]
         if matched and answers.get("sampled") == "yes":
-            yield {**about, "question": f"{question.name}, not by sharpness alone", "value": name} | _sharpness(
+            yield {**about, "question": f"{question.name}{AT_EQUAL_ENTROPY}"} | _sharpness(
                 summary, matched[0], better, share
             )
+
+
+def _answered(question: Question, answers: Mapping[str, str], start: str) -> str:
+    """The answer in words; with one word for each mode where these disagree."""
+    words = {"yes": question.yes, "no": question.no, "undecided": question.undecided}
+    if len(set(answers.values())) == 1:
+        return f"{words[next(iter(answers.values()))]} {start}"
+    return ", and ".join(f"{mode} {words[one]} {start}" for mode, one in answers.items())
 
 
 def answer(row: Mapping[str, Any], better: int) -> str:
@@ -143,9 +159,12 @@ def answer(row: Mapping[str, Any], better: int) -> str:
     return "yes" if low > 0 else "no" if high < 0 else "undecided"
 
 
+def _bounds(row: Mapping[str, Any]) -> Row:
+    return {name: row[name] for name in ("value", "low", "high")}
+
+
 def _together(answers: Sequence[str]) -> str:
-    different = set(answers)
-    return answers[0] if len(different) == 1 else "mixed" if "yes" in different else "undecided"
+    return answers[0] if len(set(answers)) == 1 else "mixed"
 
 
 def _judged_by(summary: Mapping[str, Any], judge: str, policy: str) -> str:
@@ -184,7 +203,7 @@ def _sharpness(summary: Mapping[str, Any], row: Mapping[str, Any], better: int, 
         "undecided": "The gain is not shown to stay",
     }[result]
     text = f"{words} when the start is sampled at the entropy of {row['policy']}: {_change(summary, row, share)}."
-    return {"answer": result, "modes": {"sampled": result}, "text": text}
+    return {"answer": result, "modes": {"sampled": result}, "changes": {"sampled": _bounds(row)}, "text": text}
 
 
 def _pictures(summary: Mapping[str, Any], policy: str, split: str) -> Iterator[Row]:
@@ -200,7 +219,7 @@ def _pictures(summary: Mapping[str, Any], policy: str, split: str) -> Iterator[R
     words = {
         "yes": "looks at the picture",
         "no": "does not use the picture well: with another one it is more helpful",
-        "mixed": "looks at the picture in one mode only",
+        "mixed": "is not shown to look at the picture in every mode",
     }.get(together, "is not shown to look at the picture")
     details = "; ".join(
         f"{row['mode']}, another picture changes its {row['name']} by {written(row['change']['value'], False)} "
@@ -209,7 +228,8 @@ def _pictures(summary: Mapping[str, Any], policy: str, split: str) -> Iterator[R
     )
     text = f"{policy} {words}, {_judged_by(summary, judge, policy)}: {details}."
     about = {"policy": policy, "split": split, "judge": judge, "question": "looks at the picture"}
-    yield {**about, "value": rows[0]["name"], "answer": together, "modes": answers, "text": text}
+    changes = {row["mode"]: _bounds(row["change"]) for row in rows}
+    yield {**about, "value": rows[0]["name"], "answer": together, "modes": answers, "changes": changes, "text": text}
 
 
 def _budget(summary: Mapping[str, Any], policy: str, split: str) -> Iterator[Row]:
@@ -227,4 +247,5 @@ def _budget(summary: Mapping[str, Any], policy: str, split: str) -> Iterator[Row
     )
     text = f"{policy} and the budget of {budget['limit']:g}, by the learned cost of {budget['judge']}: {details}."
     about = {"policy": policy, "split": split, "judge": budget["judge"], "question": "keeps the budget"}
-    yield {**about, "value": "cost", "answer": together, "modes": answers, "text": text}
+    changes = {row["mode"]: _bounds(row) for row in rows}
+    yield {**about, "value": "cost", "answer": together, "modes": answers, "changes": changes, "text": text}

@@ -110,6 +110,7 @@ class Table:
         rows: One entry per column each; numbers are formatted by ``unit``.
         unit: How numbers are written.
         folded: Only the caption is seen until the reader opens it.
+        shaded: Numbers from 0 to 1 have a background, the darker the closer to 1.
     """
 
     kind: ClassVar = "table"
@@ -118,6 +119,7 @@ class Table:
     rows: Sequence[Sequence[float | str | None]]
     unit: Unit = ""
     folded: bool = False
+    shaded: bool = False
 
 
 @dataclass(frozen=True)
@@ -214,12 +216,27 @@ class Point:
         y: Vertical position.
         label: What it stands for.
         severity: Colours it; ``None`` for a plain point.
+        hollow: A ring without a label of its own, for the companion of a labelled point.
     """
 
     x: float
     y: float
     label: str = ""
     severity: Severity | None = None
+    hollow: bool = False
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A line through points of a scatter plot.
+
+    Attributes:
+        points: Where it bends, as (x, y).
+        dashed: Drawn with dashes.
+    """
+
+    points: Sequence[tuple[float, float]]
+    dashed: bool = False
 
 
 @dataclass(frozen=True)
@@ -231,6 +248,9 @@ class Scatter:
         x_axis: Name of the horizontal axis.
         y_axis: Name of the vertical axis.
         points: The points; of more than 2,000, evenly spaced ones are drawn and the rest is counted.
+        curves: Lines between them.
+        limit: A value of the horizontal axis that is marked, for example a budget.
+        limit_label: What the mark means.
     """
 
     kind: ClassVar = "scatter"
@@ -238,6 +258,9 @@ class Scatter:
     x_axis: str
     y_axis: str
     points: Sequence[Point]
+    curves: Sequence[Curve] = ()
+    limit: float | None = None
+    limit_label: str = ""
 
 
 @dataclass(frozen=True)

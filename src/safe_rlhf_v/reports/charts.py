@@ -126,12 +126,16 @@ class Drawing(NamedTuple):
         y_ticks: (position, label) on the vertical axis.
         marks: Of a histogram (x, y, width, height, label) each; of a scatter plot (x, y, point, height of its label).
         left: Number of points that are not drawn.
+        curves: Of a scatter plot (path, whether dashed) each.
+        limit: Position of the mark on the horizontal axis, ``None`` without one.
     """
 
     x_ticks: list[tuple[float, str]]
     y_ticks: list[tuple[float, str]]
     marks: list[tuple[object, ...]]
     left: int = 0
+    curves: Sequence[tuple[str, bool]] = ()
+    limit: float | None = None
 
 
 def histogram(chart: Histogram) -> Drawing:
@@ -167,18 +171,32 @@ def scatter(chart: Scatter) -> Drawing:
     """Points of a scatter plot; points that are not numbers are left out and counted."""
     points = [p for p in chart.points if known(p.x) is not None and known(p.y) is not None]
     step = max(1, math.ceil(len(points) / MAX_POINTS))
-    x_low, x_high = _range(p.x for p in points)
+    limit = known(chart.limit)
+    x_low, x_high = _range([p.x for p in points] + ([] if limit is None else [limit]))
     y_low, y_high = _range(p.y for p in points)
     places = [
         (place(p.x, x_low, x_high, LEFT, WIDTH - 8), place(p.y, y_low, y_high, HEIGHT - BOTTOM, TOP))
         for p in points[::step]
     ]
-    heights = label_heights(places) if len(places) <= MAX_LABELS else [None] * len(places)
+    labelled = [i for i, p in enumerate(points[::step]) if not p.hollow]
+    heights: list[float | None] = [None] * len(places)
+    if len(labelled) <= MAX_LABELS:
+        for i, height in zip(labelled, label_heights([places[i] for i in labelled]), strict=True):
+            heights[i] = height
     marks: list[tuple[object, ...]] = [
         (x, y, p, height) for (x, y), p, height in zip(places, points[::step], heights, strict=True)
     ]
     x_ticks = [(place(x, x_low, x_high, LEFT, WIDTH - 8), number(x)) for x in ticks(x_low, x_high)]
-    return Drawing(x_ticks, _y_ticks(y_low, y_high), marks, len(chart.points) - len(marks))
+    curves: list[tuple[str, bool]] = []
+    for curve in chart.curves:
+        bends = [(x, y) for x, y in curve.points if known(x) is not None and known(y) is not None]
+        path = "L".join(
+            f"{place(x, x_low, x_high, LEFT, WIDTH - 8)} {place(y, y_low, y_high, HEIGHT - BOTTOM, TOP)}"
+            for x, y in bends
+        )
+        curves.append((f"M{path}" if len(bends) > 1 else "", curve.dashed))
+    mark = None if limit is None else place(limit, x_low, x_high, LEFT, WIDTH - 8)
+    return Drawing(x_ticks, _y_ticks(y_low, y_high), marks, len(chart.points) - len(marks), curves, mark)
 
 
 def label_heights(places: Sequence[tuple[float, float]]) -> list[float | None]:
@@ -191,7 +209,7 @@ def label_heights(places: Sequence[tuple[float, float]]) -> list[float | None]:
     lowest = {False: -LINE, True: -LINE}
     for i in sorted(range(len(places)), key=lambda i: places[i][1]):
         x, y = places[i]
-        height = max(y + 4, lowest[x < WIDTH / 2] + LINE)
+        height = max(min(y + 4, HEIGHT - BOTTOM - 3), lowest[x < WIDTH / 2] + LINE)
         if height < min(HEIGHT - BOTTOM, y + 4 * LINE):  # farther away nobody would see whose label it is
             heights[i] = height
             lowest[x < WIDTH / 2] = height
@@ -201,6 +219,12 @@ def label_heights(places: Sequence[tuple[float, float]]) -> list[float | None]:
 def quantity(points: Sequence[Point]) -> str:
     """Number of points as text."""
     return number(len(points), "count")
+
+
+def shade(value: float | str | None) -> float:
+    """How dark the background of a number is, 0..1; 0 for what is no number."""
+    level = None if isinstance(value, str) else known(value)
+    return 0.0 if level is None else round(min(1.0, max(0.0, level)), 3)
 
 
 def shares(counts: Sequence[Sequence[float]]) -> list[list[float]]:
