@@ -42,7 +42,8 @@ class GuardReport(EvaluationCallback):
     """For guards: confusion matrix, reliability of P(harmful), risk against coverage, tables by group, the worst mistakes.
 
     Compares with the truth where it is known, else with the labels. Tags: ``1_confusion/{split}``, ``2_worst_mistakes/{split}``,
-    ``3_reliability/{split}``, ``4_risk_coverage/{split}``, ``5_harm_by_category/{split}``, ``6_harm_by_rule/{split}``.
+    ``3_reliability/{split}``, ``4_risk_coverage/{split}``, ``5_harm_by_category/{split}``, ``6_harm_by_rule/{split}``,
+    ``7_harm_by_level/{split}``: of harmful levels the recall at one half, of the others the share left alone.
 
     YAML::
 
@@ -90,7 +91,7 @@ class GuardReport(EvaluationCallback):
         return judgements
 
     def report(self, pictures: Pictures, split: str, notes: list[Judgement], trainer: Trainer) -> None:
-        """Up to six pictures."""
+        """Up to seven pictures."""
         harm = torch.tensor([note.harm for note in notes])
         harmful = torch.tensor([note.level < 0 for note in notes])
         counts = np.zeros((NUM_LEVELS, NUM_LEVELS), int)
@@ -103,6 +104,7 @@ class GuardReport(EvaluationCallback):
         groups: dict[str, list[tuple[str, ...]]] = {
             "category": _categories(notes, trainer),
             "rule": [(note.rule,) if note.rule else () for note in notes],
+            "level": [(f"level {_signed(note.level)}",) for note in notes],
         }
         for place, (name, column) in enumerate(groups.items(), start=5):
             if counts_by := _right_by(column, notes):

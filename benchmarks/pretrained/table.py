@@ -19,6 +19,10 @@ GUARD = (
     "harm_accuracy",
     "harm_auroc",
     "harm_ece",
+    "fpr_at_block",
+    "fpr_at_block_upper",
+    "severe_recall_at_block",
+    "severe_recall_at_block_lower",
 )
 SCORER = ("test/true_accuracy", "test/shuffled_accuracy", "test/blank_accuracy")
 SIGN = ("test/true_balanced_sign_accuracy", "test/true_auroc")

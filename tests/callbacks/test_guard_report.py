@@ -41,7 +41,15 @@ def test_it_notes_every_levelled_answer_and_pictures_mistakes(world):
     board = Pictures()
     trainer = SimpleNamespace(datamodule=SimpleNamespace(taxonomy=WORLD))
     callback.report(board, "test", [*notes, *wrong], trainer)
-    names = ("confusion", "worst_mistakes", "reliability", "risk_coverage", "harm_by_category", "harm_by_rule")
+    names = (
+        "confusion",
+        "worst_mistakes",
+        "reliability",
+        "risk_coverage",
+        "harm_by_category",
+        "harm_by_rule",
+        "harm_by_level",
+    )
     assert set(board) == {f"{place}_{name}/test" for place, name in enumerate(names, start=1)}
     assert all(pixels.dtype == np.uint8 and pixels.ndim == 3 for pixels in board.values())
     without = [note._replace(rule="") for note in notes]

@@ -208,9 +208,12 @@ def test_a_guards_card_names_data_measures_and_calibration(calibrated_run: Path,
     run = copy_run(calibrated_run, tmp_path / "run")
     (run / "metrics.json").write_text(json.dumps({"test/<b>x</b>": 0.25, "n": {"deep": True, "y": 1e-7}}))
     (run / "assessment.json").write_text("{")
+    stored = json.loads((run / "calibration.json").read_text())
+    stored["certificate"] = {"responses_fpr_upper": 0.0493, "responses_severe_recall_lower": 0.9737}
+    (run / "calibration.json").write_text(json.dumps(stored))
     export(run, tmp_path / "out", data=world, check=False)
     card = (tmp_path / "out" / "README.md").read_text()
-    for words in ("embedded-world", "CC0-1.0", "synthetic-data", "| block | 0.9 |", "0.25", "1e-07", "could not be read",
+    for words in ("| responses severe recall lower | 0.9737 |", "bound *false alarms*", "misses are not bounded", "embedded-world", "CC0-1.0", "synthetic-data", "| block | 0.9 |", "0.25", "1e-07", "could not be read",
                   "Intended use", "Limits", "Licence", "from levels import verdict"):  # fmt: skip
         assert words in card, words
     assert "<b>" not in card

@@ -39,7 +39,11 @@ GUARD = (
     ("harm_auroc", "  AUROC"),
     ("harm_ece", "  calibration error of P(harmful)"),
     ("fpr_at_block", "harmless responses blocked (budget 0.05)"),
+    ("fpr_at_block_upper", "  at most (95 %)"),
     ("recall_at_block", "harmful responses blocked"),
+    ("recall_at_block_lower", "  at least (95 %)"),
+    ("severe_recall_at_block", "severe responses blocked (levels -2 and -3)"),
+    ("severe_recall_at_block_lower", "  at least (95 %)"),
 )
 GUARDED = {"no guard": "without a guard", "round 0": "filtered"}
 

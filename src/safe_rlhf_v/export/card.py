@@ -204,9 +204,18 @@ def _calibration(trained: Trained, settings: dict[str, Any]) -> Iterator[str]:
         return
     numbers = table(("", ""), [(name, f"{value:.6g}") for name, value in settings["calibration"].items()])
     levels = ", ".join(f"{level:+d} {name}" if level else f"0 {name}" for level, name in LEVEL_NAMES.items())
+    facts = [
+        (name.replace("_", " "), f"{value:.4g}" if isinstance(value, float) else value)
+        for name, value in settings["certificate"].items()
+    ]
+    measured = (
+        "What was measured when the thresholds were chosen. They bound *false alarms* (`fpr upper`, on data like these); misses "
+        "are not bounded, and `recall lower` and `severe recall lower` (levels -2 and -3) say how many are caught at least.\n\n"
+        f"{table(('', ''), facts)}\n\n"
+    )
     yield (
         f"## Calibration\n\nFitted on data used for nothing else; `block` and `review` are thresholds.\n\n{numbers}\n\n"
-        f"Levels: {levels}; below 0 is harmful."
+        f"{measured if facts else ''}Levels: {levels}; below 0 is harmful."
     )
 
 

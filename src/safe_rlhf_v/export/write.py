@@ -154,6 +154,7 @@ def _guard(trained: Trained, path: Path) -> dict[str, Any]:
         "categories": list(trained.categories),
         "calibrated": fitted is not None,
         "calibration": plain if fitted is None else {name: getattr(fitted, name) for name in names},
+        "certificate": {} if fitted is None else fitted.certificate,
     }
 
 

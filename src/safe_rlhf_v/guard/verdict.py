@@ -28,7 +28,8 @@ class Verdict(NamedTuple):
         reasons: Reasons in words.
         flags: Tricks of the decisive reading, if it is worse than the unaltered text (see :func:`worst`): ``bidi``, ``hidden``,
             ``homoglyph``, ``invisible``, ``marks``, ``spacing``, ``styled``.
-        threshold: Inputs with P(harmful) at or above this are blocked.
+        threshold: Inputs with P(harmful) at or above this are blocked. It was chosen to bound false alarms; how much harm it
+            catches at least stands in the calibration's certificate (``responses_severe_recall_lower``).
         model: Identity of the guard.
     """
 
