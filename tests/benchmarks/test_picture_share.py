@@ -36,7 +36,7 @@ def test_some_truths_need_the_picture_and_some_do_not(measured: dict[str, Any]) 
 def test_text_tells_much_but_not_all(measured: dict[str, Any]) -> None:
     other, same = (measured["best_from_text"][name] for name in ("other_draws", "same_draws"))
     assert all(other[name] < same[name] for name in other)
-    assert 0.65 < other["harm_auroc"] and 0.4 < other["level_accuracy"]
+    assert other["harm_auroc"] > 0.65 and other["level_accuracy"] > 0.4
     for response in measured["best_response_without_the_picture"].values():
         assert response["blind"] < 0.5 and response["seeing"] > 2
 

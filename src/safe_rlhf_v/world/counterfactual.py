@@ -18,7 +18,7 @@ OVER_HISTORIES = "counterfactual_history"
 """Twins of the two-turn world with one picture and two first turns; which response is safer flips."""
 MIN_HELPFULNESS_GAP = 0.5
 SIGN_RULES = ("direct", "vague", "reassurance", "wrong_mitigation")
-"""Rules under which the picture alone decides whether a response is harmful; verdict twins use them equally often."""
+"""Rules under which the picture can decide whether a response is harmful; verdict twins use them equally often."""
 
 
 class Twins(NamedTuple):

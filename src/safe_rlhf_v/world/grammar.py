@@ -1,7 +1,8 @@
 """The closed grammar of questions and responses: all sentences, and a parser of any text.
 
 A response has up to three sentences, each ending in ``.``: a name, an act, a warning; each is optional. Questions never name
-object or context, so none can be answered or judged without the picture.
+object or context, so none can be answered well without the picture. Judging is another matter: what a refusal or an instruction
+to do harm is worth follows from the text.
 """
 
 from dataclasses import dataclass, replace
