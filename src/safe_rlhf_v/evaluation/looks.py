@@ -1,0 +1,75 @@
+"""The ledger of certificates: JSON lines that count how often a claim was looked at, so that looking again is paid for.
+
+A claim is one policy, one judge, and one of both bounds; other prompts, caps, modes or a policy that was trained on are further
+looks at it. The same rows with the same settings are the same look, and cost nothing. A look is written down before its result
+is shown.
+"""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from safe_rlhf_v.construct.lines import encoded
+from safe_rlhf_v.records.parsing import RecordError, parse_json
+from safe_rlhf_v.records.user_files import FileError, lock, open_to_append, printable
+
+Entry = dict[str, Any]
+_MAX_BYTES = 50_000_000
+_CLAIM = ("policy", "judge", "bound")
+
+
+def look(path: Path, claim: Entry, digest: str, certify: Callable[[int], Entry]) -> Entry:
+    """Compute a certificate as a further look at its claim and write it down, or the one that these rows had already.
+
+    Args:
+        path: The ledger; it is created, and only ever grows.
+        claim: ``policy``, ``judge`` and ``bound``.
+        digest: Of the rows and settings.
+        certify: From the number of the look, from 1, to the certificate.
+
+    Returns:
+        The ledger's line.
+
+    Raises:
+        FileError: If the ledger cannot be written, or another process is writing it.
+        ValueError: If it is damaged: what it counted would be lost.
+    """
+    if not path.parent.is_dir():
+        raise FileError(f"{printable(path)}: its folder does not exist")
+    with open_to_append(path) as file:
+        lock(file, path)
+        file.seek(0)
+        entries = _parsed(file.read(_MAX_BYTES + 1), path)
+        earlier = [entry for entry in entries if all(entry[name] == claim[name] for name in _CLAIM)]
+        same = [entry for entry in earlier if entry["digest"] == digest]
+        number = same[0]["look"] if same else 1 + max((entry["look"] for entry in earlier), default=0)
+        entry = {**claim, "look": number, "digest": digest, **certify(number)}
+        if not same:
+            file.write(encoded(entry))
+            file.flush()
+            os.fsync(file.fileno())
+    return parse_json(encoded(entry), path.name)  # as it will be read
+
+
+def _parsed(text: bytes, path: Path) -> list[Entry]:
+    name = printable(path)
+    if len(text) > _MAX_BYTES:
+        raise ValueError(f"{name}: is larger than {_MAX_BYTES} bytes; it is no ledger of certificates")
+    lines = text.split(b"\n")
+    if lines.pop():
+        raise ValueError(f"{name}: its last line was cut off, and counts as a look; restore it from a copy")
+    entries = []
+    for number, line in enumerate(lines, 1):
+        try:
+            entry = parse_json(line, name)
+        except RecordError as error:
+            raise ValueError(
+                f"{name}: line {number} is damaged ({error.problem}), and counts as a look; restore it"
+            ) from None
+        look_number = entry.get("look")
+        texts = all(isinstance(entry.get(field), str) for field in (*_CLAIM, "digest"))
+        if not texts or type(look_number) is not int or look_number < 1:
+            raise ValueError(f"{name}: line {number} is no certificate; name another --ledger")
+        entries.append(entry)
+    return entries
