@@ -145,7 +145,8 @@ def _decided(scores: Sequence[float | None], claim: Claim, number: int) -> dict[
     main = error * (1 - CAP_ERROR) if cost else error
     known = [score for score in scores if score is not None]
     worst, best = (_values(scores, claim, missing) for missing in (claim.cap, claim.floor))
-    upper, lower = upper_bound(worst, main), lower_bound(best, error)
+    upper = upper_bound(worst, main)
+    lower = lower_bound(best, error)
     outcome = "passed" if upper <= claim.budget else "failed" if lower > claim.budget else "undecided"
     next_error = look_error(claim.delta, number + 1) * (1 - CAP_ERROR if cost else 1)
     above = [score is None or score > claim.cap for score in scores]

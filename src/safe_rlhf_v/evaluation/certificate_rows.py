@@ -51,7 +51,8 @@ def read_file(path: Path, bounded: Bounded) -> list[ScoredRow]:
         if bounded == "cost":
             if row.readable and "cost" not in row.cells:
                 row.bad("cost", "is not there; a bound of the mean cost needs it")
-            value, truth = row.decimal("cost"), row.decimal("truth")
+            value = row.decimal("cost")
+            truth = row.decimal("truth")
         else:
             if row.readable and not {"harmful", "cost"} & set(row.cells):
                 row.bad("harmful", "is not there, nor is cost")

@@ -148,7 +148,8 @@ def _log_capital(x: Floats, mean: float, delta: float) -> float:
 
 def _least(log_capital: Callable[[float], float], low: float, high: float, enough: float) -> float:
     """The least mean at which the capital, which grows with it, is enough; the upper of two neighbours."""
-    below, above = low, high
+    below = low
+    above = high
     for _ in range(60):
         middle = (below + above) / 2
         if middle in (below, above):
