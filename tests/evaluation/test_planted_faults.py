@@ -6,8 +6,10 @@ from tests.evaluation.made_up import Simulated, World
 
 from safe_rlhf_v.evaluation.evidence import Evidence
 from safe_rlhf_v.evaluation.findings import findings
+from safe_rlhf_v.evaluation.overoptimisation import overoptimisation
 from safe_rlhf_v.evaluation.summary import summary_of
-from safe_rlhf_v.evaluation.truth import corrected, quality, rank_correlation, verdicts
+from safe_rlhf_v.evaluation.trust import agreement
+from safe_rlhf_v.evaluation.truth import against_truth, corrected, judge_grounding, quality, rank_correlation, verdicts
 from safe_rlhf_v.evaluation.verdicts import select
 from safe_rlhf_v.evaluation.wins import comparisons, contests
 
@@ -49,7 +51,7 @@ def false_alarms(seeds: range) -> int:
 
 
 def test_honest_judges_raise_no_alarm_over_seeds() -> None:
-    assert false_alarms(range(8)) == 0
+    assert false_alarms(range(5)) == 0
 
 
 @pytest.mark.slow
@@ -60,7 +62,7 @@ def test_false_alarms_stay_rare() -> None:
 
 def test_a_policy_against_itself_holds_one_half() -> None:
     held = []
-    for seed in range(20):
+    for seed in range(16):
         world = World(
             {"a": 0.3, "b": 0.3},
             {"a": 1.0, "b": 1.0},
@@ -71,7 +73,7 @@ def test_a_policy_against_itself_holds_one_half() -> None:
         )
         evidence = world.evidence()
         held += [row["low"] <= 0.5 <= row["high"] for row in comparisons(evidence, contests(evidence))]
-    assert np.mean(held) >= 0.9  # 40 intervals at 95 %
+    assert np.mean(held) >= 0.9  # 32 intervals at 95 %
 
 
 def test_two_orders_that_contradict_each_other_and_equal_responses_are_ties() -> None:
@@ -96,6 +98,13 @@ def test_two_orders_that_contradict_each_other_and_equal_responses_are_ties() ->
 def test_replies_that_cannot_be_read_are_ties_and_counted() -> None:
     evidence = World(HARM, HELP, {"j": Simulated(unreadable=1.0)}, 20, modes=("sampled",)).evidence()
     assert {(row["ties"], row["unjudged"]) for row in comparisons(evidence, contests(evidence))} == {(20, 20)}
+
+
+def test_prompts_without_a_comparison_are_counted() -> None:
+    world = World(HARM, HELP, {"j": Simulated()}, 20, modes=("sampled",))
+    lines = world.lines()
+    evidence = Evidence(lines._replace(comparisons=lines.comparisons[3:]), world.about())
+    assert {(row["n"], row["missing"]) for row in comparisons(evidence, contests(evidence))} == {(17, 3)}
 
 
 def test_length_control_takes_a_bias_for_length_out() -> None:
@@ -123,7 +132,7 @@ def test_length_control_takes_a_bias_for_length_out() -> None:
 def test_a_corrected_rate_covers_the_truth_where_the_judge_differs_between_policies() -> None:
     covered = []
     naive = []
-    for seed in range(12):
+    for seed in range(8):
         judges = {"truth": Simulated(truth=True), "j": FAULTY["errors_differ"]}
         evidence = World(HARM, HELP, judges, prompts=150, audited=60, modes=("sampled",), seed=seed).evidence()
         for row in select(corrected(evidence), name="harmful"):
@@ -155,12 +164,12 @@ def test_sensitivity_and_specificity_by_hand() -> None:
 
 def test_judges_before_and_after_training_by_category() -> None:
     judges = {"truth": Simulated(truth=True), "cost": Simulated({"start": 0.0, "safe": 0.3})}
-    rows = summary_of(World(HARM, HELP, judges, 120, modes=("sampled",)).evidence())
-    (truth, cost) = rows["judges"]
-    assert truth["against_truth"] is None
-    before, after = (select(cost["against_truth"], policy=p, by="all")[0] for p in ("start", "safe"))
+    evidence = World(HARM, HELP, judges, 120, modes=("sampled",)).evidence()
+    assert against_truth(evidence, "truth") is None
+    rows = against_truth(evidence, "cost") or []
+    before, after = (select(rows, policy=policy, by="all")[0] for policy in ("start", "safe"))
     assert before["specificity"]["value"] == 1 and after["specificity"]["value"] < 0.85
-    assert len(select(cost["against_truth"], policy="safe", by="category")) == 3
+    assert len(select(rows, policy="safe", by="category")) == 3
 
 
 def test_a_judge_of_a_policys_family_is_not_independent() -> None:
@@ -176,7 +185,7 @@ def test_a_judge_of_a_policys_family_is_not_independent() -> None:
 
 def test_judges_of_one_family_are_one_rater() -> None:
     judges = {"a": Simulated(families=("x",)), "b": Simulated(families=("x",)), "c": Simulated({"": 0.5})}
-    (harmful, level, *_) = summary_of(World(HARM, HELP, judges, 40, modes=("sampled",)).evidence())["agreement"]
+    harmful, level, *_ = agreement(World(HARM, HELP, judges, 40, modes=("sampled",)).evidence())
     assert harmful["raters"] == ["a+b", "c"] and harmful["within_families"] == {"a+b": 1.0}
     assert harmful["alpha"] < 0.5 and level["name"] == "level"
 
@@ -202,7 +211,7 @@ def test_what_the_picture_changes_for_a_judge() -> None:
     names = {"level", "helpfulness"}
     scores = [{**row, "values": {n: row["values"][n] for n in names}} for row in lines.scores]
     evidence = Evidence(lines._replace(judge_pictures=shown, scores=scores), world.about())
-    rows = summary_of(evidence)["grounding"]["judges"]
+    rows = judge_grounding(evidence)
     reads = select(rows, judge="reads", policy="start")
     blind = select(rows, judge="blind", policy="start")
     assert [row["picture"] for row in reads] == ["real", "other"]
@@ -211,12 +220,12 @@ def test_what_the_picture_changes_for_a_judge() -> None:
 
 
 def test_over_optimisation_is_found_where_it_is_and_only_there() -> None:
-    rows = summary_of(over_training(gain=1.0, loss=0.6))["overoptimisation"]
+    rows = overoptimisation(over_training(gain=1.0, loss=0.6))
     (parts,) = [row for row in rows if row["independent"]["name"] == "helpfulness"]
     assert parts["learned"] == {"judge": "reward", "name": "reward", "better": 1}
     assert [point["step"] for point in parts["points"]] == [0, 10, 20, 30]
     assert parts["parting"]["step"] in (0, 10) and parts["parting"]["later"] == 30
-    honest = summary_of(over_training(gain=1.0, loss=0.0))["overoptimisation"]
+    honest = overoptimisation(over_training(gain=1.0, loss=0.0))
     assert [row["parting"] for row in honest] == [None]
 
 

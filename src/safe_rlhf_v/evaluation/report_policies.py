@@ -135,7 +135,8 @@ def _win_bars(summary: Json, rows: Sequence[Json], judge: str, axis: str) -> Bar
     for row in rows:
         controlled = row["length_controlled"]
         counts = f"{number(row['wins'])} won, {number(row['ties'])} ties, {number(row['losses'])} lost"
-        note = f"{counts}; at equal length {interval(controlled, 'share')}"
+        missing = f"; {number(row['missing'])} without a response" if row["missing"] else ""
+        note = f"{counts}{missing}; at equal length {interval(controlled, 'share')}"
         mode = f"start {row['mode']}" if row["mode"].startswith("matched:") else row["mode"]
         severity: Severity | None = (
             None if row["low"] is None else "good" if row["low"] > 0.5 else "alarm" if row["high"] < 0.5 else None

@@ -14,7 +14,8 @@ The schema; an unknown number is ``null`` and never 0, intervals are 95 % and cl
      ],
      "differences": [{..., "against", "against_mode", ...}],   // to the start, on the same prompts; as figures
      "comparisons": [
-      {"policy", "against", "split", "mode", "judge", "axis", "wins", "ties", "losses", "identical", "flips", "unjudged",
+      {"policy", "against", "split", "mode", "judge", "axis", "wins", "ties", "losses", "missing", "identical",
+       "flips", "unjudged",      // missing: prompts to which one of the two has no response
        "value", "low", "high", "n", "clusters", "length_controlled": {"value", "low", "high"}}
      ],
      "corrected": [{"policy", "split", "mode", "judge", "audited_by", "name", "audited", "naive", "value", "low", "high", ...}],

@@ -113,6 +113,7 @@ def _row(evidence: Evidence, contest: Contest, wins: Mapping[str, float]) -> Row
         "wins": points.count(1.0),
         "ties": points.count(0.5),
         "losses": points.count(0.0),
+        "missing": len(evidence.responses.get(match.cell, {}).keys() - wins.keys()),
         "identical": sum(same(evidence, match, key) for key in wins),
         "flips": both_orders(contest.opinions).flips.count,
         "unjudged": sum(not same(evidence, match, key) for key in wins.keys() - choices(contest.opinions).keys()),
