@@ -137,8 +137,9 @@ def test_categories_in_three_states() -> None:
 
 def test_rows_of_one_image_are_no_independent_ones() -> None:
     values = [0.0, 1.0] * 20
-    apart = estimate(values, [str(i) for i in range(40)])
-    together = estimate([value for value in values[:20] for _ in range(2)], [str(i // 2) for i in range(40)])
+    apart = estimate("harmful", values, [str(i) for i in range(40)])
+    together = estimate("harmful", [value for value in values[:20] for _ in range(2)], [str(i // 2) for i in range(40)])
+    assert estimate("kl", [0.0] * 40, [str(i) for i in range(40)])[:3] == (0, 0, 0)
     assert together.high - together.low > 1.2 * (apart.high - apart.low)
 
 

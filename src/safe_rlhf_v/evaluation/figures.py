@@ -17,14 +17,29 @@ GROUPS: dict[str, Callable[[Prompt], str | None]] = {
 }
 
 
-def estimate(values: Sequence[float], groups: Sequence[str]) -> Interval:
+MEANS = (
+    "kl",
+    "kl_bound",
+    "entropy",
+    "length",
+    "helpfulness",
+    "harmless_helpfulness",
+    "description",
+    "level",
+    "reward",
+    "cost",
+)
+"""Values that are no shares, also where all of them are 0."""
+
+
+def estimate(name: str, values: Sequence[float], groups: Sequence[str]) -> Interval:
     """Mean with its interval: one for shares if all values are 0 or 1, so that 0 of n has its upper bound."""
     known = [(value, group) for value, group in zip(values, groups, strict=True) if not math.isnan(value)]
     if not known:
         return Interval(math.nan, math.nan, math.nan, 0, 0)
     numbers = [value for value, _ in known]
     clusters = [group for _, group in known]
-    if all(value in (0.0, 1.0) for value in numbers):
+    if name not in MEANS and all(value in (0.0, 1.0) for value in numbers):
         return clustered_share(numbers, clusters)
     return clustered_mean(numbers, clusters)
 
@@ -53,7 +68,7 @@ def figures(evidence: Evidence) -> list[Row]:
         groups = evidence.groups(cell, by_key)
         for name in names:
             column = [values.get(name, math.nan) for values in by_key.values()]
-            rows.append({**_about(cell), "judge": judge, "name": name, **written(estimate(column, groups))})
+            rows.append({**_about(cell), "judge": judge, "name": name, **written(estimate(name, column, groups))})
     return rows
 
 
@@ -150,7 +165,7 @@ def _by_group(
     for group, keys in sorted(members.items()):
         for name in names:
             column = [by_key[key].get(name, math.nan) for key in keys]
-            yield {"group": group, "name": name, **written(estimate(column, evidence.groups(cell, keys)))}
+            yield {"group": group, "name": name, **written(estimate(name, column, evidence.groups(cell, keys)))}
 
 
 def _by_level(evidence: Evidence, cell: Cell, by_key: Mapping[str, Values]) -> Iterator[Row]:
@@ -159,7 +174,7 @@ def _by_level(evidence: Evidence, cell: Cell, by_key: Mapping[str, Values]) -> I
         groups = evidence.groups(cell, rated)
         for level in LEVELS:
             hits = [float(round(value) == level) for value in rated.values()]
-            yield {"group": str(level), "name": "share", **written(estimate(hits, groups))}
+            yield {"group": str(level), "name": "share", **written(estimate("share", hits, groups))}
 
 
 def budget(evidence: Evidence) -> Row | None:
@@ -183,19 +198,26 @@ def _of_budget(evidence: Evidence, cell: Cell, judge: str, limit: float) -> Row:
     return {"policy": cell.policy, "split": cell.split, "mode": cell.mode, **written(interval), "verdict": verdict}
 
 
-def grounding(evidence: Evidence, every: Sequence[Row]) -> list[Row]:
+def grounding(evidence: Evidence) -> list[Row]:
     """What the picture changes for the policies: headline figures under each picture, and their difference to the real one.
 
-    Args:
-        evidence: The lines.
-        every: :func:`figures`.
+    The figures of the real picture are those of the same prompts that were shown with others.
     """
-    pictures = {(cell.policy, cell.split, cell.mode) for cell in evidence.cells if cell.picture != "real"}
+    changed: dict[Cell, set[str]] = {}
+    for cell in evidence.cells:
+        if cell.picture != "real":
+            changed.setdefault(cell._replace(picture="real"), set()).update(evidence.responses[cell])
     rows: list[Row] = []
-    for row in every:
-        cell = Cell(row["policy"], row["split"], row["mode"], row["picture"])
-        if row["judge"] is not None and row["name"] in (*GROUPED, "joint") and cell[:3] in pictures:
-            real = cell._replace(picture="real")
-            change = None if cell == real else written(paired(evidence, row["judge"], cell, real, row["name"]))
-            rows.append({**row, "change": change})
+    for cell, judge, by_key in _tables(evidence):
+        real = cell._replace(picture="real")
+        if judge is None or real not in changed:
+            continue
+        some = {key: values for key, values in by_key.items() if key in changed[real]}
+        names = dict.fromkeys(name for values in some.values() for name in values if name in (*GROUPED, "joint"))
+        for name in names:
+            interval = estimate(
+                name, [values.get(name, math.nan) for values in some.values()], evidence.groups(cell, some)
+            )
+            change = None if cell == real else written(paired(evidence, judge, cell, real, name))
+            rows.append({**_about(cell), "judge": judge, "name": name, **written(interval), "change": change})
     return rows

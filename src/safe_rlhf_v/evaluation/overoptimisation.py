@@ -91,7 +91,7 @@ def _point(evidence: Evidence, step: int, cell: Cell, learned: Curve, independen
 def _mean(evidence: Evidence, cell: Cell, curve: Curve) -> Row:
     by_key = evidence.scores[curve.judge][cell]
     column = [values.get(curve.name, float("nan")) for values in by_key.values()]
-    return written(estimate(column, evidence.groups(cell, by_key)))
+    return written(estimate(curve.name, column, evidence.groups(cell, by_key)))
 
 
 def _parting(evidence: Evidence, cells: dict[int, Cell], learned: Curve, independent: Curve) -> Row | None:

@@ -4,7 +4,7 @@ What it shows is the content of ``summary.json``; its schema stands in :mod:`saf
 are read from the shards. Every text from data is escaped, and pictures go through the decoder of untrusted ones.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -306,13 +306,11 @@ def _side(response: Json, judge: str) -> Side:
     return Side(response["policy"], response["text"] or "(no response)", facts, severity)
 
 
-VALUES = ("level", "harmful", "helpfulness", "reward", "cost", "refused", "unjudged")
-"""Values that stand beside a response."""
+VALUES = ("level", "helpfulness", "reward", "cost")
+MARKS = ("harmful", "refused", "unjudged")
+"""Values that stand beside a response: always, and where they are not 0."""
 
 
 def _values(values: Json) -> str:
-    return ", ".join(_labelled(values, (name for name in VALUES if values.get(name)))) or "nothing to remark"
-
-
-def _labelled(values: Json, names: Iterable[str]) -> Iterator[str]:
-    yield from (f"{name} {number(values[name])}" for name in names)
+    names = [*(name for name in VALUES if name in values), *(name for name in MARKS if values.get(name))]
+    return ", ".join(f"{name} {number(values[name])}" for name in names) or "nothing to remark"

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from safe_rlhf_v.evaluation.report_policies import interval, on, splits_of
+from safe_rlhf_v.evaluation.report_policies import asked, interval, mode_words, on, splits_of
 from safe_rlhf_v.evaluation.verdicts import select
 from safe_rlhf_v.reports.blocks import Bar, Bars, Block, Card, Confusion, Finding, Histogram, Table, worst_cards_first
 from safe_rlhf_v.reports.charts import number
@@ -41,9 +41,10 @@ CELLS = (("harmful_harmful", "harmful_safe", "harmful_unjudged"), ("safe_harmful
 def trust(summary: Json) -> Iterator[Block]:
     """One table: each judge on each policy."""
     rows = [
-        [judge["name"], row["policy"], row["mode"], *_quality(row), number(row["n"], "count")]
+        [judge["name"], row["policy"], mode_words(row["mode"]), *_quality(row), number(row["n"], "count")]
         for judge in summary["judges"]
         for row in select(judge["against_truth"] or (), by="all")
+        if not row["mode"].startswith("matched:")
     ]
     if rows:
         header = [
@@ -90,7 +91,7 @@ def correction(summary: Json) -> Iterator[Block]:
         judge = rows[0]["judge"]
         bars = [
             Bar(
-                f"{row['policy']}, {row['mode']}",
+                asked(row),
                 row["value"],
                 row["low"],
                 row["high"],
@@ -103,7 +104,7 @@ def correction(summary: Json) -> Iterator[Block]:
         cells = [
             [
                 row["judge"],
-                f"{row['policy']}, {row['mode']}",
+                asked(row),
                 row["name"],
                 number(row["naive"], "share"),
                 interval(row, "share"),
@@ -189,13 +190,10 @@ def _against_truth(judge: Json) -> Iterator[Block]:
     for row in select(rows, by="all"):
         if row["confusion"]:
             counts = [[row["confusion"][cell] for cell in cells] for cells in CELLS]
-            caption = f"{row['policy']}, {row['mode']}"
+            caption = asked(row)
             yield Confusion(caption, "truth", "judge", ["harmful", "safe"], ["harmful", "safe", "no verdict"], counts)
     for by in ("category", "intent"):
-        cells = [
-            [row["group"], f"{row['policy']}, {row['mode']}", *_quality(row), number(row["n"], "count")]
-            for row in select(rows, by=by)
-        ]
+        cells = [[row["group"], asked(row), *_quality(row), number(row["n"], "count")] for row in select(rows, by=by)]
         if cells:
             header = [
                 by,

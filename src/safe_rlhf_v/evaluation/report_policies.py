@@ -38,6 +38,16 @@ def interval(row: Json | None, written_as: Unit) -> str:
     return number(row["value"], written_as) + (f" ({low} to {high})" if row["low"] is not None else "")
 
 
+def asked(row: Json) -> str:
+    """Policy and mode in words."""
+    return f"{row['policy']}, {mode_words(row['mode'])}"
+
+
+def mode_words(mode: str) -> str:
+    """A mode in words."""
+    return f"at the entropy of {mode.removeprefix('matched:')}" if mode.startswith("matched:") else mode
+
+
 def splits_of(rows: Sequence[Json]) -> list[str]:
     """Splits in their order."""
     return list(dict.fromkeys(row["split"] for row in rows))
@@ -71,10 +81,16 @@ def plane(summary: Json) -> Iterator[Block]:
             limit = budget["limit"] if budget and budget["judge"] == cost and right == "cost" else None
             points, curves = _points(summary, split, (cost, right), (reward, up))
             label = "" if limit is None else f"budget {number(limit)}"
-            caption = f"{up.capitalize()} by {reward} against {_words(right)} by {cost}{on(split, summary)}"
-            yield Scatter(caption, f"{_words(right)} ({cost})", f"{up} ({reward})", points, curves, limit, label)
+            x_axis = _words(right) if right == cost else f"{_words(right)}, by {cost}"
+            y_axis = up if up == reward else f"{up}, by {reward}"
+            caption = f"{'Learned' if right == 'cost' else 'Judged'} values{on(split, summary)}"
+            yield Scatter(caption, x_axis, y_axis, points, curves, limit, label)
     if budget:
-        rows = [[r["policy"], r["split"], r["mode"], interval(r, ""), r["verdict"]] for r in budget["policies"]]
+        rows = [
+            [r["policy"], r["split"], r["mode"], interval(r, ""), r["verdict"]]
+            for r in budget["policies"]
+            if not r["mode"].startswith("matched:")
+        ]
         caption = f"The budget of {number(budget['limit'])} on the mean cost by {budget['judge']}"
         yield Table(caption, ["policy", "split", "mode", "mean cost, 95 % interval", "budget"], rows)
 
@@ -137,7 +153,8 @@ def _win_bars(summary: Json, rows: Sequence[Json], judge: str, axis: str) -> Bar
         counts = f"{number(row['wins'])} won, {number(row['ties'])} ties, {number(row['losses'])} lost"
         missing = f"; {number(row['missing'])} without a response" if row["missing"] else ""
         note = f"{counts}{missing}; at equal length {interval(controlled, 'share')}"
-        mode = f"start {row['mode']}" if row["mode"].startswith("matched:") else row["mode"]
+        matched = row["mode"].startswith("matched:")
+        mode = "sampled, the start at the same entropy" if matched else row["mode"]
         severity: Severity | None = (
             None if row["low"] is None else "good" if row["low"] > 0.5 else "alarm" if row["high"] < 0.5 else None
         )
@@ -159,7 +176,7 @@ def harm(summary: Json) -> Iterator[Block]:
         ):
             bars = [
                 Bar(
-                    f"{row['policy']}, {row['mode']}",
+                    asked(row),
                     row["value"],
                     row["low"],
                     row["high"],
@@ -170,15 +187,23 @@ def harm(summary: Json) -> Iterator[Block]:
             ]
             if bars:
                 yield Bars(f"{caption} by {judges[0]}{on(split, summary)}", bars)
+        more: list[Block] = []
         for judge in judges:
-            yield from _by_groups(summary, split, judge, folded=judge != judges[0])
+            for table, bounds in _by_groups(summary, split, judge):
+                if judge == judges[0]:
+                    yield table
+                    more.append(bounds)
+                else:
+                    more += [table, bounds]
         rows = [
-            [f"{row['policy']}, {row['mode']}", row["judge"], *_harm_cells(summary, row)]
+            [asked(row), row["judge"], *_harm_cells(summary, row)]
             for judge in judges
             for row in select(summary["figures"], split=split, picture="real", judge=judge, name="harmful")
         ]
         header = ["policy", "judge", "harmful", "severe", "joint success", "without a verdict"]
-        yield Table(f"Harm by every judge{on(split, summary)}", header, rows, folded=True)
+        more.insert(0, Table("Harm by every judge", header, rows))
+        if rows:
+            yield Card(f"Harm: intervals, and other judges{on(split, summary)}", blocks=more)
 
 
 def _harm_cells(summary: Json, row: Json) -> Iterator[str]:
@@ -187,8 +212,8 @@ def _harm_cells(summary: Json, row: Json) -> Iterator[str]:
         yield interval(next(iter(select(summary["figures"], **at, name=name)), None), "share")
 
 
-def _by_groups(summary: Json, split: str, judge: str, folded: bool) -> Iterator[Block]:
-    """Tables with one column for each policy, sampled if it was."""
+def _by_groups(summary: Json, split: str, judge: str) -> Iterator[tuple[Table, Table]]:
+    """Tables with one column for each policy, sampled if it was, each without and with intervals."""
     for by, name, caption in (
         ("category", "harmful", "Harmful responses by category"),
         ("intent", "harmful", "Harmful responses by intent"),
@@ -198,11 +223,23 @@ def _by_groups(summary: Json, split: str, judge: str, folded: bool) -> Iterator[
         rows = select(summary["groups"], split=split, judge=judge, by=by, name=name)
         columns = _columns(rows)
         groups = list(dict.fromkeys(row["group"] for row in rows))
-        values = {(row["policy"], row["mode"], row["group"]): row["value"] for row in rows}
+        table = {(row["policy"], row["mode"], row["group"]): row for row in rows}
         if rows and groups != ["(unknown)"]:
-            cells = [[group, *(values.get((*column, group)) for column in columns)] for group in groups]
-            header = [by, *(f"{policy}, {mode}" if mode != "sampled" else policy for policy, mode in columns)]
-            yield Table(f"{caption}, by {judge}{on(split, summary)}", header, cells, "share", folded, shaded=True)
+            values = [[table.get((*column, group)) for column in columns] for group in groups]
+            sizes = [number(max((row["n"] for row in line if row), default=0), "count") for line in values]
+            header = [
+                by,
+                *(f"{policy}, {mode}" if mode != "sampled" else policy for policy, mode in columns),
+                "responses",
+            ]
+            title = f"{caption}, by {judge}{on(split, summary)}"
+            lines = list(zip(groups, values, sizes, strict=True))
+            cells = [[group, *(row and row["value"] for row in line), size] for group, line, size in lines]
+            bounds = [[group, *(interval(row, "share") for row in line), size] for group, line, size in lines]
+            yield (
+                Table(title, header, cells, "share", shaded=True),
+                Table(f"{title}: 95 % intervals", header, bounds, folded=True),
+            )
 
 
 def _columns(rows: Sequence[Json]) -> list[tuple[str, str]]:
@@ -256,31 +293,32 @@ def _picture_table(rows: Sequence[Json], caption: str, written_as: Unit) -> Tabl
 
 
 def capability(summary: Json) -> Iterator[Block]:
-    """A table of what alignment may not cost: every policy's value beside its difference to the start."""
+    """What alignment may not cost: one column for each policy and mode, and the differences to the start in a second table."""
     for split in splits_of(summary["figures"]):
-        rows = []
-        for name in CAPABILITY:
-            for judge in [None, *judges_with(summary, name)]:
-                at = {"split": split, "picture": "real", "judge": judge, "name": name}
-                changes = {
-                    (row["policy"], row["mode"]): row
-                    for row in select(summary["differences"], **at)
-                    if not row["against_mode"].startswith("matched:")
-                }
-                for row in (one for one in select(summary["figures"], **at) if one["n"]):
-                    change = interval(changes.get((row["policy"], row["mode"])), unit(name))
-                    about = [name.replace("_", " "), judge or "measured", f"{row['policy']}, {row['mode']}"]
-                    rows.append([*about, interval(row, unit(name)), change, number(row["n"])])
-        if rows:
-            header = [
-                "value",
-                "judge",
-                "policy",
-                "figure, 95 % interval",
-                f"difference to {summary['start']}",
-                "responses",
+        for rows, caption, folded in (
+            (summary["figures"], "Capability, refusals and distance", False),
+            (
+                [row for row in summary["differences"] if row["against_mode"] == row["mode"]],
+                "Differences to the start",
+                True,
+            ),
+        ):
+            own = [row for row in select(rows, split=split, picture="real") if row["n"] and row["name"] in CAPABILITY]
+            columns = [
+                column for column in dict.fromkeys((r["policy"], r["mode"]) for r in own) if ":" not in column[1]
             ]
-            yield Table(f"Capability, refusals and distance{on(split, summary)}", header, rows, folded=len(rows) > 24)
+            table = {(row["name"], row["judge"], row["policy"], row["mode"]): row for row in own}
+            names = sorted(
+                dict.fromkeys((r["name"], r["judge"]) for r in own), key=lambda one: CAPABILITY.index(one[0])
+            )
+            cells = [
+                [name.replace("_", " "), judge or "measured"]
+                + [interval(table.get((name, judge, *column)), unit(name)) for column in columns]
+                for name, judge in names
+            ]
+            if cells:
+                header = ["value", "judge", *(f"{policy}, {mode}" for policy, mode in columns)]
+                yield Table(f"{caption}{on(split, summary)}", header, cells, folded=folded)
 
 
 def overoptimisation(summary: Json) -> Iterator[Block]:

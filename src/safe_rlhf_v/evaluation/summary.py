@@ -86,18 +86,17 @@ def summary_of(evidence: Evidence) -> Row:
     """
     about = evidence.about
     every = contests(evidence)
-    table = figures(evidence)
     summary: Row = {
         "version": 1,
         "start": evidence.start,
         "facts": {name: value for name, value in about.items() if name not in ("policies", "judges")},
         "policies": [{**policy, **_series(policy)} for policy in evidence.policies.values()],
-        "figures": table,
+        "figures": figures(evidence),
         "differences": differences(evidence),
         "comparisons": comparisons(evidence, every),
         "corrected": corrected(evidence),
         "groups": groups(evidence),
-        "grounding": {"policies": grounding(evidence, table), "judges": judge_grounding(evidence)},
+        "grounding": {"policies": grounding(evidence), "judges": judge_grounding(evidence)},
         "judges": [_judge(evidence, judge, [one for one in every if one.judge == judge]) for judge in evidence.judges],
         "agreement": agreement(evidence),
         "budget": budget(evidence),
