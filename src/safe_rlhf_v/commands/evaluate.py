@@ -1,177 +1,159 @@
-"""``python -m safe_rlhf_v evaluate``: a policy's responses to held-out prompts, and what they are worth."""
+"""``python -m safe_rlhf_v evaluate``: policies on held-out prompts, by several judges, with a report."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from safe_rlhf_v.commands.options import AnyPath, NonNegativeFloat, NonNegativeInt, PositiveInt, check_splits
+from safe_rlhf_v.commands.options import AnyPath, NonNegativeFloat, NonNegativeInt, PositiveInt, Share, check_splits
 from safe_rlhf_v.commands.runner import run
-from safe_rlhf_v.records.user_files import whole_file, write_whole
+from safe_rlhf_v.evaluation.audit import Audit
+from safe_rlhf_v.evaluation.policies import ModelPolicy, Policy
 from safe_rlhf_v.scoring.judge import Judge, default_judge
 from safe_rlhf_v.training.devices import find_device
 
+if TYPE_CHECKING:
+    from safe_rlhf_v.evaluation.work import Work
+
 EXAMPLES = (
-    "evaluate --policy runs/quickstart/ppo_lag --data data/world --cost runs/quickstart/cost",
-    "evaluate --policy runs/mine --data data/mine --judge my_package.MyJudge --temperature 0",
+    "evaluate --config configs/evaluate/quickstart.yaml",
+    "evaluate --policies.start runs/quickstart/supervised --policies.ppo_lag runs/quickstart/ppo_lag --start start "
+    "--data data/world --output runs/evaluated",
 )
-Summary = dict[str, dict[str, dict[str, float]]]
-"""By split and value: ``mean``, its standard ``error`` and the number of ``prompts``."""
 
 
 def main(args: Sequence[str]) -> int:
     """Run the command; returns the exit status."""
-    return run(evaluate, args, name="evaluate", show=_as_text, examples=EXAMPLES)
+    return run(evaluate, args, name="evaluate", show=str, examples=EXAMPLES)
 
 
 def evaluate(
-    policy: AnyPath,
+    policies: dict[str, str | Policy],
     data: AnyPath,
+    output: AnyPath,
+    start: str | Policy | None = None,
     splits: Sequence[str] = ("test",),
-    output: AnyPath | None = None,
-    reward: AnyPath | None = None,
-    cost: AnyPath | None = None,
-    start: AnyPath | None = None,
-    judge: Judge | None = None,
+    judges: dict[str, Judge] | None = None,
+    audit: Audit | None = None,
+    budget: float | None = None,
+    modes: Sequence[Literal["sampled", "greedy", "matched"]] = ("sampled", "greedy", "matched"),
+    pictures: Sequence[Literal["real", "other", "blank", "none"]] = ("real", "other", "blank", "none"),
+    grounding_prompts: NonNegativeInt = 200,
+    most_prompts: PositiveInt | None = None,
+    probes: Share = 0.25,
     temperature: NonNegativeFloat = 1.0,
     max_new_tokens: PositiveInt = 64,
     batch_size: PositiveInt = 100,
     seed: NonNegativeInt = 0,
+    label_families: Sequence[str] = (),
+    on_failure: Literal["stop", "keep"] = "stop",
     device: str = "auto",
-    trust: Sequence[str] = (),
-    base: str | None = None,
-) -> Summary:
-    """Let a policy answer held-out prompts and say what the responses are worth: by learned models, and by a judge.
+) -> str:
+    """Let policies respond to held-out prompts, and say what the responses are worth, by whose judgement, and how sure that is.
 
-    Writes one line per prompt (responses-SPLIT.jsonl) and a summary with standard errors over prompts (evaluation.json); at
-    temperature 0 the names end in -greedy.
+    Writes every response and verdict as a line, summary.json and report.html. Interrupted at any moment, the same command goes
+    on where it stopped. See docs/howto/evaluate.md.
 
     Args:
-        policy: Run folder of any stage that trains a policy, or the folder or hub name of a model, exported or not.
+        policies: Policies by name: a class path with its options, or a run folder, or the folder or hub name of a model.
         data: Shard folder with prompts.
+        output: Folder of the evaluation.
+        start: Name of the policy that the others are compared with; or a policy that is not evaluated itself and from which only
+            the divergence is measured.
         splits: Splits whose prompts are answered.
-        output: Folder to write; without it the policy's run folder, or the folder of the checkpoint that is named. Of a model
-            that is no run it must be named.
-        reward: Run folder of a reward model, or an external one: an exported folder, the folder or hub name of a sequence
-            classifier, or the import path of a function; see docs/howto/export.md.
-        cost: Likewise a cost model; a cost above 0 means harmful.
-        start: Policy that the divergence is measured from, named as the policy is.
-        judge: Who scores the responses; without it the ground truth where the data carry one (the embedded world).
-        temperature: Temperature of the sampling; 0 takes the likeliest token.
+        judges: Judges by name, each a class path with its options; without them the ground truth where the data carry one.
+        audit: Who scores a random sample of each policy's responses, by which the judges' errors are corrected.
+        budget: Constraint on the mean cost that the report compares with.
+        modes: How responses are drawn: sampled, greedy, and the start at the temperature that matches each policy's entropy.
+        pictures: What policies and judges are shown: the real picture, that of another record, a grey one, none.
+        grounding_prompts: Prompts of each split that are shown with other pictures, chosen at random.
+        most_prompts: Most prompts of a split, chosen at random; without it all.
+        probes: Share of the pairs on which judges that are asked are tested.
+        temperature: Temperature of the mode sampled, above 0.
         max_new_tokens: Most tokens of a response.
         batch_size: Prompts at a time.
-        seed: Seed of the sampling.
-        device: Where the networks run: auto (a GPU if there is one), cpu, cuda or cuda:N.
-        trust: Packages of yours whose classes a run may name, beside this library's; see docs/security.md.
-        base: Folder or hub name of the pretrained model, in place of the one that a run names.
+        seed: Seed of everything that is drawn.
+        label_families: Families of the models that labelled the training data, as qwen: judges of them are not independent.
+        on_failure: What to do where a policy or judge fails: stop, so that a later run asks again, or keep and count it.
+        device: Where networks run that do not say it themselves: auto (a GPU if there is one), cpu, cuda or cuda:N.
 
     Returns:
-        The summary.
+        Where to look.
 
     Raises:
-        CheckpointError: If a run cannot be read, or is of another kind.
         FileError: If another process is evaluating into the same folder.
-        ValueError: If the data cannot be used, or a split is named twice, or none is.
+        RefusedToGoOn: If a reply fails.
+        ValueError: If something cannot be used.
     """
+    from safe_rlhf_v.evaluation.prompts import PromptSet
+    from safe_rlhf_v.evaluation.run import check, chosen_judges, run_evaluation
+    from safe_rlhf_v.evaluation.work import Work
     from safe_rlhf_v.models.sampling import SamplingOptions
-    from safe_rlhf_v.shards import ShardedSplit
 
     check_splits(splits)
-    for split in splits:  # before a model is built
-        ShardedSplit(Path(data), split)
-    folder = _folder(policy, output)
+    if not policies:
+        raise ValueError("policies: name at least one, as --policies.mine runs/mine")
+    if temperature == 0:
+        raise ValueError(
+            "--temperature 0: the mode greedy takes the likeliest token; the mode sampled needs more than 0"
+        )
+    for option, values, needed in (("--modes", modes, "sampled"), ("--pictures", pictures, "real")):
+        if needed not in values:
+            raise ValueError(f"{option}: {needed} is always needed")
+    folder = Path(output)
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"--output {folder}: is no folder")
-    named = {"policy": policy, "reward": reward, "cost": cost, "start": start}
-    networks = _load(named, find_device(device), {"trust": tuple(trust), "base": base})
-    sampling = SamplingOptions(max_new_tokens, temperature)
-    folder.mkdir(parents=True, exist_ok=True)
-    suffix = "" if temperature else "-greedy"
-    with whole_file(folder / f"evaluation{suffix}.json") as file:  # no other process evaluates into it meanwhile
-        summary: Summary = {}
-        for split in splits:
-            rows = _respond(networks, str(data), split, judge, sampling, batch_size, seed)
-            summary[split] = _write(rows, folder / f"responses-{split}{suffix}.jsonl")
-        file.write((json.dumps(summary, indent=1) + "\n").encode())
-    return summary
+    prompts = PromptSet(Path(data), splits, most_prompts, grounding_prompts, seed)
+    named = {name: ModelPolicy(one) if isinstance(one, str) else one for name, one in policies.items()}
+    compared, reference = _start(start, named)
+    work = Work(
+        folder,
+        prompts,
+        named,
+        compared,
+        reference,
+        chosen_judges(judges or {}, default_judge(prompts.first())),
+        SamplingOptions(max_new_tokens, temperature),
+        tuple(modes),
+        tuple(pictures),
+        seed,
+        batch_size,
+        on_failure,
+    )
+    place((*named.values(), reference, *work.judges.values(), audit and audit.judge), str(find_device(device)))
+    check(work, audit)
+    run_evaluation(work, Path(data), budget, audit, probes, label_families, tell=print)
+    return _where(work)
 
 
-def _folder(policy: AnyPath, output: AnyPath | None) -> Path:
-    """Where the results go. Raises: ValueError: If only the user can say."""
-    from safe_rlhf_v.training.models import is_model
-
-    if output is None and is_model(policy):
-        raise ValueError(f"--output: name a folder for the results: {policy} is a model and no run")
-    return Path(output or (policy if Path(policy).is_dir() else Path(policy).parent))
-
-
-def _write(rows: Sequence[dict[str, Any]], file: Path) -> dict[str, dict[str, float]]:
-    """Write one line per prompt; gives the summary."""
-    from safe_rlhf_v.scoring.rows import summarise
-
-    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    write_whole(file, lines.encode())
-    return {name: value._asdict() for name, value in summarise(rows).items()}
-
-
-def _respond(
-    networks: dict[str, Any], data: str, split: str, judge: Judge | None, sampling: Any, batch_size: int, seed: int
-) -> list[dict[str, Any]]:
-    """Rows of every prompt of a split."""
-    from tqdm import tqdm
-
-    from safe_rlhf_v.data_modules.prompt import PromptDataModule
-    from safe_rlhf_v.evaluation.policies import Judges, response_split
-
-    prompts = PromptDataModule(data, eval_batch_size=batch_size, test_splits=(split,))
-    records = prompts.split(split)
-    judges = Judges(networks["reward"], networks["cost"], networks["start"], judge or default_judge(records[0]))
-    rows: list[dict[str, Any]] = []
-    with tqdm(total=len(records), unit="prompt", desc=split, disable=None) as bar:
-        for batch in response_split(networks["policy"], prompts, split, judges, sampling, seed):
-            rows += batch
-            bar.update(len(batch))
-    return rows
-
-
-def _load(named: dict[str, AnyPath | None], device: Any, reading: dict[str, Any]) -> dict[str, Any]:
-    """The networks of the named runs, ``None`` where there is none; all runs are looked at before one network is built.
+def _start(start: str | Policy | None, policies: dict[str, Policy]) -> tuple[str | None, Policy | None]:
+    """Name of the start among the policies, and from which policy the divergence is measured.
 
     Raises:
-        CheckpointError: If one cannot be read, or is something else.
+        ValueError: If there is no such policy.
     """
-    from safe_rlhf_v.scoring.external import find_scorer
-    from safe_rlhf_v.training.models import is_model
-    from safe_rlhf_v.training.runs import load_backbone, load_run, open_run
-
-    kinds = {"policy": "policy", "reward": "reward", "cost": "cost", "start": "policy"}
-    paths = {role: path for role, path in named.items() if path}
-    scorers = {
-        role: scorer for role in ("reward", "cost") if (scorer := find_scorer(paths.get(role), role, fetch=True))
-    }
-    for role, path in paths.items():
-        if role in scorers or (kinds[role] == "policy" and is_model(path)):
-            continue
-        parts = ("backbone",) if kinds[role] == "policy" else None
-        open_run(path, f"--{role}", (kinds[role],), parts=parts, **reading)
-    networks: dict[str, Any] = dict.fromkeys(kinds)
-    for role, scorer in scorers.items():
-        scorer.load()
-        networks[role] = scorer.requires_grad_(False).eval().to(device)
-    for role, path in paths.items():
-        if role in scorers:
-            continue
-        if kinds[role] == "policy":
-            networks[role] = load_backbone(path, role, **reading).to(device)
-        else:
-            networks[role] = load_run(path, f"{role} model", **reading).to(device)
-    return networks
+    if isinstance(start, str):
+        if start not in policies:
+            raise ValueError(f"--start {start}: is none of the policies; there are: {', '.join(policies)}")
+        return start, policies[start]
+    return None, start
 
 
-def _as_text(summary: Summary) -> str:
-    lines: list[str] = []
-    for split, values in summary.items():
-        prompts = max((value["prompts"] for value in values.values()), default=0)
-        lines.append(f"{split}: {prompts} prompts, mean +- standard error")
-        lines += [f"  {name:<22}{value['mean']:>9.3f} +- {value['error']:.3f}" for name, value in values.items()]
-    return "\n".join(lines)
+def place(components: Sequence[Any], device: str) -> None:
+    """Say where networks run, to those components, and those within them, that leave it open.
+
+    Args:
+        components: Policies and judges; ``None`` is left out.
+        device: Where.
+    """
+    for component in components:
+        if getattr(component, "device", None) == "auto":
+            component.device = device
+        place(
+            [one for one in vars(component).values() if isinstance(one, (Policy, Judge))] if component else [], device
+        )
+
+
+def _where(work: "Work") -> str:
+    """What was written."""
+    files = [name for name in ("report.html", "summary.json", "responses.jsonl") if (work.folder / name).exists()]
+    return "\n".join(f"written: {work.folder / name}" for name in files)

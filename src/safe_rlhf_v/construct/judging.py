@@ -114,14 +114,16 @@ class JudgeResponses(AskingStage):
             asked = [self._questions(work, task) for task in group]
             opinions = iter(self.judges[name].ask([one.asked for several in asked for one in several]))
             for several in asked:
-                rows.append(_row(name, several, [next(opinions) for _ in several]))
+                answered = opinion_row(several, [next(opinions) for _ in several])
+                rows.append({"judge": name, "pair": several[0].pair, **answered})
         return rows
 
     def _questions(self, work: Workspace, task: Row) -> list["Question"]:
         pair = self._pairs[task["pair"]]
         record = pair.item.record(work)
         other = self._items[task["other"]].record(work) if task.get("other") else None
-        return questions(self.judges[task["judge"]], pair, record, bool(task.get("probed")), other)
+        judge = self.judges[task["judge"]]
+        return questions(judge, pair.key, pair.texts, record, bool(task.get("probed")), other, rated=judge.rates)
 
     def summary(self, work: Workspace) -> dict[str, Any]:
         opinions = read_opinions(work)
@@ -158,28 +160,32 @@ class Question(NamedTuple):
     asked: Asked
 
 
-def questions(judge: Judge, pair: Pair, record: Record, probed: bool, other: Record | None) -> list[Question]:
+def questions(
+    judge: Judge, key: str, pair: tuple[str, str], record: Record, probed: bool, other: Record | None, rated: bool
+) -> list[Question]:
     """Everything that a judge is asked about a pair, always in the same order.
 
     Args:
         judge: The judge.
-        pair: The pair.
+        key: Of the pair.
+        pair: Both responses.
         record: Its prompt.
         probed: Whether the judge is tested on it, too.
         other: A record with another picture, for the test.
+        rated: Whether it rates each response, too.
     """
-    texts = (*pair.texts, padded(pair.texts[0]))
+    texts = (*pair, padded(pair[0]))
     exchanged = None if other is None else replace(record.with_images(other.images), truth=other.truth)
     asked: list[Question] = []
     for axis in judge.axes:
 
         def put(probe: Probe, *order: int, draw: int = 0, prompt: Record = record, axis: Axis = axis) -> None:
             question = Asked(prompt, tuple(texts[i] for i in order), axis, draw)
-            asked.append(Question(pair.key, probe, order, question))
+            asked.append(Question(key, probe, order, question))
 
         put("compare", 0, 1)
         put("compare", 1, 0)
-        if judge.rates:
+        if rated:
             put("rate", 0)
             put("rate", 1)
         if not probed:
@@ -188,16 +194,21 @@ def questions(judge: Judge, pair: Pair, record: Record, probed: bool, other: Rec
         put("identical", 0, 0)
         put("padded", 0, 2)
         put("padded", 2, 0)
-        if judge.rates:
+        if rated:
             put("repeat_rate", 0, draw=1)
-        if judge.rates and exchanged is not None:
+        if rated and exchanged is not None:
             put("swapped", 0, draw=2, prompt=exchanged)
     return asked
 
 
-def _row(judge: str, asked: Sequence[Question], opinions: Sequence[Opinion]) -> Row:
-    """One row of a judge and a pair."""
-    row: Row = {"judge": judge, "pair": asked[0].pair, "opinions": []}
+def opinion_row(asked: Sequence[Question], opinions: Sequence[Opinion]) -> Row:
+    """The opinions of one judge about one pair, as a part of a row.
+
+    Args:
+        asked: What the judge was asked.
+        opinions: What it said.
+    """
+    row: Row = {"opinions": []}
     for question, opinion in zip(asked, opinions, strict=True):
         about = {"probe": question.probe, "axis": question.asked.axis, "order": list(question.order)}
         words = {"reply": opinion.reply} if opinion.reply else {}

@@ -1,8 +1,8 @@
 """Models of ours as sources of responses and as judges: policies, reward and cost models, and guards, by their run folders."""
 
-import hashlib
+import math
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from safe_rlhf_v.construct.lines import digest
@@ -81,18 +81,21 @@ class PolicyResponder(Responder):
         return run_content(self.run)
 
     def respond(self, records: Sequence[Record], seed: int, draw: int = 0) -> list[Responded]:
-        from safe_rlhf_v.models.sampling import SamplingOptions, sample
-        from safe_rlhf_v.policy.rollout import generator
+        from safe_rlhf_v.models.sampling import SamplingOptions
+        from safe_rlhf_v.policy.responses import respond, stream
         from safe_rlhf_v.training.runs import load_backbone
 
         if self._policy is None:
             self._policy = load_backbone(self.run, trust=self.trust, base=self.base)
             self._policy.to(find_device(self.device))
-        pictures = "\0".join(f"{record.key}/{'+'.join(image.id for image in record.images)}" for record in records)
-        words = hashlib.sha256(pictures.encode()).digest()[:8]
+        pictures = ("+".join(image.id for image in record.images) for record in records)
+        streams = [stream(seed, str(draw), record.key, ids) for record, ids in zip(records, pictures, strict=True)]
         options = SamplingOptions(self.max_new_tokens, self.temperature)
-        generation = sample(self._policy, prompts_of(records), options, generator(seed, draw, *words))
-        return [Responded(text) for text in generation.text]
+        answers = respond(self._policy, prompts_of(records), options, streams)
+        refused = next((i for i, answer in enumerate(answers) if answer.fault), None)
+        if refused is not None:
+            raise ValueError(f"{self.run}: cannot read the prompt of {records[refused].key}: {answers[refused].reason}")
+        return [Responded(answer.text) for answer in answers]
 
 
 class _RunJudge(Judge):
@@ -112,7 +115,8 @@ class _RunJudge(Judge):
         """Name the run.
 
         Args:
-            run: Run folder; a guard must be calibrated.
+            run: Run folder; a guard must be calibrated. In place of a reward or cost model also an external one: an exported
+                folder, the folder or hub name of a sequence classifier, or the import path of a function.
             tie: Two responses whose values differ by no more than this are a tie; ``None`` for 0.001 of reward or cost (rounding
                 alone makes small differences), or half a level of a guard.
             device: Where it runs: auto (a GPU if there is one), cpu, cuda or cuda:N.
@@ -132,9 +136,12 @@ class _RunJudge(Judge):
         """See :class:`~safe_rlhf_v.construct.stage.Reads`."""
         return run_content(self.run)
 
-    def _compared(self, difference: float) -> Opinion:
-        """The choice by how much better the first of two responses is."""
-        return Opinion(float((difference > self.tie) - (difference < -self.tie)))
+    def unload(self) -> None:
+        self._model = None
+
+    def _chosen(self, difference: float) -> float | None:
+        """The choice by how much better the first of two responses is; ``None`` if that is not known."""
+        return None if math.isnan(difference) else float((difference > self.tie) - (difference < -self.tie))
 
 
 class _ScoringJudge(_RunJudge):
@@ -143,37 +150,59 @@ class _ScoringJudge(_RunJudge):
     rates = False
     own_tie = 1e-3
     kind: ClassVar[str]
-    axis: ClassVar[Axis]
     sign: ClassVar[float]
 
     def score(self, record: Record, text: str) -> dict[str, float]:
-        return {self.kind: self._scores([record], [(text,)])[0][0]}
+        return self.scores([(record, text)])[0]
 
-    def ask(self, questions: Sequence[Asked]) -> list[Opinion]:
-        own = [question for question in questions if question.axis == self.axis and len(question.texts) == 2]
-        scores = self._scores([question.record for question in own], [question.texts for question in own])
-        opinions = iter([self._compared(self.sign * (first - second)) for first, second in scores])
-        judged = (question.axis == self.axis and len(question.texts) == 2 for question in questions)
-        return [next(opinions) if known else Opinion(None, fault="unknown") for known in judged]
+    def scores(self, pairs: Sequence[tuple[Record, str]]) -> list[dict[str, float]]:
+        return [self._named(score) for score in self._values(pairs)]
 
-    def _scores(self, records: Sequence[Record], texts: Sequence[tuple[str, ...]]) -> list[list[float]]:
-        """One score of each text; K texts of each record."""
-        if not records:
+    def _named(self, score: float) -> dict[str, float]:
+        """What a score is called."""
+        return {self.kind: score}
+
+    def compared(self, axis: Axis, first: Mapping[str, float], second: Mapping[str, float]) -> float | None:
+        if axis not in self.axes:
+            return None
+        return self._chosen(self.sign * (first[self.kind] - second[self.kind]))
+
+    def check(self) -> None:
+        from safe_rlhf_v.scoring.external import find_scorer
+        from safe_rlhf_v.training.runs import open_run
+
+        if (scorer := find_scorer(self.run, self.kind, fetch=True)) is not None:
+            scorer.load()
+        else:
+            open_run(self.run, f"{self.kind} model", (self.kind,), trust=self.trust, base=self.base)
+
+    def _values(self, pairs: Sequence[tuple[Record, str]]) -> list[float]:
+        """One score of each response."""
+        if not pairs:
             return []
         import torch
 
+        if self._model is None:
+            self._model = self._loaded()
+        with torch.no_grad():
+            scores = self._model.score(prompts_of([record for record, _ in pairs]), [(text,) for _, text in pairs])
+        values: list[float] = scores.flatten().tolist()
+        return values
+
+    def _loaded(self) -> Any:
+        from safe_rlhf_v.scoring.external import find_scorer
         from safe_rlhf_v.training.runs import load_run
 
-        if self._model is None:
-            self._model = load_run(self.run, f"{self.kind} model", (self.kind,), trust=self.trust, base=self.base)
-            self._model.to(find_device(self.device))
-        with torch.no_grad():
-            scores: list[list[float]] = self._model.score(prompts_of(records), texts).tolist()
-        return scores
+        scorer = find_scorer(self.run, self.kind, fetch=True)
+        if scorer is None:
+            model: Any = load_run(self.run, f"{self.kind} model", (self.kind,), trust=self.trust, base=self.base)
+            return model.to(find_device(self.device))
+        scorer.load()
+        return scorer.requires_grad_(False).eval().to(find_device(self.device))
 
 
 class RewardJudge(_ScoringJudge):
-    """A reward model of ours, which compares helpfulness.
+    """A reward model, which compares helpfulness.
 
     YAML::
 
@@ -183,12 +212,11 @@ class RewardJudge(_ScoringJudge):
 
     axes = ("helpfulness",)
     kind = "reward"
-    axis = "helpfulness"
     sign = 1.0
 
 
 class CostJudge(_ScoringJudge):
-    """A cost model of ours, which compares safety.
+    """A cost model, which compares safety; a cost above 0 means harmful.
 
     YAML::
 
@@ -198,8 +226,10 @@ class CostJudge(_ScoringJudge):
 
     axes = ("safety",)
     kind = "cost"
-    axis = "safety"
     sign = -1.0
+
+    def _named(self, score: float) -> dict[str, float]:
+        return {"cost": score, "harmful": float(score > 0)}
 
 
 class GuardJudge(_RunJudge):
@@ -212,12 +242,31 @@ class GuardJudge(_RunJudge):
     """
 
     axes = ("safety",)
+    by_scores = True
     own_tie = 0.5
 
     def score(self, record: Record, text: str) -> dict[str, float]:
-        verdict = self._verdicts([(record, text)])[0]
-        level = float("nan") if verdict.level is None else float(verdict.level)
-        return {"level": level, "harmful": verdict.harm}
+        return self.scores([(record, text)])[0]
+
+    def scores(self, pairs: Sequence[tuple[Record, str]]) -> list[dict[str, float]]:
+        return [
+            {
+                "level": math.nan if verdict.level is None else float(verdict.level),
+                "harmful": verdict.harm,
+                "expected_level": math.nan if verdict.expected_level is None else verdict.expected_level,
+            }
+            for verdict in self._verdicts(pairs)
+        ]
+
+    def compared(self, axis: Axis, first: Mapping[str, float], second: Mapping[str, float]) -> float | None:
+        return self._chosen(first["expected_level"] - second["expected_level"]) if axis == "safety" else None
+
+    def check(self) -> None:
+        from safe_rlhf_v.guard.calibration import Calibration, run_home
+        from safe_rlhf_v.training.runs import open_run
+
+        open_run(self.run, "guard", ("guard",), trust=self.trust, base=self.base)
+        Calibration.load(run_home(self.run))
 
     def ask(self, questions: Sequence[Asked]) -> list[Opinion]:
         asked = [question if question.axis == "safety" else question._replace(texts=()) for question in questions]
@@ -229,7 +278,7 @@ class GuardJudge(_RunJudge):
             return Opinion(None, "; ".join(reason for verdict in verdicts for reason in verdict.reasons), "unknown")
         if len(verdicts) == 1:
             return Opinion(float(verdicts[0].level))
-        return self._compared(verdicts[0].expected_level - verdicts[1].expected_level)
+        return Opinion(self._chosen(verdicts[0].expected_level - verdicts[1].expected_level))
 
     def _verdicts(self, inputs: Sequence[tuple[Record, str]]) -> list[Any]:
         from safe_rlhf_v.guard import Guard, Input

@@ -1,115 +1,254 @@
-"""Let any policy respond to a split, and say what the responses are worth: by the learned models, and by a judge that knows more.
+"""Policies as components: whatever gives responses to prompts can be evaluated."""
 
-Shapes: B prompts of a batch, one response each.
-"""
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from collections.abc import Iterator
-from functools import partial
-from typing import NamedTuple
-
-from torch import Tensor
-
-from safe_rlhf_v.data_modules.prompt import PromptDataModule
-from safe_rlhf_v.functional.policy import kl_estimate, sequence_kl
-from safe_rlhf_v.models.backbone import Backbone
-from safe_rlhf_v.models.reader import RefusedRows
-from safe_rlhf_v.models.sampling import SamplingOptions
-from safe_rlhf_v.models.types import Generation
-from safe_rlhf_v.modules.admission import complaint
-from safe_rlhf_v.modules.preference import PreferenceModule
-from safe_rlhf_v.policy.evaluation import rows_of_records, sampled_rows
-from safe_rlhf_v.policy.rollout import MicroBatch, generator
-from safe_rlhf_v.scoring.external import ExternalScorer
+from safe_rlhf_v.policy.answers import Answer
+from safe_rlhf_v.records import Record
 from safe_rlhf_v.scoring.judge import Judge
-from safe_rlhf_v.scoring.rows import Row
+from safe_rlhf_v.training.devices import find_device
+
+if TYPE_CHECKING:  # torch: seconds to import
+    from safe_rlhf_v.models.sampling import SamplingOptions
+
+STREAM = "evaluation"
+"""Names the random streams of evaluations: training draws others."""
 
 
-class Judges(NamedTuple):
-    """Who scores a response; each of them may be left out.
+class Policy(ABC):
+    """Gives responses to prompts. A policy of your own is a subclass in a package of yours, named by its class path.
 
-    Attributes:
-        reward: A reward model.
-        cost: A cost model.
-        start: The policy from which the divergence is measured.
-        judge: Ground truth, or a judge.
+    Example::
+
+        class Refuses(Policy):  # the baseline that is never harmful
+            samples = False
+
+            def respond(self, records, sampling, seed, reference=None):
+                return [Answer("I can not help with that.") for _ in records]
     """
 
-    reward: PreferenceModule | ExternalScorer | None = None
-    cost: PreferenceModule | ExternalScorer | None = None
-    start: Backbone | None = None
-    judge: Judge | None = None
+    families: Collection[str] = ()
+    """Families of models it descends from, as ``qwen``; a judge that shares one is not independent of it."""
+    series: str | None = None
+    """Policies of one series are joined by a line in the report: checkpoints of one run, or one method with several budgets."""
+    step: int | None = None
+    """Training step, of a checkpoint in a series."""
+    samples: ClassVar[bool] = True
+    """Whether it responds to what it is shown, by sampling; else its texts are fixed, without modes and other pictures."""
+    knows_entropy: ClassVar[bool] = False
+    """Whether it tells the entropy of what it samples from, so that its start can be sampled at the temperature that matches."""
+
+    @property
+    def about(self) -> str:
+        """What it is, in a few words."""
+        return type(self).__name__
+
+    @abstractmethod
+    def respond(
+        self, records: Sequence[Record], sampling: "SamplingOptions", seed: int, reference: "Policy | None" = None
+    ) -> list[Answer]:
+        """One response to each prompt; the same seed gives the same responses.
+
+        Args:
+            records: Prompts with their image bytes.
+            sampling: How responses are drawn.
+            seed: Of the sampling.
+            reference: From which the divergence is measured, where it can be.
+        """
+
+    def check(self) -> None:  # noqa: B027  most have nothing to refuse
+        """Refuse what cannot be used, before anything expensive is done; by default nothing is.
+
+        Raises:
+            ValueError: Saying what, in one line.
+        """
+
+    def unload(self) -> None:  # noqa: B027  most hold nothing
+        """Let go of networks; they are loaded again when they are needed."""
 
 
-def response_split(
-    policy: Backbone,
-    data: PromptDataModule,
-    split: str,
-    judges: Judges,
-    sampling: SamplingOptions,
-    seed: int = 0,
-) -> Iterator[list[Row]]:
-    """One list of rows per batch: ``key``, ``response`` and every value there is. The same seed gives the same responses.
+class ModelPolicy(Policy):
+    """A policy that was trained here, or any model that generates: every prompt has a random stream of its own.
 
-    Args:
-        policy: In evaluation mode.
-        data: Its ``test_splits`` must be ``(split,)``.
-        split: Named in the random stream: splits are independent.
-        judges: Who scores the responses.
-        sampling: How responses are drawn.
-        seed: Of the sampling.
+    YAML::
 
-    Raises:
-        ShardError: Naming a record that the policy's processor refuses.
+        policies:
+          ppo_lag: {class_path: safe_rlhf_v.evaluation.ModelPolicy, init_args: {run: runs/quickstart/ppo_lag}}
     """
-    (loader,) = data.test_dataloader()
-    words = [seed, *split.encode()]
-    values = partial(learned_values, policy, judges)
-    for number, batch in enumerate(loader):
-        try:
-            rows = sampled_rows(policy, batch, sampling, generator(*words, number), values, judges.judge)
-        except RefusedRows as error:
-            raise complaint(batch, error) from None
-        yield rows_of_records(batch, rows)
+
+    knows_entropy = True
+
+    def __init__(
+        self,
+        run: str,
+        base: str | None = None,
+        seed: int = 0,
+        families: Sequence[str] = (),
+        device: str = "auto",
+        trust: Sequence[str] = (),
+        series: str | None = None,
+        step: int | None = None,
+    ) -> None:
+        """Name the run; it is loaded with the first prompt.
+
+        Args:
+            run: Run folder of any stage that trains a policy, or the folder or hub name of a model: exported, of Hugging Face, or
+                an adapter of peft.
+            base: Folder or hub name of the pretrained model, in place of the one that the run or the adapter names.
+            seed: Added to the seed of the evaluation: two entries of one run with different seeds are independent samples.
+            families: Families of models it descends from, as qwen.
+            device: Where it runs: auto (as the evaluation says), cpu, cuda or cuda:N.
+            trust: Packages of yours whose classes the run may name, beside this library's; see docs/security.md.
+            series: Name of a series; its policies are joined by a line in the report.
+            step: Training step, where the policies of a series are checkpoints of one run.
+        """
+        self.run = run
+        self.base = base
+        self.seed = seed
+        self.families = tuple(families)
+        self.device = device
+        self.trust = tuple(trust)
+        self.series = series
+        self.step = step
+        self._network: Any = None
+
+    @property
+    def about(self) -> str:
+        """See :class:`Policy`."""
+        return self.run
+
+    def content(self) -> str:
+        """See :class:`~safe_rlhf_v.construct.stage.Reads`."""
+        from safe_rlhf_v.construct.models import run_content
+
+        return run_content(self.run)
+
+    def check(self) -> None:
+        """A run is read; a model's folder has to be loaded, as nothing else tells whether it can be."""
+        from safe_rlhf_v.training.models import is_model
+        from safe_rlhf_v.training.runs import open_run
+
+        find_device(self.device)
+        if is_model(self.run):
+            self.network()
+        else:
+            open_run(self.run, "policy", ("policy",), trust=self.trust, base=self.base, parts=("backbone",))
+
+    def network(self) -> Any:
+        """The network, loaded if it is not."""
+        from safe_rlhf_v.training.runs import load_backbone
+
+        if self._network is None:
+            network = load_backbone(self.run, trust=self.trust, base=self.base)
+            self._network = network.to(find_device(self.device))
+        return self._network
+
+    def unload(self) -> None:
+        self._network = None
+
+    def respond(
+        self, records: Sequence[Record], sampling: "SamplingOptions", seed: int, reference: Policy | None = None
+    ) -> list[Answer]:
+        from safe_rlhf_v.construct.models import prompts_of
+        from safe_rlhf_v.policy.responses import comparable, respond, stream
+
+        network = self.network()
+        other = None if reference is self or not isinstance(reference, ModelPolicy) else reference.network()
+        if other is not None and not comparable(network, other):
+            other = None
+        streams = [stream(seed + self.seed, STREAM, record.key) for record in records]
+        answers = respond(network, prompts_of(records), sampling, streams, other)
+        if reference is not self:
+            return answers
+        return [one if one.fault else one._replace(values={**one.values, "kl": 0.0}) for one in answers]
 
 
-def learned_values(
-    policy: Backbone, judges: Judges, generation: Generation, micro_batch: MicroBatch
-) -> dict[str, Tensor]:
-    """(B,) each: what the learned models say of sampled responses.
+class BestOf(Policy):
+    """The best of several responses of a policy: the one with the largest R - lam C by the given judges.
 
-    Args:
-        policy: Who sampled them.
-        judges: The models.
-        generation: The responses as they were sampled.
-        micro_batch: The same, as inputs of the networks.
+    It stands for what can be had without training; the divergence of the selection from its policy is at most
+    log K - (K - 1) / K (Beirami et al., arXiv 2401.01879), given as ``kl_bound``.
+
+    YAML::
+
+        policies:
+          best_of_8:
+            class_path: safe_rlhf_v.evaluation.BestOf
+            init_args:
+              policy: {class_path: safe_rlhf_v.evaluation.ModelPolicy, init_args: {run: runs/quickstart/supervised}}
+              reward: {class_path: safe_rlhf_v.construct.RewardJudge, init_args: {run: runs/quickstart/reward}}
+              cost: {class_path: safe_rlhf_v.construct.CostJudge, init_args: {run: runs/quickstart/cost}}
+              draws: 8
     """
-    values: dict[str, Tensor] = {}
-    for name, model in (("reward", judges.reward), ("cost", judges.cost)):
-        if model is not None:
-            values[name] = score_micro_batch(model, micro_batch)
-    if judges.start is not None:
-        # Read again: the recorded log-probabilities come from another arithmetic than the start's.
-        log_probs, reference = (reread(network, micro_batch) for network in (policy, judges.start))
-        values["kl"] = sequence_kl(kl_estimate(log_probs, reference, generation.mask), generation.mask)
-    return values
 
+    def __init__(
+        self, policy: Policy, reward: Judge | None = None, cost: Judge | None = None, lam: float = 1.0, draws: int = 8
+    ) -> None:
+        """Choose the policy and who chooses.
 
-def score_micro_batch(model: PreferenceModule | ExternalScorer, micro_batch: MicroBatch) -> Tensor:
-    """(n,) float32 score of each response, read from the very tokens that were sampled, or by an external model as text."""
-    if isinstance(model, ExternalScorer):
-        assert micro_batch.texts is not None
-        return model.score(micro_batch.texts.prompts, micro_batch.texts.responses)
-    backbone = model.backbone
-    head = model.head
-    states = backbone.read(
-        micro_batch.tokens, backbone.encode_images(micro_batch.images), log_probs=head.needs_log_probs
-    )
-    score: Tensor = head(states)[:, 0]
-    return score
+        Args:
+            policy: Whose responses are drawn.
+            reward: Judge whose score ``reward`` is R; without it R is 0.
+            cost: Judge whose score ``cost`` is C; without it C is 0.
+            lam: Weight of the cost.
+            draws: K, responses to each prompt; at temperature 0 they are all the same, and one is drawn.
+        """
+        if reward is None and cost is None:
+            raise ValueError("reward, cost: name at least one judge, by which the best response is chosen")
+        if draws < 1:
+            raise ValueError(f"draws is {draws}; it must be at least 1")
+        self.policy = policy
+        self.reward = reward
+        self.cost = cost
+        self.lam = lam
+        self.draws = draws
 
+    @property
+    def families(self) -> Collection[str]:  # type: ignore[override]
+        """Those of its policy and of its judges."""
+        parts = (self.policy, self.reward, self.cost)
+        return sorted({family for part in parts if part is not None for family in part.families})
 
-def reread(backbone: Backbone, micro_batch: MicroBatch) -> Tensor:
-    """(n, R) float32 log-probability of each response token at temperature 1, 0 where masked."""
-    states = backbone.read(micro_batch.tokens, backbone.encode_images(micro_batch.images), log_probs=True)
-    assert states.log_probs is not None
-    return states.log_probs
+    @property
+    def about(self) -> str:
+        """See :class:`Policy`."""
+        return f"best of {self.draws} of {self.policy.about}, by R - {self.lam:g} C"
+
+    def check(self) -> None:
+        for part in (self.policy, self.reward, self.cost):
+            if part is not None:
+                part.check()
+
+    def unload(self) -> None:
+        for part in (self.policy, self.reward, self.cost):
+            if part is not None:
+                part.unload()
+
+    def respond(
+        self, records: Sequence[Record], sampling: "SamplingOptions", seed: int, reference: Policy | None = None
+    ) -> list[Answer]:
+        count = self.draws if sampling.temperature > 0 else 1
+        # Seeds far apart, so that no draw is that of the policy alone under a neighbouring seed.
+        drawn_answers = [self.policy.respond(records, sampling, seed + 1_000_003 * draw) for draw in range(count)]
+        worth = [self._worth(records, answers) for answers in drawn_answers]
+        chosen: list[Answer] = []
+        for row in range(len(records)):
+            best = max(range(count), key=lambda draw: worth[draw][row])
+            answer = drawn_answers[best][row]
+            if math.isinf(worth[best][row]):  # no draw has a response that can be scored
+                chosen.append(answer if answer.fault else Answer("", "failed", {}, "no response could be scored"))
+                continue
+            values = {name: value for name, value in answer.values.items() if name in ("length", "unfinished")}
+            chosen.append(answer._replace(values={**values, "kl_bound": math.log(count) - (count - 1) / count}))
+        return chosen
+
+    def _worth(self, records: Sequence[Record], answers: Sequence[Answer]) -> list[float]:
+        """R - lam C of each response; minus infinity where there is none."""
+        pairs = [(record, one.text) for record, one in zip(records, answers, strict=True) if not one.fault]
+        rewards = [scores["reward"] for scores in self.reward.scores(pairs)] if self.reward else [0.0] * len(pairs)
+        costs = [scores["cost"] for scores in self.cost.scores(pairs)] if self.cost else [0.0] * len(pairs)
+        values = iter(r - self.lam * c for r, c in zip(rewards, costs, strict=True))
+        worth = [-math.inf if one.fault else next(values) for one in answers]
+        return [-math.inf if math.isnan(value) else value for value in worth]

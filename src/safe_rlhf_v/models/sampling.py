@@ -7,6 +7,7 @@ allows it (:mod:`~safe_rlhf_v.models.decoding_graph`).
 Shapes: B prompts, N = B x K rows (prompt by prompt), n rows that are still running, R response tokens, V vocabulary.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -84,21 +85,24 @@ def generate(
     tokens: TokenBatch,
     features: ImageFeatures,
     options: SamplingOptions,
-    generator: torch.Generator | None = None,
+    generator: torch.Generator | Sequence[torch.Generator] | None = None,
     samples: int = 1,
+    entropy: bool = False,
 ) -> Generation:
     """Sample K responses to each prepared prompt.
 
     The random numbers of every row are drawn before the first token: a response does not depend on which other rows are
-    still unfinished. Tokens in ``backbone.banned_ids`` are never sampled; dropout is off during sampling.
+    still unfinished. With a generator for each prompt it does not depend on which other prompts are beside it either, up to the
+    rounding of batched arithmetic. Tokens in ``backbone.banned_ids`` are never sampled; dropout is off during sampling.
 
     Args:
         backbone: The policy.
         tokens: B left-padded prompts, on the model's device.
         features: Encoded images of the prompts.
         options: How to sample.
-        generator: See :func:`sample`.
+        generator: See :func:`sample`; or one for each prompt.
         samples: K.
+        entropy: Whether the entropy of every token's distribution is measured.
 
     Returns:
         N = B x K responses on the model's device, prompt by prompt.
@@ -108,14 +112,25 @@ def generate(
     """
     limits = [backbone.room(length) or options.max_new_tokens for length in tokens.attention_mask.sum(1).tolist()]
     limit = torch.tensor(limits).clamp(max=options.max_new_tokens).repeat_interleave(samples)  # (N,)
-    uniforms = torch.rand(len(limit), int(limit.max()), generator=generator, dtype=torch.float32)  # (N, R)
+    uniforms = _uniforms(limit, options.max_new_tokens, generator, samples)  # (N, R)
     training = backbone.training
     backbone.eval()
     try:
         with gathered(backbone):
-            return _loop(backbone, tokens, features, options, limit, uniforms, samples)
+            return _loop(backbone, tokens, features, options, limit, uniforms, samples, entropy)
     finally:
         backbone.train(training)
+
+
+def _uniforms(
+    limit: Tensor, most: int, generator: torch.Generator | Sequence[torch.Generator] | None, samples: int
+) -> Tensor:
+    """(N, R) random numbers; those of a prompt with a generator of its own do not depend on R."""
+    width = int(limit.max())
+    if generator is None or isinstance(generator, torch.Generator):
+        return torch.rand(len(limit), width, generator=generator, dtype=torch.float32)
+    rows = [torch.rand(samples, most, generator=own, dtype=torch.float32) for own in generator]
+    return torch.cat(rows)[:, :width]
 
 
 class _Running:
@@ -199,6 +214,7 @@ def _loop(
     limit: Tensor,
     uniforms: Tensor,
     samples: int,
+    entropy: bool,
 ) -> Generation:
     device = tokens.input_ids.device
     between = STEPS_BETWEEN_CHECKS.get(device.type, DEFAULT_STEPS_BETWEEN_CHECKS)
@@ -209,6 +225,7 @@ def _loop(
     ids = torch.full((n, r), backbone.pad_id, device=device)
     sampled = torch.zeros(n, r, dtype=torch.bool, device=device)
     log_probs = torch.zeros(n, r, dtype=torch.float32, device=device)
+    entropies = torch.zeros_like(log_probs) if entropy else None
     finished = torch.zeros(n, dtype=torch.bool, device=device)
     finite = torch.ones((), dtype=torch.bool, device=device)
     batch = _Running(backbone, tokens, features, samples, r, options.cuda_graphs)
@@ -220,6 +237,8 @@ def _loop(
         ids[rows, step] = choice.where(batch.alive, backbone.pad_id)
         sampled[rows, step] = batch.alive
         log_probs[rows, step] = log_probs_of(logits, choice).where(batch.alive, 0)
+        if entropies is not None:
+            entropies[rows, step] = _entropy(logits, options, banned).where(batch.alive, 0)
         ended = batch.alive & (choice == backbone.eos_id)
         finished[rows] |= ended
         batch.alive &= ~ended & (step + 1 < limit[rows])
@@ -245,7 +264,17 @@ def _loop(
     lengths = sampled.sum(1).tolist()
     token_rows = [row[:length] for row, length in zip(ids.tolist(), lengths, strict=True)]
     texts = backbone.tokenizer.batch_decode(token_rows, skip_special_tokens=True)
-    return Generation(ids, sampled, log_probs, finished, tuple(text.strip() for text in texts))
+    entropies = None if entropies is None else entropies[:, :longest]
+    return Generation(ids, sampled, log_probs, finished, tuple(text.strip() for text in texts), entropy=entropies)
+
+
+def _entropy(logits: Tensor, options: SamplingOptions, banned: Tensor) -> Tensor:
+    """(n,) entropy in nats of the distributions that tokens are sampled from, before ``top_p``; 0 at temperature 0."""
+    if options.temperature == 0:
+        return logits.new_zeros(len(logits))
+    logits = logits.index_fill(1, banned, -torch.inf)
+    entropy: Tensor = torch.special.entr((logits / options.temperature).softmax(-1)).sum(-1)
+    return entropy
 
 
 def _choose(logits: Tensor, uniforms: Tensor, options: SamplingOptions, banned: Tensor) -> tuple[Tensor, Tensor]:

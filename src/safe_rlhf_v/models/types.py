@@ -99,6 +99,8 @@ class Generation(NamedTuple):
         text: N decoded strings without special tokens.
         engine_log_probs: (N, R) float32 the same log-probabilities as the program computed them that sampled in the backbone's
             stead; ``None`` where the backbone itself sampled.
+        entropy: (N, R) float32 entropy in nats of the distribution that each token was sampled from, 0 masked; ``None`` where
+            it was not asked for.
     """
 
     tokens: Tensor
@@ -107,3 +109,4 @@ class Generation(NamedTuple):
     finished: Tensor
     text: tuple[str, ...]
     engine_log_probs: Tensor | None = None
+    entropy: Tensor | None = None

@@ -2,9 +2,9 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from importlib import import_module
-from typing import ClassVar, Literal, NamedTuple, get_args
+from typing import Any, ClassVar, Literal, NamedTuple, get_args
 
 from safe_rlhf_v.records import Record
 
@@ -78,8 +78,6 @@ class Judge(ABC):
             def score(self, record: Record, text: str) -> dict[str, float]:
                 return {"harmful": float(any(word in text for word in self.words))}
 
-    Command line: ``evaluate ... --judge my_package.Keywords --judge.words [bleach,acid]``.
-
     YAML::
 
         judge: {class_path: safe_rlhf_v.world.WorldJudge}
@@ -91,6 +89,19 @@ class Judge(ABC):
     """What it judges."""
     rates: ClassVar[bool] = True
     """Whether its ratings of one response are on the scales of :class:`Opinion`; else it only compares."""
+
+    by_scores: ClassVar[bool] = True
+    """Whether ratings and comparisons follow from its scores, so that nothing is asked twice; False with an own ``ask``."""
+    knows_truth: ClassVar[bool] = False
+    """Whether its scores are right by definition, so that other judges are measured by it."""
+    reads_pictures: ClassVar[bool] = True
+    """Whether it looks at the picture of a record."""
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        """Whoever has an ``ask`` of its own is asked, unless it says otherwise."""
+        super().__init_subclass__(**options)
+        if "ask" in vars(cls) and "by_scores" not in vars(cls):
+            cls.by_scores = False
 
     @abstractmethod
     def score(self, record: Record, text: str) -> dict[str, float]:
@@ -104,25 +115,65 @@ class Judge(ABC):
             text: The response.
         """
 
+    def scores(self, pairs: Sequence[tuple[Record, str]]) -> list[dict[str, float]]:
+        """:meth:`score` of several responses; a judge that is faster with many at a time has one of its own.
+
+        Args:
+            pairs: Prompts with their image bytes, and responses.
+        """
+        return [self.score(record, text) for record, text in pairs]
+
+    def compared(self, axis: Axis, first: Mapping[str, float], second: Mapping[str, float]) -> float | None:
+        """1 if the first of two responses is the better one by their scores, -1 if the second is, 0 if neither; ``None`` unknown.
+
+        Args:
+            axis: On which axis.
+            first: Scores of the first response.
+            second: Scores of the second response.
+        """
+        values = [scores.get(_SCORES[axis], math.nan) for scores in (first, second)]
+        if any(map(math.isnan, values)):
+            return None
+        return float((values[0] > values[1]) - (values[0] < values[1]))
+
     def ask(self, questions: Sequence[Asked]) -> list[Opinion]:
-        """One opinion for each question, in order; without a method of its own a judge compares its scores.
+        """One opinion for each question, in order; without a method of its own a judge rates and compares by its scores.
 
         Args:
             questions: What is asked; the records hold their image bytes.
         """
-        return [_from_scores(self, question) for question in questions]
+        judged = [question.axis in self.axes for question in questions]
+        pairs = [
+            (question.record, text)
+            for question, ok in zip(questions, judged, strict=True)
+            if ok
+            for text in question.texts
+        ]
+        scores = iter(self.scores(pairs))
+        return [
+            self._from_scores(question.axis, [next(scores) for _ in question.texts])
+            if ok
+            else Opinion(None, fault="unknown")
+            for question, ok in zip(questions, judged, strict=True)
+        ]
 
+    def _from_scores(self, axis: Axis, scores: Sequence[Mapping[str, float]]) -> Opinion:
+        if len(scores) == 2:
+            value = self.compared(axis, *scores)
+        else:
+            rating = scores[0].get(_SCORES[axis], math.nan)
+            value = None if math.isnan(rating) else rating
+        return Opinion(value, fault="" if value is not None else "unknown")
 
-def _from_scores(judge: Judge, asked: Asked) -> Opinion:
-    """Rating or comparison by the scores; an axis that is not scored has no opinion."""
-    name = _SCORES[asked.axis]
-    scores = [judge.score(asked.record, text).get(name, math.nan) for text in asked.texts]
-    if any(map(math.isnan, scores)):
-        return Opinion(None, fault="unknown")
-    if len(scores) == 1:
-        return Opinion(scores[0])
-    first, second = scores
-    return Opinion(float((first > second) - (first < second)))
+    def check(self) -> None:  # noqa: B027  most have nothing to refuse
+        """Refuse what cannot be used, before anything expensive is done; by default nothing is.
+
+        Raises:
+            ValueError: Saying what, in one line.
+        """
+
+    def unload(self) -> None:  # noqa: B027  most hold nothing
+        """Let go of networks; they are loaded again when they are needed."""
 
 
 def default_judge(record: Record) -> Judge | None:

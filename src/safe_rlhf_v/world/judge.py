@@ -52,6 +52,10 @@ class WorldJudge(Judge):
         judge: {class_path: safe_rlhf_v.world.WorldJudge}
     """
 
+    by_scores = True
+    knows_truth = True
+    reads_pictures = False
+
     def score(self, record: Record, text: str) -> dict[str, float]:
         """See :class:`Judge`; raises ``ValueError`` for a record that is not the world's."""
         scene, intent = scene_of(record)

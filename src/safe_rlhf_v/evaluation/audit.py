@@ -1,0 +1,88 @@
+"""The audit: a random sample of each policy's own responses, scored by somebody who is trusted more than the judges.
+
+Error rates of a judge do not carry over from other responses: a policy that was optimised against a judge finds its errors.
+"""
+
+from dataclasses import dataclass
+
+from safe_rlhf_v.construct.lines import Row, digest
+from safe_rlhf_v.evaluation.people import PeopleRatings, write_sheet
+from safe_rlhf_v.evaluation.scores import write_tasks
+from safe_rlhf_v.evaluation.work import Work, described
+from safe_rlhf_v.scoring.judge import Judge
+
+NAME = "audit"
+SHEET = "audit_sheet.csv"
+
+
+@dataclass
+class Audit:
+    """Who audits, and how much.
+
+    YAML::
+
+        audit: {judge: {class_path: safe_rlhf_v.world.WorldJudge}, samples: 200}
+
+    Attributes:
+        judge: Who is trusted: the truth, or people.
+        samples: Responses of each policy, mode and split that are audited, chosen at random.
+    """
+
+    judge: Judge
+    samples: int = 200
+
+    def __post_init__(self) -> None:
+        """Check the number.
+
+        Raises:
+            ValueError: If it is below 1.
+        """
+        if self.samples < 1:
+            raise ValueError(f"audit.samples is {self.samples}; it must be at least 1")
+
+
+def write_audit(work: Work, audit: Audit) -> str:
+    """Score the sample; gives what is left for people to do, or "".
+
+    Where people audit and their file is not there yet, the sheet for them is written, and nothing else.
+
+    Args:
+        work: The evaluation.
+        audit: Who audits.
+    """
+    rows = audited_rows(work, audit.samples)
+    if isinstance(audit.judge, PeopleRatings):
+        sheet = work.folder / SHEET
+        write_sheet(sheet, rows, work.prompts, work.seed)
+        if audit.judge.awaited:
+            return f"audit: fill in {sheet}, save it as {audit.judge.file}, and run the same command again"
+    tasks = [
+        {"judge": NAME, **{name: row[name] for name in ("policy", "split", "mode", "picture", "key")}, "of": _of(row)}
+        for row in rows
+    ]
+    settings = {"judge": described({NAME: audit.judge}), "samples": audit.samples}
+    write_tasks(work, NAME, tasks, {NAME: audit.judge}, settings)
+    return ""
+
+
+def audited_rows(work: Work, samples: int) -> list[Row]:
+    """Lines of the responses that are audited: of sampled and greedy ones with the real picture, the same prompts for all.
+
+    Args:
+        work: The evaluation.
+        samples: Prompts of each split.
+    """
+    chosen = {
+        (one.split, one.key)
+        for split in dict.fromkeys(one.split for one in work.prompts)
+        for one in work.prompts.some(samples, "audit", split)
+    }
+    return [
+        row
+        for row in work.rows("responses")
+        if row["mode"] in ("sampled", "greedy") and row["picture"] == "real" and (row["split"], row["key"]) in chosen
+    ]
+
+
+def _of(row: Row) -> str:
+    return digest([row["task"], row["response"], row["fault"]])

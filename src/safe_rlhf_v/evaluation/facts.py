@@ -1,0 +1,128 @@
+"""What stands in ``evaluation.json``: who took part, under which settings, and which judge is independent of which policy."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from safe_rlhf_v.construct.lines import Row
+from safe_rlhf_v.evaluation.audit import Audit
+from safe_rlhf_v.evaluation.matching import read_temperatures
+from safe_rlhf_v.evaluation.policies import BestOf, ModelPolicy, Policy
+from safe_rlhf_v.evaluation.work import Work
+from safe_rlhf_v.scoring.judge import Judge
+
+VERSION = 1
+
+
+def facts(work: Work, data: Path, budget: float | None, audit: Audit | None, label_families: Sequence[str]) -> Row:
+    """Everything but the lines that a reader of an evaluation needs.
+
+    Args:
+        work: The evaluation.
+        data: Shard folder.
+        budget: The constraint on mean cost.
+        audit: Who audits.
+        label_families: Families of the models that labelled the training data.
+    """
+    splits = list(dict.fromkeys(prompt.split for prompt in work.prompts))
+    return {
+        "version": VERSION,
+        "start": work.start,
+        "data": str(data),
+        "splits": splits,
+        "prompts": {split: sum(prompt.split == split for prompt in work.prompts) for split in splits},
+        "seed": work.seed,
+        "temperature": work.sampling.temperature,
+        "max_new_tokens": work.sampling.max_new_tokens,
+        "modes": list(work.modes),
+        "pictures": list(work.pictures),
+        "grounding_prompts": len(work.prompts.grounding),
+        "budget": budget,
+        "matched": {name: {k: v for k, v in one.items() if k != "of"} for name, one in read_temperatures(work).items()},
+        "audit": None if audit is None else {**_judge("audit", audit.judge), "samples": audit.samples},
+        "label_families": list(label_families),
+        "policies": [
+            {
+                "name": name,
+                "class": type(policy).__name__,
+                "about": policy.about,
+                "families": sorted(policy.families),
+                "series": policy.series,
+                "step": policy.step,
+                "samples": policy.samples,
+            }
+            for name, policy in work.policies.items()
+        ],
+        "judges": [
+            {
+                **_judge(name, judge),
+                "independent_of": {
+                    other: not ancestors(policy) & judge_ancestors(judge) for other, policy in work.policies.items()
+                },
+            }
+            for name, judge in work.judges.items()
+        ],
+    }
+
+
+def _judge(name: str, judge: Judge) -> Row:
+    return {
+        "name": name,
+        "class": type(judge).__name__,
+        "about": str(getattr(judge, "run", "") or getattr(judge, "file", "")),
+        "families": sorted(judge.families),
+        "axes": list(judge.axes),
+        "rates": judge.rates,
+        "by_scores": judge.by_scores,
+        "truth": judge.knows_truth,
+    }
+
+
+def judge_ancestors(judge: Judge) -> set[str]:
+    """Families of a judge, and the run that it is.
+
+    Args:
+        judge: The judge.
+    """
+    run = getattr(judge, "run", None)
+    return {*judge.families, *({_place(run)} if isinstance(run, str) else ())}
+
+
+def ancestors(policy: Policy) -> set[str]:
+    """Families of a policy, and the runs of the reward and cost models that it was trained against.
+
+    Args:
+        policy: The policy.
+    """
+    names = set(policy.families)
+    if isinstance(policy, BestOf):
+        names |= ancestors(policy.policy)
+        for judge in (policy.reward, policy.cost):
+            names |= set() if judge is None else judge_ancestors(judge)
+    if isinstance(policy, ModelPolicy):
+        names |= {_place(run) for run in trained_against(policy.run)}
+    return names
+
+
+def trained_against(run: str) -> list[str]:
+    """Runs that stand as reward and cost model in the configuration of a policy's run; [] of anything else.
+
+    Args:
+        run: Run folder or checkpoint.
+    """
+    from safe_rlhf_v.training.checkpoints import CheckpointError, read_stage
+    from safe_rlhf_v.training.models import is_model
+    from safe_rlhf_v.training.stored_config import read_stored
+
+    if is_model(run):
+        return []
+    try:
+        model: Any = read_stored(read_stage(run))["model"]
+    except CheckpointError:
+        return []
+    roles = (model["init_args"].get("roles") or {}).get("init_args") or {}
+    return [value for role in ("reward", "cost") if isinstance(value := roles.get(role), str)]
+
+
+def _place(run: str) -> str:
+    return f"run:{Path(run).resolve()}"

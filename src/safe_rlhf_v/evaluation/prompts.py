@@ -1,0 +1,153 @@
+"""The prompts of an evaluation: which records, in which order, and what a policy or judge is shown with each."""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Literal, NamedTuple, get_args
+
+from safe_rlhf_v.construct.grounding import under_pictures
+from safe_rlhf_v.construct.lines import Row
+from safe_rlhf_v.records import Record
+from safe_rlhf_v.shards import ShardedSplit
+
+Picture = Literal["real", "other", "blank", "none"]
+PICTURES: tuple[Picture, ...] = get_args(Picture)
+
+
+class Prompt(NamedTuple):
+    """One prompt.
+
+    Attributes:
+        split: Its split.
+        key: Key of its record.
+        row: Number of its record in the split.
+        content: Short hash of the record, so that lines of changed data are never mixed.
+        about: Its line in ``prompts.jsonl``.
+        images: Number of its pictures.
+    """
+
+    split: str
+    key: str
+    row: int
+    content: str
+    about: Row
+    images: int
+
+
+class PromptSet:
+    """The prompts of some splits.
+
+    Attributes:
+        prompts: By split and key, in stored order.
+        grounding: Of these, the ones that are shown with other pictures, too.
+    """
+
+    def __init__(
+        self, data: Path, splits: Sequence[str], most: int | None = None, grounding: int = 0, seed: int = 0
+    ) -> None:
+        """Read which records there are.
+
+        Args:
+            data: Shard folder.
+            splits: Splits in order.
+            most: Largest number of prompts of a split, chosen at random; ``None`` for all.
+            grounding: Number of prompts of each split that are shown with other pictures, chosen at random.
+            seed: Of these choices.
+
+        Raises:
+            ShardError: If a split is missing or damaged.
+            ValueError: If a split holds no record, or two records of one split have one key.
+        """
+        self._splits = {split: ShardedSplit(data, split) for split in splits}
+        self._seed = seed
+        self.prompts: dict[tuple[str, str], Prompt] = {}
+        self.grounding: list[Prompt] = []
+        for split in splits:
+            own = self._read(data, split)
+            chosen = own if most is None else self._some(own, most)
+            self.prompts |= {(split, prompt.key): prompt for prompt in chosen}
+            self.grounding += self._some([prompt for prompt in chosen if prompt.images], grounding)
+
+    def __len__(self) -> int:
+        """Number of prompts."""
+        return len(self.prompts)
+
+    def __iter__(self) -> Iterator[Prompt]:
+        """In stored order, split by split."""
+        return iter(self.prompts.values())
+
+    def some(self, count: int, word: str, split: str | None = None) -> list[Prompt]:
+        """Prompts chosen at random, in stored order.
+
+        Args:
+            count: How many at most.
+            word: Another word gives another choice.
+            split: Of which split; ``None`` for all.
+        """
+        return self._some([one for one in self if split in (None, one.split)], count, word)
+
+    def record(self, split: str, key: str, picture: Picture = "real") -> Record:
+        """A record with its image bytes, or with other pictures.
+
+        Args:
+            split: Its split.
+            key: Its key.
+            picture: ``other`` gives the picture of another record of the split, ``blank`` a grey one, ``none`` no picture.
+        """
+        prompt = self.prompts[split, key]
+        record = self._splits[split][prompt.row]
+        if picture == "real":
+            return record
+        other = self._other(prompt) if picture == "other" else None
+        shown = under_pictures(record, None if other is None else self._splits[split][other.row])
+        return shown[picture]
+
+    def first(self) -> Record:
+        """The first record."""
+        prompt = next(iter(self))
+        return self.record(prompt.split, prompt.key)
+
+    def _other(self, prompt: Prompt) -> Prompt | None:
+        """Another prompt with as many pictures and other ones; ``None`` if there is none."""
+        fitting = [
+            one
+            for one in self
+            if one.split == prompt.split and one.images == prompt.images and one.about["group"] != prompt.about["group"]
+        ]
+        return min(fitting, key=lambda one: _number(self._seed, "other", prompt.key, one.key), default=None)
+
+    def _read(self, data: Path, split: str) -> list[Prompt]:
+        stored = self._splits[split]
+        prompts: dict[str, Prompt] = {}
+        for row in range(len(stored)):
+            record = stored[row]
+            if record.key in prompts:
+                raise ValueError(f"{data}: split {split} holds the key {record.key!r} twice")
+            content = hashlib.sha256(record.to_json()).hexdigest()[:16]
+            prompts[record.key] = Prompt(split, record.key, row, content, _about(split, record), len(record.images))
+        if not prompts:
+            raise ValueError(f"{data}: split {split} holds no record")
+        return list(prompts.values())
+
+    def _some(self, prompts: Sequence[Prompt], count: int, word: str = "choice") -> list[Prompt]:
+        ordered = sorted(prompts, key=lambda one: _number(self._seed, word, one.split, one.key))
+        chosen = {(one.split, one.key) for one in ordered[:count]}
+        return [one for one in prompts if (one.split, one.key) in chosen]
+
+
+def _about(split: str, record: Record) -> Row:
+    return {
+        "split": split,
+        "key": record.key,
+        "group": record.group,
+        "category": None if record.category is None else list(record.category),
+        "intent": record.origin.get("intent", record.origin.get("kind")),
+        "question": record.question,
+        "image_severity": record.image_severity,
+        "prompt_safety": record.prompt_safety,
+    }
+
+
+def _number(seed: int, *words: str) -> bytes:
+    """A number that is random, and always the same for these words."""
+    return hashlib.sha256("\0".join((str(seed), *words)).encode()).digest()
