@@ -1,6 +1,6 @@
 """``python -m safe_rlhf_v evaluate``: policies on held-out prompts, by several judges, with a report."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -47,6 +47,8 @@ def evaluate(
     label_families: Sequence[str] = (),
     on_failure: Literal["stop", "keep"] = "stop",
     device: str = "auto",
+    trust: Sequence[str] = (),
+    base: str | None = None,
 ) -> str:
     """Let policies respond to held-out prompts, and say what the responses are worth, by whose judgement, and how sure that is.
 
@@ -74,7 +76,9 @@ def evaluate(
         seed: Seed of everything that is drawn.
         label_families: Families of the models that labelled the training data, as qwen: judges of them are not independent.
         on_failure: What to do where a policy or judge fails: stop, so that a later run asks again, or keep and count it.
-        device: Where networks run that do not say it themselves: auto (a GPU if there is one), cpu, cuda or cuda:N.
+        device: Where the networks run: auto (a GPU if there is one), cpu, cuda or cuda:N.
+        trust: Packages of yours whose classes a run may name, beside this library's; see docs/security.md.
+        base: Folder or hub name of the pretrained model, in place of the one that a run names.
 
     Returns:
         Where to look.
@@ -119,7 +123,8 @@ def evaluate(
         batch_size,
         on_failure,
     )
-    place((*named.values(), reference, *work.judges.values(), audit and audit.judge), str(find_device(device)))
+    settings = {"device": str(find_device(device)), "trust": tuple(trust), "base": base}
+    hand_down(settings, (*named.values(), reference, *work.judges.values(), audit and audit.judge))
     check(work, audit)
     run_evaluation(work, Path(data), budget, audit, probes, label_families, tell=print)
     return _where(work)
@@ -138,19 +143,24 @@ def _start(start: str | Policy | None, policies: dict[str, Policy]) -> tuple[str
     return None, start
 
 
-def place(components: Sequence[Any], device: str) -> None:
-    """Say where networks run, to those components, and those within them, that leave it open.
+OPEN = {"device": "auto", "trust": (), "base": None}
+"""Options of policies and judges that stand for those of the command, and how they are left open."""
+
+
+def hand_down(settings: Mapping[str, Any], components: Sequence[Any]) -> None:
+    """Give the command's options to those components, and to those within them, that leave them open.
 
     Args:
+        settings: The options.
         components: Policies and judges; ``None`` is left out.
-        device: Where.
     """
     for component in components:
-        if getattr(component, "device", None) == "auto":
-            component.device = device
-        place(
-            [one for one in vars(component).values() if isinstance(one, (Policy, Judge))] if component else [], device
-        )
+        if component is None:
+            continue
+        for name, value in settings.items():
+            if name in vars(component) and getattr(component, name) == OPEN[name]:
+                setattr(component, name, value)
+        hand_down(settings, [one for one in vars(component).values() if isinstance(one, (Policy, Judge))])
 
 
 def _where(work: "Work") -> str:

@@ -123,10 +123,6 @@ def method_steps(
             steps.append(Step(method.name, f"train: {method.about}", command, before))
     for method in methods:
         after = (method.name, "reward", "cost")
-        steps.append(
-            Step(f"evaluate_{method.name}", f"judge: {method.about}", run.evaluate(method.name, *split), after)
-        )
-        if greedy:
-            command = run.evaluate(method.name, *split, "--temperature=0")
-            steps.append(Step(f"evaluate_{method.name}_greedy", f"judge: {method.about}, greedy", command, after))
+        command = run.evaluate(method.name, *split, *(("--modes", "sampled", "greedy") if greedy else ()))
+        steps.append(Step(f"evaluate_{method.name}", f"judge: {method.about}", command, after))
     return steps

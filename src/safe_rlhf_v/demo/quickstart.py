@@ -24,7 +24,7 @@ SUMMARY = """
 
 where to look next
   curves and pictures     tensorboard --logdir {root}    (what each means: docs/curves.md)
-  responses of a policy   {root}/ppo_lag/responses-test.jsonl (its start: {root}/supervised/responses-test.jsonl)
+  responses of a policy   {root}/ppo_lag/evaluation/responses.jsonl (its start: {root}/supervised/evaluation/responses.jsonl)
   the table above         {root}/results.txt
   each step's command     the first line of {root}/output/STEP.log, and what it printed
   every other method      python -m safe_rlhf_v compare --data {data} --root {root}

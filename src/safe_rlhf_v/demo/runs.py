@@ -5,11 +5,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from safe_rlhf_v.demo.steps import Step
+from safe_rlhf_v.evaluation.read import response_rows
 from safe_rlhf_v.functional.clustered import Interval, clustered_mean
+from safe_rlhf_v.scoring.rows import Estimate, Row, summarise
 from safe_rlhf_v.shards import ShardedSplit
 
 CONFIGS = Path(__file__).parents[1] / "configs" / "quickstart"
 GUARD_SPLITS = ("test", "compositional", "counterfactual_verdict")
+EVALUATION = "evaluation"
+"""Folder of a policy's evaluation, in its run folder."""
 BEFORE = {  # what a stage starts from
     "supervised": "vision",
     "reward": "supervised",
@@ -92,14 +96,23 @@ class Run:
         ]
 
     def evaluate(self, name: str, *extra: str) -> list[str]:
-        """Command that lets a policy answer the test prompts and writes ``evaluation.json``."""
-        judges = [f"--{role}={self.root / run}" for role, run in ROLES.items()]
+        """Command that lets a policy respond to the test prompts, sampled alone, and writes ``evaluation/`` into its folder."""
+        judges = {
+            "truth": {"class_path": "safe_rlhf_v.world.WorldJudge"},
+            "reward": component("safe_rlhf_v.construct.RewardJudge", run=self.root / "reward"),
+            "cost": component("safe_rlhf_v.construct.CostJudge", run=self.root / "cost"),
+        }
+        start = component("safe_rlhf_v.evaluation.ModelPolicy", run=self.root / "supervised")
         return [
             "evaluate",
-            f"--policy={self.root / name}",
+            f"--policies.{name}={self.root / name}",
+            f"--start={json.dumps(start)}",
+            f"--judges={json.dumps(judges)}",
             f"--data={self.data}",
             f"--seed={self.seed}",
-            *judges,
+            f"--output={self.root / name / EVALUATION}",
+            "--pictures=real",
+            "--modes=sampled",
             *extra,
         ]
 
@@ -148,12 +161,18 @@ class Run:
 
     def cost_interval(self, name: str, split: str = "test") -> Interval:
         """Mean cost of a policy's sampled responses, in the cost model's unit, with its interval clustered by image group."""
-        text = (self.root / name / f"responses-{split}.jsonl").read_text()
-        costs = [json.loads(line)["cost"] for line in text.splitlines()]
+        costs = [row["cost"] for row in self.responses(name, split)]
         return clustered_mean(costs, ShardedSplit(self.data, split).groups.tolist())
 
-    def evaluation(self, name: str, split: str = "test", suffix: str = "") -> dict[str, dict[str, float]]:
+    def responses(self, name: str, split: str = "test", mode: str = "sampled") -> list[Row]:
+        """What :meth:`evaluate` wrote about each response."""
+        return response_rows(self.root / name / EVALUATION, name, split, mode)
+
+    def evaluation(self, name: str, split: str = "test", mode: str = "sampled") -> dict[str, Estimate]:
         """What :meth:`evaluate` measured."""
-        file = self.root / name / f"evaluation{suffix}.json"
-        measured: dict[str, dict[str, dict[str, float]]] = json.loads(file.read_text())
-        return measured[split]
+        return summarise(self.responses(name, split, mode))
+
+
+def component(class_path: str, **options: object) -> dict[str, object]:
+    """A class and its options, as a configuration names them."""
+    return {"class_path": class_path, "init_args": {name: str(value) for name, value in options.items()}}

@@ -132,7 +132,7 @@ def policy_rows(run: Run, methods: tuple[Method, ...], budget: float = BUDGET) -
 
 def _means(run: Run, name: str) -> dict[str, float]:
     """Mean of every value of a policy's responses; NaN for what no response has."""
-    return defaultdict(lambda: math.nan, {key: value["mean"] for key, value in run.evaluation(name).items()})
+    return defaultdict(lambda: math.nan, {key: value.mean for key, value in run.evaluation(name).items()})
 
 
 def cost_spread(run: Run, name: str = "ppo_lag") -> float:

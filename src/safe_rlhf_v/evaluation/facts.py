@@ -79,13 +79,14 @@ def _judge(name: str, judge: Judge) -> Row:
 
 
 def judge_ancestors(judge: Judge) -> set[str]:
-    """Families of a judge, and the run that it is.
+    """Families of a judge, the run that it is, and the one that it started from.
 
     Args:
         judge: The judge.
     """
     run = getattr(judge, "run", None)
-    return {*judge.families, *({_place(run)} if isinstance(run, str) else ())}
+    runs = [run, *named_runs(run, "init_from")] if isinstance(run, str) else []
+    return {*judge.families, *map(_place, runs)}
 
 
 def ancestors(policy: Policy) -> set[str]:
@@ -100,15 +101,16 @@ def ancestors(policy: Policy) -> set[str]:
         for judge in (policy.reward, policy.cost):
             names |= set() if judge is None else judge_ancestors(judge)
     if isinstance(policy, ModelPolicy):
-        names |= {_place(run) for run in trained_against(policy.run)}
+        names |= {_place(run) for run in named_runs(policy.run, "reward", "cost")}
     return names
 
 
-def trained_against(run: str) -> list[str]:
-    """Runs that stand as reward and cost model in the configuration of a policy's run; [] of anything else.
+def named_runs(run: str, *options: str) -> list[str]:
+    """Runs that stand in the configuration of a run, as options of its module or of its roles; [] of anything else.
 
     Args:
         run: Run folder or checkpoint.
+        options: Names of the options.
     """
     from safe_rlhf_v.training.checkpoints import CheckpointError, read_stage
     from safe_rlhf_v.training.models import is_model
@@ -117,11 +119,11 @@ def trained_against(run: str) -> list[str]:
     if is_model(run):
         return []
     try:
-        model: Any = read_stored(read_stage(run))["model"]
+        module: Any = read_stored(read_stage(run))["model"]["init_args"]
     except CheckpointError:
         return []
-    roles = (model["init_args"].get("roles") or {}).get("init_args") or {}
-    return [value for role in ("reward", "cost") if isinstance(value := roles.get(role), str)]
+    roles = (module.get("roles") or {}).get("init_args") or {}
+    return [value for name in options for value in (module.get(name), roles.get(name)) if isinstance(value, str)]
 
 
 def _place(run: str) -> str:

@@ -17,7 +17,7 @@ from safe_rlhf_v.shards.manifest import WORLD_ORIGIN
 from safe_rlhf_v.training.checkpoints import CheckpointError
 from safe_rlhf_v.training.stored_config import leads_out, stored_options
 
-MEASURED = ("metrics.json", "assessment.json", "evaluation.json", "evaluation-greedy.json")
+MEASURED = ("metrics.json", "assessment.json", "evaluation/summary.json")
 """Files of a run folder that hold measurements."""
 _MAX_BYTES = 10_000_000
 _MAX_ROWS = 80
@@ -231,10 +231,19 @@ def _measured(path: Path) -> str:
         except (FileError, ValueError, RecursionError):
             parts.append(f"`{name}` could not be read.")
             continue
-        rows = list(_numbers(content))
+        rows = list(_numbers(_by_place(content)))
         more = f"\n\n{len(rows) - _MAX_ROWS} more numbers stand in the file." if len(rows) > _MAX_ROWS else ""
         parts.append(f"From `{name}`:\n\n{table(('', ''), rows[:_MAX_ROWS])}{more}")
     return "\n\n".join(parts) or "Nothing: the run folder holds no results of `test`, `calibrate` or `evaluate`."
+
+
+def _by_place(content: Any) -> Any:
+    """The figures of an evaluation with the real pictures, by their place; anything else as it is."""
+    if not isinstance(content, dict) or not isinstance(content.get("figures"), list):
+        return content
+    figures = [one for one in content["figures"] if isinstance(one, dict) and one.get("picture") == "real"]
+    parts = ("policy", "split", "mode", "judge", "name")
+    return {" / ".join(str(one[part]) for part in parts if one.get(part)): one.get("value") for one in figures}
 
 
 def _numbers(content: Any, place: str = "") -> Iterator[tuple[str, str]]:

@@ -1,0 +1,40 @@
+"""What an evaluation left, read again: one row for each prompt, with the response and every value that there is of it."""
+
+import math
+from pathlib import Path
+
+from safe_rlhf_v.construct.lines import Lines, Row
+
+
+def response_rows(folder: Path, policy: str, split: str = "test", mode: str = "sampled") -> list[Row]:
+    """``key``, ``response`` and named values, in stored order; NaN where a value is not known.
+
+    Of values with one name those of the first judge are taken, in the order in which the judges are named.
+
+    Args:
+        folder: Of a finished evaluation.
+        policy: Name of the policy.
+        split: Which prompts.
+        mode: How the responses were drawn.
+
+    Raises:
+        ValueError: If the evaluation is not finished, or holds no such responses.
+    """
+
+    def lines(name: str) -> list[Row]:
+        place = (policy, split, mode, "real")
+        return [
+            row
+            for row in Lines(folder, name).rows()
+            if (row["policy"], row["split"], row["mode"], row["picture"]) == place
+        ]
+
+    rows: dict[str, Row] = {}
+    for row in lines("responses"):
+        rows[row["key"]] = {"key": row["key"], "response": row["response"], **row["values"]}
+    for row in lines("scores"):
+        rows[row["key"]] = {**row["values"], **rows[row["key"]]}
+    if not rows:
+        raise ValueError(f"{folder}: holds no responses of {policy} to {split} in the mode {mode}")
+    names = dict.fromkeys(name for row in rows.values() for name in row)
+    return [{name: math.nan if row.get(name) is None else row[name] for name in names} for row in rows.values()]
