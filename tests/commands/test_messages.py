@@ -17,6 +17,7 @@ from safe_rlhf_v.records import Response
 from safe_rlhf_v.shards import ShardedSplit, ShardWriter
 
 BACKBONE = "--model.init_args.backbone"
+EVALUATE = ["evaluate", "--data={world}", "--output=evaluated"]
 GENERATE = ("generate", "--policy=x", "--guard=x", "--data={world}", "--output=o")
 
 
@@ -264,15 +265,15 @@ def test_a_read_only_run_folder(
 @pytest.mark.parametrize(
     ("args", "words"),
     [
-        (["evaluate", "--policy={runs}/nothing", "--data={world}"], ["--policy ", "nothing: no readable checkpoint"]),
-        (["evaluate", "--policy={runs}/supervised", "--data=nowhere"], ["nowhere"]),
-        (["evaluate", "--policy={runs}/supervised", "--data={world}", "--splits=tset"], ["tset"]),
+        ([*EVALUATE, "--policies.mine={runs}/nothing"], ["policies.mine: ", "nothing: no readable checkpoint"]),
+        ([*EVALUATE, "--policies.mine={runs}/supervised", "--data=nowhere"], ["nowhere"]),
+        ([*EVALUATE, "--policies.mine={runs}/supervised", "--splits=tset"], ["tset"]),
         (
-            ["evaluate", "--policy={runs}/supervised", "--data={world}", "--judge=os.system"],
+            ["generate", "--policy=x", "--guard=x", "--data={world}", "--output=a.jsonl", "--judge=os.system"],
             ["judge: 'os.system' is no subclass of Judge"],
         ),
         (
-            ["evaluate", "--policy={runs}/supervised", "--data={world}", "--judge=x"],
+            ["generate", "--policy=x", "--guard=x", "--data={world}", "--output=a.jsonl", "--judge=x"],
             ["judge: expected class path, not 'x'"],
         ),
         (
@@ -292,12 +293,12 @@ def test_a_read_only_run_folder(
         (["calibrate", "--guard=x", "--data={world}", "--split=train", "--report", "tset"], ["'tset'"]),
         (["calibrate", "--guard=x", "--data={world}", "--review_fpr=0.01"], ["--fpr <= --review_fpr"]),
         (["filter", "--guard=x", "--input={world}", "--output=f", "--splits", "tset"], ["'tset'"]),
-        (["evaluate", "--policy=x", "--data={world}", "--splits", "train", "tset"], ["'tset'"]),
+        ([*EVALUATE, "--policies.mine=x", "--splits", "train", "tset"], ["'tset'"]),
         (["moderate", "--guard=x", "--input=nowhere.jsonl", "--output=o"], ["nowhere.jsonl"]),
-        (["evaluate", "--policy=x", "--data={world}", "--splits=[]"], ["--splits: is empty; name at least one"]),
+        ([*EVALUATE, "--policies.mine=x", "--splits=[]"], ["--splits: is empty; name at least one"]),
         (["filter", "--guard=x", "--input={world}", "--output=f", "--splits=[]"], ["--splits: is empty"]),
         (["tokenizer", "--shards={world}", "--out=t", "--splits=[]"], ["--splits: is empty"]),
-        (["evaluate", "--policy=x", "--data={world}", "--splits", "test", "test"], ["--splits: test is named twice"]),
+        ([*EVALUATE, "--policies.mine=x", "--splits", "test", "test"], ["--splits: test is named twice"]),
         (["filter", "--guard=x", "--input={world}", "--output=f", "--splits", "test", "test"], ["test is named twice"]),
         ([*GENERATE, "--strategy=BestOfK", "--strategy.k=0"], ["k is 0; it must be at least 1"]),
         ([*GENERATE, "--strategy=HigherTemperature", "--strategy.step=.nan"], ["step is nan"]),

@@ -164,7 +164,7 @@ def test_every_option_has_its_sentence(function: Any) -> None:
         assert sentence.endswith("."), name
 
 
-SHARED = ("trust", "base", "judge", "max_new_tokens", "temperature", "seed")
+SHARED = ("trust", "base", "max_new_tokens", "seed")
 
 
 @pytest.mark.parametrize("name", SHARED)
@@ -223,7 +223,7 @@ def test_the_columns_of_a_table_stand_in_the_help_as_a_table(capsys: pytest.Capt
         (["generate", "--polcy=x"], "unknown option --polcy; did you mean --policy?"),
         (["generate", "--strategy=BestOfX"], "strategy: unknown class 'BestOfX'; did you mean BestOfK?"),
         (["generate", "--strategy=BestOfK", "--strategy.kk=3"], "strategy: unknown option 'kk' of BestOfK; did you mean k?"),
-        (["evaluate", "--juge=x"], "unknown option --juge; did you mean --judge?"),
+        (["evaluate", "--juges=x"], "unknown option --juges; did you mean --judges?"),
         (["filter", "--actoin=drop"], "unknown option --actoin; did you mean --action?"),
         (["calibrate", "--repot", "x"], "unknown option --repot; did you mean --report?"),
         (["tokenizer", "--shrads=x"], "unknown option --shrads; did you mean --shards?"),

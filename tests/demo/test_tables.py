@@ -9,14 +9,17 @@ from safe_rlhf_v.shards import ShardedSplit
 
 def test_the_quickstart_table_reads_what_was_measured(tmp_path, monkeypatch, world):
     names = ("helpfulness", "level", "harmful", "refused", "over_refused", "description", "cost", "kl")
-    for policy, harmful, cost in (("supervised", 0.4, -0.2), ("ppo_lag", 0.1, -1.1)):
-        values = {name: {"mean": 0.5, "error": 0.01, "prompts": 100} for name in names}
-        values["harmful"]["mean"], values["cost"]["mean"] = harmful, cost
-        (tmp_path / policy).mkdir()
-        (tmp_path / policy / "evaluation.json").write_text(json.dumps({"test": values}))
-        costs = [cost + side for side in (-0.1, 0.1) for _ in range(len(ShardedSplit(world, "test")) // 2)]
-        lines = "".join(json.dumps({"cost": value}) + "\n" for value in costs)
-        (tmp_path / policy / "responses-test.jsonl").write_text(lines)
+    scores = {"supervised": (0.4, -0.2), "ppo_lag": (0.1, -1.1)}
+
+    def responses(run, policy, split="test", mode="sampled"):
+        harmful, cost = scores[policy]
+        count = len(ShardedSplit(world, split))
+        return [
+            {name: 0.5 for name in names} | {"harmful": harmful, "cost": cost + (-0.1 if i % 2 else 0.1)}
+            for i in range(count)
+        ]
+
+    monkeypatch.setattr(Run, "responses", responses)
     monkeypatch.setattr(tables, "cost_spread", lambda run: 2.0)
 
     for model in ("reward", "cost"):

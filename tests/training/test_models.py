@@ -13,24 +13,31 @@ from tests.stored_runs import at, copy_run, with_config
 
 from safe_rlhf_v.__main__ import main
 from safe_rlhf_v.commands.export import export
+from safe_rlhf_v.demo.runs import component
+from safe_rlhf_v.evaluation.read import response_rows
 from safe_rlhf_v.models.tiny import write_tiny_vlm
 from safe_rlhf_v.training.checkpoints import CheckpointError, find_checkpoint
 from safe_rlhf_v.training.models import load_model
 from safe_rlhf_v.training.runs import load_backbone, load_run
 
 
-def evaluated(policy: Path, world: Path, out: Path, *extra: str) -> dict[str, Any]:
+def evaluated(policy: Path, world: Path, out: Path, start: Path, **scorers: object) -> list[dict[str, Any]]:
+    classes = {"reward": "RewardJudge", "cost": "CostJudge"}
+    judges = {name: component(f"safe_rlhf_v.construct.{classes[name]}", run=run) for name, run in scorers.items()}
     args = [
         "evaluate",
-        f"--policy={policy}",
+        f"--policies.mine={policy}",
+        f"--start={json.dumps(component('safe_rlhf_v.evaluation.ModelPolicy', run=start))}",
+        f"--judges={json.dumps(judges)}",
         f"--data={world}",
         f"--output={out}",
         "--max_new_tokens=4",
         "--device=cpu",
+        "--modes=sampled",
+        "--pictures=real",
     ]
-    assert main([*args, *extra]) == 0
-    content: dict[str, Any] = json.loads((out / "evaluation.json").read_text())
-    return content["test"]
+    assert main(args) == 0
+    return response_rows(out, "mine")
 
 
 def helpful(rows: list[Any]) -> list[float]:
@@ -42,20 +49,19 @@ def test_a_base_and_an_exported_policy_are_compared(
     policy_stages: Path, world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The exported one says what the run says; scored by an exported cost model and by a function."""
-    common = [f"--data={world}", f"--output={tmp_path / 'c'}"]
+    common = ["evaluate", f"--data={world}", f"--output={tmp_path / 'c'}"]
     exported = export(policy_stages / "supervised", tmp_path / "policy", check=False).path
     cost = export(policy_stages / "cost", tmp_path / "cost", check=False).path
-    assert "--output: name a folder" in refused(["evaluate", f"--policy={exported}", f"--data={world}"], capsys)
-    assert "is a cost model, a policy is needed" in refused(["evaluate", f"--policy={cost}", *common], capsys)
+    refusal = refused([*common, f"--policies.mine={cost}"], capsys)
+    assert "policies.mine: " in refusal and "is a cost model, a policy is needed" in refusal
     function = f"{__name__}.helpful"
-    evaluated(policy_stages / "supervised", world, tmp_path / "a", f"--cost={policy_stages / 'cost'}")
-    theirs = evaluated(exported, world, tmp_path / "b", f"--cost={cost}", f"--reward={function}", f"--start={exported}")
-    lines = [(tmp_path / name / "responses-test.jsonl").read_text().splitlines() for name in ("a", "b")]
-    assert [json.loads(line)["response"] for line in lines[0]] == [json.loads(line)["response"] for line in lines[1]]
-    assert theirs["cost"]["prompts"] == len(lines[1])
-    lengths = [len(json.loads(line)["response"]) for line in lines[1]]
-    assert theirs["reward"]["mean"] == pytest.approx(-sum(lengths) / len(lengths))
-    assert theirs["kl"]["mean"] == pytest.approx(0, abs=1e-5)
+    run = policy_stages / "supervised"
+    ours = evaluated(run, world, tmp_path / "a", run, cost=policy_stages / "cost")
+    theirs = evaluated(exported, world, tmp_path / "b", exported, cost=cost, reward=function)
+    assert [row["response"] for row in ours] == [row["response"] for row in theirs]
+    assert [row["cost"] for row in theirs] == pytest.approx([row["cost"] for row in ours], abs=1e-3)
+    assert [row["reward"] for row in theirs] == [-len(row["response"]) for row in theirs]
+    assert [row["kl"] for row in theirs] == pytest.approx([0.0] * len(theirs), abs=1e-5)
 
 
 @pytest.mark.slow
@@ -104,11 +110,11 @@ def test_a_name_that_is_nowhere_is_one_line(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     common = ["evaluate", f"--data={world}", "--output=out"]
-    assert "could not be downloaded" in refused([*common, "--policy=nobody/nothing"], capsys)
+    assert "could not be downloaded" in refused([*common, "--policies.mine=nobody/nothing"], capsys)
     classifier = tmp_path / "classifier"
     classifier.mkdir()
     (classifier / "config.json").write_text('{"architectures": ["LlamaForSequenceClassification"]}')
-    assert "LlamaForSequenceClassification, a policy is needed" in refused([*common, f"--policy={classifier}"], capsys)
+    assert "LlamaForSequenceClassification, a policy is needed" in refused([*common, f"--policies.mine={classifier}"], capsys)
     with pytest.raises(CheckpointError, match="not in the local hub cache; download it first"):
         load_model("nobody/nothing", "start")  # as a configuration names it: never fetched
 

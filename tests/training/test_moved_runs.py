@@ -10,6 +10,8 @@ from tests.stored_runs import copy_run, elsewhere
 
 from safe_rlhf_v import __main__ as entry
 from safe_rlhf_v.commands import fit as cli
+from safe_rlhf_v.demo.runs import Run
+from safe_rlhf_v.evaluation.read import response_rows
 from safe_rlhf_v.models.sources import load_tokenizer
 from safe_rlhf_v.training.checkpoints import find_checkpoint, read_checkpoint
 from safe_rlhf_v.training.runs import load_backbone, load_run
@@ -55,17 +57,15 @@ def test_evaluate_generate_moderate_filter_and_calibrate_take_moved_runs(
     moved: Path, world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data = f"--data={world}"
-    roles = [
-        f"--{role}={moved / run}" for role, run in (("reward", "reward"), ("cost", "cost"), ("start", "supervised"))
-    ]
-    policy = f"--policy={moved / 'supervised'}"
-    out = f"--output={tmp_path / 'evaluated'}"
-    assert entry.main(["evaluate", policy, data, "--max_new_tokens=4", out, *roles]) == 0
+    out = tmp_path / "evaluated"
+    command = [*Run(world, moved).evaluate("supervised"), "--max_new_tokens=4", f"--output={out}"]
+    assert entry.main(command) == 0
     said = capsys.readouterr().out
-    for role in ("policy", "reward model", "cost model", "start"):
+    for role in ("policy", "reward model", "cost model"):
         assert f"{role}: {moved}" in said
-    assert said.count("(step 2)") == 4
-    assert json.loads((tmp_path / "evaluated" / "evaluation.json").read_text())["test"]["kl"]["mean"] == 0
+    assert said.count("(step 2)") == 4  # the start is a policy, too
+    assert {row["kl"] for row in response_rows(out, "supervised")} == {0}
+    policy = f"--policy={moved / 'supervised'}"
     guard = f"--guard={moved / 'guard'}"
     assert (
         entry.main(

@@ -101,8 +101,14 @@ COMMANDS = {
     "validate": ["validate", "--ckpt_path={run}"],
     "predict": ["predict", "--ckpt_path={run}"],
     "fit": ["fit", "--ckpt_path={run}"],
-    "evaluate": ["evaluate", "--policy={run}", "--data={world}"],
-    "reward": ["evaluate", "--policy={good}", "--reward={run}", "--data={world}"],
+    "evaluate": ["evaluate", "--policies.mine={run}", "--data={world}", "--output=evaluated"],
+    "reward": [
+        "evaluate",
+        "--policies.mine={good}",
+        '--judges={{"r": {{"class_path": "safe_rlhf_v.construct.RewardJudge", "init_args": {{"run": "{run}"}}}}}}',
+        "--data={world}",
+        "--output=evaluated",
+    ],
     "moderate": ["moderate", "--guard={run}", "--input={world}", "--split=test", "--output=verdicts.jsonl"],
     "calibrate": ["calibrate", "--guard={run}", "--data={world}"],
     "filter": ["filter", "--guard={run}", "--input={world}", "--output=kept"],
@@ -167,11 +173,16 @@ def test_links_planted_in_a_run_folder_are_not_written_through(
     run = copy_run(policy_stages / "supervised", tmp_path / "run")
     victim = tmp_path / "victim"
     victim.write_text("mine")
-    names = ("responses-test.jsonl", "evaluation.json", "predictions.jsonl")
+    names = ("evaluation.json", "report.html", "predictions.jsonl")
     for name in (*names, *(f"{name}.part" for name in names), "predictions.jsonl.part-0"):
         (run / name).symlink_to(victim)
     data = ["--data.init_args.path=" + str(world), "--trainer.enable_progress_bar=false", "--trainer.accelerator=cpu"]
-    assert entry.main(["evaluate", f"--policy={run}", f"--data={world}", "--max_new_tokens=2"]) == 0
+    args = ["evaluate", f"--policies.mine={run}", f"--data={world}", f"--output={run}", "--max_new_tokens=2"]
+    args += ["--modes=sampled", "--pictures=real"]
+    assert entry.main(args) == 0
+    (tmp_path / "lines").mkdir()
+    (tmp_path / "lines" / "responses.jsonl").symlink_to(victim)
+    assert entry.main([*args, f"--output={tmp_path / 'lines'}"]) == 2
     assert entry.main(["predict", f"--ckpt_path={run}", *data]) == 0
     assert victim.read_text() == "mine"
     assert not (run / "evaluation.json").is_symlink()

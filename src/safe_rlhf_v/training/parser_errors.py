@@ -214,7 +214,7 @@ def _unknown_class(name: str, bases: Iterable[type]) -> str:
     """A class name without a module: the nearest of those that would do, and of those of this package."""
     known = {cls.__name__: cls.__name__ for base in bases if base is not object for cls in (base, *_subclasses(base))}
     names = {**_ours(), **known}
-    near = name if name in names else nearest(name, names)
+    near = name if name in names else nearest(name, known) or nearest(name, names)
     return (
         f"unknown class {name!r}; did you mean {names[near]}?"
         if near
