@@ -109,7 +109,7 @@ def test_names_that_are_loaded_when_asked_for_are_the_ones_that_type_checkers_se
 
 
 def test_the_lazy_packages_are_found():
-    assert {"safe_rlhf_v", "safe_rlhf_v.models", "safe_rlhf_v.data_modules"} < set(LAZY) and len(LAZY) == 7
+    assert {"safe_rlhf_v", "safe_rlhf_v.models", "safe_rlhf_v.data_modules"} < set(LAZY) and len(LAZY) == 8
 
 
 def test_help_imports_nothing_heavy():

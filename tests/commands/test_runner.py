@@ -217,8 +217,8 @@ def test_the_columns_of_a_table_stand_in_the_help_as_a_table(capsys: pytest.Capt
     [
         (["shards", "chek", "x"], "unknown command shards 'chek'; did you mean check?"),
         (["shards", "imports"], "unknown command shards 'imports'; did you mean import?"),
-        (["shards", "zzz"], "unknown command shards 'zzz'; expected one of: inspect, check, import, presets, import-ordinal"),
-        (["shards"], "shards: expected one of: inspect, check, import, presets, import-ordinal"),
+        (["shards", "zzz"], "unknown command shards 'zzz'; expected one of: inspect, check, import, presets, import-ordinal, demonstrate"),
+        (["shards"], "shards: expected one of: inspect, check, import, presets, import-ordinal, demonstrate"),
         (["shards", "check", "x", "--reprot=y"], "unknown option --reprot; did you mean --report?"),
         (["generate", "--polcy=x"], "unknown option --polcy; did you mean --policy?"),
         (["generate", "--strategy=BestOfX"], "strategy: unknown class 'BestOfX'; did you mean BestOfK?"),

@@ -114,7 +114,9 @@ def test_a_name_that_is_nowhere_is_one_line(
     classifier = tmp_path / "classifier"
     classifier.mkdir()
     (classifier / "config.json").write_text('{"architectures": ["LlamaForSequenceClassification"]}')
-    assert "LlamaForSequenceClassification, a policy is needed" in refused([*common, f"--policies.mine={classifier}"], capsys)
+    assert "LlamaForSequenceClassification, a policy is needed" in refused(
+        [*common, f"--policies.mine={classifier}"], capsys
+    )
     with pytest.raises(CheckpointError, match="not in the local hub cache; download it first"):
         load_model("nobody/nothing", "start")  # as a configuration names it: never fetched
 

@@ -1,6 +1,5 @@
 """A run that was copied somewhere else works there, in every command and from any working directory."""
 
-import json
 from pathlib import Path
 
 import pytest

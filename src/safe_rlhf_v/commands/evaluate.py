@@ -1,6 +1,7 @@
 """``python -m safe_rlhf_v evaluate``: policies on held-out prompts, by several judges, with a report."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -12,6 +13,7 @@ from safe_rlhf_v.scoring.judge import Judge, default_judge
 from safe_rlhf_v.training.devices import find_device
 
 if TYPE_CHECKING:
+    from safe_rlhf_v.evaluation.prompts import PromptSet
     from safe_rlhf_v.evaluation.work import Work
 
 EXAMPLES = (
@@ -80,19 +82,58 @@ def evaluate(
         trust: Packages of yours whose classes a run may name, beside this library's; see docs/security.md.
         base: Folder or hub name of the pretrained model, in place of the one that a run names.
 
-    Returns:
-        Where to look.
-
     Raises:
-        FileError: If another process is evaluating into the same folder.
-        RefusedToGoOn: If a reply fails.
         ValueError: If something cannot be used.
+        RefusedToGoOn: If a policy or judge fails; what came before is kept.
     """
+    from safe_rlhf_v.evaluation.run import check, run_evaluation
+
+    _check(policies, splits, Path(output), temperature, modes, pictures)
+    prompts = _prompts(data, splits, most_prompts, grounding_prompts, seed)
+    work = _work(Path(output), prompts, policies, start, judges, max_new_tokens, temperature, seed)
+    work = replace(work, modes=modes, pictures=pictures, batch_size=batch_size, on_failure=on_failure)
+    hand_down({"device": str(find_device(device)), "trust": tuple(trust), "base": base}, [*work.parts, audit])
+    check(work, audit)
+    run_evaluation(work, Path(data), budget, audit, probes, label_families, tell=print)
+    return "\n".join(f"written: {work.folder / name}" for name in ("report.html", "summary.json", "responses.jsonl"))
+
+
+def _prompts(data: AnyPath, splits: Sequence[str], most: int | None, grounding: int, seed: int) -> "PromptSet":
     from safe_rlhf_v.evaluation.prompts import PromptSet
-    from safe_rlhf_v.evaluation.run import check, chosen_judges, run_evaluation
+
+    return PromptSet(Path(data), splits, most, grounding, seed)
+
+
+def _work(
+    output: Path,
+    prompts: "PromptSet",
+    policies: Mapping[str, str | Policy],
+    start: str | Policy | None,
+    judges: Mapping[str, Judge] | None,
+    max_new_tokens: int,
+    temperature: float,
+    seed: int,
+) -> "Work":
+    from safe_rlhf_v.evaluation.run import chosen_judges
     from safe_rlhf_v.evaluation.work import Work
     from safe_rlhf_v.models.sampling import SamplingOptions
 
+    named = {name: ModelPolicy(one) if isinstance(one, str) else one for name, one in policies.items()}
+    compared, reference = _start(start, named)
+    by_name = chosen_judges(judges or {}, default_judge(prompts.first()))
+    sampling = SamplingOptions(max_new_tokens, temperature)
+    return Work(output, prompts, named, compared, reference, by_name, sampling, seed=seed)
+
+
+def _check(
+    policies: Mapping[str, Any],
+    splits: Sequence[str],
+    output: Path,
+    temperature: float,
+    modes: Sequence[str],
+    pictures: Sequence[str],
+) -> None:
+    """Refuse options with which nothing can be evaluated. Raises: ValueError: Naming the option."""
     check_splits(splits)
     if not policies:
         raise ValueError("policies: name at least one, as --policies.mine runs/mine")
@@ -103,31 +144,8 @@ def evaluate(
     for option, values, needed in (("--modes", modes, "sampled"), ("--pictures", pictures, "real")):
         if needed not in values:
             raise ValueError(f"{option}: {needed} is always needed")
-    folder = Path(output)
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"--output {folder}: is no folder")
-    prompts = PromptSet(Path(data), splits, most_prompts, grounding_prompts, seed)
-    named = {name: ModelPolicy(one) if isinstance(one, str) else one for name, one in policies.items()}
-    compared, reference = _start(start, named)
-    work = Work(
-        folder,
-        prompts,
-        named,
-        compared,
-        reference,
-        chosen_judges(judges or {}, default_judge(prompts.first())),
-        SamplingOptions(max_new_tokens, temperature),
-        tuple(modes),
-        tuple(pictures),
-        seed,
-        batch_size,
-        on_failure,
-    )
-    settings = {"device": str(find_device(device)), "trust": tuple(trust), "base": base}
-    hand_down(settings, (*named.values(), reference, *work.judges.values(), audit and audit.judge))
-    check(work, audit)
-    run_evaluation(work, Path(data), budget, audit, probes, label_families, tell=print)
-    return _where(work)
+    if output.exists() and not output.is_dir():
+        raise ValueError(f"--output {output}: is no folder")
 
 
 def _start(start: str | Policy | None, policies: dict[str, Policy]) -> tuple[str | None, Policy | None]:
@@ -161,9 +179,3 @@ def hand_down(settings: Mapping[str, Any], components: Sequence[Any]) -> None:
             if name in vars(component) and getattr(component, name) == OPEN[name]:
                 setattr(component, name, value)
         hand_down(settings, [one for one in vars(component).values() if isinstance(one, (Policy, Judge))])
-
-
-def _where(work: "Work") -> str:
-    """What was written."""
-    files = [name for name in ("report.html", "summary.json", "responses.jsonl") if (work.folder / name).exists()]
-    return "\n".join(f"written: {work.folder / name}" for name in files)

@@ -6,10 +6,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from safe_rlhf_v.evaluation.audit import Audit
     from safe_rlhf_v.evaluation.people import PeopleRatings
-    from safe_rlhf_v.evaluation.policies import BestOf, ModelPolicy, Policy
+    from safe_rlhf_v.evaluation.policies import Answer, BestOf, ModelPolicy, Policy
     from safe_rlhf_v.evaluation.refusals import RefusalWords
     from safe_rlhf_v.evaluation.stored import ResponsesFile
-    from safe_rlhf_v.policy.answers import Answer
 
 _HOME = {
     "Answer": "policies",

@@ -5,7 +5,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from safe_rlhf_v.policy.answers import Answer
+from safe_rlhf_v.policy.answers import Answer as Answer
 from safe_rlhf_v.records import Record
 from safe_rlhf_v.scoring.judge import Judge
 from safe_rlhf_v.training.devices import find_device

@@ -99,8 +99,8 @@ class PromptSet:
         if picture == "real":
             return record
         other = self._other(prompt) if picture == "other" else None
-        shown = under_pictures(record, None if other is None else self._splits[split][other.row])
-        return shown[picture]
+        versions = under_pictures(record, None if other is None else self._splits[split][other.row])
+        return versions[picture]
 
     def first(self) -> Record:
         """The first record."""

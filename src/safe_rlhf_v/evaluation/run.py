@@ -9,6 +9,7 @@ from safe_rlhf_v.evaluation.audit import Audit, write_audit
 from safe_rlhf_v.evaluation.comparisons import write_comparisons
 from safe_rlhf_v.evaluation.facts import facts
 from safe_rlhf_v.evaluation.refusals import RefusalWords
+from safe_rlhf_v.evaluation.report import write_report
 from safe_rlhf_v.evaluation.responses import write_prompts, write_responses
 from safe_rlhf_v.evaluation.scores import write_judge_pictures, write_scores
 from safe_rlhf_v.evaluation.work import Work, named
@@ -81,15 +82,7 @@ def run_evaluation(
             facts(work, data, budget, audit, label_families), indent=1, ensure_ascii=False, allow_nan=False
         )
         write_whole(work.folder / FACTS, (text + "\n").encode())
-        report(work.folder)
-
-
-def report(folder: Path) -> None:
-    """Write ``summary.json`` and ``report.html``.
-
-    Args:
-        folder: Of a finished evaluation.
-    """
+        write_report(work.folder)
 
 
 def chosen_judges(judges: Mapping[str, Judge], default: Judge | None) -> dict[str, Judge]:

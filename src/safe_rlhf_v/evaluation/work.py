@@ -46,11 +46,16 @@ class Work:
     reference: Policy | None
     judges: dict[str, Judge]
     sampling: "SamplingOptions"
-    modes: tuple[Mode, ...] = ("sampled", "greedy", "matched")
-    pictures: tuple[Picture, ...] = ("real", "other", "blank", "none")
+    modes: Sequence[Mode] = ("sampled", "greedy", "matched")
+    pictures: Sequence[Picture] = ("real", "other", "blank", "none")
     seed: int = 0
     batch_size: int = 100
     on_failure: Literal["stop", "keep"] = "stop"
+
+    @property
+    def parts(self) -> list[Any]:
+        """All policies and judges; the reference may be one of the policies."""
+        return [*self.policies.values(), *([self.reference] if self.reference else []), *self.judges.values()]
 
     def rows(self, name: str) -> list[Row]:
         """Lines of a finished step."""

@@ -81,8 +81,8 @@ def _without(
 ) -> list[Answer]:
     """Responses to the prompts that the policy can read."""
     good = [row for row in range(len(streams)) if row not in problems]
-    taken = [streams[row] for row in good]
-    answers = iter(respond(policy, prompts.take(good), sampling, taken, reference) if good else ())
+    own = [streams[row] for row in good]
+    answers = iter(respond(policy, prompts.take(good), sampling, own, reference) if good else ())
     return [
         Answer("", "unreadable", {}, problems[row]) if row in problems else next(answers) for row in range(len(streams))
     ]
