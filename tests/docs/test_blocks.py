@@ -63,7 +63,7 @@ def test_the_tutorial_runs_as_written(clone):
     for block in blocks(ROOT / "docs" / "tutorial.md"):
         reader.paste(block)
     assert reader.ran > 8
-    assert (clone / "runs/quickstart/ppo_lag/evaluation.json").is_file()
+    assert (clone / "runs/tutorial/report.html").is_file()
 
 
 @pytest.mark.parametrize(
@@ -88,7 +88,7 @@ def test_a_wrong_block_is_noticed(trained_clone):
     reader = Reader(trained_clone)
     fit = "python -m safe_rlhf_v fit --config configs/quickstart/reward.yaml"
     for text in (
-        "python -m safe_rlhf_v evaluate --polcy runs/quickstart/supervised --data data/world",
+        "python -m safe_rlhf_v generate --polcy runs/quickstart/supervised --data data/world",
         f"{fit} --trainer.max_step=3",
         f"{fit} --model.init_args.objective=safe_rlhf_v.objectives.Missing",
         "make breakfast",
@@ -97,7 +97,7 @@ def test_a_wrong_block_is_noticed(trained_clone):
         with pytest.raises(AssertionError):
             reader.paste(Block(1, "bash", text, "only checked"))
     with pytest.raises(AssertionError, match="status 2"):
-        reader.paste(Block(1, "bash", "python -m safe_rlhf_v evaluate --policy runs/none --data data/world", ""))
+        reader.paste(Block(1, "bash", "python -m safe_rlhf_v evaluate --policies.a runs/none --data data/world --output o", ""))
     with pytest.raises(ValueError, match="no such class"):
         reader.paste(Block(1, "python", "raise ValueError('no such class')", ""))
     with pytest.raises(SyntaxError):
