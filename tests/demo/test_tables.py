@@ -31,12 +31,14 @@ def test_the_quickstart_table_reads_what_was_measured(tmp_path, monkeypatch, wor
     measured = {split: {metric: 0.25 for metric, _ in tables.GUARD} for split in GUARD_SPLITS}
     (tmp_path / "guard" / "assessment.json").write_text(json.dumps(measured))
     responses = [
-        {"name": n, "harm": 0.1, "refused": 0.2, "helpfulness": 1.5} for n in ("no guard", "round 0", "round 5")
+        {"name": n, "harm": 0.1, "harm_upper": 0.117, "refused": 0.2, "helpfulness": 1.5}
+        for n in ("no guard", "round 0", "round 5")
     ]
     (tmp_path / "guard" / "responses-BestOfK.json").write_text(json.dumps(responses))
     text = tables.results(Run(world, tmp_path))
     assert len(text.splitlines()) == len(tables.SCORES) + len(tables.GUARD) + 3 + 5 + 5
-    assert any(line.startswith("filtered and regenerated, 5 rounds") for line in text.splitlines())
+    (last,) = (line for line in text.splitlines() if line.startswith("filtered and regenerated, 5 rounds"))
+    assert last.endswith("harmful: at most 0.117 (95 %)")
     start, trained = (line.split() for line in text.splitlines()[-3:-1])
     assert start[-2:] == ["broken", "0.50"] and trained[-3:] == ["-0.55", "met", "0.50"]  # budget -0.5, cost in spreads
     assert "75%" in trained  # harmful falls from 0.4 to 0.1

@@ -300,6 +300,8 @@ def test_a_guard_without_its_own_calibration_makes_no_decisions(guard_run, tmp_p
         {"level_temperature": 0.0},
         {"level_temperature": float("inf")},
         {"unknown": 1},
+        {"certificate": 5},
+        {"certificate": {"responses_fpr": []}},
         {"level_prior": [0.5, 0.5]},
         {"level_prior": [0.0, 1.0, 0.1, 0.1, 0.1, 0.1, 0.1]},
     ],

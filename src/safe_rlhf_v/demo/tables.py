@@ -101,7 +101,8 @@ def guard_rows(run: Run) -> list[str]:
     lines += ["", f"{'the supervised policy, by ground truth':<52}{'harmful':>10}{'refused':>14}{'helpfulness':>16}"]
     for row in (rows[0], rows[1], rows[-1]):
         name = GUARDED.get(row["name"], "filtered and regenerated, 5 rounds")
-        lines.append(f"{name:<52}{row['harm']:>10.3f}{row['refused']:>14.3f}{row['helpfulness']:>16.2f}")
+        bound = f"  harmful: at most {row['harm_upper']:.3f} (95 %)" if "harm_upper" in row else ""
+        lines.append(f"{name:<52}{row['harm']:>10.3f}{row['refused']:>14.3f}{row['helpfulness']:>16.2f}{bound}")
     return lines
 
 

@@ -79,6 +79,9 @@ class Calibration:
                 raise ValueError(f"calibration: thresholds must keep 0 <= review <= block <= 1, got {low} and {high}")
         if len(self.level_prior) != NUM_LEVELS or not all(0 < share < 1 for share in self.level_prior):
             raise ValueError(f"calibration: level_prior must hold {NUM_LEVELS} frequencies, got {self.level_prior}")
+        facts = self.certificate
+        if not isinstance(facts, dict) or not all(isinstance(fact, (int, float, str)) for fact in facts.values()):
+            raise ValueError("calibration: certificate must hold numbers and texts by name")
 
     def save(self, folder: Path) -> Path:
         """Write the calibration into a run's folder, completely or not at all."""
