@@ -97,7 +97,9 @@ def test_a_wrong_block_is_noticed(trained_clone):
         with pytest.raises(AssertionError):
             reader.paste(Block(1, "bash", text, "only checked"))
     with pytest.raises(AssertionError, match="status 2"):
-        reader.paste(Block(1, "bash", "python -m safe_rlhf_v evaluate --policies.a runs/none --data data/world --output o", ""))
+        reader.paste(
+            Block(1, "bash", "python -m safe_rlhf_v evaluate --policies.a runs/none --data data/world --output o", "")
+        )
     with pytest.raises(ValueError, match="no such class"):
         reader.paste(Block(1, "python", "raise ValueError('no such class')", ""))
     with pytest.raises(SyntaxError):

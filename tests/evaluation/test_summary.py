@@ -2,6 +2,7 @@
 
 import json
 import math
+import random
 from pathlib import Path
 
 import pytest
@@ -10,8 +11,10 @@ from tests.evaluation.made_up import HOSTILE, Simulated, World
 from safe_rlhf_v.construct.lines import Lines as File
 from safe_rlhf_v.evaluation.evidence import Cell, Evidence, Lines, judged, number
 from safe_rlhf_v.evaluation.figures import budget, estimate
+from safe_rlhf_v.evaluation.report import evaluation_page
 from safe_rlhf_v.evaluation.summary import as_bytes, summarise, summary_of
 from safe_rlhf_v.evaluation.verdicts import select
+from safe_rlhf_v.reports.page import render
 
 WORLD = World(
     {"start": 0.5, "safe": 0.05},
@@ -99,7 +102,7 @@ def test_what_is_missing_is_null_and_never_zero() -> None:
     assert b"NaN" not in as_bytes(rows) and b"Infinity" not in as_bytes(rows)
 
 
-@pytest.mark.parametrize("value", [math.nan, math.inf, None, "3", [1], {}])
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, None, "3", [1], {}, 1e308, 10**400])
 def test_what_is_no_finite_number_is_not_known(value: object) -> None:
     assert math.isnan(number(value))
     assert number(True) == 1 and number(-2) == -2
@@ -216,6 +219,35 @@ def test_equal_lines_give_equal_bytes(tmp_path: Path, summary: dict) -> None:
     (tmp_path / "scores.json").unlink()
     with pytest.raises(ValueError, match="is not finished"):
         summarise(tmp_path)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_strange_and_missing_lines_give_a_summary_and_a_page(seed: int) -> None:
+    rng = random.Random(seed)
+    policies = dict.fromkeys(["start", "p", "q"][: rng.choice([1, 2, 3])], 0.5)
+    judges = {"t": Simulated(truth=rng.random() < 0.5), "a": Simulated({"": 0.3}, unreadable=rng.choice([0, 0.5, 1.0]))}
+    world = World(policies, dict.fromkeys(policies, 1.0), judges, rng.choice([1, 2, 8]), modes=("sampled", "greedy")[: rng.choice([1, 2])],
+                  pictures=rng.choice([(), ("other",), ("none", "blank")]), audited=rng.choice([0, 1]), seed=seed)  # fmt: skip
+    lines = world.lines()
+    for row in lines.scores:
+        for name in list(row["values"]):
+            if rng.random() < 0.2:
+                row["values"][name] = rng.choice([None, math.nan, math.inf, "x", [], 1e308, -5, True])
+    for row in lines.prompts:
+        row.update(
+            category=rng.choice([None, [], ["a", "b"], "x"]),
+            intent=rng.choice([None, "i"]),
+            prompt_safety=rng.choice([None, 0, -3]),
+        )
+    for row in lines.responses:
+        if rng.random() < 0.2:
+            row.update(response=None, fault="missing", values={})
+    some = {
+        name: [row for row in rows if name == "prompts" or rng.random() < 0.7] for name, rows in lines._asdict().items()
+    }
+    about = {**world.about(), "start": rng.choice(["start", None]), "budget": rng.choice([None, 0.5])}
+    summary = summary_of(Evidence(Lines(**some), about))
+    assert b"NaN" not in as_bytes(summary) and "In plain words" in render(evaluation_page(summary, {}))
 
 
 def test_no_lines_no_summary(tmp_path: Path) -> None:
