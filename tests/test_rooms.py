@@ -13,6 +13,7 @@ ROOMS = (
     "planning",  # the memory of a training
     "callbacks",
     "engine",  # rollouts sampled by a server; named by class path
+    "inspecting",  # found by inspect_ai, where that is installed
     "evaluation",
     "construct",
     "export",
