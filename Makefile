@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 RUN = $(VENV)/bin/python
 
-.PHONY: quickstart compare pretrained test test-slow test-all test-quantization test-pretrained test-lowest docs evidence check clean
+.PHONY: quickstart compare pretrained test test-slow test-all test-quantization test-inspect test-pretrained test-lowest docs evidence check clean
 
 $(VENV)/.installed: pyproject.toml
 	@echo "installing into $(VENV), once: PyTorch and what the tests need, up to 7 GB of packages (minutes, by your connection)"
@@ -59,10 +59,21 @@ test-quantization: $(VENV)/.installed ## bases in 4 and 8 bits; the libraries st
 	PYTHONPATH=build/quantization $(RUN) -m pytest -q -n 2 tests/models/test_quantization.py \
 		tests/export/test_numbers.py::test_a_policy_on_a_base_in_8_bits tests/planning/test_plan.py::test_stored_weights_are_as_large_as_they_really_are
 
+# An environment of its own that sees the packages of $(VENV): inspect_ai asks for other versions of some of them.
+build/inspect/.installed: $(VENV)/.installed
+	$(PYTHON) -m venv --without-pip build/inspect
+	$(RUN) -c "import sysconfig; print(sysconfig.get_path('purelib'))" > build/inspect/site
+	mv build/inspect/site $$(build/inspect/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/venv.pth
+	build/inspect/bin/python -m pip install --quiet -e ".[inspect]"
+	touch $@
+
+test-inspect: build/inspect/.installed ## our models and judges within inspect_ai
+	build/inspect/bin/python -m pytest -q tests/inspecting
+
 test-pretrained: build/pretrained/.installed ## the whole method on pretrained networks, two steps a stage
 	$(RUN) -m pytest -q tests/benchmarks/test_pretrained.py
 
-test-all: test test-slow test-quantization test-pretrained ## everything CI runs
+test-all: test test-slow test-quantization test-inspect test-pretrained ## everything CI runs
 
 test-lowest: ## the tests with the oldest versions that pyproject.toml allows, in an environment of their own; their warnings are no errors
 	$(PYTHON) -m venv $(VENV)-lowest

@@ -66,6 +66,7 @@ ROOMS = {  # in the order of the reference, with what a page begins with
     "callbacks": "What people look at, and what a run keeps.",
     "guard": "Moderation, calibration, guarded generation, filtering.",
     "scoring": "Judges: who says what a response is worth.",
+    "inspecting": "Models, judges and prompts within inspect_ai (extra `inspect`).",
     "evaluation": "Policies judged on held-out prompts.",
     "construct": "Data sets of your own: stages from images to shards, endpoints, judges, people, the audit.",
     "engine": "Rollouts sampled by a server (experimental).",
@@ -85,6 +86,10 @@ ROOMS = {  # in the order of the reference, with what a page begins with
 }
 
 
+NEEDS_AN_EXTRA = ("inspecting.plugin",)
+"""Modules that cannot be imported with what builds the site; a page of the site describes them."""
+
+
 def write_reference() -> None:
     """One page per room: its public names, then what else its files define, under the paths that types name."""
     global nitpick_ignore
@@ -97,7 +102,7 @@ def write_reference() -> None:
             setattr(package, name, getattr(package, name))
         lines = [f"# {room}", "", about, "", "```{eval-rst}", f".. automodule:: safe_rlhf_v.{room}", "```", ""]
         for file in sorted((PACKAGE / room).glob("*.py")):
-            if file.stem.startswith("__"):
+            if file.stem.startswith("__") or f"{room}.{file.stem}" in NEEDS_AN_EXTRA:
                 continue
             name = f"safe_rlhf_v.{room}.{file.stem}"
             variables = [key for key, value in vars(import_module(name)).items() if isinstance(value, TypeVar)]

@@ -142,7 +142,9 @@ class Reader:
             for extra in re.findall(r"\[(\w+)\]", " ".join(words)):
                 assert extra in known, f"no extra {extra}"
         else:
-            assert shutil_which(words[0]) or words[0] in (".", "vllm", "wandb"), f"unknown command {words[0]!r}"
+            assert shutil_which(words[0]) or words[0] in (".", "inspect", "lmms-eval", "vllm", "wandb"), (
+                f"unknown command {words[0]!r}"
+            )
 
 
 def shutil_which(name: str) -> bool:
