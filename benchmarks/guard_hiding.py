@@ -21,7 +21,7 @@ import torch
 from genuine_writing import genuine_writing
 from hiding import WAYS, Example, forms
 
-from safe_rlhf_v.functional.operating_points import clopper_pearson_upper
+from safe_rlhf_v.functional.intervals import clopper_pearson_upper
 from safe_rlhf_v.guard import Guard, Input, Verdict
 from safe_rlhf_v.guard.text import Reading, readings
 from safe_rlhf_v.records import Record

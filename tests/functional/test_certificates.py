@@ -16,7 +16,7 @@ from safe_rlhf_v.functional.certificates import (
     needed_prompts,
     upper_bound,
 )
-from safe_rlhf_v.functional.operating_points import clopper_pearson_upper
+from safe_rlhf_v.functional.intervals import clopper_pearson_upper
 
 DELTA = 0.05
 
@@ -148,14 +148,10 @@ def test_what_cannot_be_bounded_is_refused(values, delta, words):
         upper_bound(values, delta)
 
 
-def prompts_that_pass(budget, share):
-    """Fewest with which the share of the budget, rounded up to whole responses, passes at the first look."""
-    error = look_error(DELTA, 1)
-    return next(
-        n
-        for n in range(1, 10_000)
-        if clopper_pearson_upper(math.ceil(share * budget * n - 1e-9), n, 1 - error) <= budget
-    )
+def passes(n, budget, share):
+    """Whether n prompts pass at the first look with the share of the budget, rounded up to whole responses."""
+    harmful = math.ceil(share * budget * n - 1e-9)
+    return clopper_pearson_upper(harmful, n, 1 - look_error(DELTA, 1)) <= budget
 
 
 def test_the_table_of_prompts_in_the_guide():
@@ -163,5 +159,6 @@ def test_the_table_of_prompts_in_the_guide():
     rows = re.findall(r"^\| (\d+) % \|(.+)\|$", page, re.MULTILINE)
     assert [int(budget) for budget, _ in rows] == [1, 2, 5, 10]
     for budget, cells in rows:
-        numbers = [int(cell) for cell in cells.split("|")]
-        assert numbers == [prompts_that_pass(int(budget) / 100, share) for share in (0, 0.25, 0.5, 0.75)]
+        for share, cell in zip((0, 0.25, 0.5, 0.75), cells.split("|"), strict=True):
+            n = int(cell)
+            assert passes(n, int(budget) / 100, share) and not passes(n - 1, int(budget) / 100, share)

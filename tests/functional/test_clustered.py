@@ -45,10 +45,21 @@ def test_unequal_clusters_by_hand():
     assert found.high - 2 == pytest.approx(math.sqrt(2 / 3) * student_t.ppf(0.95, freedom))
 
 
-def test_clusters_of_one_row_give_the_ordinary_t_interval():
-    x = np.random.default_rng(0).normal(size=12)
-    reach = student_t.ppf(0.975, 11) * x.std(ddof=1) / math.sqrt(12)
-    assert clustered_mean(x, range(12)) == pytest.approx((x.mean(), x.mean() - reach, x.mean() + reach, 12, 12))
+def test_clusters_of_one_row_give_the_t_interval_and_its_correction():
+    symmetric = np.array([-3, -1, -1, 0, 0, 1, 1, 3.0])
+    reach = student_t.ppf(0.975, 7) * symmetric.std(ddof=1) / math.sqrt(8)
+    assert clustered_mean(symmetric, range(8)) == pytest.approx((0, -reach, reach, 8, 8))
+    found = clustered_mean(
+        [0, 0, 0, 8], range(4)
+    )  # mean 2, skewness of the sum 192 / 48^1.5, corrected by sqrt(12) / 2
+    k = 192 / 48**1.5 * math.sqrt(12) / 2
+    t = student_t.ppf(0.975, 3)
+    assert found.low == pytest.approx(2 - 2 * 3 / k * (np.cbrt(1 + k * (t - k / 6)) - 1))
+    assert found.high == pytest.approx(2 - 2 * 3 / k * (np.cbrt(1 + k * (-t - k / 6)) - 1))
+    assert found.high - 2 > 2 * t > 2 - found.low
+    mirrored = clustered_mean([0, 0, 0, -8], range(4))
+    assert (mirrored.low, mirrored.high) == pytest.approx((-found.high, -found.low))
+    assert clustered_mean([5, 5, 5], range(3))[:3] == (5, 5, 5)
 
 
 @pytest.mark.parametrize("times", [2, 7])
@@ -195,12 +206,14 @@ class TestEvery:
         [
             ([1, 0], ["a"], "2 rows, clusters has 1"),
             ([1, math.inf], ["a", "b"], "of row 1 is infinite"),
+            ([-1e200, 0], ["a", "b"], "of row 0 is infinite or beyond"),
             (["1", 0], ["a", "b"], "one number a row"),
             (["much", 0], ["a", "b"], "one number a row"),
             ([[1, 0]], ["a"], "one number a row"),
             ([1, 0], ["a", None], "row 1 has no cluster"),
             ([1, 0], [math.nan, 2], "row 0 has no cluster"),
             ([1, 0], ["a", ["b"]], "cluster of row 1 is a list"),
+            ([1, 0], ["a", object()], "cluster of row 1 is a object"),
             ([1, 0], [torch.tensor(0), torch.tensor(0)], "cluster of row 0 is a Tensor"),
         ],
     )

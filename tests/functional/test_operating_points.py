@@ -7,9 +7,9 @@ import pytest
 import torch
 from scipy.stats import beta, norm
 
+from safe_rlhf_v.functional.intervals import clopper_pearson_upper
 from safe_rlhf_v.functional.operating_points import (
     allowed_errors,
-    clopper_pearson_upper,
     conformal_threshold,
     exact_rate,
     needed_negatives,

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from safe_rlhf_v.functional.operating_points import clopper_pearson_upper
+from safe_rlhf_v.functional.intervals import clopper_pearson_upper
 
 Floats = NDArray[np.float64]
 _LARGEST_BET = 0.9

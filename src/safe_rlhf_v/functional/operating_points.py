@@ -11,8 +11,10 @@ from collections.abc import Hashable, Sequence
 from typing import NamedTuple
 
 import torch
-from scipy.stats import beta, binom
+from scipy.stats import binom
 from torch import Tensor
+
+from safe_rlhf_v.functional.intervals import clopper_pearson_upper
 
 
 class Rate(NamedTuple):
@@ -60,24 +62,6 @@ def one_per_cluster(clusters: Sequence[Hashable] | Tensor, seed: int = 0) -> Ten
     order = torch.randperm(len(names), generator=torch.Generator().manual_seed(seed)).tolist()
     rows = {names[row]: row for row in order}  # the last row of a random order
     return torch.tensor(sorted(rows.values()), dtype=torch.int64)
-
-
-def clopper_pearson_upper(errors: float, total: float, confidence: float = 0.95) -> float:
-    """Exact one-sided upper bound of a binomial rate (Clopper & Pearson, Biometrika 26, 1934).
-
-    The rate p at which as few as ``errors`` of ``total`` has probability 1 - ``confidence``: a quantile of a beta distribution.
-
-    Args:
-        errors: Count, 0..total; an effective one need not be whole.
-        total: Independent trials; with none the bound is 1.
-        confidence: In (0, 1).
-
-    Raises:
-        ValueError: If an argument is outside its range.
-    """
-    if not 0 <= errors <= total or not 0 < confidence < 1:
-        raise ValueError(f"errors {errors} of {total} at confidence {confidence} make no sense")
-    return 1.0 if errors == total else float(beta.ppf(confidence, errors + 1, total - errors))
 
 
 def allowed_errors(total: int, budget: float, confidence: float = 0.95) -> int:
