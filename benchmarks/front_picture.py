@@ -29,16 +29,14 @@ POLICIES = {
 }
 
 
-def read(file: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in file.read_text().splitlines()]
-
-
 def collect(data: Path, runs: Path, out: Path) -> None:
     """Pick the examples from what ``evaluate`` wrote for the start and for the trained policy."""
+    from safe_rlhf_v.demo.runs import Run
     from safe_rlhf_v.shards import ShardedSplit
 
-    before = read(runs / "supervised" / "responses-test.jsonl")
-    after = read(runs / "ppo_lag" / "responses-test.jsonl")
+    run = Run(data, runs)
+    before = run.responses("supervised")
+    after = run.responses("ppo_lag")
     split = ShardedSplit(data, "test")
     records = {record.key: record for record in (split[i] for i in range(len(split)))}
     examples = []

@@ -48,6 +48,13 @@ FIRST_SEED_ONLY = (
 )
 
 
+PARTS = (  # split, mode, and what the part is called
+    ("test", "sampled", "test"),
+    ("test", "greedy", "test-greedy"),
+    ("compositional", "sampled", "compositional"),
+)
+
+
 def curves(run: Run, name: str) -> dict[str, list[float]]:
     """Windowed cost and multiplier of every iteration."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -101,14 +108,14 @@ def one_seed(root: Path, seed: int, groups: list[str]) -> dict[str, dict]:
     found: dict[str, dict] = {}
     for method in chosen:
         row = {}
-        for split, suffix in (("test", ""), ("test", "-greedy"), ("compositional", "")):
-            file = run.root / method.name / f"evaluation{suffix}.json"
-            if not file.exists() or split not in json.loads(file.read_text()):
+        for split, mode, name in PARTS:
+            try:
+                values = run.evaluation(method.name, split, mode)
+            except ValueError:  # not every method responds in every way
                 continue
-            values = run.evaluation(method.name, split, suffix)
-            row[split + suffix] = {name: value["mean"] for name, value in values.items()}
-            row[split + suffix]["cost"] /= spread
-            row[split + suffix]["cost_error"] = values["cost"]["error"] / spread
+            row[name] = {value: estimate.mean for value, estimate in values.items()}
+            row[name]["cost"] /= spread
+            row[name]["cost_error"] = values["cost"].error / spread
         if method.config in ("ppo_lag", "grpo_lag"):
             row["control"] = control(run, method.name)
         found[method.name] = row

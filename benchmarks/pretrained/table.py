@@ -5,7 +5,7 @@ import statistics
 from collections import Counter
 from typing import Any
 
-from stages import POLICIES, TEST_SPLITS, Seed
+from stages import LOOK, POLICIES, TEST_SPLITS, Seed
 
 from safe_rlhf_v.functional.intervals import wilson_interval
 from safe_rlhf_v.shards import ShardedSplit
@@ -47,7 +47,7 @@ def majority(seed: Seed, split: str) -> float:
 
 def learned(seed: Seed) -> tuple[str, bool]:
     """In words, and as a verdict: does the start name severities better than always the commonest one would?"""
-    right = seed.read("supervised", "evaluation-greedy.json")["validation"]["severity_right"]
+    right = seed.evaluation("supervised", "validation", "greedy", LOOK)["severity_right"]
     low, high = wilson_interval(round(right["mean"] * right["prompts"]), right["prompts"])
     common = majority(seed, "validation")
     enough = low > common
@@ -59,12 +59,12 @@ def learned(seed: Seed) -> tuple[str, bool]:
 def results_of_seed(seed: Seed) -> Results:
     """Every number of the table, and the CPU-seconds of every step."""
     assessment = seed.read("guard", "assessment.json")
-    evaluations = {name: seed.read(name, "evaluation.json") for name in POLICIES}
+    evaluations = {name: {split: seed.evaluation(name, split) for split in TEST_SPLITS} for name in POLICIES}
     return {
         "seed": seed.number,
         "accelerator": seed.accelerator,
         "majority": majority(seed, "test"),
-        "greedy_start": seed.read("supervised", "evaluation-greedy.json")["validation"],
+        "greedy_start": seed.evaluation("supervised", "validation", "greedy", LOOK),
         "policies": evaluations,
         "reward": seed.read("reward", "metrics.json"),
         "cost": seed.read("cost", "metrics.json"),
