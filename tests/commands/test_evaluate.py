@@ -176,7 +176,7 @@ def test_ready_responses_of_anywhere(world: Path, tmp_path: Path, policy_stages:
     assert not (tmp_path / "out" / "comparisons.jsonl").exists()
     assert "<script>alert(1)" not in (tmp_path / "out" / "report.html").read_text()
     with pytest.raises(
-        ValueError, match="judges.broken: the score 'other' of record test-000000 is no number: 'three'"
+        ValueError, match=r"judges\.broken: the score 'other' of record test-000000 is no number: 'three'"
     ):
         evaluate(**options(policy_stages, world, tmp_path / "b", **{**more, "judges": {"broken": Broken("0000")}}))
 
