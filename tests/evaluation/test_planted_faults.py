@@ -95,6 +95,15 @@ def test_two_orders_that_contradict_each_other_and_equal_responses_are_ties() ->
     }
 
 
+def test_policies_that_are_alike_are_no_fault_of_the_judge() -> None:
+    lines = World(HARM, HELP, {"j": Simulated()}, 60, modes=("sampled",)).lines()
+    for row in lines.comparisons:
+        for opinion in row["opinions"]:
+            opinion["value"] = 0.0
+    evidence = Evidence(lines, World(HARM, HELP, {"j": Simulated()}).about())
+    assert alarms(evidence) == set()
+
+
 def test_replies_that_cannot_be_read_are_ties_and_counted() -> None:
     evidence = World(HARM, HELP, {"j": Simulated(unreadable=1.0)}, 20, modes=("sampled",)).evidence()
     assert {(row["ties"], row["unjudged"]) for row in comparisons(evidence, contests(evidence))} == {(20, 20)}

@@ -1,6 +1,6 @@
 """Which judges do not deserve trust, by exact tests with a stated rate of false alarms.
 
-Habits (place, length, ties, unreadable and changing replies) are tested as in the audit of constructed data. Where the truth is
+Habits (place, length, unreadable and changing replies) are tested as in the audit of constructed data. Where the truth is
 known there are two more: a judge that errs too often, and one whose errors differ between a policy and the start, so that the
 difference it sees between the two is not theirs. Each of these two takes one response of an image group, so that its rows are
 independent. All tests of an evaluation together raise a false alarm with a probability of at most :data:`FALSE_ALARM_RATE`.
@@ -9,7 +9,7 @@ independent. All tests of an evaluation together raise a false alarm with a prob
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 
-from safe_rlhf_v.construct.alarms import ALARMS, Check, Tolerances, at_most, checks_of_judge
+from safe_rlhf_v.construct.alarms import Check, Tolerances, at_most, checks_of_judge
 from safe_rlhf_v.construct.lines import Row
 from safe_rlhf_v.construct.measures import Rate
 from safe_rlhf_v.evaluation.evidence import Evidence
@@ -79,8 +79,8 @@ def _of_judge(evidence: Evidence, judge: str, contests: Sequence[Contest]) -> It
         yield from _wrong_choices(evidence, own, [one for one in contests if one.judge == evidence.truth_judge])
 
 
-HABITS = tuple(name for name in ALARMS if name not in ("picture_not_read", "against_gold", "leaking"))
-"""Alarms about how a judge compares."""
+HABITS = ("position_bias", "length_bias", "unparsable", "unstable")
+"""Alarms about how a judge compares. Many ties are none here: policies may be alike."""
 
 
 def _of_check(check: Check, text: str, policy: str | None = None) -> Tested:

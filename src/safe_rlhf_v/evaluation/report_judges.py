@@ -20,7 +20,6 @@ HABITS = {
 TITLES = {
     "position_bias": "Prefers a response for its place",
     "length_bias": "Prefers longer responses",
-    "too_many_ties": "Calls almost everything a tie",
     "unparsable": "Gives replies that cannot be read",
     "unstable": "Says something else when asked again",
     "errors": "Errs too often",
