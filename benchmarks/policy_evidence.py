@@ -102,8 +102,7 @@ def one_seed(root: Path, seed: int, groups: list[str]) -> dict[str, dict]:
         if name in groups:
             chosen += methods
             splits = ("test", "compositional") if name == "methods" else ("test",)
-            steps = method_steps(run, methods, splits=splits, greedy=name == "methods" and seed == 0)
-            run_steps(steps, run.root)
+            run_steps(method_steps(run, methods, f"--splits={json.dumps(splits)}"), run.root)
     spread = cost_spread(run, next(method.name for method in chosen if method.config == "ppo_lag"))
     found: dict[str, dict] = {}
     for method in chosen:

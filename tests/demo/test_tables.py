@@ -9,13 +9,14 @@ from safe_rlhf_v.shards import ShardedSplit
 
 def test_the_quickstart_table_reads_what_was_measured(tmp_path, monkeypatch, world):
     names = ("helpfulness", "level", "harmful", "refused", "over_refused", "description", "cost", "kl")
-    scores = {"supervised": (0.4, -0.2), "ppo_lag": (0.1, -1.1)}
+    scores = {"supervised": (0.4, -0.2), "ppo_lag": (0.1, -1.1), "best_of_8": (0.2, -1.0)}
 
     def responses(run, policy, split="test", mode="sampled"):
         harmful, cost = scores[policy]
         count = len(ShardedSplit(world, split))
         return [
-            {name: 0.5 for name in names} | {"harmful": harmful, "cost": cost + (-0.1 if i % 2 else 0.1)}
+            {name: 0.5 for name in names}
+            | {"harmful": harmful / (1 + (mode == "greedy")), "cost": cost + (-0.1 if i % 2 else 0.1)}
             for i in range(count)
         ]
 
@@ -40,6 +41,10 @@ def test_the_quickstart_table_reads_what_was_measured(tmp_path, monkeypatch, wor
     (last,) = (line for line in text.splitlines() if line.startswith("filtered and regenerated, 5 rounds"))
     assert last.endswith("harmful: at most 0.117 (95 %)")
     start, trained = (line.split() for line in text.splitlines()[-3:-1])
-    assert start[-2:] == ["broken", "0.50"] and trained[-3:] == ["-0.55", "met", "0.50"]  # budget -0.5, cost in spreads
+    assert start[-4:] == ["broken", "0.50", "0.50", "0.200"]  # KL, and greedily: helpfulness, harmful
+    assert trained[-5:] == ["-0.55", "met", "0.50", "0.50", "0.050"]  # budget -0.5, cost in spreads
     assert "75%" in trained  # harmful falls from 0.4 to 0.1
     assert "0.500  0.404 .. 0.596    100" in text  # Wilson interval of 50 in 100
+    best = tables.Method("best_of_8", "best of 8", None, draws=8)
+    row = tables.policy_rows(Run(world, tmp_path), (tables.START, best))[-2].split()
+    assert row[-5:] == ["-0.50", "undecided", "0.50", "nan", "nan"]  # K likeliest responses are all the same

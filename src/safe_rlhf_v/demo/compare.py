@@ -8,6 +8,7 @@ from safe_rlhf_v.commands.options import AnyPath, NonNegativeInt
 from safe_rlhf_v.commands.runner import run as run_command
 from safe_rlhf_v.demo.processes import cpu_seconds
 from safe_rlhf_v.demo.runs import CONFIGS, Run
+from safe_rlhf_v.demo.samples import best_of, imitation_steps
 from safe_rlhf_v.demo.steps import Step, cores, run_steps
 from safe_rlhf_v.demo.tables import BUDGET, PPO_LAG, START, Method, policy_rows
 
@@ -33,6 +34,9 @@ METHODS = (
     Method("dpo_safe", "DPO, safe", "dpo_safe"),
     Method("safe_dpo", "SafeDPO", "safe_dpo"),
     Method("sacpo", "SACPO (helpful, then safe)", "sacpo", after="dpo_helpful"),
+    Method("sft_safe", "SFT on helpful and safe", "sft_safe"),
+    Method("rejection", "rejection sampling, best of 4", "sft_safe", draws=4),
+    Method("best_of_8", "best of 8, untrained", None, draws=8),
 )
 
 
@@ -103,26 +107,26 @@ def start_steps(run: Run, world: int = 0) -> list[Step]:
     return [*run.world_steps(seed=world), *map(run.stage_step, ("vision", "supervised", "cost", "reward"))]
 
 
-def method_steps(
-    run: Run, methods: Sequence[Method], *, splits: tuple[str, ...] = (), greedy: bool = False
-) -> list[Step]:
+def method_steps(run: Run, methods: Sequence[Method], *extra: str) -> list[Step]:
     """Training and evaluation of methods.
 
     Args:
         run: Where the earlier stages are.
         methods: Those to run.
-        splits: Of prompts to respond to; left out, those that ``evaluate`` takes by itself.
-        greedy: Also let them respond greedily: sampling at temperature 1 hides what a policy likes best.
+        extra: Further options of the evaluations.
     """
-    split = ["--splits", *splits] if splits else []
-    steps = []
+    steps: list[Step] = []
     for method in methods:
         before = (method.after or "supervised", "reward", "cost")
-        if method.config:
+        if method.config and method.draws:
+            steps += imitation_steps(run, method)
+        elif method.config:
             command = run.fit(method.config, *method.options, name=method.name)
             steps.append(Step(method.name, f"train: {method.about}", command, before))
     for method in methods:
+        policy = best_of(run, method) if method.untrained else None
+        modes = ["--modes=[sampled]"] if method.untrained else []  # the best of K equal responses is that response
+        command = run.evaluate(method.name, *modes, *extra, policy=policy)
         after = (method.name, "reward", "cost")
-        command = run.evaluate(method.name, *split, *(("--modes", "sampled", "greedy") if greedy else ()))
         steps.append(Step(f"evaluate_{method.name}", f"judge: {method.about}", command, after))
     return steps

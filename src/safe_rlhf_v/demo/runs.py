@@ -23,6 +23,7 @@ BEFORE = {  # what a stage starts from
     "dpo_safe": "supervised",
     "safe_dpo": "supervised",
     "sacpo": "dpo_helpful",
+    "sft_safe": "supervised",
 }
 ROLES = {"start": "supervised", "reward": "reward", "cost": "cost"}
 WITH_ROLES = ("ppo_lag", "grpo_lag")
@@ -95,8 +96,23 @@ class Run:
             f"--trainer.callbacks.path={self.root / name / 'metrics.json'}",
         ]
 
-    def evaluate(self, name: str, *extra: str) -> list[str]:
-        """Command that lets a policy respond to the test prompts, sampled alone, and writes ``evaluation/`` into its folder."""
+    def evaluate(
+        self,
+        name: str,
+        *extra: str,
+        policy: dict[str, object] | None = None,
+        output: Path | None = None,
+        split: str = "test",
+    ) -> list[str]:
+        """Command that lets a policy respond to prompts, sampled and greedily, judged by the truth and by the learned models.
+
+        Args:
+            name: Of the policy.
+            extra: Further options; of two for one thing the last counts.
+            policy: The policy; left out, the run of that name.
+            output: Where to write; left out, ``evaluation/`` in the folder of that name.
+            split: Of the prompts.
+        """
         judges = {
             "truth": {"class_path": "safe_rlhf_v.world.WorldJudge"},
             "reward": component("safe_rlhf_v.construct.RewardJudge", run=self.root / "reward"),
@@ -105,14 +121,15 @@ class Run:
         start = component("safe_rlhf_v.evaluation.ModelPolicy", run=self.root / "supervised")
         return [
             "evaluate",
-            f"--policies.{name}={self.root / name}",
+            f"--policies={json.dumps({name: policy or str(self.root / name)})}",
             f"--start={json.dumps(start)}",
             f"--judges={json.dumps(judges)}",
             f"--data={self.data}",
             f"--seed={self.seed}",
-            f"--output={self.root / name / EVALUATION}",
-            "--pictures=real",
-            "--modes=sampled",
+            f"--output={output or self.root / name / EVALUATION}",
+            f"--splits=[{split}]",
+            "--pictures=[real]",
+            "--modes=[sampled,greedy]",
             *extra,
         ]
 

@@ -57,6 +57,8 @@ class Method(NamedTuple):
         config: Its file of ``configs/quickstart``; ``None`` for the start itself.
         options: What differs from the file.
         after: Method that has to be there before.
+        draws: K: the best of K responses of the start is given out or, with a configuration, imitated; 0 for no such thing.
+        safe: The best is the most helpful of the safe ones, by the learned models, in place of the best by R - C.
     """
 
     name: str
@@ -64,6 +66,13 @@ class Method(NamedTuple):
     config: str | None
     options: tuple[str, ...] = ()
     after: str = ""
+    draws: int = 0
+    safe: bool = False
+
+    @property
+    def untrained(self) -> bool:
+        """Whether the best of the start's responses are its own; it has no greedy ones, for K likeliest responses are equal."""
+        return self.draws > 0 and self.config is None
 
 
 START = Method("supervised", "supervised start", None)
@@ -112,28 +121,30 @@ def policy_rows(run: Run, methods: tuple[Method, ...], budget: float = BUDGET) -
     start = _means(run, "supervised")["harmful"]
     lines = [
         f"{'held-out prompts, ground truth':<30}{'helpful':>8}{'level':>7}{'harmful':>9}{'fall':>6}{'refused':>9}"
-        f"{'over-ref.':>10}{'describe':>9}{'cost':>7}{'budget':>11}{'KL':>6}"
+        f"{'over-ref.':>10}{'describe':>9}{'cost':>7}{'budget':>11}{'KL':>6}{'greedy: helpful':>17}{'harmful':>9}"
     ]
     for method in methods:
         m = _means(run, method.name)
         cost = run.cost_interval(method.name)
         verdict = budget_verdict(cost.low / spread, cost.high / spread, budget)
         fall = 1 - m["harmful"] / start if start else math.nan
+        greedy = defaultdict(lambda: math.nan) if method.untrained else _means(run, method.name, "greedy")
         lines.append(
             f"{method.about:<30}{m['helpfulness']:>8.2f}{m['level']:>7.2f}{m['harmful']:>9.3f}{fall:>6.0%}"
             f"{m['refused']:>9.3f}{m['over_refused']:>10.3f}{m['description']:>9.2f}{cost.value / spread:>7.2f}"
-            f"{verdict:>11}{m['kl']:>6.2f}"
+            f"{verdict:>11}{m['kl']:>6.2f}{greedy['helpfulness']:>17.2f}{greedy['harmful']:>9.3f}"
         )
     lines.append(
-        f"sampled at temperature 1; cost: learned, in spreads of the start's; budget {budget:+.2f}: met if the upper 95 % "
-        "bound of the cost is at most that, broken if the lower one is above it; describe: helpfulness on harmless descriptions"
+        "sampled at temperature 1, but for the last two columns; cost: learned, in spreads of the start's; budget "
+        f"{budget:+.2f}: met if the upper 95 % bound of the cost is at most that, broken if the lower one is above it; describe: "
+        "helpfulness on harmless descriptions"
     )
     return lines
 
 
-def _means(run: Run, name: str) -> dict[str, float]:
+def _means(run: Run, name: str, mode: str = "sampled") -> dict[str, float]:
     """Mean of every value of a policy's responses; NaN for what no response has."""
-    return defaultdict(lambda: math.nan, {key: value.mean for key, value in run.evaluation(name).items()})
+    return defaultdict(lambda: math.nan, {key: value.mean for key, value in run.evaluation(name, mode=mode).items()})
 
 
 def cost_spread(run: Run, name: str = "ppo_lag") -> float:

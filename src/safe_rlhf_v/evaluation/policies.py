@@ -2,7 +2,7 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from safe_rlhf_v.policy.answers import Answer as Answer
@@ -169,7 +169,8 @@ class BestOf(Policy):
     """The best of several responses of a policy: the one with the largest R - lam C by the given judges.
 
     It stands for what can be had without training; the divergence of the selection from its policy is at most
-    log K - (K - 1) / K (Beirami et al., arXiv 2401.01879), given as ``kl_bound``.
+    log K - (K - 1) / K (Beirami et al., arXiv 2401.01879), given as ``kl_bound``. Its ``reward`` and ``cost`` by these judges are
+    given, too: with them the best samples can be imitated (``shards demonstrate``).
 
     YAML::
 
@@ -184,7 +185,13 @@ class BestOf(Policy):
     """
 
     def __init__(
-        self, policy: Policy, reward: Judge | None = None, cost: Judge | None = None, lam: float = 1.0, draws: int = 8
+        self,
+        policy: Policy,
+        reward: Judge | None = None,
+        cost: Judge | None = None,
+        lam: float = 1.0,
+        draws: int = 8,
+        most_cost: float | None = None,
     ) -> None:
         """Choose the policy and who chooses.
 
@@ -194,16 +201,23 @@ class BestOf(Policy):
             cost: Judge whose score ``cost`` is C; without it C is 0.
             lam: Weight of the cost.
             draws: K, responses to each prompt; at temperature 0 they are all the same, and one is drawn.
+            most_cost: Largest C of a response that is chosen; where every response has a larger one, that with the least C is.
+
+        Raises:
+            ValueError: If nobody chooses, or nothing is drawn.
         """
         if reward is None and cost is None:
             raise ValueError("reward, cost: name at least one judge, by which the best response is chosen")
         if draws < 1:
             raise ValueError(f"draws is {draws}; it must be at least 1")
+        if most_cost is not None and cost is None:
+            raise ValueError(f"most_cost is {most_cost:g}, but no judge gives a cost; name one")
         self.policy = policy
         self.reward = reward
         self.cost = cost
         self.lam = lam
         self.draws = draws
+        self.most_cost = most_cost
 
     @property
     def families(self) -> Collection[str]:  # type: ignore[override]
@@ -214,7 +228,8 @@ class BestOf(Policy):
     @property
     def about(self) -> str:
         """See :class:`Policy`."""
-        return f"best of {self.draws} of {self.policy.about}, by R - {self.lam:g} C"
+        limit = "" if self.most_cost is None else f", C at most {self.most_cost:g}"
+        return f"best of {self.draws} of {self.policy.about}, by R - {self.lam:g} C{limit}"
 
     def check(self) -> None:
         for part in (self.policy, self.reward, self.cost):
@@ -232,23 +247,35 @@ class BestOf(Policy):
         count = self.draws if sampling.temperature > 0 else 1
         # Seeds far apart, so that no draw is that of the policy alone under a neighbouring seed.
         drawn_answers = [self.policy.respond(records, sampling, seed + 1_000_003 * draw) for draw in range(count)]
-        worth = [self._worth(records, answers) for answers in drawn_answers]
+        scores = [self._scores(records, answers) for answers in drawn_answers]
         chosen: list[Answer] = []
         for row in range(len(records)):
-            best = max(range(count), key=lambda draw: worth[draw][row])
+            best = max(range(count), key=lambda draw: self._rank(scores[draw][row]))
             answer = drawn_answers[best][row]
-            if math.isinf(worth[best][row]):  # no draw has a response that can be scored
+            score = scores[best][row]
+            if not score:  # no draw has a response that can be scored
                 chosen.append(answer if answer.fault else Answer("", "failed", {}, "no response could be scored"))
                 continue
             values = {name: value for name, value in answer.values.items() if name in ("length", "unfinished")}
-            chosen.append(answer._replace(values={**values, "kl_bound": math.log(count) - (count - 1) / count}))
+            bound = math.log(count) - (count - 1) / count
+            chosen.append(answer._replace(values={**values, **score, "kl_bound": bound}))
         return chosen
 
-    def _worth(self, records: Sequence[Record], answers: Sequence[Answer]) -> list[float]:
-        """R - lam C of each response; minus infinity where there is none."""
+    def _scores(self, records: Sequence[Record], answers: Sequence[Answer]) -> list[dict[str, float]]:
+        """What the judges say of each response, by name; {} where there is none, or a judge does not know."""
         pairs = [(record, one.text) for record, one in zip(records, answers, strict=True) if not one.fault]
-        rewards = [scores["reward"] for scores in self.reward.scores(pairs)] if self.reward else [0.0] * len(pairs)
-        costs = [scores["cost"] for scores in self.cost.scores(pairs)] if self.cost else [0.0] * len(pairs)
-        values = iter(r - self.lam * c for r, c in zip(rewards, costs, strict=True))
-        worth = [-math.inf if one.fault else next(values) for one in answers]
-        return [-math.inf if math.isnan(value) else value for value in worth]
+        known: list[dict[str, float]] = [{} for _ in pairs]
+        for name, judge in (("reward", self.reward), ("cost", self.cost)):
+            for values, scores in zip(known, judge.scores(pairs) if judge else (), strict=judge is not None):
+                values[name] = scores[name]
+        rest = iter(values if not any(map(math.isnan, values.values())) else {} for values in known)
+        return [{} if one.fault else next(rest) for one in answers]
+
+    def _rank(self, scores: Mapping[str, float]) -> tuple[int, float]:
+        """What is chosen first: responses within ``most_cost`` by R - lam C, then the others by their cost, then the unscored."""
+        if not scores:
+            return -1, 0.0
+        cost = scores.get("cost", 0.0)
+        if self.most_cost is not None and cost > self.most_cost:
+            return 0, -cost
+        return 1, scores.get("reward", 0.0) - self.lam * cost
