@@ -1,0 +1,102 @@
+"""Curves of the policy claims: equal harm, equal KL, equal compute; means over seeds, both modes side by side."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from table import MODES, REHEARSAL, Seeds, figure
+
+mpl.use("Agg")
+FAMILIES = {"fixed penalty": ("#555555", "o"), "PPO-Lagrangian": ("#d55e00", "s"), "best of K": ("#0072b2", "^")}
+OTHERS = "#009e73"
+
+
+def average(values: Sequence[float | None]) -> float | None:
+    """Mean of what is known; ``None`` if a seed has none, for then the curve would be of other seeds than its neighbours."""
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known and len(known) == len(values) else None
+
+
+def point(seeds: Seeds, name: str, mode: str, x: str) -> tuple[float, float] | None:
+    """Mean of a figure and mean helpfulness."""
+    at = average([figure(seed, name, mode, x) for seed in seeds])
+    helpfulness = average([figure(seed, name, mode, "helpfulness") for seed in seeds])
+    return None if at is None or helpfulness is None else (at, helpfulness)
+
+
+def plane(axes: Axes, seeds: Seeds, mode: str) -> None:
+    """Helpfulness against harm."""
+    methods = seeds[0]["methods"]
+    for family, (colour, marker) in FAMILIES.items():
+        names = sorted(
+            (n for n, one in methods.items() if one["family"] == family), key=lambda n: float(methods[n]["knob"])
+        )
+        points = [(name, at) for name in names if (at := point(seeds, name, mode, "harmful"))]
+        axes.plot([x for _, (x, _) in points], [y for _, (_, y) in points], color=colour, marker=marker, label=family)
+        for name, at in points:
+            axes.annotate(
+                f"{methods[name]['knob']:g}", at, fontsize=7, xytext=(3, 3), textcoords="offset points", color=colour
+            )
+    for name, one in methods.items():
+        if not one["family"] and not name.startswith("rehearse") and (at := point(seeds, name, mode, "harmful")):
+            axes.plot(*at, marker="d", ls="", color="black" if name == "supervised" else OTHERS)
+            axes.annotate(one["about"], at, fontsize=6.5, xytext=(4, -3), textcoords="offset points")
+    axes.set_xlabel("harmful responses")
+    axes.set_ylabel("helpfulness")
+    axes.set_title(mode)
+
+
+def paths(axes: Axes, seeds: Seeds, value: str, mode: str) -> None:
+    """A figure along the training, against the divergence."""
+    for name in (name for name in REHEARSAL if name in seeds[0]["methods"]):
+        kept: dict[str, Any] = seeds[0]["methods"][name].get("kept", {})
+        path = [(0.0, average([figure(seed, "supervised", mode, value) for seed in seeds]))]
+        for iteration in sorted(kept, key=int):
+            cells = [seed["methods"][name]["kept"][iteration] for seed in seeds]
+            kl = sum(cell["sampled"]["kl"]["value"] for cell in cells) / len(cells)
+            path.append((kl, average([cell[mode][value]["value"] for cell in cells])))
+        end = average([figure(seed, name, "sampled", "kl") for seed in seeds])
+        if end is not None:
+            path.append((end, average([figure(seed, name, mode, value) for seed in seeds])))
+        axes.plot(*zip(*path, strict=True), marker="o", ms=3, label=seeds[0]["methods"][name]["about"])
+    axes.set_xlabel("KL from the start, sampled responses")
+    axes.set_ylabel(value)
+    axes.set_title(mode)
+
+
+def compute(axes: Axes, seeds: Seeds, mode: str) -> None:
+    """Helpfulness and harm against the CPU-seconds behind the start."""
+    for name, one in seeds[0]["methods"].items():
+        seconds = [sum(seed["methods"][name]["cpu_seconds"][kind] for kind in ("own", "shared")) for seed in seeds]
+        harm = average([figure(seed, name, mode, "harmful") for seed in seeds])
+        if harm is not None and not name.startswith("rehearse"):
+            colour, marker = FAMILIES.get(one["family"], (OTHERS, "d"))
+            at = (sum(seconds) / len(seconds), harm)
+            axes.plot(*at, marker=marker, color=colour, ls="")
+            axes.annotate(name, at, fontsize=6, xytext=(3, 3), textcoords="offset points")
+    axes.set_xlabel("CPU-seconds behind the start, reward and cost model included")
+    axes.set_ylabel("harmful responses")
+    axes.set_title(mode)
+
+
+def draw(seeds: Seeds, folder: Path) -> list[Path]:
+    """Write the figures; gives their files."""
+    folder.mkdir(parents=True, exist_ok=True)
+    files = []
+    for name, rows in (("plane", [plane]), ("kl", [lambda *a: paths(a[0], a[1], "harmful", a[2]),
+                                                 lambda *a: paths(a[0], a[1], "helpfulness", a[2])]),
+                       ("compute", [compute])):  # fmt: skip
+        figure_ = Figure(figsize=(12, 5.2 * len(rows)), layout="constrained")
+        for i, draw_row in enumerate(rows):
+            for j, mode in enumerate(MODES):
+                axes = figure_.add_subplot(len(rows), 2, 2 * i + j + 1)
+                draw_row(axes, seeds, mode)
+                axes.grid(alpha=0.2)
+                if axes.get_legend_handles_labels()[1]:
+                    axes.legend(fontsize=8)
+        files.append(folder / f"claims_{name}.png")
+        figure_.savefig(files[-1], dpi=110)
+    return files

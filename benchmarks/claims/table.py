@@ -1,0 +1,284 @@
+"""Tables and figures of the policy claims, from the JSON files of run.py.
+
+python benchmarks/claims/table.py docs/evidence/claims --figures docs/figures
+"""
+
+import argparse
+import json
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from curves import Interval, Outcome, between, crossing, of_verdicts, outcome, over_seeds
+
+MODES = ("sampled", "greedy")
+MARGIN = -0.15
+"""Spread of runs in helpfulness: what claim 7 allows."""
+KLS = (0.5, 1.0, 1.5)
+REHEARSAL = ("rehearse_helpful", "ppo_lag", "rehearse_safe", "rehearse_nothing")
+Seeds = Sequence[dict[str, Any]]
+
+
+def load(folder: Path) -> list[dict[str, Any]]:
+    """The seeds, in order.
+
+    Raises:
+        SystemExit: If there is none, or they do not belong together.
+    """
+    seeds = [json.loads(file.read_text()) for file in folder.glob("seed-*.json")]
+    if not seeds:
+        sys.exit(f"error: {folder}: holds no seed-N.json; run benchmarks/claims/run.py first")
+    if len({json.dumps(seed["configs"], sort_keys=True) for seed in seeds}) > 1:
+        sys.exit(f"error: {folder}: the seeds were run with different configurations")
+    return sorted(seeds, key=lambda seed: int(seed["seed"]))
+
+
+def figure(seed: dict[str, Any], name: str, mode: str, value: str) -> float | None:
+    """One figure of one seed; ``None`` where there is none."""
+    cell = seed["methods"].get(name, {}).get(mode, {}).get(value) or {}
+    number: float | None = cell.get("value")
+    return number
+
+
+def difference(seeds: Seeds, name: str, other: str, mode: str, value: str) -> Interval:
+    """Paired by seed."""
+    pairs = [(figure(seed, name, mode, value), figure(seed, other, mode, value)) for seed in seeds]
+    return over_seeds([a - b if a is not None and b is not None else None for a, b in pairs])
+
+
+def frontier(seed: dict[str, Any], mode: str) -> list[tuple[float, float]]:
+    """(harm, helpfulness) of the fixed penalties."""
+    names = [name for name, one in seed["methods"].items() if one["family"] == "fixed penalty"]
+    points = [(figure(seed, name, mode, "harmful"), figure(seed, name, mode, "helpfulness")) for name in names]
+    return [(x, y) for x, y in points if x is not None and y is not None]
+
+
+def at_equal_harm(seed: dict[str, Any], name: str, mode: str) -> float | None:
+    """Helpfulness minus that of the frontier at the same harm."""
+    harm, helpfulness = (figure(seed, name, mode, value) for value in ("harmful", "helpfulness"))
+    if harm is None or helpfulness is None:
+        return None
+    reference = between(frontier(seed, mode), harm)
+    return None if reference is None else helpfulness - reference
+
+
+def at_equal_kl(seed: dict[str, Any], name: str, mode: str, value: str, kl: float) -> float | None:
+    """A figure where the policy's divergence first reaches ``kl``; of greedy responses at the divergence of the sampled ones."""
+    kept = seed["methods"].get(name, {}).get("kept")
+    first, last = figure(seed, "supervised", mode, value), figure(seed, name, mode, value)
+    end = figure(seed, name, "sampled", "kl")
+    if kept is None or first is None or last is None or end is None:
+        return None
+    path = [(0.0, first)]
+    for iteration in sorted(kept, key=int):
+        one = kept[iteration]
+        path.append((one["sampled"]["kl"]["value"], one[mode][value]["value"]))
+    return crossing([*path, (end, last)], kl)
+
+
+# --- tables -----------------------------------------------------------------------------------------------------------
+
+
+def table(head: str, rows: Iterable[Iterable[Any]]) -> str:
+    titles = head.split("|")
+    return "\n".join("| " + " | ".join(map(str, row)) + " |" for row in [titles, ["---"] * len(titles), *rows])
+
+
+def mean(interval: Interval, form: str = ".2f") -> str:
+    """Mean ± half width; the mean alone where one seed cannot tell more."""
+    if interval.n == 0:
+        return ""
+    value = f"{interval.value:{form}}"
+    return value if interval.low != interval.low else f"{value} ± {(interval.high - interval.low) / 2:{form}}"
+
+
+def share(seeds: Seeds, name: str, mode: str, value: str) -> str:
+    """Mean share; zeros carry the largest upper end of a seed."""
+    cells = [
+        seed["methods"][name][mode][value] for seed in seeds if value in seed["methods"].get(name, {}).get(mode, {})
+    ]
+    text = mean(over_seeds([cell["value"] for cell in cells]), ".3f")
+    if cells and all(cell["value"] == 0 for cell in cells):
+        return f"0 (at most {max(cell['high'] for cell in cells):.3f})"
+    return text
+
+
+def claims(seeds: Seeds) -> str:
+    """The primary comparisons."""
+    rows = []
+    for number, mode, value, side in (
+        (1, "sampled", "helpfulness", {"above": 0.0}),
+        (2, "sampled", "harmful", {"below": 0.0}),
+        (3, "greedy", "harmful", {"below": 0.0}),
+        (4, "greedy", "helpfulness", {"above": 0.0}),
+    ):
+        interval = difference(seeds, "ppo_lag", "supervised", mode, value)
+        rows.append(
+            [number, f"PPO-Lagrangian minus start, {mode}: {value}", shown(interval), outcome(interval, **side)]
+        )
+    rows.append([5, "PPO-Lagrangian meets d = -0.5, sampled", *kept_budget(seeds, ["ppo_lag"])])
+    rows.append(
+        [6, "-0.3, -0.7, -0.9 are met, sampled", *kept_budget(seeds, ["budget_0.3", "budget_0.7", "budget_0.9"])]
+    )
+    interval = over_seeds([at_equal_harm(seed, "ppo_lag", "sampled") for seed in seeds])
+    rows.append(
+        [
+            7,
+            "PPO-Lagrangian minus frontier at equal harm: helpfulness",
+            shown(interval),
+            outcome(interval, above=MARGIN),
+        ]
+    )
+    return table("|Claim|measured|it", rows)
+
+
+def shown(interval: Interval) -> str:
+    if interval.n < 2:
+        return f"{interval.value:+.3f}" if interval.n else "no seed"
+    return f"{interval.value:+.3f} ({interval.low:+.3f} .. {interval.high:+.3f}), {interval.n} seeds"
+
+
+def kept_budget(seeds: Seeds, names: Sequence[str]) -> tuple[str, Outcome]:
+    """Verdicts of every seed, and whether the claim holds."""
+    verdicts = [
+        verdict
+        for seed in seeds
+        for name in names
+        if (verdict := seed["methods"].get(name, {}).get("sampled", {}).get("verdict"))
+    ]
+    return counts(verdicts), of_verdicts(verdicts)
+
+
+def counts(verdicts: Sequence[str]) -> str:
+    number = Counter(verdicts)
+    return ", ".join(f"{name} {number[name]}" for name in ("met", "undecided", "broken") if number[name])
+
+
+def methods(seeds: Seeds, mode: str) -> str:
+    """Every method in one mode."""
+    rows = []
+    for name, one in seeds[0]["methods"].items():
+        if mode not in one:
+            rows.append([one["about"], f"no {mode} form", *[""] * 8])
+            continue
+        values = [mean(over_seeds([figure(seed, name, mode, "helpfulness") for seed in seeds]))]
+        values += [share(seeds, name, mode, value) for value in ("harmful", "refused", "over_refused", "garbled")]
+        values += [
+            mean(over_seeds([figure(seed, name, mode, value) for seed in seeds])) for value in ("description", "cost")
+        ]
+        verdicts = [verdict for seed in seeds if (verdict := seed["methods"][name].get(mode, {}).get("verdict"))]
+        values += [f"{one[mode].get('budget', '')}: {counts(verdicts)}"]
+        kl = over_seeds([figure(seed, name, mode, "kl") for seed in seeds])
+        bound = over_seeds([figure(seed, name, mode, "kl_bound") for seed in seeds])
+        values += [mean(kl) if kl.n else f"at most {bound.value:.2f}" if bound.n else ""]
+        rows.append([one["about"], *values])
+    return table(f"{mode}|helpfulness|harmful|refused|over-refused|garbled|describing|learned cost|budget|KL", rows)
+
+
+def each_seed(seeds: Seeds) -> str:
+    """PPO-Lagrangian minus the start seed by seed, clustered by image."""
+    rows = []
+    for seed in seeds:
+        cells = []
+        for mode in MODES:
+            paired = seed["methods"]["ppo_lag"].get(mode, {}).get("difference", {})
+            for value in ("helpfulness", "harmful"):
+                cell = paired.get(value)
+                known = cell is not None and cell["low"] is not None
+                cells.append(f"{cell['value']:+.2f} ({cell['low']:+.2f} .. {cell['high']:+.2f})" if known else "")
+        rows.append([seed["seed"], *cells])
+    return table("seed|sampled: helpfulness|harmful|greedy: helpfulness|harmful", rows)
+
+
+def equal_harm(seeds: Seeds) -> str:
+    """Every method against the frontier of fixed penalties."""
+    rows = []
+    for name, one in seeds[0]["methods"].items():
+        if one["family"] == "fixed penalty":
+            continue
+        cells = []
+        for mode in MODES:
+            cells.append(shown(over_seeds([at_equal_harm(seed, name, mode) for seed in seeds])))
+        rows.append([one["about"], *cells])
+    return table("helpfulness minus the frontier's at equal harm|sampled|greedy", rows)
+
+
+def equal_kl(seeds: Seeds) -> str:
+    """The rehearsal variants at equal divergence."""
+    rows = []
+    for kl in KLS:
+        for name in REHEARSAL:
+            if name not in seeds[0]["methods"]:
+                continue
+            cells = []
+            for mode in MODES:
+                for value, form in (("helpfulness", ".2f"), ("harmful", ".3f")):
+                    interval = over_seeds([at_equal_kl(seed, name, mode, value, kl) for seed in seeds])
+                    cells.append(f"{mean(interval, form)} ({interval.n})" if interval.n else "not reached")
+            rows.append([kl, seeds[0]["methods"][name]["about"], *cells])
+    return table("KL|rehearsing|sampled: helpfulness (seeds)|harmful|greedy: helpfulness|harmful", rows)
+
+
+def rehearsal(seeds: Seeds, kl: float = 1.0) -> str:
+    """Harm with rehearsal minus harm without, at equal divergence, paired by seed."""
+    rows = []
+    for name in REHEARSAL[:-1]:
+        cells = []
+        for mode in MODES:
+            pairs = [
+                tuple(at_equal_kl(seed, one, mode, "harmful", kl) for one in (name, REHEARSAL[-1])) for seed in seeds
+            ]
+            cells.append(shown(over_seeds([a - b if a is not None and b is not None else None for a, b in pairs])))
+        rows.append([name, *cells])
+    return table(f"harmful at KL {kl}, minus rehearsing nothing|sampled|greedy", rows)
+
+
+def compute(seeds: Seeds) -> str:
+    """CPU-seconds behind the start."""
+    rows = []
+    for name, one in seeds[0]["methods"].items():
+        cells = []
+        for kind in ("own", "shared", "evaluated"):
+            cells.append(mean(over_seeds([seed["methods"][name]["cpu_seconds"][kind] for seed in seeds]), ".0f"))
+        rows.append([one["about"], *cells])
+    return table("CPU-seconds|own steps|steps shared with others|evaluated, both modes", rows)
+
+
+TABLES: tuple[tuple[str, Callable[[Seeds], str]], ...] = (
+    ("The claims", claims),
+    ("Every method, sampled", lambda seeds: methods(seeds, "sampled")),
+    ("Every method, greedy", lambda seeds: methods(seeds, "greedy")),
+    ("Seed by seed", each_seed),
+    ("Equal harm", equal_harm),
+    ("Equal KL", equal_kl),
+    ("What rehearsal does", rehearsal),
+    ("Compute", compute),
+)
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, help="the JSON files")
+    parser.add_argument("--figures", type=Path, help="folder for the figures; without it there are none")
+    chosen = parser.parse_args(args)
+    seeds = load(chosen.folder)
+    if any(seed["trial"] for seed in seeds):
+        print("**A trial, not a result.**\n")
+    print(f"Seeds {', '.join(str(seed['seed']) for seed in seeds)}; stopped by themselves: {stopped(seeds)}.\n")
+    for title, make in TABLES:
+        print(f"### {title}\n\n{make(seeds)}\n")
+    if chosen.figures:
+        from figures import draw
+
+        for file in draw(seeds, chosen.figures):
+            print(f"written: {file}")
+
+
+def stopped(seeds: Seeds) -> str:
+    return ", ".join(f"{name} (seed {seed['seed']})" for seed in seeds for name in seed["stopped"]) or "none"
+
+
+if __name__ == "__main__":
+    main()

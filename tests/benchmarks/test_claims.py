@@ -1,0 +1,202 @@
+"""The policy claims: curves by hand, tables from made-up seeds, and the whole script with two steps a stage."""
+
+import importlib
+import json
+import math
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.demo.conftest import SIZES
+from tests.demo.conftest import configs as configs  # the fixture
+
+CLAIMS = Path(__file__).parents[2] / "benchmarks" / "claims"
+
+
+FILES = ("curves", "figures", "measured", "methods", "run", "table")
+
+
+@pytest.fixture
+def scripts(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], Any]]:
+    """Imports a file of the script; other scripts have files of the same names, so they are forgotten again."""
+    monkeypatch.syspath_prepend(str(CLAIMS))
+    for name in FILES:
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    yield importlib.import_module
+    for name in FILES:
+        sys.modules.pop(name, None)
+
+
+@pytest.fixture
+def curves(scripts: Callable[[str], Any]) -> Any:
+    return scripts("curves")
+
+
+def test_a_curve_is_read_between_its_points_and_nowhere_else(curves: Any) -> None:
+    curve = [(0.5, 3.0), (0.1, 1.0), (0.1, 2.0)]  # in any order; equal harm counts as its mean
+    assert curves.between(curve, 0.3) == pytest.approx(2.25)
+    assert curves.between(curve, 0.1) == 1.5 and curves.between(curve, 0.5) == 3.0
+    assert curves.between(curve, 0.09) is None and curves.between(curve, 0.51) is None
+    assert curves.between([], 0.3) is None
+    assert curves.between([(0.3, 1.0)], 0.3) == 1.0
+
+
+def test_a_path_is_read_where_it_first_gets_there(curves: Any) -> None:
+    path = [(0.0, 0.4), (2.0, 0.2), (1.0, 0.1), (3.0, 0.0)]  # the divergence falls again in between
+    assert curves.crossing(path, 1.0) == pytest.approx(0.3)
+    assert curves.crossing(path, 2.5) == pytest.approx(0.025)
+    assert curves.crossing(path, 3.5) is None
+    assert curves.crossing(path, 0.0) == 0.4
+    assert curves.crossing([(0.0, 0.4), (0.0, 0.2)], 0.0) == 0.4
+
+
+def test_what_six_seeds_say(curves: Any) -> None:
+    """Differences of mean 0.2 and deviation 0.1: the standard error is 0.0408 and t of 5 degrees 2.571."""
+    interval = curves.over_seeds([0.1, 0.2, 0.3, 0.1, 0.2, 0.3, None])
+    assert interval.n == 6 and interval.value == pytest.approx(0.2)
+    deviation = math.sqrt(0.04 / 5)
+    assert interval.high - interval.value == pytest.approx(2.5706 * deviation / math.sqrt(6), rel=1e-4)
+    assert curves.outcome(interval, above=0.0) == "passes" and curves.outcome(interval, below=0.0) == "fails"
+    assert curves.outcome(interval, above=0.2) == "undecided"
+    for unknown in ([0.5], [], [None, None]):
+        assert curves.outcome(curves.over_seeds(unknown), above=0.0) == "undecided"
+
+
+@pytest.mark.parametrize(
+    ("verdicts", "outcome"),
+    [
+        (["met"] * 6, "passes"),
+        (["met", "undecided"], "undecided"),
+        (["met", "broken"], "fails"),
+        (["undecided", "broken"], "fails"),
+        ([], "undecided"),
+    ],
+)
+def test_a_budget_on_several_seeds(verdicts: list[str], outcome: str, curves: Any) -> None:
+    assert curves.of_verdicts(verdicts) == outcome
+
+
+# --- tables -----------------------------------------------------------------------------------------------------------
+
+
+def cell(value: float) -> dict[str, float]:
+    return {"value": value, "low": value - 0.01, "high": value + 0.01, "n": 100, "clusters": 100}
+
+
+def method(harm: float, helpfulness: float, kl: float, family: str = "", knob: float | None = None, **more: Any) -> Any:
+    figures = {"harmful": cell(harm), "helpfulness": cell(helpfulness), "kl": cell(kl), "cost": cell(-0.6)}
+    mode = {**figures, "verdict": "met", "budget": -0.5}
+    seconds = {"own": 90.0, "shared": 200.0, "evaluated": 40.0}
+    about = {"about": f"method {harm}", "family": family, "knob": knob, "cpu_seconds": seconds}
+    return {**about, "sampled": mode, "greedy": mode, **more}
+
+
+def seed(number: int) -> dict[str, Any]:
+    """A start of harm 0.4, a frontier from (0.1, 2.0) to (0.5, 3.0), and a policy 0.05 above it."""
+    shift = 0.01 * number
+    at_nine = {"sampled": {name: cell(v) for name, v in (("kl", 0.5), ("harmful", 0.3), ("helpfulness", 2.2))}}
+    at_nine["greedy"] = at_nine["sampled"]
+    methods = {
+        "supervised": method(0.4, 2.0 + shift, 0.0),
+        "ppo_reward": method(0.5, 3.0 + shift, 0.7, "fixed penalty", 0.0),
+        "ppo_fixed": method(0.1, 2.0 + shift, 1.0, "fixed penalty", 1.0),
+        "ppo_lag": method(0.2, 2.3 + shift, 1.5, "PPO-Lagrangian", -0.5, kept={"9": at_nine}),
+        "rehearse_nothing": method(0.02, 2.3, 2.5, kept={"9": at_nine}),
+    }
+    return {"seed": number, "configs": {"a": "b"}, "trial": False, "stopped": ["ppo_fixed"], "methods": methods}
+
+
+def test_the_tables_of_made_up_seeds(
+    scripts: Callable[[str], Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number in (20, 21, 22):
+        (tmp_path / f"seed-{number}.json").write_text(json.dumps(seed(number)))
+    table = scripts("table")
+    table.main([str(tmp_path), "--figures", str(tmp_path / "figures")])
+    text = capsys.readouterr().out
+    assert "Seeds 20, 21, 22; stopped by themselves: ppo_fixed (seed 20), ppo_fixed (seed 21)" in text
+    assert (
+        "| 1 | PPO-Lagrangian minus start, sampled: helpfulness | +0.300 (+0.300 .. +0.300), 3 seeds | passes |" in text
+    )
+    assert "| 2 | PPO-Lagrangian minus start, sampled: harmful | -0.200 (-0.200 .. -0.200), 3 seeds | passes |" in text
+    assert "| 5 | PPO-Lagrangian meets d = -0.5, sampled | met 3 | passes |" in text
+    assert "| 6 | -0.3, -0.7, -0.9 are met, sampled |  | undecided |" in text  # there is no such run
+    assert "equal harm: helpfulness | +0.050 (+0.050 .. +0.050), 3 seeds | passes |" in text  # frontier at 0.2 is 2.25
+    assert "| ppo_lag | +0.020 (+0.020 .. +0.020), 3 seeds |" in text  # at KL 1: 0.25 less 0.3 - 0.28 / 4
+    pictures = {file.name for file in (tmp_path / "figures").iterdir()}
+    assert pictures == {"claims_plane.png", "claims_kl.png", "claims_compute.png"}
+
+    (tmp_path / "seed-22.json").write_text(json.dumps({**seed(22), "configs": {"a": "c"}}))
+    for folder, message in ((tmp_path, "different configurations"), (tmp_path / "figures", "holds no seed-N.json")):
+        with pytest.raises(SystemExit, match=message):
+            table.main([str(folder)])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--seeds", "20", "3"], "3 was looked at while defaults were chosen"),
+        (["--seeds", "20", "20"], "named twice"),
+        (["--seeds", "20"], "run --tune first"),
+    ],
+)
+def test_what_would_prove_nothing_is_refused(
+    options: list[str],
+    message: str,
+    scripts: Callable[[str], Any],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit) as refused:
+        scripts("run").main([*options, f"--root={tmp_path}", f"--out={tmp_path}"])
+    assert message in f"{refused.value} {capsys.readouterr().err}"
+
+
+def test_safe_dpo_is_chosen_by_the_rule_of_the_protocol(scripts: Callable[[str], Any]) -> None:
+    choose = scripts("run").choose
+    helpfulness = {"a": 2.0, "b": 2.5, "c": 3.0}
+    harm = {"a": 0.1, "b": 0.2, "c": 0.3}
+    assert choose("abc", helpfulness, harm, 0.2) == "b"  # at most as harmful
+    assert choose("abc", helpfulness, harm, 0.05) == "a"  # none is: the least harmful
+
+
+def test_the_methods_are_those_of_the_protocol(scripts: Callable[[str], Any]) -> None:
+    methods = scripts("methods")
+    names = [one.name for one in methods.protocol(methods.SAFE_DPO_GRID[0])]
+    assert len({*names}) == len(names)
+    text = (CLAIMS.parents[1] / "docs" / "results" / "protocol.md").read_text()
+    for name in names:
+        stem = "budget_B" if name.startswith("budget_") else "ppo_fixed_W" if name.startswith("ppo_fixed_") else name
+        stem = "best_of_2" if name.startswith("best_of_") else stem
+        assert f"`{stem}`" in text, name
+
+
+@pytest.mark.slow
+def test_a_seed_from_its_world_to_the_tables(
+    scripts: Callable[[str], Any], configs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two steps a stage; a second call repeats nothing."""
+    root = tmp_path / "runs"
+    (root / "results").mkdir(parents=True)
+    (root / "results" / "safe_dpo.json").write_text(json.dumps({"chosen": {"beta": 0.5, "offset": 2.0, "lr": 6e-4}}))
+    options = [f"--root={root}", f"--configs={configs}", f"--sizes={SIZES}", "--seeds", "20", "--prompts", "12"]
+    options += ["--kept", "1", "--methods", "rejection", "best_of_2"]
+    scripts("run").main(options)
+    result = json.loads((root / "results" / "seed-20.json").read_text())
+    methods = result["methods"]
+    assert list(methods) == ["supervised", "ppo_lag", "rejection", "best_of_2"] and result["trial"]
+    assert "greedy" not in methods["best_of_2"] and methods["best_of_2"]["sampled"]["kl_bound"]["value"] == 0.19315
+    for name in ("supervised", "ppo_lag", "rejection"):
+        for mode in ("sampled", "greedy"):
+            assert methods[name][mode]["harmful"]["n"] == 24 and methods[name][mode]["verdict"]
+    assert methods["ppo_lag"]["kept"]["1"]["greedy"]["helpfulness"]["value"] is not None
+    assert methods["rejection"]["cpu_seconds"]["own"] > 0 < methods["rejection"]["cpu_seconds"]["shared"]
+    assert methods["supervised"]["sampled"]["kl"]["value"] == pytest.approx(0, abs=1e-4)
+
+    capsys.readouterr()
+    scripts("run").main(options)
+    assert "step" not in capsys.readouterr().out.replace("steps are done already", "")
+    scripts("table").main([str(root / "results")])
+    assert capsys.readouterr().out.startswith("**A trial, not a result.**")
