@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 RUN = $(VENV)/bin/python
 
-.PHONY: quickstart compare pretrained test test-slow test-all test-quantization test-inspect test-pretrained test-lowest docs evidence check clean
+.PHONY: quickstart compare pretrained claims beavertails test test-slow test-all test-quantization test-inspect test-pretrained test-lowest docs evidence check clean
 
 $(VENV)/.installed: pyproject.toml
 	@echo "installing into $(VENV), once: PyTorch and what the tests need, up to 7 GB of packages (minutes, by your connection)"
@@ -30,6 +30,16 @@ build/pretrained/.installed: $(VENV)/.installed
 PHOTOS ?= data/leaf_severity
 pretrained: build/pretrained/.installed ## pretrained networks and photographs through the whole method, three seeds (hours on two cores); PHOTOS=FOLDER
 	$(RUN) benchmarks/pretrained/run.py --photos $(PHOTOS) --weights build/pretrained
+
+claims: $(VENV)/.installed ## the policy claims on seeds 20 to 25, by docs/results/protocol.md (about four hours on two idle cores)
+	$(RUN) benchmarks/claims/run.py --tune
+	$(RUN) benchmarks/claims/run.py
+	$(RUN) benchmarks/claims/table.py docs/evidence/claims --figures docs/figures
+
+JUDGES ?= configs/beavertails_v/judges.yaml
+beavertails: $(VENV)/.installed ## the reproduction kit on BeaverTails-V (an 80 GB GPU, two judges); JUDGES=FILE; docs/results/beavertails_v.md
+	$(RUN) -m pip install --quiet -e ".[data]"
+	$(RUN) benchmarks/beavertails_v/run.py --judges $(JUDGES)
 
 docs: $(VENV)/.installed-docs ## the documentation site, docs/_build/html/index.html; a warning is an error
 	$(RUN) -m sphinx -q -j auto -W --keep-going -b html docs docs/_build/html
