@@ -3,13 +3,15 @@
 import math
 import re
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import torch
-from torch import Tensor
+import numpy as np
 
 from safe_rlhf_v.records import Record
 from safe_rlhf_v.scoring.judge import Judge
+
+if TYPE_CHECKING:  # the comparison of runs starts without torch
+    from torch import Tensor
 
 Row = dict[str, Any]
 REFUSALS = re.compile(
@@ -36,7 +38,7 @@ class Estimate(NamedTuple):
 
 def join_rows(
     texts: Sequence[str],
-    columns: dict[str, Tensor],
+    columns: "dict[str, Tensor]",
     records: Iterable[Record | None],
     judge: Judge | None,
 ) -> list[Row]:
@@ -65,8 +67,8 @@ def summarise(rows: Sequence[Row]) -> dict[str, Estimate]:
     """Mean and standard error of every number in the rows; NaN values are left out."""
     estimates: dict[str, Estimate] = {}
     for name in dict.fromkeys(name for row in rows for name, value in row.items() if isinstance(value, float)):
-        values = torch.tensor([row[name] for row in rows if not math.isnan(row[name])], dtype=torch.float64)
+        values = np.array([row[name] for row in rows if not math.isnan(row[name])], dtype=np.float64)
         count = len(values)
-        error = float(values.std() / count**0.5) if count > 1 else math.nan
+        error = float(values.std(ddof=1) / count**0.5) if count > 1 else math.nan
         estimates[name] = Estimate(float(values.mean()) if count else math.nan, error, count)
     return estimates
