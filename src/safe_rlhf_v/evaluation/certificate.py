@@ -118,7 +118,8 @@ def certify_rows(
         }
         return {**about, **_decided(scores, claim, number)}
 
-    return look(ledger, {"policy": claim.policy, "judge": claim.judge, "bound": claim.bound}, same, certify)
+    judge = "audit" if audited else claim.judge  # the truth is one claim, whichever judge is named
+    return look(ledger, {"policy": claim.policy, "judge": judge, "bound": claim.bound}, same, certify)
 
 
 def _known(score: float | None) -> float | None:
