@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 EXAMPLES = (
     "evaluate --config configs/evaluate/quickstart.yaml",
-    "evaluate --policies.start runs/quickstart/supervised --policies.ppo_lag runs/quickstart/ppo_lag \\\n"
-    "    --start start --data data/world --output runs/evaluated",
+    "evaluate --policies.start runs/quickstart/supervised \\\n"
+    "    --policies.ppo_lag runs/quickstart/ppo_lag --start start --data data/world --output runs/evaluated",
 )
 
 
