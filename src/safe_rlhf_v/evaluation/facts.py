@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from safe_rlhf_v.construct.lines import Row
+from safe_rlhf_v.construct.models import run_content
 from safe_rlhf_v.evaluation.audit import Audit
 from safe_rlhf_v.evaluation.matching import read_temperatures
 from safe_rlhf_v.evaluation.policies import BestOf, ModelPolicy, Policy
@@ -85,8 +86,9 @@ def judge_ancestors(judge: Judge) -> set[str]:
         judge: The judge.
     """
     run = getattr(judge, "run", None)
-    runs = [run, *named_runs(run, "init_from")] if isinstance(run, str) else []
-    return {*judge.families, *map(_place, runs)}
+    if not isinstance(run, str):
+        return set(judge.families)
+    return {*judge.families, *_marks(run), *_marks_of_named(run, "init_from")}
 
 
 def ancestors(policy: Policy) -> set[str]:
@@ -101,7 +103,7 @@ def ancestors(policy: Policy) -> set[str]:
         for judge in (policy.reward, policy.cost):
             names |= set() if judge is None else judge_ancestors(judge)
     if isinstance(policy, ModelPolicy):
-        names |= {_place(run) for run in named_runs(policy.run, "reward", "cost")}
+        names |= _marks_of_named(policy.run, "reward", "cost")
     return names
 
 
@@ -126,5 +128,21 @@ def named_runs(run: str, *options: str) -> list[str]:
     return [value for name in options for value in (module.get(name), roles.get(name)) if isinstance(value, str)]
 
 
-def _place(run: str) -> str:
-    return f"run:{Path(run).resolve()}"
+def _marks_of_named(run: str, *options: str) -> set[str]:
+    """Marks of the runs that a run names."""
+    return {mark for named in named_runs(run, *options) for place in _places(named, run) for mark in _marks(place)}
+
+
+def _places(named: str, run: str) -> list[str]:
+    """Where a run that another one names may lie: seen from here, and from the folders above the run that names it.
+
+    A run stores the paths that it was given, which hold in the folder that it was trained in.
+    """
+    above = [str(folder / named) for folder in Path(run).resolve().parents if (folder / named).exists()]
+    return [named, *above[:1]]
+
+
+def _marks(run: str) -> set[str]:
+    """By what a run is known: its place, and its weights, which a copy of it shares."""
+    weights = run_content(run)
+    return {f"run:{Path(run).resolve()}", *([f"weights:{weights}"] if weights else [])}
