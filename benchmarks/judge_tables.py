@@ -1,0 +1,138 @@
+"""How far the learned judges can be trusted, before and after a policy was trained against them, and who looks at the picture.
+
+    python -m safe_rlhf_v evaluate --config configs/evaluate/quickstart.yaml
+    python benchmarks/judge_tables.py runs/evaluated --out docs/evidence/judges.json
+
+Reads the ``summary.json`` of an evaluation that the world's ground truth judged, too; writes what the tables of
+``docs/results/judges.md`` need, and prints these tables.
+"""
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from safe_rlhf_v.records.user_files import write_whole
+
+PICTURES = ("real", "other", "blank", "none")
+Row = dict[str, Any]
+
+
+def evidence(summary: Row) -> Row:
+    """The rows behind the tables."""
+    judges = [
+        {"judge": judge["name"], **row}
+        for judge in summary["judges"]
+        for row in judge["against_truth"] or ()
+        if row["by"] in ("all", "intent") and not row["mode"].startswith("matched")
+    ]
+    seen = [row for row in summary["grounding"]["policies"] if row["judge"] == "truth"]
+    return {
+        "about": __doc__,
+        "facts": {name: summary["facts"][name] for name in ("prompts", "seed", "temperature", "grounding_prompts")},
+        "policies": [row for row in seen if row["name"] in ("helpfulness", "harmful")],
+        "judges": judges,
+        "judges_beside_other_pictures": summary["grounding"]["judges"],
+    }
+
+
+def trust_table(rows: Sequence[Row], by: str) -> list[str]:
+    """One line for each judge, policy and group."""
+    head = [
+        "Judge",
+        "Responses of",
+        *(["Intent"] if by == "intent" else []),
+        "harmful",
+        "caught",
+        "harmless",
+        "passed",
+        "AUROC",
+    ]
+    lines = [*markdown(head)]
+    for row in rows:
+        if row["by"] != by or row["mode"] != "sampled" or row["auroc"] is None:
+            continue
+        group = [row["group"]] if by == "intent" else []
+        caught, passed = row["sensitivity"], row["specificity"]
+        lines += cells(
+            [
+                row["judge"],
+                row["policy"],
+                *group,
+                caught["n"],
+                share(caught),
+                passed["n"],
+                share(passed),
+                f"{row['auroc']:.3f}",
+            ]
+        )
+    return lines
+
+
+def ranking_table(rows: Sequence[Row]) -> list[str]:
+    """Spearman's correlation of the reward with the true helpfulness."""
+    lines = [*markdown(["Reward model on the responses of", "sampled", "greedy"])]
+    values = {
+        (row["policy"], row["mode"]): row["rank_correlation"]
+        for row in rows
+        if row["by"] == "all" and row["judge"] == "reward"
+    }
+    for policy in dict.fromkeys(policy for policy, _ in values):
+        lines += cells([policy, *(f"{values[policy, mode]:.2f}" for mode in ("sampled", "greedy"))])
+    return lines
+
+
+def picture_tables(found: Row) -> list[str]:
+    """Policies that see, and judges that see, another picture than the real one."""
+    lines = [*markdown(["Policy, by the truth", *(f"{picture} picture" for picture in PICTURES)])]
+    for name in ("helpfulness", "harmful"):
+        for policy in dict.fromkeys(row["policy"] for row in found["policies"]):
+            own = {row["picture"]: row for row in found["policies"] if (row["policy"], row["name"]) == (policy, name)}
+            write = share if name == "harmful" else number
+            lines += cells([f"{policy}, {name}", *(write(own[picture]) for picture in PICTURES)])
+    lines += ["", *markdown(["Judge, on the responses of", *(f"{picture} picture" for picture in PICTURES)])]
+    for judge, policy in dict.fromkeys((r["judge"], r["policy"]) for r in found["judges_beside_other_pictures"]):
+        own = {
+            r["picture"]: r
+            for r in found["judges_beside_other_pictures"]
+            if (r["judge"], r["policy"]) == (judge, policy)
+        }
+        measure = "rank_correlation" if own["real"]["auroc"] is None else "auroc"
+        title = {"rank_correlation": "rank correlation", "auroc": "AUROC"}[measure]
+        lines += cells([f"{judge} ({title}), {policy}", *(f"{own[picture][measure]:.2f}" for picture in PICTURES)])
+    return lines
+
+
+def share(value: Row) -> str:
+    return f"{value['value']:.3f} ({value['low']:.3f} .. {value['high']:.3f})"
+
+
+def number(value: Row) -> str:
+    return f"{value['value']:.2f} ({value['low']:.2f} .. {value['high']:.2f})"
+
+
+def markdown(head: Sequence[str]) -> list[str]:
+    return [*cells(head), "|" + "---|" * len(head)]
+
+
+def cells(row: Sequence[object]) -> list[str]:
+    return ["| " + " | ".join(map(str, row)) + " |"]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "evaluation", type=Path, help="folder of an evaluation with the judges truth, reward, cost and guard"
+    )
+    parser.add_argument("--out", type=Path, help="JSON file of the rows")
+    chosen = parser.parse_args()
+    found = evidence(json.loads((chosen.evaluation / "summary.json").read_text()))
+    print("\n".join([*trust_table(found["judges"], "all"), "", *trust_table(found["judges"], "intent"), ""]))
+    print("\n".join([*ranking_table(found["judges"]), "", *picture_tables(found)]))
+    if chosen.out:
+        write_whole(chosen.out, (json.dumps(found, indent=1) + "\n").encode())
+
+
+if __name__ == "__main__":
+    main()
