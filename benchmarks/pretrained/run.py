@@ -13,7 +13,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 from stages import GGUF, LANGUAGE, POLICIES, VISION, Seed
@@ -102,9 +101,10 @@ def write_data(chosen: argparse.Namespace) -> None:
 
 
 def probe(seed: Seed, name: str) -> None:
-    """What a run's language model still knows, in ``forgetting.json`` of its folder."""
+    """What a run's language model still knows, in ``forgetting.json`` of its folder; anew if the run was trained anew."""
     file = seed.root / name / "forgetting.json"
-    if not file.is_file():
+    trained = seed.root / "steps" / f"{name}.json"
+    if not file.is_file() or file.stat().st_mtime < trained.stat().st_mtime:
         script(
             "forgetting.py", str(seed.root / name), f"--base={seed.base}", f"--out={file}", f"--device={seed.device}"
         )
@@ -116,7 +116,6 @@ def one_seed(seed: Seed) -> dict[str, object]:
     Raises:
         SystemExit: With status 1, if the picture is not learned.
     """
-    began = time.monotonic()
     run_steps(seed.start(), seed.root)
     if not seed.small:
         text, enough = learned(seed)
@@ -126,7 +125,7 @@ def one_seed(seed: Seed) -> dict[str, object]:
     run_steps(seed.rest(), seed.root)
     for name in PROBED:
         probe(seed, name)
-    results = results_of_seed(seed) | {"small": seed.small, "seconds_of_the_last_call": round(time.monotonic() - began)}
+    results = results_of_seed(seed) | {"small": seed.small}
     write_whole(seed.root / "results.json", (json.dumps(results, indent=1) + "\n").encode())
     return results
 
@@ -154,8 +153,7 @@ def run(chosen: argparse.Namespace) -> None:
             chosen.accelerator,
             chosen.small,
         )
-        done = seed.root / "results.json"
-        seeds.append(json.loads(done.read_text()) if done.is_file() else one_seed(seed))
+        seeds.append(one_seed(seed))
     print(text := table(seeds))
     if chosen.out:
         chosen.out.parent.mkdir(parents=True, exist_ok=True)

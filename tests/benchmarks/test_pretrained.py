@@ -95,17 +95,22 @@ def test_every_stage_runs_and_is_not_repeated(parts: tuple[Path, Path], photos: 
         assert row in done.stdout
     (results,) = json.loads((tmp_path / "all.json").read_text())["seeds"]
     assert results["seed"] == 3 and results["policies"]["ppo_lag"]["test_blind"]["helpfulness"]["prompts"] == 6
-    kept = tmp_path / "runs" / "seed-3" / "results.json"
-    written = kept.stat().st_mtime_ns
+    root = tmp_path / "runs" / "seed-3"
+    written = (root / "results.json").read_bytes()
     again = run(*options)
-    assert again.returncode == 0 and "done" not in again.stdout and kept.stat().st_mtime_ns == written
+    assert again.returncode == 0 and "13 of 13 steps are done already" in again.stdout
+    assert (root / "results.json").read_bytes() == written
     mixed = run(*(option for option in options if option != "--small"))  # numbers of a trial are no results
     assert mixed.returncode == 1 and "was run with --small" in mixed.stderr
-    kept.unlink()  # as if it had been interrupted before the end
-    resumed = run(*options)
-    assert resumed.returncode == 0 and "13 of 13 steps are done already" in resumed.stdout
-    again_read = json.loads(kept.read_text())["policies"]
-    assert json.dumps(again_read) == json.dumps(results["policies"])  # as texts: a value that nothing has is NaN
+    (root / "results.json").unlink()  # as if it had been interrupted before the end
+    (
+        root / "steps" / "supervised.json"
+    ).touch()  # and as if that stage had been trained anew: its probe is of the old one
+    probes = {name: root / name / "forgetting.json" for name in ("vision", "supervised")}
+    before = {name: file.stat().st_mtime_ns for name, file in probes.items()}
+    assert run(*options).returncode == 0
+    assert (root / "results.json").read_bytes() == written
+    assert [file.stat().st_mtime_ns > before[name] for name, file in probes.items()] == [False, True]
 
 
 def test_missing_parts_are_named_before_anything_is_written(photos: Path, tmp_path: Path) -> None:
