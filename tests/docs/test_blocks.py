@@ -11,7 +11,7 @@ from tests.docs.blocks import ROOT, Block, Reader, blocks, commands
 from tests.stored_runs import copy_run
 
 HOWTO = sorted((ROOT / "docs" / "howto").glob("*.md"))
-LONG = [page for page in HOWTO if page.stem not in ("index", "read_tensorboard")]
+LONG = [ROOT / "README.md", *(page for page in HOWTO if page.stem not in ("index", "read_tensorboard"))]
 AFTER_THE_QUICKSTART = [
     ROOT / "README.md",
     ROOT / "examples" / "leaf_severity" / "README.md",

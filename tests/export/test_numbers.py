@@ -27,6 +27,7 @@ def same_verdicts(ours: Any, theirs: Any, **bounds: float) -> None:
             close([one[name] for one in mine], [one[name] for one in strangers], **bounds)
 
 
+@pytest.mark.slow
 def test_a_family_and_the_quickstarts_models(
     family_runs: Callable[..., Path], policy_stages: Path, guard_run: Path, tmp_path: Path
 ) -> None:

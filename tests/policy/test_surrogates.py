@@ -206,6 +206,7 @@ def command(world: Path, stages: Path, out: Path, *extra: str) -> list[str]:
     )
 
 
+@pytest.mark.slow
 def test_a_users_own_surrogate_needs_nothing_of_ours(world: Path, policy_stages: Path, tmp_path: Path) -> None:
     own = "--model.init_args.surrogate=tests.policy.test_surrogates.Importance"
     runs = {

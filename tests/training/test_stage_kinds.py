@@ -8,26 +8,39 @@ from tests.stored_runs import at, call, copy_run, refused, with_config
 from safe_rlhf_v.training.checkpoints import CheckpointError
 from safe_rlhf_v.training.runs import load_backbone
 
+EVALUATE = ("evaluate", "--data={world}", "--output=x", "--device=cpu")
+START = '--start={{"class_path": "safe_rlhf_v.evaluation.ModelPolicy", "init_args": {{"run": "{root}/cost"}}}}'
+
+
+def judge(kind: str, run: str) -> str:
+    """The option that names one judge, a run of ours."""
+    component = f'{{{{"class_path": "safe_rlhf_v.construct.{kind}", "init_args": {{{{"run": "{{root}}/{run}"}}}}}}}}'
+    return f'--judges={{{{"one": {component}}}}}'
+
 
 @pytest.mark.parametrize(
     ("args", "words"),
     [
         (
-            ["evaluate", "--policy={root}/reward", "--data={world}"],
-            ("--policy", "is a reward model", "a policy is needed"),
+            [*EVALUATE, "--policies.mine={root}/reward"],
+            ("policies.mine", "is a reward model", "a policy is needed"),
         ),
-        (["evaluate", "--policy={root}/vision", "--data={world}"], ("--policy", "is a vision tower")),
+        ([*EVALUATE, "--policies.mine={root}/vision"], ("policies.mine", "is a vision tower")),
         (
-            ["evaluate", "--policy={root}/supervised", "--cost={root}/reward", "--data={world}"],
-            ("--cost", "is a reward model"),
-        ),
-        (
-            ["evaluate", "--policy={root}/supervised", "--reward={root}/cost", "--data={world}"],
-            ("--reward", "is a cost model"),
+            [*EVALUATE, "--policies.mine={root}/supervised", judge("CostJudge", "reward")],
+            ("judges.one", "is a reward model"),
         ),
         (
-            ["evaluate", "--policy={root}/supervised", "--start={root}/cost", "--data={world}"],
-            ("--start", "is a cost model"),
+            [*EVALUATE, "--policies.mine={root}/supervised", judge("RewardJudge", "cost")],
+            ("judges.one", "is a cost model"),
+        ),
+        (
+            [*EVALUATE, "--policies.mine={root}/supervised", judge("GuardJudge", "cost")],
+            ("judges.one", "is a cost model"),
+        ),
+        (
+            [*EVALUATE, "--policies.mine={root}/supervised", START],
+            ("start", "is a cost model"),
         ),
         (
             ["moderate", "--guard={root}/cost", "--input={world}", "--split=train", "--output=x"],
