@@ -106,7 +106,9 @@ def write_reference() -> None:
                 continue
             name = f"safe_rlhf_v.{room}.{file.stem}"
             variables = [key for key, value in vars(import_module(name)).items() if isinstance(value, TypeVar)]
-            nitpick_ignore += [("py:class", f"{name}.{key}") for key in variables]  # they have no entry
+            nitpick_ignore += [
+                (role, f"{name}.{key}") for key in variables for role in ("py:class", "py:obj")
+            ]  # no entry
             leave_out = f"   :exclude-members: {', '.join(public)}" if public else ""
             lines += [f"## {room}.{file.stem}", "", "```{eval-rst}", f".. automodule:: {name}", leave_out, "```", ""]
         write_if_new(folder / f"{room}.md", "\n".join(lines))

@@ -2,11 +2,13 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
 from safe_rlhf_v.evaluation import BestOf, Policy
+from safe_rlhf_v.evaluation.responses import response_tasks
 from safe_rlhf_v.models.sampling import SamplingOptions
 from safe_rlhf_v.policy.answers import Answer
 from safe_rlhf_v.records import Record
@@ -85,3 +87,19 @@ def test_nothing_to_choose_from() -> None:
 def test_what_cannot_choose_is_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         BestOf(Tells(), **options)
+
+
+def test_selection_among_samples_has_no_greedy_form() -> None:
+    work = SimpleNamespace(
+        policies={"one": Tells(), "best": BestOf(Tells(), cost=Known("cost"))},
+        modes=("sampled", "greedy"),
+        pictures=("real",),
+        start=None,
+        prompts=[SimpleNamespace(split="test", key="a", content="")],
+    )
+    tasks = response_tasks(cast(Any, work))
+    assert [(task["policy"], task["mode"]) for task in tasks] == [
+        ("one", "sampled"),
+        ("one", "greedy"),
+        ("best", "sampled"),
+    ]

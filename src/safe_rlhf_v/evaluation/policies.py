@@ -37,6 +37,8 @@ class Policy(ABC):
     """Training step, of a checkpoint in a series."""
     samples: ClassVar[bool] = True
     """Whether it responds to what it is shown, by sampling; else its texts are fixed, without modes and other pictures."""
+    greedy: ClassVar[bool] = True
+    """Whether it has a greedy form; selection among samples has none."""
     knows_entropy: ClassVar[bool] = False
     """Whether it tells the entropy of what it samples from, so that its start can be sampled at the temperature that matches."""
 
@@ -170,7 +172,8 @@ class BestOf(Policy):
 
     It stands for what can be had without training; the divergence of the selection from its policy is at most
     log K - (K - 1) / K (Beirami et al., arXiv 2401.01879), given as ``kl_bound``. Its ``reward`` and ``cost`` by these judges are
-    given, too: with them the best samples can be imitated (``shards demonstrate``).
+    given, too: with them the best samples can be imitated (``shards demonstrate``). There is no greedy form: equal draws leave no
+    choice.
 
     YAML::
 
@@ -183,6 +186,8 @@ class BestOf(Policy):
               cost: {class_path: safe_rlhf_v.construct.CostJudge, init_args: {run: runs/quickstart/cost}}
               draws: 8
     """
+
+    greedy = False
 
     def __init__(
         self,

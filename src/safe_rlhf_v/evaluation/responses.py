@@ -35,11 +35,13 @@ def matched_policies(work: Work) -> list[str]:
 def response_tasks(work: Work) -> list[Row]:
     """One task for each response, policy by policy; those at matched temperatures come last.
 
-    Other pictures are shown in the mode ``sampled`` alone. A policy whose texts are fixed has one mode and sees nothing.
+    Other pictures are shown in the mode ``sampled`` alone. A policy whose texts are fixed has one mode and sees nothing; one
+    without a greedy form is only sampled.
     """
     tasks: list[Row] = []
     for name, policy in work.policies.items():
-        modes = [mode for mode in work.modes if mode != "matched"] if policy.samples else ["sampled"]
+        greedy = policy.samples and policy.greedy and "greedy" in work.modes
+        modes = ["sampled", "greedy"] if greedy else ["sampled"]
         for mode in modes:
             tasks += _tasks(work, name, mode)
             if policy.samples and mode == "sampled":

@@ -12,7 +12,7 @@ FALLBACK_TEMPLATE = (
     "{% if m['role'] == 'assistant' %}{{ eos_token }}{% endif %}{{ ' ' }}{% endfor %}"
     "{% if add_generation_prompt %}ASSISTANT:{% endif %}"
 )
-"""Prompt of a processor and tokenizer without chat template: ``USER: <image>\\n{question} ASSISTANT:``, as LLaVA-1.5 has it."""
+"""What prompts look like without a chat template of processor or tokenizer, as LLaVA-1.5 writes them."""
 
 _MARK = "RESPONSE"
 _QUESTION = "QUESTION"
