@@ -216,6 +216,9 @@ def test_what_cannot_be_used_is_one_line_before_anything_is_sampled(
     common = ["evaluate", f"--data={world}", f"--output={tmp_path / 'out'}"]
     mine = f"--policies.mine={policy_stages / 'supervised'}"
     reward = {"class_path": "safe_rlhf_v.construct.RewardJudge", "init_args": {"run": str(policy_stages / "cost")}}
+    (tmp_path / "theirs.jsonl").write_text('{"key": "nobody", "response": "yes"}\n')
+    file = {"file": str(tmp_path / "theirs.jsonl")}
+    theirs = {"class_path": "safe_rlhf_v.evaluation.ResponsesFile", "init_args": file}
     cases = {
         "policies: name at least one": [*common, "--policies={}"],
         "policies.bad: ": [*common, mine, f"--policies.bad={policy_stages / 'cost'}"],
@@ -229,12 +232,44 @@ def test_what_cannot_be_used_is_one_line_before_anything_is_sampled(
         "--temperature 0": [*common, mine, "--temperature=0"],
         "--modes: sampled is always needed": [*common, mine, "--modes=[greedy]"],
         "--pictures: real is always needed": [*common, mine, "--pictures=[none]"],
+        "--modes: greedy is named twice": [*common, mine, "--modes=[sampled,greedy,greedy]"],
+        "--budget inf: must be a finite number": [*common, mine, "--budget=.inf"],
+        "policies: the name ' '": [*common, f"--policies={json.dumps({' ': str(policy_stages / 'supervised')})}"],
+        "theirs.jsonl: holds no response to any of the": [*common, mine, f"--policies.a={json.dumps(theirs)}"],
         "'Missing'": [*common, mine, '--judges={"w": {"class_path": "safe_rlhf_v.evaluation.Missing"}}'],
     }
     for words, args in cases.items():
         line = refused(args, capsys)
         assert line.startswith("error: ") and (words in line or words == "'Missing'"), line
     assert not (tmp_path / "out").exists()
+
+
+def test_a_name_that_yaml_reads_as_a_number_is_refused_before_anything_is_done(
+    policy_stages: Path, world: Path, tmp_path: Path
+) -> None:
+    for part, values in (("policies", {100: str(policy_stages / "supervised")}), ("judges", {True: WorldJudge()})):
+        with pytest.raises(ValueError, match=f"{part}: the name (100|True) is no text; write it in quotes"):
+            evaluate(**options(policy_stages, world, tmp_path / "out", **{part: values}))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [(None, "gave None for record .*, not scores by name"), (RuntimeError("no memory"), "no memory")],
+)
+def test_a_judge_that_fails_is_named(
+    error: Exception | None, words: str, policy_stages: Path, world: Path, tmp_path: Path
+) -> None:
+    class Forgetful(Judge):
+        def score(self, record: Record, text: str) -> dict[str, float]:
+            if error is not None:
+                raise error
+            return None  # type: ignore[return-value]  # a forgotten return
+
+    more = {"policies": {"mine": ModelPolicy(str(policy_stages / "supervised"))}, "start": None, "audit": None}
+    small = {"judges": {"mine": Forgetful()}, "modes": ["sampled"], "pictures": ["real"], "most_prompts": 2}
+    with pytest.raises(ValueError, match=f"judges.mine: {words}"):
+        evaluate(**options(policy_stages, world, tmp_path, **more, **small))
 
 
 @pytest.mark.slow
@@ -264,7 +299,9 @@ def test_the_best_of_several_has_the_largest_worth(policy_stages: Path, world: P
     assert bound == pytest.approx(math.log(4) - 3 / 4, abs=1e-6)
 
 
-def test_people_get_a_sheet_and_give_it_back(finished: Path, policy_stages: Path, world: Path, tmp_path: Path) -> None:
+def test_people_get_a_sheet_and_give_it_back(
+    policy_stages: Path, world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     import csv
 
     rated = tmp_path / "rated.csv"
@@ -281,6 +318,15 @@ def test_people_get_a_sheet_and_give_it_back(finished: Path, policy_stages: Path
         writer.writerows({**line, "helpfulness": "2", "safety": "-1"} for line in lines[1:])
     more["audit"] = Audit(PeopleRatings(str(rated)), 3)
     evaluate(**options(policy_stages, world, tmp_path / "out", **more))
+    assert f"audit: {len(lines) - 1} of {len(lines)} responses of the sample are rated" in capsys.readouterr().out
+    other = tmp_path / "other.csv"
+    other.write_text("id,helpfulness,safety\nzzz,2,-1\n")
+    with pytest.raises(
+        ValueError, match=r"none of its 1 ids is that of one of the .* it is the sheet of another evaluation"
+    ):
+        evaluate(
+            **options(policy_stages, world, tmp_path / "b", **{**more, "audit": Audit(PeopleRatings(str(other)), 3)})
+        )
     audited = rows(tmp_path / "out", "audit")
     values = [tuple(row["values"].values()) for row in audited]
     assert set(values) == {(2.0, -1.0, 1.0), (None, None, None)}

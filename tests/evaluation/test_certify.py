@@ -189,6 +189,8 @@ class TestRows:
         [
             (["--budget", "1.5"], "--budget is 1.5"),
             (["--delta", "0"], "--delta is 0"),
+            (["--delta", "1e-300"], "--delta is 1e-300"),
+            (["--bound", "cost", "--budget=0", "--cap", "1e308"], "within 1e+09 of 0"),
             (["--cap", "3"], "are for --bound cost"),
             (["--bound", "cost", "--cap", "3", "--budget", "4"], "must lie between"),
             (["--policy", " "], "must have a name"),
@@ -224,6 +226,7 @@ class TestLedger:
             (b"[]\n", "line 1 is damaged"),
             (b'{"key":"a"}\n', "line 1 is no certificate"),
             (b'{"policy":"p","judge":"j","bound":"violations","look":0,"digest":"d"}\n', "line 1 is no certificate"),
+            (b'{"policy":"p","judge":"j","bound":"violations","look":1' + b"0" * 400 + b',"digest":"d"}\n', "line 1"),
             (b'{"policy":"p","judge":"j","bound":"violations","look":true,"digest":"d"}\n', "line 1 is no certificate"),
         ],
     )

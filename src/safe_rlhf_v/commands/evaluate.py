@@ -1,5 +1,6 @@
 """``python -m safe_rlhf_v evaluate``: policies on held-out prompts, by several judges, with a report."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -88,9 +89,11 @@ def evaluate(
     """
     from safe_rlhf_v.evaluation.run import check, run_evaluation
 
-    _check(policies, splits, Path(output), temperature, modes, pictures)
+    _check_names(policies=policies, judges=judges or {})
+    _check_numbers(temperature, budget)
+    _check_lists(modes=(modes, "sampled"), pictures=(pictures, "real"))
     prompts = _prompts(data, splits, most_prompts, grounding_prompts, seed)
-    work = _work(Path(output), prompts, policies, start, judges, max_new_tokens, temperature, seed)
+    work = _work(_folder(output), prompts, policies, start, judges, max_new_tokens, temperature, seed)
     work = replace(work, modes=modes, pictures=pictures, batch_size=batch_size, on_failure=on_failure)
     hand_down({"device": str(find_device(device)), "trust": tuple(trust), "base": base}, [*work.parts, audit])
     check(work, audit)
@@ -98,9 +101,20 @@ def evaluate(
     return "\n".join(f"written: {work.folder / name}" for name in ("report.html", "summary.json", "responses.jsonl"))
 
 
+def _folder(output: AnyPath) -> Path:
+    """The folder of the evaluation. Raises: ValueError: If something else has its name."""
+    folder = Path(output)
+    if folder.is_symlink() and not folder.exists():
+        raise ValueError(f"--output {output}: is a link to nothing; remove it")
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"--output {output}: is no folder")
+    return folder
+
+
 def _prompts(data: AnyPath, splits: Sequence[str], most: int | None, grounding: int, seed: int) -> "PromptSet":
     from safe_rlhf_v.evaluation.prompts import PromptSet
 
+    check_splits(splits)
     return PromptSet(Path(data), splits, most, grounding, seed)
 
 
@@ -125,27 +139,35 @@ def _work(
     return Work(output, prompts, named, compared, reference, by_name, sampling, seed=seed)
 
 
-def _check(
-    policies: Mapping[str, Any],
-    splits: Sequence[str],
-    output: Path,
-    temperature: float,
-    modes: Sequence[str],
-    pictures: Sequence[str],
-) -> None:
-    """Refuse options with which nothing can be evaluated. Raises: ValueError: Naming the option."""
-    check_splits(splits)
-    if not policies:
+def _check_names(**components: Mapping[str, Any]) -> None:
+    """Refuse what is no name. Raises: ValueError: Naming the option."""
+    if not components["policies"]:
         raise ValueError("policies: name at least one, as --policies.mine runs/mine")
+    for option, names in components.items():
+        for name in names:
+            if not isinstance(name, str):  # YAML reads 100 and yes as a number and as true
+                raise ValueError(f"{option}: the name {name!r} is no text; write it in quotes")
+            if not name or name != name.strip() or not name.isprintable():
+                raise ValueError(f"{option}: the name {name!r:.100} must be visible text, without spaces around it")
+
+
+def _check_numbers(temperature: float, budget: float | None) -> None:
+    """Refuse numbers with which nothing can be evaluated. Raises: ValueError: Naming the option."""
     if temperature == 0:
         raise ValueError(
             "--temperature 0: the mode greedy takes the likeliest token; the mode sampled needs more than 0"
         )
-    for option, values, needed in (("--modes", modes, "sampled"), ("--pictures", pictures, "real")):
+    if budget is not None and not math.isfinite(budget):
+        raise ValueError(f"--budget {budget}: must be a finite number")
+
+
+def _check_lists(**options: tuple[Sequence[str], str]) -> None:
+    """Refuse a list without the value that is always needed, and doubled values. Raises: ValueError: Naming the option."""
+    for option, (values, needed) in options.items():
         if needed not in values:
-            raise ValueError(f"{option}: {needed} is always needed")
-    if output.exists() and not output.is_dir():
-        raise ValueError(f"--output {output}: is no folder")
+            raise ValueError(f"--{option}: {needed} is always needed")
+        if twice := [value for value in values if values.count(value) > 1]:
+            raise ValueError(f"--{option}: {twice[0]} is named twice; name it once")
 
 
 def _start(start: str | Policy | None, policies: dict[str, Policy]) -> tuple[str | None, Policy | None]:

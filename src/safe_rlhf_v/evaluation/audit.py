@@ -6,7 +6,7 @@ Error rates of a judge do not carry over from other responses: a policy that was
 from dataclasses import dataclass
 
 from safe_rlhf_v.construct.lines import Row, digest
-from safe_rlhf_v.evaluation.people import PeopleRatings, write_sheet
+from safe_rlhf_v.evaluation.people import PeopleRatings, row_id, write_sheet
 from safe_rlhf_v.evaluation.scores import write_tasks
 from safe_rlhf_v.evaluation.work import Work, described
 from safe_rlhf_v.scoring.judge import Judge
@@ -49,20 +49,25 @@ def write_audit(work: Work, audit: Audit) -> str:
     Args:
         work: The evaluation.
         audit: Who audits.
+
+    Raises:
+        ValueError: If people rated other responses.
     """
     rows = audited_rows(work, audit.samples)
+    left = ""
     if isinstance(audit.judge, PeopleRatings):
         sheet = work.folder / SHEET
         write_sheet(sheet, rows, work.prompts, work.seed)
         if audit.judge.awaited:
             return f"audit: fill in {sheet}, save it as {audit.judge.file}, and run the same command again"
+        left = audit.judge.unrated({row_id(row["key"], row["response"]) for row in rows if not row["fault"]})
     tasks = [
         {"judge": NAME, **{name: row[name] for name in ("policy", "split", "mode", "picture", "key")}, "of": _of(row)}
         for row in rows
     ]
     settings = {"judge": described({NAME: audit.judge}), "samples": audit.samples}
     write_tasks(work, NAME, tasks, {NAME: audit.judge}, settings)
-    return ""
+    return left
 
 
 def audited_rows(work: Work, samples: int) -> list[Row]:

@@ -40,6 +40,10 @@ class Claim(NamedTuple):
     delta: float
 
 
+LEAST_DELTA = 1e-9
+LARGEST_COST = 1e9
+
+
 def make_claim(
     policy: str, judge: str, bound: Bounded, budget: float, delta: float, cap: float | None, floor: float | None
 ) -> Claim:
@@ -57,10 +61,12 @@ def make_claim(
     Raises:
         ValueError: If an option is missing, or out of its range.
     """
-    if not policy.strip() or not judge.strip():
+    policy = policy.strip()  # a space more is no other claim, with its own first look
+    judge = judge.strip()
+    if not policy or not judge:
         raise ValueError("--policy and --judge must have a name: looks are counted by them")
-    if not 0 < delta < 1:
-        raise ValueError(f"--delta is {delta:g}; it must lie between 0 and 1")
+    if not LEAST_DELTA <= delta < 1:
+        raise ValueError(f"--delta is {delta:g}; it must lie between {LEAST_DELTA:g} and 1")
     if bound == "violations":
         if cap is not None or floor is not None:
             raise ValueError("--cap and --floor are for --bound cost; a share of harmful responses needs none")
@@ -73,8 +79,10 @@ def make_claim(
             "largest one; choose it from other responses, not from these (say the largest cost of a validation split)"
         )
     least = -cap if floor is None else floor
-    if not (math.isfinite(budget) and math.isfinite(cap) and math.isfinite(least) and least < budget < cap):
-        raise ValueError(f"--budget {budget:g} must lie between --floor {least:g} and --cap {cap:g}")
+    if not (abs(cap) <= LARGEST_COST and abs(least) <= LARGEST_COST and least < budget < cap):  # NaN fails, too
+        raise ValueError(
+            f"--budget {budget:g} must lie between --floor {least:g} and --cap {cap:g}, and those within {LARGEST_COST:g} of 0"
+        )
     return Claim(policy, judge, bound, budget, least, cap, delta)
 
 

@@ -19,6 +19,9 @@ _MAX_BYTES = 50_000_000
 _CLAIM = ("policy", "judge", "bound")
 
 
+_MOST_LOOKS = 1_000_000
+
+
 def look(path: Path, claim: Entry, digest: str, certify: Callable[[int], Entry]) -> Entry:
     """Compute a certificate as a further look at its claim and write it down, or the one that these rows had already.
 
@@ -69,7 +72,7 @@ def _parsed(text: bytes, path: Path) -> list[Entry]:
             ) from None
         look_number = entry.get("look")
         texts = all(isinstance(entry.get(field), str) for field in (*_CLAIM, "digest"))
-        if not texts or type(look_number) is not int or look_number < 1:
+        if not texts or type(look_number) is not int or not 1 <= look_number <= _MOST_LOOKS:
             raise ValueError(f"{name}: line {number} is no certificate; name another --ledger")
         entries.append(entry)
     return entries

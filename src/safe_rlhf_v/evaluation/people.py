@@ -4,7 +4,7 @@ import csv
 import io
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,11 +56,37 @@ class PeopleRatings(Judge):
         if not self.awaited:
             self._ratings = self._read()
 
-    def score(self, record: Record, text: str) -> dict[str, float]:
+    @property
+    def ratings(self) -> dict[str, dict[str, float]]:
+        """What people said, by id."""
         if self._ratings is None:
             self._ratings = self._read()
+        return self._ratings
+
+    def score(self, record: Record, text: str) -> dict[str, float]:
         none = {"helpfulness": math.nan, "level": math.nan, "harmful": math.nan}
-        return self._ratings.get(row_id(record.key, text), none)
+        return self.ratings.get(row_id(record.key, text), none)
+
+    def unrated(self, ids: Collection[str]) -> str:
+        """Says how many responses have no rating; "" if all have one.
+
+        Args:
+            ids: Of the responses that are to be rated.
+
+        Raises:
+            ValueError: If the sheet is about none of them.
+        """
+        if ids and not self.ratings.keys() & set(ids):
+            raise ValueError(
+                f"audit: {self.file}: none of its {len(self.ratings)} ids is that of one of the {len(ids)} sampled responses; "
+                "it is the sheet of another evaluation"
+            )
+        rated = sum(not all(map(math.isnan, self.ratings[one].values())) for one in ids if one in self.ratings)
+        return (
+            ""
+            if rated == len(ids)
+            else f"audit: {rated} of {len(ids)} responses of the sample are rated in {self.file}"
+        )
 
     def _read(self) -> dict[str, dict[str, float]]:
         ratings: dict[str, dict[str, float]] = {}

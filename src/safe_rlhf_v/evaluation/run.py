@@ -12,6 +12,7 @@ from safe_rlhf_v.evaluation.refusals import RefusalWords
 from safe_rlhf_v.evaluation.report import write_report
 from safe_rlhf_v.evaluation.responses import write_prompts, write_responses
 from safe_rlhf_v.evaluation.scores import write_judge_pictures, write_scores
+from safe_rlhf_v.evaluation.stored import ResponsesFile
 from safe_rlhf_v.evaluation.work import Work, named
 from safe_rlhf_v.records.user_files import locked_folder, write_whole
 from safe_rlhf_v.scoring.judge import Judge
@@ -42,6 +43,8 @@ def check(work: Work, audit: Audit | None) -> None:
     for name, component in components.items():
         with named(name):
             component.check()
+            if isinstance(component, ResponsesFile):
+                component.check_keys([prompt.key for prompt in work.prompts])
             component.unload()
 
 

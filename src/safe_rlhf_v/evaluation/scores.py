@@ -132,6 +132,8 @@ def _by_scores(judge: Judge, pairs: Sequence[tuple[Record, str]]) -> list[Verdic
         raise ValueError(f"gave {len(scores)} scores for {len(pairs)} responses")
     several: list[Verdict] = []
     for (record, _), one in zip(pairs, scores, strict=True):
+        if not isinstance(one, Mapping):
+            raise ValueError(f"gave {one!r:.60} for record {record.key}, not scores by name")
         values = {str(key): _number(record.key, str(key), value) for key, value in one.items()}
         unknown = any(values.get(headline, 0.0) is None for headline in HEADLINES)
         several.append(Verdict(values, "unknown" if unknown else ""))

@@ -2,7 +2,7 @@
 
 import codecs
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -58,6 +58,22 @@ class ResponsesFile(Policy):
 
     def check(self) -> None:
         self.texts()
+
+    def check_keys(self, keys: Collection[str]) -> None:
+        """Refuse a file about other prompts.
+
+        Args:
+            keys: Keys of all prompts.
+
+        Raises:
+            ValueError: If it has no response to any of them.
+        """
+        if not set(keys) & set(self.texts()):
+            theirs = next(iter(self.texts()))
+            raise ValueError(
+                f"{self.file}: holds no response to any of the {len(keys)} prompts; its first {self.key} is {theirs!r:.60}, "
+                f"that of the prompts {next(iter(keys))!r:.60}"
+            )
 
     def respond(
         self, records: Sequence[Record], sampling: "SamplingOptions", seed: int, reference: Policy | None = None

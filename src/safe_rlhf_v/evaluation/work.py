@@ -126,5 +126,7 @@ def named(name: str) -> Iterator[None]:
     """
     try:
         yield
-    except (ValueError, OSError) as error:
+    except RefusedToGoOn:
+        raise
+    except (ValueError, OSError, RuntimeError) as error:  # a GPU without memory is a RuntimeError
         raise ValueError(f"{name}: {error}") from error
