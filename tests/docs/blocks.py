@@ -75,9 +75,24 @@ def blocks(page: Path) -> list[Block]:
 
 
 def commands(text: str) -> list[list[str]]:
-    """The commands of a shell block, as words; comments are left out and continued lines joined."""
-    joined = re.sub(r"\\\n\s*", " ", text)
-    return [words for line in joined.splitlines() if (words := shlex.split(line, comments=True))]
+    """The commands of a shell block, as words; comments are left out, and continued lines and quoted texts joined.
+
+    Raises: ValueError: If a quoted text does not end.
+    """
+    several: list[list[str]] = []
+    open_lines = ""
+    for line in re.sub(r"\\\n\s*", " ", text).splitlines():
+        open_lines += line
+        try:
+            words = shlex.split(open_lines, comments=True)
+        except ValueError:  # no closing quotation yet
+            open_lines += "\n"
+            continue
+        several += [words] if words else []
+        open_lines = ""
+    if open_lines:
+        raise ValueError(f"a quoted text does not end: {open_lines:.80}")
+    return several
 
 
 class Reader:
