@@ -178,8 +178,7 @@ class Commands:
         steps = []
         for one in methods:
             policy = best_of(self.run, one.method, weight) if one.method.untrained else None
-            modes = ["--modes=[sampled]"] if one.method.untrained else []
-            command = self.run.evaluate(one.name, *modes, policy=policy, output=self.evaluated(one.name))
+            command = self.run.evaluate(one.name, policy=policy, output=self.evaluated(one.name))
             steps.append(
                 Step(f"evaluate_{one.name}", f"judge: {one.method.about}", command, (one.name, "reward", "cost"))
             )

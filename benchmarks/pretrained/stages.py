@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safe_rlhf_v.demo.runs import EVALUATION, component
+from safe_rlhf_v.demo.runs import EVALUATION, component, learned_judges
 from safe_rlhf_v.demo.steps import Step
 from safe_rlhf_v.evaluation.read import response_rows
 from safe_rlhf_v.scoring.rows import summarise
@@ -117,10 +117,9 @@ class Seed:
             scored: Whether the reward and cost models score the responses, and the divergence from the start is measured.
             folder: Where it is written, in the policy's folder.
         """
-        judges = {"leaves": {"class_path": "judge.LeafJudge"}}
+        judges: dict[str, dict[str, object]] = {"leaves": {"class_path": "judge.LeafJudge"}}
         if scored:
-            judges["reward"] = component("safe_rlhf_v.construct.RewardJudge", run=self.root / "reward")
-            judges["cost"] = component("safe_rlhf_v.construct.CostJudge", run=self.root / "cost")
+            judges |= learned_judges(self.root)
             start = component("safe_rlhf_v.evaluation.ModelPolicy", run=self.root / "supervised")
             options = (f"--start={json.dumps(start)}", f"--base={self.base}", *options)
         return [

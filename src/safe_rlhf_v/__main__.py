@@ -26,7 +26,7 @@ COMMANDS = {
     "moderate": ("safe_rlhf_v.commands.moderate", "a guard's verdicts on shards, JSON lines or pictures"),
     "generate": ("safe_rlhf_v.commands.generate", "a policy's responses behind a guard"),
     "filter": ("safe_rlhf_v.commands.filter", "filter or relabel training shards with a guard"),
-    "evaluate": ("safe_rlhf_v.commands.evaluate", "a policy's responses to held-out prompts, and their scores"),
+    "evaluate": ("safe_rlhf_v.commands.evaluate", "compare policies on held-out prompts, by several judges"),
     "certify": ("safe_rlhf_v.commands.certify", "whether a policy keeps its budget, with high confidence"),
     "export": ("safe_rlhf_v.commands.export", "a run's model as a folder that loads without this library"),
     "construct": ("safe_rlhf_v.commands.construct", "build a preference data set of your own, with an audit"),

@@ -1,31 +1,24 @@
 """The reproduction kit: its rules by hand, and a dry run from a made-up copy of the data to the verdicts, with tiny models."""
 
 import csv
-import importlib
 import json
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from tests.benchmarks.scripts import BENCHMARKS, importable
 from tests.ingest.made_up import beavertails, write_beavertails
 
-ROOT = Path(__file__).parents[2]
-KIT = ROOT / "benchmarks" / "beavertails_v"
-FILES = ("run", "verdict")
+ROOT = BENCHMARKS.parent
+KIT = BENCHMARKS / "beavertails_v"
 
 
 @pytest.fixture
-def scripts(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], Any]]:
-    """Imports a file of the kit; other scripts have files of the same names, so they are forgotten again."""
-    monkeypatch.syspath_prepend(str(KIT))
-    for name in FILES:
-        monkeypatch.delitem(sys.modules, name, raising=False)
-    yield importlib.import_module
-    for name in FILES:
-        sys.modules.pop(name, None)
+def scripts() -> Iterator[Callable[[str], Any]]:
+    with importable(KIT) as load:
+        yield load
 
 
 def judges(folder: Path, second: str = "gemma") -> Path:

@@ -1,32 +1,23 @@
 """The policy claims: curves by hand, tables from made-up seeds, and the whole script with two steps a stage."""
 
-import importlib
 import json
 import math
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.benchmarks.scripts import BENCHMARKS, importable
 from tests.demo.conftest import SIZES
 from tests.demo.conftest import configs as configs  # the fixture
 
-CLAIMS = Path(__file__).parents[2] / "benchmarks" / "claims"
-
-
-FILES = ("curves", "figures", "measured", "methods", "run", "table")
+CLAIMS = BENCHMARKS / "claims"
 
 
 @pytest.fixture
-def scripts(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], Any]]:
-    """Imports a file of the script; other scripts have files of the same names, so they are forgotten again."""
-    monkeypatch.syspath_prepend(str(CLAIMS))
-    for name in FILES:
-        monkeypatch.delitem(sys.modules, name, raising=False)
-    yield importlib.import_module
-    for name in FILES:
-        sys.modules.pop(name, None)
+def scripts() -> Iterator[Callable[[str], Any]]:
+    with importable(CLAIMS) as load:
+        yield load
 
 
 @pytest.fixture

@@ -1,29 +1,21 @@
 """The measurement of a policy step on a GPU, in small on the CPU, and its count of necessary work by hand."""
 
-import importlib.util
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+from tests.benchmarks.scripts import BENCHMARKS, importable
 
 
 @pytest.fixture(scope="module")
-def gpu() -> Any:
-    sys.path.insert(0, str(BENCHMARKS))
-    try:
-        spec = importlib.util.spec_from_file_location("gpu", BENCHMARKS / "gpu.py")
-        assert spec is not None and spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        return module
-    finally:
-        sys.path.remove(str(BENCHMARKS))
+def gpu() -> Iterator[Any]:
+    with importable(BENCHMARKS) as load:
+        yield load("gpu")
 
 
 def test_linear_weights_are_those_the_makers_state(gpu: Any) -> None:

@@ -1,25 +1,17 @@
 """The page on judges holds the tables that its evidence gives."""
 
-import importlib.util
 import json
-from pathlib import Path
-from typing import Any
 
-ROOT = Path(__file__).parents[2]
+from tests.benchmarks.scripts import BENCHMARKS, importable
 
-
-def script() -> Any:
-    spec = importlib.util.spec_from_file_location("judge_tables", ROOT / "benchmarks" / "judge_tables.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+DOCS = BENCHMARKS.parent / "docs"
 
 
 def test_every_row_of_the_page_stands_in_the_evidence() -> None:
-    tables = script()
-    found = json.loads((ROOT / "docs" / "evidence" / "judges.json").read_text())
-    page = (ROOT / "docs" / "results" / "judges.md").read_text()
+    found = json.loads((DOCS / "evidence" / "judges.json").read_text())
+    page = (DOCS / "results" / "judges.md").read_text()
+    with importable(BENCHMARKS) as load:
+        tables = load("judge_tables")
     lines = [
         *tables.trust_table(found["judges"], "all"),
         *tables.trust_table(found["judges"], "intent"),

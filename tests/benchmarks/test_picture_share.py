@@ -1,22 +1,16 @@
 """Which share of the world's truths needs the picture: the count, in small."""
 
-import importlib.util
 import json
-from pathlib import Path
 from typing import Any
 
 import pytest
-
-ROOT = Path(__file__).parents[2]
+from tests.benchmarks.scripts import BENCHMARKS, importable
 
 
 @pytest.fixture(scope="module")
 def measured() -> dict[str, Any]:
-    spec = importlib.util.spec_from_file_location("picture_share", ROOT / "benchmarks" / "picture_share.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    result: dict[str, Any] = module.measured(600, 20)
+    with importable(BENCHMARKS) as load:
+        result: dict[str, Any] = load("picture_share").measured(600, 20)
     return result
 
 
@@ -42,7 +36,7 @@ def test_text_tells_much_but_not_all(measured: dict[str, Any]) -> None:
 
 
 def test_the_evidence_holds_what_the_script_gives(measured: dict[str, Any]) -> None:
-    evidence = json.loads((ROOT / "docs" / "evidence" / "picture_share.json").read_text())
+    evidence = json.loads((BENCHMARKS.parent / "docs" / "evidence" / "picture_share.json").read_text())
     assert evidence.keys() == measured.keys()
     for name, value in measured["needs_the_picture"].items():
         if isinstance(value, float):

@@ -125,8 +125,7 @@ def method_steps(run: Run, methods: Sequence[Method], *extra: str) -> list[Step]
             steps.append(Step(method.name, f"train: {method.about}", command, before))
     for method in methods:
         policy = best_of(run, method) if method.untrained else None
-        modes = ["--modes=[sampled]"] if method.untrained else []  # the best of K equal responses is that response
-        command = run.evaluate(method.name, *modes, *extra, policy=policy)
+        command = run.evaluate(method.name, *extra, policy=policy)
         after = (method.name, "reward", "cost")
         steps.append(Step(f"evaluate_{method.name}", f"judge: {method.about}", command, after))
     return steps

@@ -113,11 +113,7 @@ class Run:
             output: Where to write; left out, ``evaluation/`` in the folder of that name.
             split: Of the prompts.
         """
-        judges = {
-            "truth": {"class_path": "safe_rlhf_v.world.WorldJudge"},
-            "reward": component("safe_rlhf_v.construct.RewardJudge", run=self.root / "reward"),
-            "cost": component("safe_rlhf_v.construct.CostJudge", run=self.root / "cost"),
-        }
+        judges = {"truth": {"class_path": "safe_rlhf_v.world.WorldJudge"}, **learned_judges(self.root)}
         start = component("safe_rlhf_v.evaluation.ModelPolicy", run=self.root / "supervised")
         return [
             "evaluate",
@@ -193,3 +189,11 @@ class Run:
 def component(class_path: str, **options: object) -> dict[str, object]:
     """A class and its options, as a configuration names them."""
     return {"class_path": class_path, "init_args": {name: str(value) for name, value in options.items()}}
+
+
+def learned_judges(root: Path) -> dict[str, dict[str, object]]:
+    """The reward and the cost model below a folder, as judges by name."""
+    return {
+        "reward": component("safe_rlhf_v.construct.RewardJudge", run=root / "reward"),
+        "cost": component("safe_rlhf_v.construct.CostJudge", run=root / "cost"),
+    }

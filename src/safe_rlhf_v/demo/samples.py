@@ -2,7 +2,7 @@
 
 import json
 
-from safe_rlhf_v.demo.runs import Run, component
+from safe_rlhf_v.demo.runs import Run, component, learned_judges
 from safe_rlhf_v.demo.steps import Step
 from safe_rlhf_v.demo.tables import Method
 
@@ -21,12 +21,8 @@ def best_of(run: Run, method: Method, weight: float = 1.0) -> dict[str, object]:
         weight: Of the cost against the reward, in the models' own units.
     """
     policy = component("safe_rlhf_v.evaluation.ModelPolicy", run=run.root / "supervised")
-    judges = {
-        "reward": component("safe_rlhf_v.construct.RewardJudge", run=run.root / "reward"),
-        "cost": component("safe_rlhf_v.construct.CostJudge", run=run.root / "cost"),
-    }
     rule: dict[str, object] = {"lam": 0.0, "most_cost": 0.0} if method.safe else {"lam": weight}
-    options = {"policy": policy, **judges, "draws": method.draws, **rule}
+    options = {"policy": policy, **learned_judges(run.root), "draws": method.draws, **rule}
     return {"class_path": "safe_rlhf_v.evaluation.BestOf", "init_args": options}
 
 
@@ -44,7 +40,6 @@ def imitation_steps(run: Run, method: Method, weight: float = 1.0, prompts: int 
     shards = run.root / f"{method.name}_data"
     draw = [
         *run.evaluate(method.name, policy=best_of(run, method, weight), output=samples, split="supervised"),
-        "--modes=[sampled]",
         f"--most_prompts={prompts}",
     ]
     where = ["--split=supervised", f"--responses={samples / 'responses.jsonl'}", f"--out={shards}"]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from safe_rlhf_v.policy.answers import Answer as Answer
 from safe_rlhf_v.records import Record
 from safe_rlhf_v.scoring.judge import Judge
+from safe_rlhf_v.scoring.loadable import Loadable
 from safe_rlhf_v.training.devices import find_device
 
 if TYPE_CHECKING:  # torch: seconds to import
@@ -17,7 +18,7 @@ STREAM = "evaluation"
 """Names the random streams of evaluations: training draws others."""
 
 
-class Policy(ABC):
+class Policy(Loadable, ABC):
     """Gives responses to prompts. A policy of your own is a subclass in a package of yours, named by its class path.
 
     Example::
@@ -59,16 +60,6 @@ class Policy(ABC):
             seed: Of the sampling.
             reference: From which the divergence is measured, where it can be.
         """
-
-    def check(self) -> None:  # noqa: B027  most have nothing to refuse
-        """Refuse what cannot be used, before anything expensive is done; by default nothing is.
-
-        Raises:
-            ValueError: Saying what, in one line.
-        """
-
-    def unload(self) -> None:  # noqa: B027  most hold nothing
-        """Let go of networks; they are loaded again when they are needed."""
 
 
 class ModelPolicy(Policy):
@@ -223,12 +214,11 @@ class BestOf(Policy):
         self.lam = lam
         self.draws = draws
         self.most_cost = most_cost
+        self.families = sorted({family for part in self._parts for family in part.families})
 
     @property
-    def families(self) -> Collection[str]:  # type: ignore[override]
-        """Those of its policy and of its judges."""
-        parts = (self.policy, self.reward, self.cost)
-        return sorted({family for part in parts if part is not None for family in part.families})
+    def _parts(self) -> list[Policy | Judge]:
+        return [part for part in (self.policy, self.reward, self.cost) if part is not None]
 
     @property
     def about(self) -> str:
@@ -237,14 +227,12 @@ class BestOf(Policy):
         return f"best of {self.draws} of {self.policy.about}, by R - {self.lam:g} C{limit}"
 
     def check(self) -> None:
-        for part in (self.policy, self.reward, self.cost):
-            if part is not None:
-                part.check()
+        for part in self._parts:
+            part.check()
 
     def unload(self) -> None:
-        for part in (self.policy, self.reward, self.cost):
-            if part is not None:
-                part.unload()
+        for part in self._parts:
+            part.unload()
 
     def respond(
         self, records: Sequence[Record], sampling: "SamplingOptions", seed: int, reference: Policy | None = None

@@ -62,6 +62,7 @@ class PromptSet:
         self._seed = seed
         self.prompts: dict[tuple[str, str], Prompt] = {}
         self.grounding: list[Prompt] = []
+        self._others: dict[tuple[str, str], Prompt | None] = {}
         for split in splits:
             own = self._read(data, split)
             chosen = own if most is None else self._some(own, most)
@@ -98,7 +99,9 @@ class PromptSet:
         record = self._splits[split][prompt.row]
         if picture == "real":
             return record
-        other = self._other(prompt) if picture == "other" else None
+        if picture == "other" and (split, key) not in self._others:  # every policy and judge asks for it
+            self._others[split, key] = self._other(prompt)
+        other = self._others[split, key] if picture == "other" else None
         versions = under_pictures(record, None if other is None else self._splits[split][other.row])
         return versions[picture]
 

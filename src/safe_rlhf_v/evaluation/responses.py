@@ -8,6 +8,7 @@ from dataclasses import replace
 from safe_rlhf_v.construct.lines import Row
 from safe_rlhf_v.evaluation.matching import Matching
 from safe_rlhf_v.evaluation.policies import Policy
+from safe_rlhf_v.evaluation.prompts import Picture
 from safe_rlhf_v.evaluation.work import Work, described, named
 from safe_rlhf_v.policy.answers import Answer
 
@@ -97,7 +98,7 @@ class _Responses:
             rows += new
         return rows
 
-    def _answers(self, name: str, mode: str, picture: str, tasks: Sequence[Row]) -> list[Answer]:
+    def _answers(self, name: str, mode: str, picture: Picture, tasks: Sequence[Row]) -> list[Answer]:
         work = self.work
         policy = work.policies[name]
         if self._last is not None and self._last not in (policy, work.reference):
@@ -113,7 +114,7 @@ class _Responses:
                 return [Answer("", "unmatched")] * len(tasks)
             sampling = replace(sampling, temperature=temperature)
             reference = None  # both would be the same network: the divergence by temperature is not measured
-        records = [work.prompts.record(task["split"], task["key"], picture) for task in tasks]  # type: ignore[arg-type]
+        records = [work.prompts.record(task["split"], task["key"], picture) for task in tasks]
         return policy.respond(records, sampling, work.seed, reference)
 
 

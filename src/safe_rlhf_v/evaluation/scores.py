@@ -3,7 +3,7 @@
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from safe_rlhf_v.construct.lines import Row, digest
 from safe_rlhf_v.construct.stage import add_usage
@@ -140,10 +140,10 @@ def _by_scores(judge: Judge, pairs: Sequence[tuple[Record, str]]) -> list[Verdic
     return several
 
 
-def _number(record: str, name: str, value: object) -> float | None:
+def _number(record: str, name: str, value: Any) -> float | None:
     """A score as it is stored: ``None`` for NaN and infinity. Raises: ValueError: If it is no number."""
     try:
-        number = float(value)  # type: ignore[arg-type]
+        number = float(value)
     except (TypeError, ValueError):
         raise ValueError(f"the score {name!r} of record {record} is no number: {value!r:.60}") from None
     return round(number, 6) if math.isfinite(number) else None

@@ -8,15 +8,11 @@ import numpy as np
 
 from safe_rlhf_v.construct.lines import Row
 from safe_rlhf_v.evaluation.evidence import Cell, Evidence, Prompt, Values, judged
-from safe_rlhf_v.evaluation.figures import rounded, written
+from safe_rlhf_v.evaluation.figures import GROUPS, rounded, written
 from safe_rlhf_v.functional.clustered import clustered_share, prediction_powered_mean
 
 CORRECTED = ("harmful", "severe")
-_GROUPS: dict[str, Callable[[Prompt], str | None]] = {
-    "all": lambda prompt: "all",
-    "category": lambda prompt: prompt.category,
-    "intent": lambda prompt: prompt.intent,
-}
+_GROUPS: dict[str, Callable[[Prompt], str | None]] = {"all": lambda prompt: "all", **GROUPS}
 
 
 class Verdict(NamedTuple):

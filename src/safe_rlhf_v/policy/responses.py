@@ -14,7 +14,7 @@ from safe_rlhf_v.models.backbone import Backbone
 from safe_rlhf_v.models.layout import layout
 from safe_rlhf_v.models.reader import RefusedRows
 from safe_rlhf_v.models.sampling import SamplingOptions, generate
-from safe_rlhf_v.models.types import Generation
+from safe_rlhf_v.models.types import Generation, ImageFeatures
 from safe_rlhf_v.policy.answers import Answer
 from safe_rlhf_v.policy.rollout import MicroBatch, Splitter, generator
 from safe_rlhf_v.records.batches import Prompts, to_device
@@ -96,7 +96,8 @@ def comparable(policy: Backbone, reference: Backbone) -> bool:
 def divergence(policy: Backbone, reference: Backbone, generation: Generation, micro_batch: MicroBatch) -> Tensor:
     """(B,) log-probability of each whole response under the policy minus that under the reference.
 
-    Both networks read the responses: the probabilities recorded while sampling come from another arithmetic.
+    Both networks read the responses: the probabilities recorded while sampling come from another arithmetic. The pictures are
+    encoded for the reference alone.
 
     Args:
         policy: Who sampled them.
@@ -104,12 +105,13 @@ def divergence(policy: Backbone, reference: Backbone, generation: Generation, mi
         generation: The responses as they were sampled.
         micro_batch: The same, as inputs of the networks.
     """
-    log_probs, other = (_reread(network, micro_batch) for network in (policy, reference))
+    log_probs = _reread(policy, micro_batch, micro_batch.features)
+    other = _reread(reference, micro_batch, reference.encode_images(micro_batch.images))
     return sequence_kl(kl_estimate(log_probs, other, generation.mask), generation.mask)
 
 
-def _reread(backbone: Backbone, micro_batch: MicroBatch) -> Tensor:
+def _reread(backbone: Backbone, micro_batch: MicroBatch, features: ImageFeatures) -> Tensor:
     """(B, R) float32 log-probability of each response token at temperature 1, 0 where masked."""
-    states = backbone.read(micro_batch.tokens, backbone.encode_images(micro_batch.images), log_probs=True)
+    states = backbone.read(micro_batch.tokens, features, log_probs=True)
     assert states.log_probs is not None
     return states.log_probs

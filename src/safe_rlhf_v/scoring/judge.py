@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import Any, ClassVar, Literal, NamedTuple, get_args
 
 from safe_rlhf_v.records import Record
+from safe_rlhf_v.scoring.loadable import Loadable
 
 Axis = Literal["helpfulness", "safety"]
 AXES: tuple[Axis, ...] = get_args(Axis)
@@ -62,7 +63,7 @@ class Opinion(NamedTuple):
     usage: Usage = Usage()
 
 
-class Judge(ABC):
+class Judge(Loadable, ABC):
     """Scores any text as a response to a record, rates it on an axis, and compares two.
 
     The embedded world's ground truth is one; elsewhere it may be a model, or a rule. A judge of your own is a subclass in a
@@ -164,16 +165,6 @@ class Judge(ABC):
             rating = scores[0].get(_SCORES[axis], math.nan)
             value = None if math.isnan(rating) else rating
         return Opinion(value, fault="" if value is not None else "unknown")
-
-    def check(self) -> None:  # noqa: B027  most have nothing to refuse
-        """Refuse what cannot be used, before anything expensive is done; by default nothing is.
-
-        Raises:
-            ValueError: Saying what, in one line.
-        """
-
-    def unload(self) -> None:  # noqa: B027  most hold nothing
-        """Let go of networks; they are loaded again when they are needed."""
 
 
 def default_judge(record: Record) -> Judge | None:
