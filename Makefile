@@ -16,7 +16,7 @@ $(VENV)/.installed-docs: $(VENV)/.installed
 	$(RUN) -m pip install --quiet -e ".[docs]"
 	touch $@
 
-quickstart: $(VENV)/.installed ## the whole method on a synthetic world in about ten minutes on two cores, with tables of results
+quickstart: $(VENV)/.installed ## the whole method on a synthetic world in about nine minutes on two cores, with tables of results
 	$(RUN) -m safe_rlhf_v quickstart
 
 compare: $(VENV)/.installed ## every policy method from one start, in one table; goes on from the quickstart
@@ -58,7 +58,7 @@ check: $(VENV)/.installed ## format, lint and types
 	$(RUN) -m ruff check .
 	$(RUN) -m mypy
 
-test: check ## what a contributor runs: about ten minutes on two idle cores
+test: check ## what a contributor runs: about fourteen minutes on two cores
 	$(RUN) -m pytest -q -n 2 -m "not slow"
 
 test-slow: $(VENV)/.installed ## the rest: every model family, kills, soaks

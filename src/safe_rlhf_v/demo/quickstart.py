@@ -15,7 +15,7 @@ from safe_rlhf_v.demo.tables import results
 
 EXAMPLES = ("quickstart", "quickstart --seed 1 --data data/world-1 --root runs/seed-1")
 NEEDS = """The whole method on a synthetic world: world -> vision -> supervised -> reward, cost, guard -> constrained policy.
-{steps} steps: 731 CPU-seconds and ten minutes when last measured, on two cores that had other work, too.
+{steps} steps: 635 CPU-seconds and ten minutes at most when last measured, on two cores that had other work, too.
 It needs 4 GB of memory and 0.4 GB of disk, no GPU, no download. Steps at a time: {cores}.
 Data: {data}; runs: {root}. Interrupted, the same command goes on where it stopped.
 """
@@ -47,7 +47,7 @@ def quickstart(
     """Write the embedded world (synthetic), train every model of the method on it, and print held-out results.
 
     Vision, supervised, reward and cost models, guard, constrained policy: each step is a public command, and the log of a step
-    begins with its command line. What is done already is not repeated. 731 CPU-seconds when last measured.
+    begins with its command line. What is done already is not repeated. 635 CPU-seconds when last measured.
 
     A script that calls it needs ``if __name__ == "__main__":``, because steps are processes of their own.
 
