@@ -7,6 +7,9 @@ import argparse
 import importlib
 import inspect
 import pkgutil
+import re
+import subprocess
+import sys
 
 import pytest
 from jsonargparse._parameter_resolvers import get_signature_parameters
@@ -100,13 +103,38 @@ def test_help_lists_every_class_to_choose_from(
         assert name.rpartition(".")[2] in known
 
 
+JUDGES = ["WorldJudge", "RewardJudge", "CostJudge", "GuardJudge", "EndpointJudge", "PeopleRatings", "RefusalWords"]
+
+
+@pytest.mark.parametrize(
+    ("command", "option", "names"),
+    [
+        ("evaluate", "policies", ["ModelPolicy", "BestOf", "ResponsesFile"]),
+        ("evaluate", "start", ["ModelPolicy", "BestOf", "ResponsesFile"]),
+        ("evaluate", "judges", JUDGES),
+        ("generate", "judge", JUDGES),
+        ("construct", "stages", ["CollectImages", "AskQuestions", "Respond", "JudgeResponses", "Audit", "WriteShards"]),
+    ],
+)
+def test_help_of_a_command_lists_every_class_to_choose_from(command: str, option: str, names: list[str]) -> None:
+    """In a process of its own: here other tests have imported them."""
+    done = subprocess.run(
+        [sys.executable, "-m", "safe_rlhf_v", command, "--help"], capture_output=True, text=True, timeout=60
+    )
+    printed = " ".join(done.stdout.partition("options:")[2].split())
+    text = re.split(r" --\w", printed.partition(f" --{option} {option.upper()} ")[2], maxsplit=1)[0]
+    known = text.partition("known subclasses: ")[2]
+    assert not [name for name in names if f".{name}" not in known]
+    assert "._" not in known, "a class that is no choice"
+
+
 def parsers(parser: argparse.ArgumentParser) -> list[argparse.ArgumentParser]:
     """A parser and those of its subcommands."""
     below = [action.choices.values() for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
     return [parser, *(deeper for group in below for sub in group for deeper in parsers(sub))]
 
 
-GROUPED = [f"shards {name}" for name in ("inspect", "check", "import", "import-ordinal")]
+GROUPED = [f"shards {name}" for name in ("inspect", "check", "import", "import-ordinal", "demonstrate")]
 
 
 @pytest.mark.parametrize("command", [*(name for name in COMMANDS if name != "shards"), *GROUPED, *TRAINING])

@@ -11,6 +11,7 @@ import re
 import sys
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any, get_args
 
@@ -76,6 +77,8 @@ def run(
     Returns:
         The exit status.
     """
+    if any(arg in ("-h", "--help") or arg.partition("=")[0].endswith(".help") for arg in args):
+        load_choices()
     parser = make_parser(function, name, examples, about, positional, first)
     if first and args and not args[0].startswith("-"):
         args = [f"--{first}={args[0]}", *args[1:]]
@@ -99,6 +102,14 @@ def run(
         return refuse(error)
     print(show(result))
     return status(result)
+
+
+def load_choices() -> None:
+    """Import the policies, judges and stages that options may name: help lists the classes that are there."""
+    for room in ("evaluation", "construct", "world"):
+        module = import_module(f"safe_rlhf_v.{room}")
+        for public in module.__all__:
+            getattr(module, public)
 
 
 def make_parser(

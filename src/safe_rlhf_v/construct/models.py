@@ -3,17 +3,19 @@
 import math
 import zipfile
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from safe_rlhf_v.construct.lines import digest
 from safe_rlhf_v.construct.responses import Responded, Responder
 from safe_rlhf_v.records import Record
-from safe_rlhf_v.records.batches import Prompts
 from safe_rlhf_v.scoring.judge import Asked, Axis, Judge, Opinion
 from safe_rlhf_v.training.devices import find_device
 
+if TYPE_CHECKING:
+    from safe_rlhf_v.records.batches import Prompts
 
-def prompts_of(records: Sequence[Record]) -> Prompts:
+
+def prompts_of(records: Sequence[Record]) -> "Prompts":
     """Decoded prompts."""
     from safe_rlhf_v.data_modules.collate import prompts
     from safe_rlhf_v.data_modules.source import Sample
