@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import yaml
 from verdict import verdict
 
@@ -22,6 +23,7 @@ from safe_rlhf_v import __version__
 from safe_rlhf_v.demo.runs import component
 from safe_rlhf_v.demo.steps import Step, run_steps
 from safe_rlhf_v.records.user_files import write_whole
+from safe_rlhf_v.shards import Manifest
 
 ROOT = Path(__file__).parents[2]
 KIT = ROOT / "configs" / "beavertails_v"
@@ -59,6 +61,7 @@ class Kit:
             chosen: Options.
 
         Raises:
+            OSError: If the base cannot be downloaded.
             SystemExit: If there are not two judges.
         """
         self.chosen = chosen
@@ -66,7 +69,7 @@ class Kit:
         self.judges: dict[str, Any] = yaml.safe_load(chosen.judges.read_text())
         if len(self.judges) < 2:
             sys.exit(f"error: --judges {chosen.judges}: names {len(self.judges)}; two independent judges are needed")
-        self.model = chosen.model or self.kit["model"]
+        self.model = pinned(chosen.model or self.kit["model"], chosen.root / "revision.json")
         self.stages = ROOT / self.kit["stages"]
         self.root = chosen.root
         self.evaluation = chosen.root / "evaluation"
@@ -147,6 +150,35 @@ class Kit:
         return {file.name: hashlib.sha256(file.read_bytes()).hexdigest()[:16] for file in files}
 
 
+def pinned(model: str, file: Path) -> str:
+    """Folder of a model's weights, downloaded once; every later call takes the same revision, whatever the hub holds by then.
+
+    Args:
+        model: Name on the hub, or a folder.
+        file: JSON file that holds the revision; written by the first call.
+
+    Raises:
+        OSError: If it cannot be downloaded.
+    """
+    if Path(model).is_dir():
+        return model
+    if not file.is_file():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        revision = huggingface_hub.HfApi().model_info(model).sha
+        write_whole(file, json.dumps({"model": model, "revision": revision}).encode())
+    stored = json.loads(file.read_text())
+    if stored["model"] != model:
+        sys.exit(f"error: {file}: the runs here began with {stored['model']}, not {model}; name another --root")
+    return huggingface_hub.snapshot_download(model, revision=stored["revision"])
+
+
+def revisions(root: Path, data: Path) -> dict[str, str]:
+    """Commits of the weights and of the data on the hub; "" for what came from a folder."""
+    file = root / "revision.json"
+    model = json.loads(file.read_text())["revision"] if file.is_file() else ""
+    return {"model": model, "data": Manifest.load(data).origin.get("revision", "")}
+
+
 def model_policy(run: str, **options: str) -> dict[str, Any]:
     return component("safe_rlhf_v.evaluation.ModelPolicy", run=run, **options)
 
@@ -165,6 +197,7 @@ def main(args: Sequence[str] | None = None) -> None:
         "version": __version__,
         "trial": kit.trial,
         "hashes": kit.hashes(),
+        "revisions": revisions(kit.root, chosen.data),
         **verdict(kit.evaluation, list(kit.judges), kit.kit["evaluation"]["split"]),
     }
     file = kit.root / "result.json"

@@ -4,12 +4,15 @@ import csv
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import yaml
 from tests.benchmarks.scripts import BENCHMARKS, importable
 from tests.ingest.made_up import beavertails, write_beavertails
+
+from safe_rlhf_v.world import write_world
 
 ROOT = BENCHMARKS.parent
 KIT = BENCHMARKS / "beavertails_v"
@@ -85,6 +88,29 @@ def test_one_judge_is_not_enough(scripts: Callable[[str], Any], tmp_path: Path) 
     file.write_text("first: {class_path: a.B}\n")
     with pytest.raises(SystemExit, match="two independent judges are needed"):
         scripts("run").main(["--judges", str(file)])
+
+
+def test_later_calls_take_the_revision_of_the_first(
+    scripts: Callable[[str], Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Hub:
+        newest = "a1"
+
+        def model_info(self, model: str) -> SimpleNamespace:
+            return SimpleNamespace(sha=Hub.newest)
+
+    monkeypatch.setattr("huggingface_hub.HfApi", Hub)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda model, revision: f"/cache/{model}/{revision}")
+    run = scripts("run")
+    file = tmp_path / "runs" / "revision.json"
+    assert run.pinned("owner/model", file) == "/cache/owner/model/a1"
+    Hub.newest = "b2"  # the hub moves on
+    assert run.pinned("owner/model", file) == "/cache/owner/model/a1"
+    with pytest.raises(SystemExit, match="began with owner/model, not owner/other; name another --root"):
+        run.pinned("owner/other", file)
+    assert run.pinned(str(tmp_path), file) == str(tmp_path), "a folder is taken as it is"
+    write_world(tmp_path / "data", sizes={"test": 1})
+    assert run.revisions(tmp_path / "runs", tmp_path / "data") == {"model": "a1", "data": ""}
 
 
 # --- the dry run ------------------------------------------------------------------------------------------------------
