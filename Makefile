@@ -29,7 +29,7 @@ build/pretrained/.installed: $(VENV)/.installed
 
 PHOTOS ?= data/leaf_severity
 pretrained: build/pretrained/.installed ## pretrained networks and photographs through the whole method, three seeds (hours on two cores); PHOTOS=FOLDER
-	$(RUN) benchmarks/pretrained/run.py --photos $(PHOTOS) --weights build/pretrained
+	$(RUN) benchmarks/pretrained/run.py --photos $(PHOTOS) --weights build/pretrained --out docs/evidence/pretrained.json
 
 claims: $(VENV)/.installed ## the policy claims on seeds 20 to 25, by docs/results/protocol.md (about four hours on two idle cores)
 	$(RUN) benchmarks/claims/run.py --tune

