@@ -19,6 +19,7 @@ from unittest.mock import patch
 
 import torch
 from genuine_writing import genuine_writing
+from guard_tables import hiding
 from hiding import WAYS, Example, forms
 
 from safe_rlhf_v.functional.intervals import clopper_pearson_upper
@@ -161,33 +162,6 @@ def genuine(count: int) -> dict[str, dict[str, int]]:
     }
 
 
-def tables(found: dict[str, Any]) -> str:
-    """The evidence as Markdown."""
-    guards = list(found["hidden"])
-    head = f"allowed (at most) | review | blocked | unchecked | allowed of {ANY_WORDS}, any words"
-    lines = [f"| Hidden | {' | '.join(f'{name}: {head}' for name in guards)} |", "|---|" + "---|" * (5 * len(guards))]
-    for way in WAYS:
-        cells = []
-        for name in guards:
-            row, words = (found["hidden"][name][way][kind] for kind in ("guard", "any_words"))
-            cells += [f"{row['allowed']} ({row['allowed_upper']:.1%})", *(str(row[key]) for key in OUTCOMES[1:])]
-            cells.append(str(words["allowed"]))
-        lines.append(f"| {way} | {' | '.join(cells)} |")
-    more = "called a trick | with more than one reading"
-    lines += ["", f"| Script | texts | {more} |", "|---|---|---|---|"]
-    for script, r in found["genuine"].items():
-        lines.append(f"| {script} | {r['texts']} | {r['flagged']} | {r['more_readings']} |")
-    lines += ["", f"| Harmless responses | number | stopped as they stand | stopped by another reading | {more} |"]
-    lines.append("|---|---|---|---|---|---|")
-    for name in guards:
-        for kind, r in found["own_language"][name].items():
-            cells = " | ".join(
-                str(r[key]) for key in ("responses", "stopped_plain", "stopped_more", "flagged", "more_readings")
-            )
-            lines.append(f"| {name}, {kind} | {cells} |")
-    return "\n".join(lines)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--guard", type=Path, default=Path("runs/quickstart/guard"))
@@ -204,7 +178,7 @@ def main() -> None:
     for part in ("hidden", "own_language"):
         found[part] = {name: result[part] for name, result in results.items()}
     options.out.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n")
-    print(tables(found))
+    print(hiding(found, ANY_WORDS))
 
 
 if __name__ == "__main__":

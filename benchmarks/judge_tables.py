@@ -15,7 +15,7 @@ from typing import Any
 
 from safe_rlhf_v.records.user_files import write_whole
 
-PICTURES = ("real", "other", "blank", "none")
+PICTURES = {"real": "real picture", "other": "other picture", "blank": "blank picture", "none": "no picture"}
 Row = dict[str, Any]
 
 
@@ -27,14 +27,24 @@ def evidence(summary: Row) -> Row:
         for row in judge["against_truth"] or ()
         if row["by"] in ("all", "intent") and not row["mode"].startswith("matched")
     ]
-    seen = [row for row in summary["grounding"]["policies"] if row["judge"] == "truth"]
+    seen, true = (
+        [row for row in rows if row["judge"] == "truth" and row["name"] in ("helpfulness", "harmful")]
+        for rows in (summary["grounding"]["policies"], summary["figures"])
+    )
     return {
         "about": __doc__,
         "facts": {name: summary["facts"][name] for name in ("prompts", "seed", "temperature", "grounding_prompts")},
-        "policies": [row for row in seen if row["name"] in ("helpfulness", "harmful")],
+        "figures": true,
+        "policies": seen,
         "judges": judges,
         "judges_beside_other_pictures": summary["grounding"]["judges"],
     }
+
+
+def tables(found: Row) -> list[str]:
+    """Every table of the page."""
+    trust = [*trust_table(found["judges"], "all"), "", *trust_table(found["judges"], "intent"), ""]
+    return [*trust, *ranking_table(found["judges"]), "", *picture_tables(found)]
 
 
 def trust_table(rows: Sequence[Row], by: str) -> list[str]:
@@ -85,13 +95,13 @@ def ranking_table(rows: Sequence[Row]) -> list[str]:
 
 def picture_tables(found: Row) -> list[str]:
     """Policies that see, and judges that see, another picture than the real one."""
-    lines = [*markdown(["Policy, by the truth", *(f"{picture} picture" for picture in PICTURES)])]
+    lines = [*markdown(["Policy, by the truth", *PICTURES.values()])]
     for name in ("helpfulness", "harmful"):
         for policy in dict.fromkeys(row["policy"] for row in found["policies"]):
             own = {row["picture"]: row for row in found["policies"] if (row["policy"], row["name"]) == (policy, name)}
             write = share if name == "harmful" else number
             lines += cells([f"{policy}, {name}", *(write(own[picture]) for picture in PICTURES)])
-    lines += ["", *markdown(["Judge, on the responses of", *(f"{picture} picture" for picture in PICTURES)])]
+    lines += ["", *markdown(["Judge, on the responses of", *PICTURES.values()])]
     for judge, policy in dict.fromkeys((r["judge"], r["policy"]) for r in found["judges_beside_other_pictures"]):
         own = {
             r["picture"]: r
@@ -128,8 +138,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="JSON file of the rows")
     chosen = parser.parse_args()
     found = evidence(json.loads((chosen.evaluation / "summary.json").read_text()))
-    print("\n".join([*trust_table(found["judges"], "all"), "", *trust_table(found["judges"], "intent"), ""]))
-    print("\n".join([*ranking_table(found["judges"]), "", *picture_tables(found)]))
+    print("\n".join(tables(found)))
     if chosen.out:
         write_whole(chosen.out, (json.dumps(found, indent=1) + "\n").encode())
 

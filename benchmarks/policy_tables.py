@@ -1,8 +1,8 @@
-"""The tables of docs/results/policy.md from the JSON files of policy_evidence.py and policy_step.py.
+"""The tables of docs/results/policy.md and of the README from the JSON files of policy_evidence.py, policy_step.py and gpu.py.
 
     python benchmarks/policy_tables.py docs/evidence
 
-In the order of the page, but for the last two: unseen seeds, and what a step costs.
+In the order of the page, but for the last ones: unseen seeds, what a step costs, and the README's.
 """
 
 import argparse
@@ -48,6 +48,13 @@ STEPS = {
     "shared_k1": "one base with adapters, K = 1",
     "shared_k4": "one base with adapters, K = 4",
     "shared_k4_parts": "the same, learning prompt by prompt",
+}
+CARDS = {
+    "qwen2_5_vl_k4": "Qwen2.5-VL-7B, constrained GRPO, K = 4",
+    "qwen2_5_vl_k1": "Qwen2.5-VL-7B, PPO-Lagrangian, two critics",
+    "llava_k4": "LLaVA-1.5-7B, constrained GRPO, K = 4",
+    "llava_k1": "LLaVA-1.5-7B, PPO-Lagrangian, two critics",
+    "qwen2_5_vl_k4_nf4": "Qwen2.5-VL-7B stored in nf4, constrained GRPO",
 }
 
 
@@ -151,16 +158,45 @@ def steps(found: dict[str, Any]) -> str:
     return table("One step, eight responses|CPU seconds|times faster|peak memory, MB|share|in use, MB|share", rows)
 
 
+def front(unseen: dict[str, Any], found: dict[str, Any]) -> str:
+    """The table of the README: unseen seeds sampled, and greedy responses of another seed."""
+    names = {"supervised": "supervised start", "ppo_reward": "PPO, reward only", "ppo_fixed": "PPO, fixed penalty 1"}
+    rows = []
+    for name, title in (names | {"ppo_lag": "PPO-Lagrangian"}).items():
+        test, greedy = unseen["runs"][name]["test"], found["runs"][name]["test-greedy"]
+        kept = budget_met(test, unseen["about"]["budget"]).replace("met", "met on each seed")
+        likely = [f"{greedy['helpfulness']['mean']:.2f}", f"{greedy['harmful']['mean']:.3f}"]
+        rows.append([title, spread(test["helpfulness"]), spread(test["harmful"], ".3f"), kept, *likely])
+    return table("Policy|helpfulness|harmful|budget -0.5|greedy: helpfulness|harmful", rows)
+
+
+def gpu(found: dict[str, Any]) -> str:
+    """Phases of a step of networks of 7B parameters."""
+    phases = {
+        "sampling": ("prompts", "decoding"),
+        "frozen": ("reward, cost", "reference"),
+        "critics": ("critics",),
+        "actor": ("actor",),
+    }
+    rows = []
+    for name, title in CARDS.items():
+        case = found["cases"][name]
+        sums = [sum(case["seconds"].get(part, 0.0) for part in parts) for parts in phases.values()]
+        seconds = [f"{value:.1f} s" if value else "" for value in sums]
+        head = [title, f"{case['seconds_per_response']:.2f}", f"{case['floor_seconds_per_response']:.2f}"]
+        rows.append([*head, *seconds, f"{100 * case['mfu']['actor']:.0f} %", f"{case['peak_gib']:.1f}"])
+    return table("|GPU-s per response|floor|sampling|frozen passes|critics|actor|MFU, actor|peak, GiB", rows)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     folder = parser.parse_args().folder
-    found, unseen, step = (
-        json.loads((folder / f"{name}.json").read_text()) for name in ("policy", "policy_confirm", "policy_step")
-    )
+    names = ("policy", "policy_confirm", "policy_step", "gpu")
+    found, unseen, step, card = (json.loads((folder / f"{name}.json").read_text()) for name in names)
     for part in (methods, budgets, controllers, elsewhere):
         print(f"{part(found)}\n")
-    print(f"{confirmed(unseen)}\n\n{steps(step)}")
+    print("\n\n".join([confirmed(unseen), steps(step), gpu(card), front(unseen, found)]))
 
 
 if __name__ == "__main__":

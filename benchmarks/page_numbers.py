@@ -1,0 +1,269 @@
+"""Is every number of the pages found in docs/evidence, or said to be a setting?
+
+    python benchmarks/page_numbers.py [PAGE ...]
+
+Comments that readers do not see say where numbers come from, each up to the next one or to the end of its section (then the
+comment of the section around holds again):
+
+    <!-- evidence: policy.json: runs.ppo_lag.test.harmful.mean, runs.dual_*.test.cost; settings: 0.3 95% -->
+    <!-- evidence: gpu.json: ceilings.bytes_per_second / 1e12, reading.json: cases -->
+    <!-- table: policy_tables.confirmed policy_confirm.json -->
+    <!-- settings -->
+
+``evidence`` names values by their keys, joined with dots: what begins so, ``*`` being anything (``?`` for a comma). A row of a
+list is named by its texts, or by its place. Values may be combined with + - x / from left to right, a space on both sides.
+``table`` names a function that makes the table from the JSON files behind it, and compares whole rows. ``settings`` are numbers
+that nobody measured: options, definitions, arithmetic, examples.
+
+A number has a decimal point, an exponent, a percent sign or a unit of time or memory, or stands in a table without a function. It
+is found if a value, or 100 times the value before a percent sign, has it at the printed precision, whatever its sign. What is
+found by accident: *another* says how many of the other numbers of the same form, from half to one and a half times as large,
+would have been found as well.
+"""
+
+import importlib
+import json
+import math
+import re
+import statistics
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+ROOT = Path(__file__).parents[1]
+EVIDENCE = ROOT / "docs" / "evidence"
+PAGES = [ROOT / "README.md", *(ROOT / "docs" / "results" / f"{name}.md" for name in ("policy", "judges"))]
+MARK = re.compile(r"<!--\s*((?:evidence|table|settings)\b.*?)\s*-->", re.DOTALL)
+HEADING = re.compile(r"^(#+) ", re.MULTILINE)
+FENCE = re.compile(r"^ *(```+|~~~+).*?^ *\1", re.MULTILINE | re.DOTALL)
+SILENT = re.compile(  # code, comments, addresses, formulas, and numbers that name something
+    r"`[^`]*`|<!--.*?-->|\]\([^)]*\)|https?://\S+|\$\$.*?\$\$|\$[^$\n]+\$"
+    r"|\b(arXiv|DOI|doi|version|section|torch|transformers|lmms-eval|Python|CUDA|NC|BY):? ?[\d.]*\d|\b20[12]\d-\d\d-\d\d\b",
+    re.DOTALL,
+)
+AMOUNT = r"\d+(?:,\d{3})*(?:\.\d+)?(?:e[-+]?\d+)?"
+UNIT = r"(?:[CG]PU[- ])?(?:milli)?(?:seconds|minutes|hours)\b|(?:ms|s|[kMGT]i?B)\b"
+NUMBER = re.compile(
+    rf"(?<![\w.,/#])(?<!\w-)(?P<amount>{AMOUNT})(?!\w|\.\d|-[A-Za-z])"
+    rf"(?P<percent>(?=(?:\s*(?:,|and|or|to|against|±|\.\.|/)+\s*[-+]?{AMOUNT})*\s?%))?(?:[ -]?(?P<unit>{UNIT}))?"
+)
+
+
+class Number(NamedTuple):
+    """A number as a page prints it."""
+
+    text: str
+    value: float
+    places: int
+    percent: bool
+
+    @property
+    def written(self) -> str:
+        return self.text + "%" * self.percent
+
+    def at_its_precision(self, value: float) -> float:
+        """A value in units of the number's last digit."""
+        value = abs(value) * (100 if self.percent else 1)
+        if "e" in self.text:
+            return float(f"{value:.{self.places}e}")
+        return value * 10**self.places
+
+    def equals(self, value: float) -> bool:
+        units = self.at_its_precision(value) - self.at_its_precision(self.value / (100 if self.percent else 1))
+        return abs(units) <= (1e-12 if "e" in self.text else 0.5 + 1e-6)
+
+    def chance(self, values: Sequence[float]) -> float:
+        """Share of the other numbers of this form between half and one and a half times this one that some value has."""
+        if "e" in self.text:
+            return 0.0
+        here = round(self.value * 10**self.places)
+        width = max(here // 2, 5)
+        near = {n for v in values for at in [self.at_its_precision(v)] for n in (round(at - 1e-6), round(at + 1e-6))}
+        others = [n for n in range(max(here - width, 0), here + width + 1) if n != here]
+        return sum(n in near for n in others) / len(others)
+
+
+@dataclass
+class Region:
+    """What one comment says."""
+
+    level: int = 0
+    values: dict[str, list[float]] = field(default_factory=dict)
+    rows: set[str] | None = None
+    settings: set[str] | None = None
+    """``None``: whatever stands here is a setting."""
+    used: set[str] = field(default_factory=set)
+
+
+class Finding(NamedTuple):
+    """A number or a row of a table, and where it was found; nowhere is a fault."""
+
+    line: int
+    text: str
+    where: str | None
+    chance: float = 0.0
+
+
+def flat(value: Any, path: str = "") -> Iterator[tuple[str, float]]:
+    """Every number of a JSON file by its keys."""
+    if isinstance(value, dict):
+        for key, part in value.items():
+            yield from flat(part, f"{path}.{key}" if path else key)
+    elif isinstance(value, list):
+        for i, part in enumerate(value):
+            words = [word for word in part.values() if isinstance(word, str)] if isinstance(part, dict) else []
+            yield from flat(part, f"{path}.{' '.join(words) or i}")
+    elif isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
+        yield path, float(value)
+
+
+@cache
+def read(name: str) -> Any:
+    return json.loads((EVIDENCE / name).read_text())
+
+
+@cache
+def numbers_in(name: str) -> list[tuple[str, float]]:
+    return list(flat(read(name)))
+
+
+@cache
+def values_of(file: str, term: str) -> list[float]:
+    """The values that a term names, combined from left to right."""
+    total: list[float] = []
+    parts = re.split(r" ([-+x/]) ", term)
+    for sign, part in zip(["", *parts[1::2]], parts[::2], strict=True):
+        if re.fullmatch(AMOUNT, part):
+            values = [float(part)]
+        else:
+            values = [v for path, v in numbers_in(file) if fnmatchcase(path, part) or fnmatchcase(path, f"{part}.*")]
+        if not values:
+            raise ValueError(f"{file} has no number at {part!r}")
+        if sign and len(values) != len(total) and 1 not in (len(values), len(total)):
+            raise ValueError(f"{file}: {term!r} combines {len(total)} numbers with {len(values)}")
+        size = max(len(total), len(values))
+        pairs = zip(total * (size // max(len(total), 1)), values * (size // len(values)), strict=True) if sign else ()
+        total = [combine(sign, a, b) for a, b in pairs] if sign else values
+    return total
+
+
+def combine(sign: str, a: float, b: float) -> float:
+    if sign == "/":
+        return a / b if b else math.inf
+    return a * b if sign == "x" else a + b if sign == "+" else a - b
+
+
+def region(comment: str, level: int) -> Region:
+    """What a comment says, with its evidence read and its tables made."""
+    found = Region(level, settings=None if comment.split()[0] == "settings" else set())
+    for clause in re.split(r";\s*", " ".join(comment.split())):
+        kind, _, rest = clause.partition(":")
+        if kind == "settings":
+            found.settings = found.settings if found.settings is None else set(rest.split())
+        elif kind == "table":
+            function, *files = rest.split()
+            module, _, name = function.partition(".")
+            made = getattr(importlib.import_module(module), name)(*map(read, files))
+            found.rows = {plain(row) for row in (made.splitlines() if isinstance(made, str) else made)}
+        elif kind == "evidence":
+            file = ""
+            for term in re.split(r",\s+", rest.strip()):
+                named, _, keys = term.partition(".json")
+                file, keys = (
+                    (f"{named}.json", keys.lstrip(": ") or "*") if keys or term.endswith(".json") else (file, term)
+                )
+                found.values[f"{file}: {keys}"] = values_of(file, keys)
+        else:
+            raise ValueError(f"a comment has evidence, table or settings, not {kind!r}")
+    return found
+
+
+def plain(row: str) -> str:
+    return " ".join(row.split())
+
+
+def check(text: str) -> list[Finding]:
+    """Every number of a page that counts, and where it was found."""
+    text = FENCE.sub(lambda fence: re.sub(r"[^\n]", " ", fence[0]), text)
+    blank = SILENT.sub(lambda part: re.sub(r"[^\n]", " ", part[0]), text)
+    marks = sorted([*HEADING.finditer(text), *MARK.finditer(text)], key=lambda mark: mark.start())
+    found: list[Finding] = []
+    level, nested, regions = 0, [], []
+    for mark, after in zip([None, *marks], [*marks, None], strict=True):
+        if mark and mark[0].startswith("#"):
+            level = len(mark[1])
+            nested = [one for one in nested if one.level < level]
+        elif mark:
+            try:
+                nested = [*(one for one in nested if one.level < level), region(mark[1], level)]
+            except (ValueError, OSError, AttributeError, ImportError) as error:
+                found.append(Finding(line_of(text, mark.start()), str(error), None))
+                nested = [*(one for one in nested if one.level < level), Region(level, settings=set())]
+            regions.append((line_of(text, mark.start()), nested[-1]))
+        start, end = mark.end() if mark else 0, after.start() if after else len(text)
+        found += numbers(text, blank, (start, end), nested[-1] if nested else None)
+    for line, one in regions:
+        unused = {*one.values, *(one.settings or ())} - one.used
+        found += [Finding(line, f"{name} of the comment is used by no number", None) for name in sorted(unused)]
+    return sorted(found)
+
+
+def line_of(text: str, place: int) -> int:
+    return text.count("\n", 0, place) + 1
+
+
+def numbers(text: str, blank: str, span: tuple[int, int], here: Region | None) -> Iterator[Finding]:
+    """The numbers and rows of a span that lies under one comment, or under none."""
+    if here and here.rows is not None:
+        for row in re.finditer(r"^\|.*$", text[slice(*span)], re.MULTILINE):
+            place = span[0] + row.start()
+            if not set(row[0]) <= set("|-: "):
+                yield Finding(line_of(text, place), row[0], "its table" if plain(row[0]) in here.rows else None)
+            blank = blank[:place] + " " * len(row[0]) + blank[place + len(row[0]) :]
+    for match in NUMBER.finditer(blank, *span):
+        line = blank[blank.rfind("\n", 0, match.start()) + 1 : match.start()]
+        cell = line.lstrip().startswith("|") and line.count("|") > 1
+        exact = re.search(r"[.e]", match["amount"]) or match["percent"] is not None
+        if not (exact or (here and here.settings is not None and (cell or match["unit"]))):
+            continue
+        amount = match["amount"].replace(",", "")
+        places = len(amount.partition("e")[0].partition(".")[2])
+        number = Number(amount, float(amount), places, match["percent"] is not None)
+        where, chance = find(number, here)
+        yield Finding(line_of(text, match.start()), number.written, where, chance)
+
+
+def find(number: Number, here: Region | None) -> tuple[str | None, float]:
+    """Where a number was found, and how likely another one would have been found."""
+    if here is None:
+        return None, 0.0
+    if here.settings is None or number.written in here.settings:
+        here.used.add(number.written)
+        return "settings", 0.0
+    sources = [name for name, values in here.values.items() if any(map(number.equals, values))]
+    here.used.update(sources)
+    return "; ".join(sources) or None, number.chance([v for values in here.values.values() for v in values])
+
+
+def main() -> None:
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+    faults = 0
+    for page in [Path(name).resolve() for name in sys.argv[1:]] or PAGES:
+        found = check(page.read_text())
+        for one in found:
+            faults += one.where is None
+            print(f"{page.relative_to(ROOT)}:{one.line}: {one.text}: {one.where or 'FOUND NOWHERE'}"
+                  + (f" (another: {one.chance:.0%})" if one.chance else ""))  # fmt: skip
+        searched = [one.chance for one in found if one.where not in (None, "settings", "its table")]
+        if searched:
+            print(f"   {len(searched)} numbers of {page.name} were searched for; another one is found in "
+                  f"{statistics.fmean(searched):.0%}, at most {max(searched):.0%}")  # fmt: skip
+    sys.exit(f"{faults} numbers are found nowhere" if faults else 0)
+
+
+if __name__ == "__main__":
+    main()
