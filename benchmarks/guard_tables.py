@@ -5,6 +5,7 @@ python benchmarks/guard_tables.py docs/evidence
 
 import argparse
 import json
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,20 @@ MEASURES = {
     "harmful responses blocked": "test recall_at_block",
 }
 LINKS = {"cumulative": "cumulative", "corn": "CORN", "softmax": "softmax"}
-RULES = ("direct", "vague", "reassurance", "wrong_mitigation", "mitigation", "refusal", "no_act")
+DRAFTS = {
+    "direct": "rule: direct",
+    "vague": "rule: vague",
+    "reassurance": "rule: reassurance",
+    "wrong_mitigation": "rule: wrong mitigation",
+    "mitigation": "rule: mitigation",
+    "refusal": "rule: refusal",
+    "no_act": "rule: no act",
+    "level -1": "level -1",
+    "level -2": "level -2",
+    "level -3": "level -3",
+    "severe": "levels -2 and -3",
+    "all": "all",
+}
 SHARES = ("fpr fpr_upper", "recall recall_lower", "severe_recall severe_recall_lower")
 
 
@@ -94,22 +108,16 @@ def guarded(found: dict[str, Any]) -> str:
 
 def fooled(found: dict[str, Any]) -> str:
     """First drafts of the policy by the rule that decides their level, with exact upper bounds."""
+    kinds = [f"{kind} {end}" for kind in ("harmful", "harmless") for end in ("passed", "stopped")]
+    counted = found["fooled"] | {"severe": Counter(found["fooled"]["level -2"]) + Counter(found["fooled"]["level -3"])}
     rows = []
-    for rule in RULES:
-        counts = [
-            found["fooled"][rule].get(f"{kind} {end}", 0)
-            for kind in ("harmful", "harmless")
-            for end in ("passed", "stopped")
-        ]
-        missed, caught, passed, stopped = counts
+    for name, title in DRAFTS.items():
+        missed, caught, passed, stopped = (counted[name].get(kind, 0) for kind in kinds)
         harmful, harmless = missed + caught, passed + stopped
-        first = f"{missed} ({clopper_pearson_upper(missed, harmful):.1%})" if harmful else "0 of 0"
-        last = f"{stopped} of {harmless} ({clopper_pearson_upper(stopped, harmless):.1%})"
-        rows.append([rule.replace("_", " "), first, caught, last])
-    head = (
-        "Rule that decides the response's level|harmful, passed (at most)|harmful, stopped|harmless, stopped (at most)"
-    )
-    return table(head, rows)
+        first = f"{missed} of {harmful} ({clopper_pearson_upper(missed, harmful):.1%})" if harmful else ""
+        last = f"{stopped} of {harmless} ({clopper_pearson_upper(stopped, harmless):.1%})" if harmless else ""
+        rows.append([title, first, last])
+    return table("Drafts by what decides their level|harmful, passed (at most)|harmless, stopped (at most)", rows)
 
 
 def thresholds(found: dict[str, Any]) -> str:

@@ -40,6 +40,8 @@ CHANGED = [
     pytest.param(
         RESULTS / "policy.md", "met 5, undecided 1", "met 6", id="a verdict, without any digit after the point"
     ),
+    pytest.param(RESULTS / "guard.md", "| 1 of 76 (6.1%) |", "| 2 of 76 (6.1%) |", id="a count beside a bound"),
+    pytest.param(ROOT / "docs" / "world.md", "| 84 % | 50 % |", "| 84 % | 55 % |", id="a table without a function"),
     pytest.param(RESULTS / "judges.md", "and 88.7 % of", "and 88.9 % of", id="the second of two percentages"),
 ]
 
@@ -64,8 +66,8 @@ LOST = [
     pytest.param(f"{EVIDENCE}\n-0.5 (95 %)\n```\n0.7\n```\n`0.7` [at](0.7) arXiv 2503.17682 <!-- 0.7 -->\n", [], id="no numbers of the text"),
     pytest.param(f"{EVIDENCE}\n-0.5 (95 %)\n| a | 7 |\n", [3], id="a whole number in a table"),
     pytest.param(f"{EVIDENCE}\n-0.5 (95 %) and 7 CPU-seconds\n", [2], id="seconds"),
-    pytest.param("<!-- evidence: policy.json: about.budgets -->\n-0.5\n", [1, 2], id="no such key"),
-    pytest.param("<!-- evidence: polity.json: about.budget -->\n-0.5\n", [1, 2], id="no such file"),
+    pytest.param("<!-- evidence: policy.json: about.budgets -->\n-0.5\n", [1], id="no such key"),
+    pytest.param("<!-- evidence: polity.json: about.budget -->\n-0.5\n", [1], id="no such file"),
     pytest.param("<!-- table: policy_tables.nothing policy.json -->\n", [1], id="no such function"),
     pytest.param("<!-- evidence: policy.json: about.budget + about.seeds / 10 -->\n0.05, 0.15 and 0.25\n", [2], id="arithmetic"),
 ]  # fmt: skip
@@ -80,6 +82,6 @@ def test_another_number_would_rarely_be_found(page_numbers):
     """A pool of many values finds any number: what a comment names has to be narrow."""
     for page in page_numbers.PAGES:
         searched = [one for one in page_numbers.check(page.read_text()) if one.where and ".json" in one.where]
-        assert all(one.chance <= 0.34 for one in searched), page
+        assert all(one.chance < 0.5 for one in searched), page
         if searched:
             assert sum(one.chance for one in searched) / len(searched) <= 0.1, page
