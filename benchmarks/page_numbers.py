@@ -7,13 +7,13 @@ comment of the section around holds again):
 
     <!-- evidence: policy.json: runs.ppo_lag.test.harmful.mean, runs.dual_*.test.cost; settings: 0.3 95% -->
     <!-- evidence: gpu.json: ceilings.bytes_per_second / 1e12, reading.json: cases -->
-    <!-- table: policy_tables.confirmed policy_confirm.json -->
+    <!-- table: policy_tables.confirmed policy_confirm.json; table: pretrained/table.table pretrained.json:seeds -->
     <!-- settings -->
 
 ``evidence`` names values by their keys, joined with dots: what begins so, ``*`` being anything (``?`` for a comma). A row of a
-list is named by its texts, or by its place. Values may be combined with + - x / from left to right, a space on both sides.
-``table`` names a function that makes the table from the JSON files behind it, and compares whole rows. ``settings`` are numbers
-that nobody measured: options, definitions, arithmetic, examples.
+list is named by its texts, or by its place. Values may be combined with + - x / from left to right, a space on both sides, and
+``mean KEYS`` is their mean. ``table`` names a function of a script here, which makes the table from the JSON files behind it;
+whole rows are compared. ``settings`` are numbers that nobody measured: options, definitions, arithmetic, examples.
 
 A number has a decimal point, an exponent, a percent sign or a unit of time or memory, or stands in a table without a function. It
 is found if a value, or 100 times the value before a percent sign, has it at the printed precision, whatever its sign. What is
@@ -22,14 +22,15 @@ would have been found as well.
 """
 
 import importlib
+import itertools
 import json
 import math
+import operator
 import re
 import statistics
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -42,10 +43,11 @@ MARK = re.compile(r"<!--\s*((?:evidence|table|settings)\b.*?)\s*-->", re.DOTALL)
 HEADING = re.compile(r"^(#+) ", re.MULTILINE)
 FENCE = re.compile(r"^ *(```+|~~~+).*?^ *\1", re.MULTILINE | re.DOTALL)
 SILENT = re.compile(  # code, comments, addresses, formulas, and numbers that name something
-    r"`[^`]*`|<!--.*?-->|\]\([^)]*\)|https?://\S+|\$\$.*?\$\$|\$[^$\n]+\$"
+    r"`(?:[^`\n]|\n(?!\n))*`|<!--.*?-->|\]\([^)]*\)|https?://\S+|\$\$.*?\$\$|\$[^$\n]+\$"
     r"|\b(arXiv|DOI|doi|version|section|torch|transformers|lmms-eval|Python|CUDA|NC|BY):? ?[\d.]*\d|\b20[12]\d-\d\d-\d\d\b",
     re.DOTALL,
 )
+OPERATIONS = {"+": operator.add, "-": operator.sub, "x": operator.mul, "/": operator.truediv}
 AMOUNT = r"\d+(?:,\d{3})*(?:\.\d+)?(?:e[-+]?\d+)?"
 UNIT = r"(?:[CG]PU[- ])?(?:milli)?(?:seconds|minutes|hours)\b|(?:ms|s|[kMGT]i?B)\b"
 NUMBER = re.compile(
@@ -57,35 +59,21 @@ NUMBER = re.compile(
 class Number(NamedTuple):
     """A number as a page prints it."""
 
-    text: str
-    value: float
-    places: int
-    percent: bool
-
-    @property
-    def written(self) -> str:
-        return self.text + "%" * self.percent
-
-    def at_its_precision(self, value: float) -> float:
-        """A value in units of the number's last digit."""
-        value = abs(value) * (100 if self.percent else 1)
-        if "e" in self.text:
-            return float(f"{value:.{self.places}e}")
-        return value * 10**self.places
+    written: str
+    units: float
+    """Its value in units of its last digit."""
+    scale: float
+    """What a value of the evidence is in these units."""
 
     def equals(self, value: float) -> bool:
-        units = self.at_its_precision(value) - self.at_its_precision(self.value / (100 if self.percent else 1))
-        return abs(units) <= (1e-12 if "e" in self.text else 0.5 + 1e-6)
+        return abs(abs(value) * self.scale - self.units) <= 0.5 + 1e-6
 
-    def chance(self, values: Sequence[float]) -> float:
+    def chance(self, values: Iterable[float]) -> float:
         """Share of the other numbers of this form between half and one and a half times this one that some value has."""
-        if "e" in self.text:
-            return 0.0
-        here = round(self.value * 10**self.places)
-        width = max(here // 2, 5)
-        near = {n for v in values for at in [self.at_its_precision(v)] for n in (round(at - 1e-6), round(at + 1e-6))}
-        others = [n for n in range(max(here - width, 0), here + width + 1) if n != here]
-        return sum(n in near for n in others) / len(others)
+        here = round(self.units)
+        around = range(max(here - max(here // 2, 5), 0), here + max(here // 2, 5) + 1)
+        near = {round(abs(value) * self.scale + end) for value in values for end in (-1e-6, 1e-6)}
+        return len(near.intersection(around) - {here}) / (len(around) - 1)
 
 
 @dataclass
@@ -124,7 +112,26 @@ def flat(value: Any, path: str = "") -> Iterator[tuple[str, float]]:
 
 @cache
 def read(name: str) -> Any:
-    return json.loads((EVIDENCE / name).read_text())
+    """A JSON file, or what it has at a key: ``pretrained.json:seeds``."""
+    file, _, key = name.partition(":")
+    content = json.loads((EVIDENCE / file).read_text())
+    return content[key] if key else content
+
+
+@cache
+def function(name: str) -> Callable[..., str | list[str]]:
+    """A function of a script; scripts of other folders have the same names, so they are forgotten afterwards."""
+    path, _, called = name.rpartition(".")
+    folder, script = (Path(__file__).parent / path).parent, Path(path).name
+    before = set(sys.modules)
+    sys.path.insert(0, str(folder))
+    try:
+        return getattr(importlib.import_module(script), called)
+    finally:
+        sys.path.remove(str(folder))
+        for new in set(sys.modules) - before:
+            if (folder / f"{new}.py").is_file():
+                del sys.modules[new]
 
 
 @cache
@@ -136,26 +143,21 @@ def numbers_in(name: str) -> list[tuple[str, float]]:
 def values_of(file: str, term: str) -> list[float]:
     """The values that a term names, combined from left to right."""
     total: list[float] = []
-    parts = re.split(r" ([-+x/]) ", term)
+    parts = re.split(r" ([-+x/]) ", f"0 + {term}")
     for sign, part in zip(["", *parts[1::2]], parts[::2], strict=True):
+        key = part.removeprefix("mean ")
+        place = re.compile(re.escape(key).replace(r"\*", ".*").replace(r"\?", ".") + r"(\..*)?")
+        values = [value for path, value in numbers_in(file) if place.fullmatch(path)]
         if re.fullmatch(AMOUNT, part):
             values = [float(part)]
-        else:
-            values = [v for path, v in numbers_in(file) if fnmatchcase(path, part) or fnmatchcase(path, f"{part}.*")]
         if not values:
-            raise ValueError(f"{file} has no number at {part!r}")
-        if sign and len(values) != len(total) and 1 not in (len(values), len(total)):
-            raise ValueError(f"{file}: {term!r} combines {len(total)} numbers with {len(values)}")
+            raise ValueError(f"{file} has no number at {key!r}")
+        if key != part:
+            values = [statistics.fmean(values)]
         size = max(len(total), len(values))
-        pairs = zip(total * (size // max(len(total), 1)), values * (size // len(values)), strict=True) if sign else ()
-        total = [combine(sign, a, b) for a, b in pairs] if sign else values
+        pairs = zip(*(some * size if len(some) == 1 else some for some in (total, values)), strict=True)
+        total = list(itertools.starmap(OPERATIONS[sign], pairs)) if sign else values
     return total
-
-
-def combine(sign: str, a: float, b: float) -> float:
-    if sign == "/":
-        return a / b if b else math.inf
-    return a * b if sign == "x" else a + b if sign == "+" else a - b
 
 
 def region(comment: str, level: int) -> Region:
@@ -166,9 +168,8 @@ def region(comment: str, level: int) -> Region:
         if kind == "settings":
             found.settings = found.settings if found.settings is None else set(rest.split())
         elif kind == "table":
-            function, *files = rest.split()
-            module, _, name = function.partition(".")
-            made = getattr(importlib.import_module(module), name)(*map(read, files))
+            name, *files = rest.split()
+            made = function(name)(*map(read, files))
             rows = made.splitlines() if isinstance(made, str) else made
             found.rows = (found.rows or set()) | {plain(row) for row in rows}
         elif kind == "evidence":
@@ -197,22 +198,23 @@ def check(text: str) -> list[Finding]:
     found: list[Finding] = []
     level, nested, regions = 0, [], []
     for mark, after in zip([None, *marks], [*marks, None], strict=True):
-        if mark and mark[0].startswith("#"):
-            level = len(mark[1])
+        if mark:
+            heading, line = mark[0].startswith("#"), line_of(text, mark.start())
+            level = len(mark[1]) if heading else level
             nested = [one for one in nested if one.level < level]
-        elif mark:
-            try:
-                nested = [*(one for one in nested if one.level < level), region(mark[1], level)]
-            except (ValueError, OSError, AttributeError, ImportError) as error:
-                found.append(Finding(line_of(text, mark.start()), str(error), None))
-                nested = [*(one for one in nested if one.level < level), Region(level)]
-            regions.append((line_of(text, mark.start()), nested[-1]))
+            if not heading:
+                nested.append(Region(level))
+                try:
+                    nested[-1] = region(mark[1], level)
+                except (ValueError, OSError, ArithmeticError, AttributeError, ImportError, KeyError) as error:
+                    found.append(Finding(line, f"{type(error).__name__}: {error}", None))
+                regions.append((line, nested[-1]))
         start, end = mark.end() if mark else 0, after.start() if after else len(text)
         found += numbers(text, blank, (start, end), nested[-1] if nested else None)
     for line, one in regions:
         unused = {*one.values, *(one.settings or ())} - one.used
         found += [Finding(line, f"{name} of the comment is used by no number", None) for name in sorted(unused)]
-    return sorted(found)
+    return sorted(found, key=lambda one: one.line)
 
 
 def line_of(text: str, place: int) -> int:
@@ -233,11 +235,11 @@ def numbers(text: str, blank: str, span: tuple[int, int], here: Region | None) -
         exact = re.search(r"[.e]", match["amount"]) or match["percent"] is not None
         if not (exact or (here and here.settings is not None and (cell or match["unit"]))):
             continue
-        amount = match["amount"].replace(",", "")
-        places = len(amount.partition("e")[0].partition(".")[2])
-        number = Number(amount, float(amount), places, match["percent"] is not None)
-        where, chance = find(number, here)
-        yield Finding(line_of(text, match.start()), number.written, where, chance)
+        amount, percent = match["amount"].replace(",", ""), match["percent"] is not None
+        mantissa, _, exponent = amount.partition("e")
+        digit = 10.0 ** (len(mantissa.partition(".")[2]) - int(exponent or 0))
+        number = Number(amount + "%" * percent, float(amount) * digit, digit * (100 if percent else 1))
+        yield Finding(line_of(text, match.start()), number.written, *find(number, here))
 
 
 def find(number: Number, here: Region | None) -> tuple[str | None, float]:

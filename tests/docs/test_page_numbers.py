@@ -1,5 +1,6 @@
 """Every number of the pages is found in the evidence, or is said to be a setting; and changed digits are noticed."""
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -69,6 +70,9 @@ LOST = [
     pytest.param("<!-- evidence: policy.json: about.budgets -->\n-0.5\n", [1], id="no such key"),
     pytest.param("<!-- evidence: polity.json: about.budget -->\n-0.5\n", [1], id="no such file"),
     pytest.param("<!-- table: policy_tables.nothing policy.json -->\n", [1], id="no such function"),
+    pytest.param("<!-- table: world_tables.sizes foundation.json:about -->\n", [1], id="a part without the numbers"),
+    pytest.param("<!-- evidence: policy.json: mean about.seeds -->\n1.0 and 2.0\n", [2], id="a mean"),
+    pytest.param("<!-- evidence: policy.json: about.seeds + about.budget x policy_step -->\n1.0\n", [1], id="no such part"),
     pytest.param("<!-- evidence: policy.json: about.budget + about.seeds / 10 -->\n0.05, 0.15 and 0.25\n", [2], id="arithmetic"),
 ]  # fmt: skip
 
@@ -76,6 +80,23 @@ LOST = [
 @pytest.mark.parametrize("text, lines", LOST)
 def test_where_a_comment_holds_and_what_it_allows(faults, text: str, lines: list[int]):
     assert faults(text) == lines
+
+
+def test_what_the_quickstart_takes_stands_in_a_block_of_the_readme(page_numbers):
+    """Blocks of code are not searched; this number is in the comment of one."""
+    assert f"{page_numbers.read('quickstart_steps.json:now')['total']} CPU-seconds" in README.read_text()
+
+
+def test_no_table_function_is_left_behind(page_numbers):
+    before = set(sys.modules)
+    assert page_numbers.function("world_tables.sizes")
+    assert not {"world_tables", "policy_tables"} & (set(sys.modules) - before)
+
+
+@pytest.mark.parametrize("page", [README, *(RESULTS / f"{name}.md" for name in ("index", "policy", "judges", "guard"))])
+def test_pages_of_results_list_their_settings(page: Path):
+    """Where measured numbers stand, no section is a setting as a whole."""
+    assert "<!-- settings -->" not in page.read_text()
 
 
 def test_another_number_would_rarely_be_found(page_numbers):
