@@ -41,7 +41,33 @@ def estimate(name: str, values: Sequence[float], groups: Sequence[str]) -> Inter
     clusters = [group for _, group in known]
     if name not in MEANS and all(value in (0.0, 1.0) for value in numbers):
         return clustered_share(numbers, clusters)
-    return clustered_mean(numbers, clusters)
+    return mean(numbers, clusters)
+
+
+def mean(values: Sequence[float], groups: Sequence[str], confidence: float = 0.95) -> Interval:
+    """Mean with its interval; without one where all of too few image groups agree, since their spread of 0 tells nothing.
+
+    Too few are fewer than would make the sign test significant: below 6 groups at 95 %.
+    """
+    interval = clustered_mean(values, groups, confidence)
+    if _is_point(interval) and 2 * 0.5**interval.clusters > 1 - confidence:
+        return interval._replace(low=math.nan, high=math.nan)
+    return interval
+
+
+def share_difference(differences: Sequence[float], groups: Sequence[str], confidence: float = 0.95) -> Interval:
+    """Mean difference of two shares, in -1..1; where all groups agree it stays open by the share of others that they allow."""
+    interval = clustered_mean(differences, groups, confidence)
+    value, low, high = interval[:3]
+    if _is_point(interval):
+        others = clustered_share([0.0 * one for one in differences], groups, confidence).high
+        low, high = value - others * (1 + value), value + others * (1 - value)
+    return interval._replace(low=max(low, -1.0), high=min(high, 1.0))
+
+
+def _is_point(interval: Interval) -> bool:
+    """Whether all groups have one mean, up to rounding."""
+    return math.isclose(interval.low, interval.high, rel_tol=1e-9, abs_tol=1e-12)
 
 
 def written(interval: Interval) -> Row:
@@ -113,10 +139,13 @@ def paired(
     """
     first, second = (_by_key(evidence, judge, one) for one in (cell, other))
     keys = [key for key in first if key in second]
-    differences = [first[key].get(name, math.nan) - second[key].get(name, math.nan) for key in keys]
-    if all(math.isnan(value) for value in differences):
+    pairs = [(first[key].get(name, math.nan), second[key].get(name, math.nan)) for key in keys]
+    differences = [one - other for one, other in pairs]
+    known = [pair for pair, difference in zip(pairs, differences, strict=True) if not math.isnan(difference)]
+    if not known:
         return Interval(math.nan, math.nan, math.nan, 0, 0)
-    return clustered_mean(differences, evidence.groups(cell, keys), confidence)
+    shares = name not in MEANS and {value for pair in known for value in pair} <= {0.0, 1.0}
+    return (share_difference if shares else mean)(differences, evidence.groups(cell, keys), confidence)
 
 
 def _by_key(evidence: Evidence, judge: str | None, cell: Cell) -> Mapping[str, Values]:
@@ -193,7 +222,7 @@ def budget(evidence: Evidence) -> Row | None:
 def _of_budget(evidence: Evidence, cell: Cell, judge: str, limit: float) -> Row:
     by_key = evidence.scores[judge][cell]
     costs = [values.get("cost", math.nan) for values in by_key.values()]
-    interval = clustered_mean(costs, evidence.groups(cell, by_key))
+    interval = mean(costs, evidence.groups(cell, by_key))
     verdict = budget_verdict(interval.low, interval.high, limit)
     return {"policy": cell.policy, "split": cell.split, "mode": cell.mode, **written(interval), "verdict": verdict}
 

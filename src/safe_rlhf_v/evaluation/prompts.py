@@ -99,11 +99,15 @@ class PromptSet:
         record = self._splits[split][prompt.row]
         if picture == "real":
             return record
-        if picture == "other" and (split, key) not in self._others:  # every policy and judge asks for it
-            self._others[split, key] = self._other(prompt)
-        other = self._others[split, key] if picture == "other" else None
+        other = self._other(prompt) if picture == "other" else None
         versions = under_pictures(record, None if other is None else self._splits[split][other.row])
         return versions[picture]
+
+    def under(self, picture: Picture) -> list[Prompt]:
+        """Prompts that are shown with a picture: all with their own, else those of :attr:`grounding` for which there is one."""
+        if picture == "real":
+            return list(self)
+        return [one for one in self.grounding if picture != "other" or self._other(one) is not None]
 
     def first(self) -> Record:
         """The first record."""
@@ -112,12 +116,19 @@ class PromptSet:
 
     def _other(self, prompt: Prompt) -> Prompt | None:
         """Another prompt with as many pictures and other ones; ``None`` if there is none."""
-        fitting = [
-            one
-            for one in self
-            if one.split == prompt.split and one.images == prompt.images and one.about["group"] != prompt.about["group"]
-        ]
-        return min(fitting, key=lambda one: _number(self._seed, "other", prompt.key, one.key), default=None)
+        place = (prompt.split, prompt.key)
+        if place not in self._others:  # every policy and judge asks for it
+            fitting = [
+                one
+                for one in self
+                if one.split == prompt.split
+                and one.images == prompt.images
+                and one.about["group"] != prompt.about["group"]
+            ]
+            self._others[place] = min(
+                fitting, key=lambda one: _number(self._seed, "other", prompt.key, one.key), default=None
+            )
+        return self._others[place]
 
     def _read(self, data: Path, split: str) -> list[Prompt]:
         stored = self._splits[split]

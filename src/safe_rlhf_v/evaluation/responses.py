@@ -54,11 +54,10 @@ def response_tasks(work: Work) -> list[Row]:
     return tasks
 
 
-def _tasks(work: Work, policy: str, mode: str, picture: str = "real") -> list[Row]:
-    prompts = work.prompts if picture == "real" else work.prompts.grounding
+def _tasks(work: Work, policy: str, mode: str, picture: Picture = "real") -> list[Row]:
     return [
         {"policy": policy, "split": p.split, "mode": mode, "picture": picture, "key": p.key, "content": p.content}
-        for p in prompts
+        for p in work.prompts.under(picture)
     ]
 
 

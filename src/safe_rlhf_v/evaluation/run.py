@@ -13,6 +13,7 @@ from safe_rlhf_v.evaluation.report import write_report
 from safe_rlhf_v.evaluation.responses import write_prompts, write_responses
 from safe_rlhf_v.evaluation.scores import write_judge_pictures, write_scores
 from safe_rlhf_v.evaluation.stored import ResponsesFile
+from safe_rlhf_v.evaluation.verdicts import few_groups
 from safe_rlhf_v.evaluation.work import Work, named
 from safe_rlhf_v.records.user_files import locked_folder, write_whole
 from safe_rlhf_v.scoring.judge import Judge
@@ -66,7 +67,7 @@ def run_evaluation(
         audit: Who audits.
         probes: Share of the pairs on which judges are tested that are asked.
         label_families: Families of the models that labelled the training data, for the report.
-        tell: Told what is left to do.
+        tell: Told what is left to do, and where prompts are too few.
 
     Raises:
         FileError: If another process evaluates into the folder.
@@ -74,6 +75,8 @@ def run_evaluation(
         ValueError: If what stands in the folder comes from something else.
     """
     with locked_folder(work.folder):
+        for warning in few_groups((prompt.split, prompt.about["group"]) for prompt in work.prompts):
+            tell(warning)
         write_prompts(work)
         write_responses(work)
         write_scores(work)

@@ -47,14 +47,14 @@ def write_judge_pictures(work: Work) -> None:
     """
     judges = {name: judge for name, judge in work.judges.items() if judge.reads_pictures}
     pictures = [picture for picture in work.pictures if picture != "real"]
-    chosen = {(one.split, one.key) for one in work.prompts.grounding}
-    rows = [
-        row
-        for row in work.rows("responses")
-        if (row["mode"], row["picture"]) == ("sampled", "real") and (row["split"], row["key"]) in chosen
-    ]
+    chosen = {picture: {(one.split, one.key) for one in work.prompts.under(picture)} for picture in pictures}
+    rows = [row for row in work.rows("responses") if (row["mode"], row["picture"]) == ("sampled", "real")]
     tasks = [
-        {**_task(name, row), "picture": picture} for name in _scoring(judges) for picture in pictures for row in rows
+        {**_task(name, row), "picture": picture}
+        for name in _scoring(judges)
+        for picture in pictures
+        for row in rows
+        if (row["split"], row["key"]) in chosen[picture]
     ]
     write_tasks(work, "judge_pictures", tasks, judges, {"judges": described(judges)}, beside=True)
 

@@ -5,6 +5,7 @@ The schema; an unknown number is ``null`` and never 0, intervals are 95 % and cl
     {
      "version": 1,
      "start": "supervised",                  // null with one policy
+     "warnings": ["All prompts of test are one image group, ..."],
      "facts": {...},                         // evaluation.json: data, splits, seed, temperatures, ...
      "policies": [{"name", "about", "families", "series", "step"}],
      "figures": [                            // every value of every policy, as a flat table
@@ -49,7 +50,7 @@ from safe_rlhf_v.evaluation.findings import findings
 from safe_rlhf_v.evaluation.overoptimisation import overoptimisation
 from safe_rlhf_v.evaluation.trust import agreement, faults, habits, independence
 from safe_rlhf_v.evaluation.truth import against_truth, corrected, judge_grounding
-from safe_rlhf_v.evaluation.verdicts import verdicts
+from safe_rlhf_v.evaluation.verdicts import few_groups, verdicts
 from safe_rlhf_v.evaluation.wins import Contest, comparisons, contests
 from safe_rlhf_v.records.parsing import RecordError, parse_json
 from safe_rlhf_v.records.user_files import read_bounded, write_whole
@@ -89,6 +90,7 @@ def summary_of(evidence: Evidence) -> Row:
     summary: Row = {
         "version": 1,
         "start": evidence.start,
+        "warnings": few_groups((split, prompt.group) for (split, _), prompt in evidence.prompts.items()),
         "facts": {name: value for name, value in about.items() if name not in ("policies", "judges")},
         "policies": [{**policy, **_series(policy)} for policy in evidence.policies.values()],
         "figures": figures(evidence),

@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 from safe_rlhf_v.construct.lines import Row
 
 MODES = ("sampled", "greedy")
+FEW = 6
+"""Image groups below which even values that all agree decide nothing: the sign test needs 6."""
 AT_EQUAL_ENTROPY = ", at equal entropy"
 """End of the question whether a gain stays beside the start sampled at the policy's entropy: else it is mere sharpening."""
 
@@ -79,6 +81,29 @@ QUESTIONS = (
 def select(rows: Iterable[Mapping[str, Any]], **entries: Any) -> list[Row]:
     """Rows with these entries."""
     return [dict(row) for row in rows if all(row.get(name) == value for name, value in entries.items())]
+
+
+def few_groups(prompts: Iterable[tuple[str, str]]) -> list[str]:
+    """What is to be said of splits with too few image groups for answers, one sentence each.
+
+    Args:
+        prompts: Split and image group of every prompt.
+    """
+    groups: dict[str, set[str]] = {}
+    for split, group in prompts:
+        groups.setdefault(split, set()).add(group)
+    return [
+        (
+            f"All prompts of {split} are one image group, and prompts of one image are not independent: no interval can be "
+            "given, and every answer is undecided."
+            if len(own) == 1
+            else f"The prompts of {split} are {len(own)} image groups only: intervals are wide, and means on which all of them "
+            "agree have none."
+        )
+        + " Evaluate prompts of more images."
+        for split, own in groups.items()
+        if len(own) < FEW
+    ]
 
 
 def leading_judge(summary: Mapping[str, Any], policy: str, names: Sequence[str]) -> str | None:
@@ -183,9 +208,15 @@ def _change(summary: Mapping[str, Any], row: Mapping[str, Any], share: bool) -> 
         for policy, mode in ((row["policy"], row["mode"]), (row["against"], row["against_mode"]))
     ]
     now, before = (written(value, share) for value in values)
-    bounds = f"{written(row['low'], share)} to {written(row['high'], share)}"
     name = str(row["name"]).replace("_", "-")
-    return f"{row['mode']}, {name} {now} after {before} (difference {written(row['value'], share)}, 95 % interval {bounds})"
+    return f"{row['mode']}, {name} {now} after {before} (difference {written(row['value'], share)}, {_interval(row, share)})"
+
+
+def _interval(row: Mapping[str, Any], share: bool = False) -> str:
+    """The interval of a figure in words."""
+    if row["low"] is None or row["high"] is None:
+        return "no interval: too few image groups"
+    return f"95 % interval {written(row['low'], share)} to {written(row['high'], share)}"
 
 
 def written(value: float | None, share: bool) -> str:
@@ -223,7 +254,7 @@ def _pictures(summary: Mapping[str, Any], policy: str, split: str) -> Iterator[R
     }.get(together, "is not shown to look at the picture")
     details = "; ".join(
         f"{row['mode']}, another picture changes its {row['name']} by {written(row['change']['value'], False)} "
-        f"(95 % interval {written(row['change']['low'], False)} to {written(row['change']['high'], False)})"
+        f"({_interval(row['change'])})"
         for row in rows
     )
     text = f"{policy} {words}, {_judged_by(summary, judge, policy)}: {details}."
@@ -241,8 +272,7 @@ def _budget(summary: Mapping[str, Any], policy: str, split: str) -> Iterator[Row
     answers = {row["mode"]: {"met": "yes", "broken": "no"}.get(row["verdict"], "undecided") for row in rows}
     together = _together(list(answers.values()))
     details = "; ".join(
-        f"{row['mode']}, it is {row['verdict']} with a mean cost of {written(row['value'], False)} "
-        f"(95 % interval {written(row['low'], False)} to {written(row['high'], False)})"
+        f"{row['mode']}, it is {row['verdict']} with a mean cost of {written(row['value'], False)} ({_interval(row)})"
         for row in rows
     )
     text = f"{policy} and the budget of {budget['limit']:g}, by the learned cost of {budget['judge']}: {details}."
