@@ -1,5 +1,6 @@
 """``python -m safe_rlhf_v certify``: whether a policy keeps its budget, at a stated error, however often one looks."""
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -82,6 +83,7 @@ def certify(
     """
     from safe_rlhf_v.evaluation.certificate import certify_rows, make_claim
     from safe_rlhf_v.evaluation.certificate_rows import read_evaluation, read_file
+    from safe_rlhf_v.evaluation.looks import LEDGER
 
     claim = make_claim(policy, judge, bound, budget, delta, cap, floor)
     if (rows is None) == (evaluation is None):
@@ -96,7 +98,20 @@ def certify(
         home = Path(str(evaluation))
         scored, of_split = read_evaluation(home, policy, judge, bound, split, mode)
         facts = {"split": of_split, "mode": mode}
-    return certify_rows(scored, claim, Path(ledger or home / "certificates.jsonl"), facts, audit)
+    entry = certify_rows(scored, claim, Path(ledger or home / LEDGER), facts, audit)
+    if evaluation is not None:
+        _show_in_report(home)
+    return entry
+
+
+def _show_in_report(folder: Path) -> None:
+    """Write the report of an evaluation anew; a report that cannot be written changes nothing about the certificate."""
+    from safe_rlhf_v.evaluation.report import add_certificates
+
+    try:
+        add_certificates(folder)
+    except (ValueError, OSError, KeyError, TypeError) as error:
+        print(f"the report of {folder} was not written anew ({error}); evaluate does it", file=sys.stderr)
 
 
 def _as_text(entry: dict[str, Any]) -> str:

@@ -12,13 +12,14 @@ from typing import Any
 
 from safe_rlhf_v.construct.lines import encoded
 from safe_rlhf_v.records.parsing import RecordError, parse_json
-from safe_rlhf_v.records.user_files import FileError, lock, open_to_append, printable
+from safe_rlhf_v.records.user_files import FileError, lock, open_to_append, printable, read_bounded
 
 Entry = dict[str, Any]
 _MAX_BYTES = 50_000_000
-_CLAIM = ("policy", "judge", "bound")
-
-
+CLAIM = ("policy", "judge", "bound")
+"""Fields by which looks are counted."""
+LEDGER = "certificates.jsonl"
+"""Name of the file."""
 _MOST_LOOKS = 1_000_000
 
 
@@ -44,7 +45,7 @@ def look(path: Path, claim: Entry, digest: str, certify: Callable[[int], Entry])
         lock(file, path)
         file.seek(0)
         entries = _parsed(file.read(_MAX_BYTES + 1), path)
-        earlier = [entry for entry in entries if all(entry[name] == claim[name] for name in _CLAIM)]
+        earlier = [entry for entry in entries if all(entry[name] == claim[name] for name in CLAIM)]
         same = [entry for entry in earlier if entry["digest"] == digest]
         number = same[0]["look"] if same else 1 + max((entry["look"] for entry in earlier), default=0)
         entry = {**claim, "look": number, "digest": digest, **certify(number)}
@@ -53,6 +54,19 @@ def look(path: Path, claim: Entry, digest: str, certify: Callable[[int], Entry])
             file.flush()
             os.fsync(file.fileno())
     return parse_json(encoded(entry), path.name)  # as it will be read
+
+
+def read_looks(path: Path) -> list[Entry]:
+    """Every look of a ledger, in order.
+
+    Args:
+        path: The ledger.
+
+    Raises:
+        FileError: If it cannot be read.
+        ValueError: If it is damaged.
+    """
+    return _parsed(read_bounded(path, _MAX_BYTES), path)
 
 
 def _parsed(text: bytes, path: Path) -> list[Entry]:
@@ -71,7 +85,7 @@ def _parsed(text: bytes, path: Path) -> list[Entry]:
                 f"{name}: line {number} is damaged ({error.problem}), and counts as a look; restore it"
             ) from None
         look_number = entry.get("look")
-        texts = all(isinstance(entry.get(field), str) for field in (*_CLAIM, "digest"))
+        texts = all(isinstance(entry.get(field), str) for field in (*CLAIM, "digest"))
         if not texts or type(look_number) is not int or not 1 <= look_number <= _MOST_LOOKS:
             raise ValueError(f"{name}: line {number} is no certificate; name another --ledger")
         entries.append(entry)

@@ -8,6 +8,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from safe_rlhf_v.evaluation.report_certificates import LEAD as CERTIFIED
+from safe_rlhf_v.evaluation.report_certificates import certificates, read_certificates
 from safe_rlhf_v.evaluation.report_judges import TITLES, agreement, correction, judge_cards, trust
 from safe_rlhf_v.evaluation.report_policies import (
     capability,
@@ -19,8 +21,9 @@ from safe_rlhf_v.evaluation.report_policies import (
     unit,
     win_bars,
 )
-from safe_rlhf_v.evaluation.summary import write_summary
+from safe_rlhf_v.evaluation.summary import SUMMARY, as_bytes, read_summary, write_summary
 from safe_rlhf_v.evaluation.verdicts import AT_EQUAL_ENTROPY, QUESTIONS, select
+from safe_rlhf_v.records.user_files import write_whole
 from safe_rlhf_v.reports.blocks import (
     Block,
     Card,
@@ -85,6 +88,25 @@ def write_report(folder: Path) -> Path:
     return folder / REPORT
 
 
+def add_certificates(folder: Path) -> None:
+    """Show the looks of the ledgers in a report that stands already.
+
+    Args:
+        folder: Of a finished evaluation; without a report nothing is done.
+
+    Raises:
+        ValueError: If the summary cannot be read, or the pictures of the examples not be found again.
+    """
+    if not (folder / REPORT).exists():
+        return
+    summary = read_summary(folder)
+    if not Path(str(summary["facts"].get("data"))).exists():
+        raise ValueError(f"its pictures, {summary['facts'].get('data')}, are not found from here")
+    summary["certificates"] = read_certificates(folder, summary["policies"])
+    write_whole(folder / SUMMARY, as_bytes(summary))
+    write(evaluation_page(summary, pictures_of(summary)), folder / REPORT)
+
+
 Pictures = Mapping[tuple[str, str], Sequence[bytes]]
 """Encoded pictures by split and key."""
 
@@ -118,6 +140,7 @@ def evaluation_page(summary: Json, pictures: Pictures) -> Page:
         Section("In plain words", _lead(summary), [*_answers(summary)]),
         Section("Can the judges be believed?", summary["findings"]["rule"], [*_beliefs(summary, alarms)]),
         Section("Reward and cost", PLANE, [*plane(summary)]),
+        Section("Certificates", CERTIFIED, [*certificates(summary)]),
         Section("Who wins", WINS, [*win_bars(summary)]),
         Section("Harm", HARM, [*harm(summary), *correction(summary)]),
         Section("Do the policies look at the picture?", GROUNDING, [*grounding(summary)]),

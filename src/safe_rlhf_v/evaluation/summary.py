@@ -28,6 +28,7 @@ The schema; an unknown number is ``null`` and never 0, intervals are 95 % and cl
                  "against_truth": [{"policy", "split", "mode", "by", "group", "sensitivity", "specificity", "auroc", ...}]}],
      "agreement": [{"name", "alpha", "low", "high", "units", "raters", "within_families", "pairs"}],
      "budget": {"limit", "judge", "policies": [{..., "verdict": "met|broken|undecided"}]},
+     "certificates": {"looks": [LINE_OF_A_LEDGER], "problems": ["certificates.jsonl: ..."]},
      "overoptimisation": [{"series", "split", "mode", "learned", "independent", "points", "parting"}],
      "findings": {"rule", "tests": [{"name", "judge", "policy", "axis", "count", "of", "p", "text", "alarm"}], "hints": [...]},
      "verdicts": [{"policy", "split", "judge", "question", "answer": "yes|no|undecided|mixed", "modes", "changes", "text"}],
@@ -48,6 +49,7 @@ from safe_rlhf_v.evaluation.examples import examples
 from safe_rlhf_v.evaluation.figures import budget, differences, figures, grounding, groups, rounded
 from safe_rlhf_v.evaluation.findings import findings
 from safe_rlhf_v.evaluation.overoptimisation import overoptimisation
+from safe_rlhf_v.evaluation.report_certificates import read_certificates
 from safe_rlhf_v.evaluation.trust import agreement, faults, habits, independence
 from safe_rlhf_v.evaluation.truth import against_truth, corrected, judge_grounding
 from safe_rlhf_v.evaluation.verdicts import few_groups, verdicts
@@ -58,6 +60,7 @@ from safe_rlhf_v.records.user_files import read_bounded, write_whole
 FACTS = "evaluation.json"
 SUMMARY = "summary.json"
 _MAX_FACTS = 10_000_000
+_MAX_SUMMARY = 500_000_000
 
 
 def summarise(folder: Path) -> Row:
@@ -69,14 +72,12 @@ def summarise(folder: Path) -> Row:
     Raises:
         ValueError: If something is not finished, was changed, or does not fit together.
     """
-    try:
-        about = parse_json(read_bounded(folder / FACTS, _MAX_FACTS), FACTS, _MAX_FACTS)
-    except RecordError as error:
-        raise ValueError(f"{folder / FACTS}: {error.problem}") from None
+    about = _read(folder / FACTS, _MAX_FACTS)
     content = {name: File(folder, name).rows() for name in Lines._fields if File(folder, name).path.exists()}
     if "responses" not in content:
         raise ValueError(f"{folder}: there is no responses.jsonl; run evaluate first")
-    return summary_of(Evidence(Lines(**content), about))
+    summary = summary_of(Evidence(Lines(**content), about))
+    return {**summary, "certificates": read_certificates(folder, about["policies"])}
 
 
 def summary_of(evidence: Evidence) -> Row:
@@ -102,6 +103,7 @@ def summary_of(evidence: Evidence) -> Row:
         "judges": [_judge(evidence, judge, [one for one in every if one.judge == judge]) for judge in evidence.judges],
         "agreement": agreement(evidence),
         "budget": budget(evidence),
+        "certificates": {"looks": [], "problems": []},  # they stand in files of their own
         "overoptimisation": overoptimisation(evidence),
         "findings": findings(evidence, every),
         "rules": {"joint": JOINT_RULE},
@@ -139,6 +141,25 @@ def write_summary(folder: Path) -> Row:
     summary = summarise(folder)
     write_whole(folder / SUMMARY, as_bytes(summary))
     return summary
+
+
+def read_summary(folder: Path) -> Row:
+    """The summary that stands in a folder.
+
+    Args:
+        folder: Of a finished evaluation.
+
+    Raises:
+        ValueError: If it is missing or damaged.
+    """
+    return _read(folder / SUMMARY, _MAX_SUMMARY)
+
+
+def _read(file: Path, limit: int) -> Row:
+    try:
+        return parse_json(read_bounded(file, limit), file.name, limit)
+    except RecordError as error:
+        raise ValueError(f"{file}: {error.problem}") from None
 
 
 def as_bytes(summary: Any) -> bytes:
