@@ -3,12 +3,13 @@
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Callable
 from importlib import import_module
 from typing import Any
 
 from safe_rlhf_v import __version__
-from safe_rlhf_v.commands import STOPPED
+from safe_rlhf_v.commands import CRASHED, STOPPED
 from safe_rlhf_v.training.parser_errors import unknown
 
 TRAINING = {
@@ -134,5 +135,14 @@ def _run(command: Callable[[list[str]], int], args: list[str]) -> int:
     return status
 
 
+def program() -> int:
+    """:func:`main` on the command line of this process: what breaks it is printed, and has a status of its own."""
+    try:
+        return main()
+    except Exception:
+        traceback.print_exc()
+        return CRASHED
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(program())

@@ -365,3 +365,11 @@ class TestEvaluations:
         (tmp_path / "scores.jsonl").write_text(text.replace("0.1", "0.0", 1))
         assert main(command) == 2
         assert "was changed after it was written" in capsys.readouterr().err
+
+
+def test_a_negative_budget_needs_no_equals_sign(tmp_path, capsys):
+    path = table(tmp_path / "rows.csv", [(f"k{i}", i, -2.0) for i in range(200)], "key,group,cost")
+    assert certify(path, "--bound", "cost", "--cap", "1", "--floor", "-4e0", budget="-1e-3") == 0
+    assert (ledger(tmp_path)[0]["budget"], ledger(tmp_path)[0]["floor"]) == (-1e-3, -4)
+    assert certify(path, budget="-1e-3") == 2
+    assert "--budget is -0.001; a share" in capsys.readouterr().err

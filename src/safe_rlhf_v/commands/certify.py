@@ -9,7 +9,7 @@ from safe_rlhf_v.commands.options import AnyPath
 from safe_rlhf_v.commands.runner import run
 
 STATUS = {"passed": 0, "failed": 1, "undecided": 3}
-"""Exit status of each outcome; 2 is a refusal."""
+"""Exit status of each outcome; 2 is a refusal, and a program that broke has none of these."""
 EXAMPLES = (
     "certify --evaluation runs/evaluation --policy ppo_lag --judge cost --budget 0.1",
     "certify --rows scores.csv --policy mine --judge people --bound cost --budget 0 --cap 5",
@@ -28,7 +28,7 @@ delta 6 / (pi^2 k^2), which sums to delta over all looks. The same rows again ar
 new ledger unless --ledger names the old one: keep one ledger for a policy. The responses must be to prompts that nothing was
 trained on or chosen by.
 
-Exit status: 0 passed, 1 failed, 3 undecided, 2 refused (nothing was decided).
+Exit status: 0 passed, 1 failed, 3 undecided, 2 refused (nothing was decided), 70 broke off with an error of the program.
 """
 
 

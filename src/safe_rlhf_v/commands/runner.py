@@ -18,7 +18,7 @@ from typing import Any, get_args
 from jsonargparse import ArgumentParser, DefaultHelpFormatter
 
 from safe_rlhf_v.commands.config_files import check_files, check_stray
-from safe_rlhf_v.training.parser_errors import PROGRAM, ShortErrors, unknown
+from safe_rlhf_v.training.parser_errors import NEGATIVE, PROGRAM, ShortErrors, unknown
 
 
 class CommandParser(ShortErrors, ArgumentParser):
@@ -173,7 +173,7 @@ def typed_words(function: Callable[..., Any], args: Sequence[str], parser: Argum
         kind = parameters.get(option)
         if _is_list(kind) and not value.startswith("["):
             values = [value] if joined else []
-            while not joined and rest and not rest[0].startswith("-"):
+            while not joined and rest and (not rest[0].startswith("-") or NEGATIVE.match(rest[0])):
                 values.append(rest.pop(0))
             if not values:
                 parser.error(f"{option}: needs at least one value")

@@ -61,7 +61,8 @@ def share_difference(differences: Sequence[float], groups: Sequence[str], confid
     value, low, high = interval[:3]
     if _is_point(interval):
         others = clustered_share([0.0 * one for one in differences], groups, confidence).high
-        low, high = value - others * (1 + value), value + others * (1 - value)
+        low = value - others * (1 + value)
+        high = value + others * (1 - value)
     return interval._replace(low=max(low, -1.0), high=min(high, 1.0))
 
 

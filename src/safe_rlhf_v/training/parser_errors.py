@@ -20,6 +20,8 @@ _NOISE = re.compile(
 )
 _ADVISED = re.compile(r"unknown (option|class|module)|has no ")
 PROGRAM = "python -m safe_rlhf_v"
+NEGATIVE = re.compile(r"^-(\d+\.?\d*|\.\d+)(e[-+]?\d+)?$|^-\.inf$", re.IGNORECASE)
+"""A negative number, which begins like an option and is a value."""
 _HELP = (
     "help is asked for as --model.help CLASS, --data.help CLASS, --trainer.callbacks.help CLASS; about an option of the class "
     "with --model.OPTION.help behind it; about the Trainer as --help-all"
@@ -42,6 +44,9 @@ class ShortErrors(argparse.ArgumentParser):
     def __init__(self, *args: Any, **options: Any) -> None:
         """Create the parser; those that jsonargparse makes for a class have no program's name of their own."""
         super().__init__(*args, **{"prog": PROGRAM, **options})
+        self._negative_number_matcher = (
+            NEGATIVE  # Python's own, before 3.14, takes -1e-3 behind an option for another option
+        )
 
     def add_class_arguments(self, class_type: Any, nested_key: str | None = None, *args: Any, **kwargs: Any) -> Any:
         """As jsonargparse; remembers whose options these are."""
