@@ -15,8 +15,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+from results import learned, results_of_seed
 from stages import GGUF, LANGUAGE, POLICIES, VISION, Seed
-from table import learned, results_of_seed, table
+from table import tables
 
 from safe_rlhf_v import __version__
 from safe_rlhf_v.demo.processes import CommandError
@@ -155,11 +156,11 @@ def run(chosen: argparse.Namespace) -> None:
             chosen.small,
         )
         seeds.append(one_seed(seed))
-    print(table(seeds))
+    found = {"version": __version__, "seeds": seeds}
+    print(tables(found))
     if chosen.out:
         chosen.out.parent.mkdir(parents=True, exist_ok=True)
-        content = {"version": __version__, "seeds": seeds}
-        write_whole(chosen.out, (json.dumps(content, indent=1) + "\n").encode())
+        write_whole(chosen.out, (json.dumps(found, indent=1) + "\n").encode())
 
 
 if __name__ == "__main__":
