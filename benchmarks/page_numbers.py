@@ -7,7 +7,7 @@ comment of the section around holds again):
 
     <!-- evidence: policy.json: runs.ppo_lag.test.harmful.mean, runs.dual_*.test.cost; settings: 0.3 95% -->
     <!-- evidence: gpu.json: ceilings.bytes_per_second / 1e12, reading.json: cases -->
-    <!-- table: policy_tables.confirmed policy_confirm.json; table: pretrained/table.table pretrained.json:seeds -->
+    <!-- table: policy_tables.confirmed policy_confirm.json; table: pretrained/table.responses pretrained.json -->
     <!-- settings -->
 
 ``evidence`` names values by their keys, joined with dots: what begins so, ``*`` being anything (``?`` for a comma). A row of a
