@@ -38,6 +38,9 @@ from typing import Any, NamedTuple
 ROOT = Path(__file__).parents[1]
 EVIDENCE = ROOT / "docs" / "evidence"
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = [
+    page for page in PAGES if not {"_build", "api"} & set(page.relative_to(ROOT).parts)
+]  # what building the site writes
 PAGES.remove(ROOT / "docs" / "howto" / "pretrained.md")  # until its run has left its evidence
 MARK = re.compile(r"<!--\s*((?:evidence|table|settings)\b.*?)\s*-->", re.DOTALL)
 HEADING = re.compile(r"^(#+) ", re.MULTILINE)
