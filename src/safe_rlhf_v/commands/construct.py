@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from safe_rlhf_v.commands.folders import check_outside_shards
 from safe_rlhf_v.commands.options import AnyPath, NonNegativeInt
 from safe_rlhf_v.commands.runner import run
 from safe_rlhf_v.construct.stage import Stage
@@ -57,6 +58,7 @@ def construct(
 
     if not str(output):
         raise ValueError("--output is empty; name a folder")
+    check_outside_shards("--output", Path(output))
     work = Workspace(Path(output), Rubric.load(rubric), seed)
     if dry_run:
         return _planned(plan_stages(stages, work, until))

@@ -1,11 +1,12 @@
 """``python -m safe_rlhf_v evaluate``: policies on held-out prompts, by several judges, with a report."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from safe_rlhf_v.commands.folders import check_outside_runs, check_outside_shards
 from safe_rlhf_v.commands.options import AnyPath, NonNegativeFloat, NonNegativeInt, PositiveInt, Share, check_splits
 from safe_rlhf_v.commands.runner import run
 from safe_rlhf_v.evaluation.audit import Audit
@@ -95,6 +96,7 @@ def evaluate(
     prompts = _prompts(data, splits, most_prompts, grounding_prompts, seed)
     work = _work(_folder(output), prompts, policies, start, judges, max_new_tokens, temperature, seed)
     work = replace(work, modes=modes, pictures=pictures, batch_size=batch_size, on_failure=on_failure)
+    check_outside_runs("--output", work.folder, runs_of([*work.parts, audit]))
     hand_down({"device": str(find_device(device)), "trust": tuple(trust), "base": base}, [*work.parts, audit])
     check(work, audit)
     run_evaluation(work, Path(data), budget, audit, probes, label_families, tell=print)
@@ -108,6 +110,7 @@ def _folder(output: AnyPath) -> Path:
         raise ValueError(f"--output {output}: is a link to nothing; remove it")
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"--output {output}: is no folder")
+    check_outside_shards("--output", folder)
     return folder
 
 
@@ -200,4 +203,21 @@ def hand_down(settings: Mapping[str, Any], components: Sequence[Any]) -> None:
         for name, value in settings.items():
             if name in vars(component) and getattr(component, name) == OPEN[name]:
                 setattr(component, name, value)
-        hand_down(settings, [one for one in vars(component).values() if isinstance(one, (Policy, Judge))])
+        hand_down(settings, _within(component))
+
+
+def runs_of(components: Sequence[Any]) -> Iterator[str]:
+    """Runs and models that these components, and those within them, are made of.
+
+    Args:
+        components: Policies and judges; ``None`` is left out.
+    """
+    for component in components:
+        if component is not None:
+            run = getattr(component, "run", None)
+            yield from [run] if isinstance(run, str) else []
+            yield from runs_of(_within(component))
+
+
+def _within(component: Any) -> list[Policy | Judge]:
+    return [one for one in vars(component).values() if isinstance(one, (Policy, Judge))]
