@@ -63,8 +63,7 @@ def evaluate(
         policies: Policies by name: a class path with its options, or a run folder, or the folder or hub name of a model.
         data: Shard folder with prompts.
         output: Folder of the evaluation.
-        start: Name of the policy that the others are compared with; or a policy that is not evaluated itself and from which only
-            the divergence is measured.
+        start: Name of the policy that the others are compared with; or one from which only the divergence is measured.
         splits: Splits whose prompts are answered.
         judges: Judges by name, each a class path with its options; without them the ground truth where the data carry one.
         audit: Who scores a random sample of each policy's responses, by which the judges' errors are corrected.
