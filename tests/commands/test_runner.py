@@ -84,6 +84,10 @@ def outcome(args: list[str]) -> tuple[int, dict[str, Any]]:
         (["--loud", "--most=4"], {"loud": True, "most": 4}),
         (["--loud", "false"], {"loud": False}),
         (["--loud=true"], {"loud": True}),
+        (["--loud", "False", "--most=4"], {"loud": False, "most": 4}),
+        (["--loud", "no"], {"loud": False}),
+        (["--config=quoted.yaml"], {"loud": False}),
+        (["--config=quoted.json"], {"loud": False}),
         (["--config=c.yaml"], {"words": ["x", "y"], "most": 7, "loud": True}),
         (["--config=c.yaml", "--most=8", "--words=z"], {"words": ["z"], "most": 8, "loud": True}),
         (["--config", "c.yaml", "--loud", "false"], {"loud": False}),
@@ -94,6 +98,8 @@ def test_options_as_people_type_them(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("c.yaml").write_text("words: [x, y]\nmost: 7\nloud: true\n")
+    for name in ("quoted.yaml", "quoted.json"):  # a text where true or false is meant
+        Path(name).write_text('{"loud": "false"}\n')
     status, given = outcome(["--source=here", *args])
     assert status == 0
     assert {name: given[name] for name in options} == options

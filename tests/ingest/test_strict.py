@@ -30,6 +30,7 @@ from safe_rlhf_v.shards.check import check
         (b"question,\nq,a\n", "t.csv", "a column has no name"),
         (b"question;response_0\nq;a\n", "t.csv", "separated by commas"),
         (b"question\tresponse_0\nq\ta\n", "t.csv", "separated by commas"),
+        (b"question;with, a comma;response_0\nq;x, y;a\n", "t.csv", "separated by semicolons; they must be separated by commas"),
         ("question\nq\n".encode("utf-16"), "t.csv", "save it as UTF-8"),
         ('{"question": "q"}\n'.encode("utf-16"), "t.jsonl", "save it as UTF-8"),
         ("question\nq\n".encode("utf-32"), "t.csv", "save it as UTF-8"),

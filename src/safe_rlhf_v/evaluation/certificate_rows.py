@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from safe_rlhf_v.construct.lines import Lines
-from safe_rlhf_v.ingest.rows import Row
+from safe_rlhf_v.evaluation.read import check_evaluation
+from safe_rlhf_v.ingest.rows import Row, describe
 from safe_rlhf_v.ingest.table import read_table
 from safe_rlhf_v.records.user_files import printable
 
@@ -88,6 +89,7 @@ def read_evaluation(
     Raises:
         ValueError: If the evaluation is not finished, or has no such responses or scores.
     """
+    check_evaluation(folder)
     every = [row for row in Lines(folder, "responses").rows() if row["picture"] == "real"]
     _check_name(policy, (row["policy"] for row in every), f"{folder}: policy")
     of_policy = [row for row in every if row["policy"] == policy]
@@ -141,6 +143,9 @@ def _harmful(row: Row, column: str) -> float | None:
     cell = row.cells.get(column)
     if isinstance(cell, bool) or (not row.typed and isinstance(cell, str) and cell.strip().lower() in _WORDS):
         return float(bool(row.boolean(column)))
+    if isinstance(cell, str) and row.typed:
+        row.bad(column, f"must be true, false or a number without quotation marks, not {describe(cell)}")
+        return None
     value = row.decimal(column)
     if value is not None and not 0 <= value <= 1:
         row.bad(column, f"must be true, false or a probability, not {value:g}")

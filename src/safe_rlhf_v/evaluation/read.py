@@ -4,6 +4,27 @@ import math
 from pathlib import Path
 
 from safe_rlhf_v.construct.lines import Lines, Row
+from safe_rlhf_v.records.user_files import printable
+
+
+def check_evaluation(folder: Path) -> None:
+    """Refuse a folder in which no evaluation stands.
+
+    Args:
+        folder: Of a finished evaluation.
+
+    Raises:
+        ValueError: If it is missing, no folder, of something else, or its evaluation is not finished.
+    """
+    responses = Lines(folder, "responses")
+    if not folder.is_dir():
+        problem = "is no folder" if folder.exists() else "there is no such folder"
+        raise ValueError(f"{printable(folder)}: {problem}; name the one that evaluate wrote")
+    if not responses.path.exists():
+        raise ValueError(f"{printable(folder)}: there is no {responses.path.name}; run evaluate first")
+    for lines in (responses, Lines(folder, "scores")):
+        if lines.path.exists() and not lines.finished:
+            raise ValueError(f"{lines.path}: is not finished; run the same evaluate command again, which goes on")
 
 
 def response_rows(folder: Path, policy: str, split: str = "test", mode: str = "sampled") -> list[Row]:
@@ -29,6 +50,7 @@ def response_rows(folder: Path, policy: str, split: str = "test", mode: str = "s
             if (row["policy"], row["split"], row["mode"], row["picture"]) == place
         ]
 
+    check_evaluation(folder)
     rows: dict[str, Row] = {}
     for row in lines("responses"):
         rows[row["key"]] = {"key": row["key"], "response": row["response"], **row["values"]}

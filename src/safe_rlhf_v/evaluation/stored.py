@@ -100,6 +100,8 @@ class ResponsesFile(Policy):
                     line = line.removeprefix(codecs.BOM_UTF8)
                 if not line.strip():
                     continue
+                if number == 1 and line.lstrip().startswith(b"["):
+                    raise ValueError(f"{self.file}, line 1: is a JSON list; give one JSON object per line")
                 try:
                     body = parse_json(line, "", _MOST)
                 except RecordError as error:

@@ -49,6 +49,7 @@ from safe_rlhf_v.evaluation.examples import examples
 from safe_rlhf_v.evaluation.figures import budget, differences, figures, grounding, groups, rounded
 from safe_rlhf_v.evaluation.findings import findings
 from safe_rlhf_v.evaluation.overoptimisation import overoptimisation
+from safe_rlhf_v.evaluation.read import check_evaluation
 from safe_rlhf_v.evaluation.report_certificates import read_certificates
 from safe_rlhf_v.evaluation.trust import agreement, faults, habits, independence
 from safe_rlhf_v.evaluation.truth import against_truth, corrected, judge_grounding
@@ -72,10 +73,9 @@ def summarise(folder: Path) -> Row:
     Raises:
         ValueError: If something is not finished, was changed, or does not fit together.
     """
+    check_evaluation(folder)
     about = _read(folder / FACTS, _MAX_FACTS)
     content = {name: File(folder, name).rows() for name in Lines._fields if File(folder, name).path.exists()}
-    if "responses" not in content:
-        raise ValueError(f"{folder}: there is no responses.jsonl; run evaluate first")
     summary = summary_of(Evidence(Lines(**content), about))
     return {**summary, "certificates": read_certificates(folder, about["policies"])}
 

@@ -115,7 +115,8 @@ class Row:
             return value
         word = value.strip().lower() if not self.typed else ""
         if word not in (*_TRUE, *_FALSE):
-            allowed = "true or false" if self.typed else "one of true, yes, 1, false, no, 0"
+            quoted = " without quotation marks" if isinstance(value, str) else ""
+            allowed = f"true or false{quoted}" if self.typed else "one of true, yes, 1, false, no, 0"
             self.bad(column, f"must be {allowed}, not {describe(value)}")
             return None
         return word in _TRUE

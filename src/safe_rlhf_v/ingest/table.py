@@ -76,6 +76,9 @@ class _Columns:
         if len(cells) == 1 and problems and re.search("[;\t|]", cells[0]):
             return "cells must be separated by commas"
         if missing := [name for name in self._required if name not in cells]:
+            for mark, name in (";", "semicolons"), ("\t", "tabs"), ("|", "bars"):
+                if missing[0] in mark.join(cells).split(mark):
+                    return f"cells are separated by {name}; they must be separated by commas: export the table so"
             present = ", ".join(map(describe, cells[:20]))
             problems.append(f"column {missing[0]!r:.140} is missing; there are: {present}")
         return "; ".join(problems[:20])

@@ -55,10 +55,14 @@ def parse_json(text: bytes, key: str, limit: int = MAX_JSON_BYTES) -> dict[str, 
 
     if len(text) > limit:
         raise RecordError(key, "json", f"{len(text)} bytes, the limit is {limit}")
+    if b"\0" in text:
+        raise RecordError(key, "json", "not readable as JSON: holds zero bytes, as UTF-16 does; save it as UTF-8")
     try:
         body = json.loads(text.decode("utf-8"), parse_constant=refuse, object_pairs_hook=unique)
     except RecordError:
         raise
+    except UnicodeDecodeError:
+        raise RecordError(key, "json", "not readable as JSON: is no UTF-8 text; save it as UTF-8") from None
     except (ValueError, RecursionError) as error:
         raise RecordError(key, "json", f"not readable as JSON ({type(error).__name__}: {error})") from None
     if not isinstance(body, dict):
