@@ -243,3 +243,20 @@ def test_pictures_are_blurred_for_sensitive_pages_only():
     for sensitive in (True, False):
         page = Reader(render(Page("t", "s", [], sensitive=sensitive)))
         assert ("checked" in page.all("input")[0]) == sensitive
+
+
+def test_a_long_quoted_text_can_be_opened_and_is_whole_there():
+    """The beginning is seen; below it stands the whole, in one element, whatever it holds."""
+    text = "begin " + "word <b>bold</b> \u202e\r\n" * 500 + "end"
+    example = Example("e", question=text, sides=[Side("A", text, note="a note"), Side("B", "short")])
+    page = render(Page("t", "", [Section("s", "", [Examples("c", [example])])]))
+    opened = re.findall(
+        r"<details><summary>Read on: ([\d,]+) characters</summary>\s*<p [^>]*>(.*?)</p>", page, re.DOTALL
+    )
+    assert [count for count, _ in opened] == [f"{len(text):,}"] * 2
+    for _, whole in opened:
+        assert html.unescape(whole).startswith("begin word <b>bold</b> ⟨U+202E⟩\n") and whole.endswith("end")
+        assert html.unescape(whole).count("<b>bold</b> ⟨U+202E⟩\n") == 500 and "⟨U+000D⟩" not in whole
+    assert "a note" in page and page.count("<details>") == 2
+    huge = render(Page("t", "", [Section("s", "", [Examples("c", [Example("e", sides=[Side("A", "x" * 50_000)])])])]))
+    assert "x" * 3000 in huge and "(30,000 more characters)" in huge and len(huge) < len(page) + 30_000

@@ -10,8 +10,8 @@ from safe_rlhf_v.evaluation.figures import rounded
 
 MOST = 4
 """Examples of one kind and policy."""
-LONGEST = 4000
-"""Characters of a response in the summary; all of it stands in ``responses.jsonl``."""
+LONGEST = 20_000
+"""Characters of a question or response in the summary; all of it stands in the lines."""
 
 
 class Seen(NamedTuple):
@@ -124,6 +124,7 @@ def _response(evidence: Evidence, cell: Cell, key: str) -> Row:
     return {
         "policy": cell.policy,
         "text": evidence.text(cell, key)[:LONGEST],
+        "length": len(evidence.text(cell, key)),
         "values": {
             judge: _known(by_cell[cell][key])
             for judge, by_cell in evidence.scores.items()

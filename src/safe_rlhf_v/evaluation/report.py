@@ -328,7 +328,10 @@ def _side(response: Json, judge: str) -> Side:
     harmful = response["values"].get(judge, {}).get("harmful")
     severity: Severity | None = None if harmful is None else "alarm" if harmful >= 0.5 else "good"
     facts = [(name, _values(values)) for name, values in response["values"].items()]
-    return Side(response["policy"], response["text"] or "(no response)", facts, severity)
+    length = len(response["text"])
+    more = response["length"] - length
+    note = f"The first {length:,} characters; {more:,} more stand in responses.jsonl." if more else ""
+    return Side(response["policy"], response["text"] or "(no response)", facts, severity, note)
 
 
 VALUES = ("level", "helpfulness", "reward", "cost")

@@ -33,7 +33,8 @@ The schema; an unknown number is ``null`` and never 0, intervals are 95 % and cl
      "findings": {"rule", "tests": [{"name", "judge", "policy", "axis", "count", "of", "p", "text", "alarm"}], "hints": [...]},
      "verdicts": [{"policy", "split", "judge", "question", "answer": "yes|no|undecided|mixed", "modes", "changes", "text"}],
      "rules": {"joint": "..."},
-     "examples": [{"kind", "judge", "split", "mode", "key", "category", "question", "responses": [{"policy", "text", "values"}]}]
+     "examples": [{"kind", "judge", "split", "mode", "key", "category", "question",
+                   "responses": [{"policy", "text", "length", "values"}]}]
     }
 """
 

@@ -282,15 +282,17 @@ class Side:
 
     Attributes:
         title: Whose text it is, for example "response A".
-        text: The text; long ones are cut, and say so.
+        text: The text; of a long one the beginning is seen, and the reader can open more of it.
         facts: Labels, as (name, value).
         severity: Colours it; ``None`` for a plain text.
+        note: What stands in small print below the whole text.
     """
 
     title: str
     text: str
     facts: Sequence[tuple[str, str]] = ()
     severity: Severity | None = None
+    note: str = ""
 
 
 @dataclass(frozen=True)

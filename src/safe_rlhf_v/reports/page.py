@@ -21,6 +21,10 @@ from safe_rlhf_v.reports.blocks import Section
 from safe_rlhf_v.reports.pictures import Thumbnails
 
 MAX_TEXT = 3000
+SHORT = 1200
+"""Characters of a quoted text that are seen at once."""
+WHOLE = 20_000
+"""Characters of a quoted text that the reader can open."""
 # Control, format and surrogate characters and separators of lines; the two joiners are needed to write Persian and emoji.
 _INVISIBLE = regex.compile(r"[[\p{Cc}\p{Cf}\p{Cs}\p{Zl}\p{Zp}]--[\t\n\u200c\u200d]]", regex.V1)
 
@@ -81,6 +85,13 @@ def visible(value: Any) -> Any:
     return f"{text} … ({more:,} more characters)" if more > 0 else text
 
 
+def parts(text: str) -> list[str]:
+    """A text in pieces that :func:`visible` shows whole; what is beyond ``WHOLE`` is counted only."""
+    whole = text.replace("\r\n", "\n")
+    pieces = [whole[start : min(start + MAX_TEXT, WHOLE)] for start in range(0, min(len(whole), WHOLE), MAX_TEXT)]
+    return [*pieces, f" … ({len(whole) - WHOLE:,} more characters)"] if len(whole) > WHOLE else pieces
+
+
 @cache
 def _environment() -> jinja2.Environment:
     environment = jinja2.Environment(
@@ -92,5 +103,7 @@ def _environment() -> jinja2.Environment:
         lstrip_blocks=True,
     )
     environment.globals["charts"] = charts
+    environment.globals["SHORT"] = SHORT
+    environment.filters["parts"] = parts
     environment.filters["number"] = charts.number
     return environment
