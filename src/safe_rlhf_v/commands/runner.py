@@ -181,8 +181,8 @@ def typed_words(function: Callable[..., Any], args: Sequence[str], parser: Argum
                 parser.error(f"{option}: holds bytes that are no UTF-8 text")
             lists.setdefault(option, []).extend(values)
         elif kind is bool and not joined:
-            said = bool(rest) and rest[0].lower() in ("true", "false", "yes", "no")
-            words.append(f"{option}={rest.pop(0).lower() if said else 'true'}")
+            has_value = bool(rest) and rest[0].lower() in ("true", "false", "yes", "no")
+            words.append(f"{option}={rest.pop(0).lower() if has_value else 'true'}")
         else:
             empty = (joined and not value.strip()) or (not joined and kind is not None and rest and not rest[0].strip())
             if empty and Path in (kind, *get_args(kind)):

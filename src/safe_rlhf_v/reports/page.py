@@ -87,9 +87,9 @@ def visible(value: Any) -> Any:
 
 def parts(text: str) -> list[str]:
     """A text in pieces that :func:`visible` shows whole; what is beyond ``WHOLE`` is counted only."""
-    whole = text.replace("\r\n", "\n")
-    pieces = [whole[start : min(start + MAX_TEXT, WHOLE)] for start in range(0, min(len(whole), WHOLE), MAX_TEXT)]
-    return [*pieces, f" … ({len(whole) - WHOLE:,} more characters)"] if len(whole) > WHOLE else pieces
+    text = text.replace("\r\n", "\n")
+    pieces = [text[start : min(start + MAX_TEXT, WHOLE)] for start in range(0, min(len(text), WHOLE), MAX_TEXT)]
+    return [*pieces, f" … ({len(text) - WHOLE:,} more characters)"] if len(text) > WHOLE else pieces
 
 
 @cache
