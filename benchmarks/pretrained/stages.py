@@ -165,7 +165,7 @@ class Seed:
         first, *others = TEST_SPLITS
         judged = {  # what the learned models think costs four more passes, and is told of the real pictures only
             "evaluate": (["--modes=sampled", "--splits", first], EVALUATION, ("reward", "cost")),
-            GREEDY: (["--modes=greedy", "--splits", first], GREEDY, ()),
+            GREEDY: (["--modes=[sampled,greedy]", "--splits", first], GREEDY, ()),
             BESIDE: (["--modes=sampled", "--splits", *others], BESIDE, ()),
         }
         calibrate = [  # of each of 108 photographs (a trial: 60) one response counts, and four of nine are harmless

@@ -84,7 +84,7 @@ def test_where_a_comment_holds_and_what_it_allows(faults, text: str, lines: list
 
 def test_what_the_quickstart_takes_stands_in_a_block_of_the_readme(page_numbers):
     """Blocks of code are not searched; this number is in the comment of one."""
-    assert f"{page_numbers.read('quickstart_steps.json:now')['total']} CPU-seconds" in README.read_text()
+    assert f"{page_numbers.read('quickstart_steps.json')['now']['total']} CPU-seconds" in README.read_text()
 
 
 def test_no_table_function_is_left_behind(page_numbers):

@@ -173,11 +173,18 @@ def test_links_planted_in_a_run_folder_are_not_written_through(
     run = copy_run(policy_stages / "supervised", tmp_path / "run")
     victim = tmp_path / "victim"
     victim.write_text("mine")
-    names = ("evaluation.json", "report.html", "predictions.jsonl")
+    (run / "evaluation").mkdir()
+    names = ("evaluation/evaluation.json", "evaluation/report.html", "predictions.jsonl")
     for name in (*names, *(f"{name}.part" for name in names), "predictions.jsonl.part-0"):
         (run / name).symlink_to(victim)
     data = ["--data.init_args.path=" + str(world), "--trainer.enable_progress_bar=false", "--trainer.accelerator=cpu"]
-    args = ["evaluate", f"--policies.mine={run}", f"--data={world}", f"--output={run}", "--max_new_tokens=2"]
+    args = [
+        "evaluate",
+        f"--policies.mine={run}",
+        f"--data={world}",
+        f"--output={run / 'evaluation'}",
+        "--max_new_tokens=2",
+    ]
     args += ["--modes=sampled", "--pictures=real"]
     assert entry.main(args) == 0
     (tmp_path / "lines").mkdir()
@@ -185,7 +192,7 @@ def test_links_planted_in_a_run_folder_are_not_written_through(
     assert entry.main([*args, f"--output={tmp_path / 'lines'}"]) == 2
     assert entry.main(["predict", f"--ckpt_path={run}", *data]) == 0
     assert victim.read_text() == "mine"
-    assert not (run / "evaluation.json").is_symlink()
+    assert not (run / "evaluation" / "evaluation.json").is_symlink()
 
 
 class Pickled:
