@@ -257,7 +257,6 @@ def find(number: Number, here: Region | None) -> tuple[str | None, float]:
 
 
 def main() -> None:
-    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     faults = 0
     for page in [Path(name).resolve() for name in sys.argv[1:]] or PAGES:
         found = check(page.read_text())

@@ -12,7 +12,9 @@ from torch import Tensor
 from safe_rlhf_v.models import ClipDecoder, SavedClipDecoder
 from safe_rlhf_v.models.adapters import adapter_of
 from safe_rlhf_v.models.lora import LoraSettings
+from safe_rlhf_v.models.sampling import SamplingOptions
 from safe_rlhf_v.models.tower import SlotSettings, TowerSettings
+from safe_rlhf_v.policy.responses import comparable, respond
 from safe_rlhf_v.records.batches import Prompts
 from safe_rlhf_v.training.runs import load_backbone
 
@@ -58,6 +60,23 @@ def test_it_is_what_was_saved(original: ClipDecoder, tmp_path: Path) -> None:
     assert {adapter_of(name) for name, value in adapted.named_parameters() if value.requires_grad} == {"default"}
     with pytest.raises(ValueError, match="no clip_decoder"):
         SavedClipDecoder(str(tmp_path / "decoder"))
+
+
+def test_a_policy_is_measured_against_the_network_that_its_base_was_saved_from(
+    original: ClipDecoder, tmp_path: Path
+) -> None:
+    original.save_pretrained(tmp_path)
+    saved = SavedClipDecoder(str(tmp_path), lora=LoraSettings(r=2)).eval()
+    assert comparable(saved, original) and comparable(original, saved)
+    streams = [torch.Generator().manual_seed(i) for i in range(2)]
+    same = respond(saved, PROMPTS, SamplingOptions(6), streams, original)
+    assert [answer.values["kl"] for answer in same] == [0.0, 0.0]
+    with torch.no_grad():
+        for name, value in saved.named_parameters():
+            if "lora_B" in name:
+                value.fill_(0.1)
+    moved = respond(saved, PROMPTS, SamplingOptions(6), streams, original)
+    assert all(answer.values["kl"] != 0.0 for answer in moved)
 
 
 def test_one_saved_base_carries_all_roles(

@@ -89,8 +89,11 @@ def _without(
 
 
 def comparable(policy: Backbone, reference: Backbone) -> bool:
-    """Whether two policies give probabilities to the same tokens."""
-    return type(policy) is type(reference) and bool(policy.tokenizer.get_vocab() == reference.tokenizer.get_vocab())
+    """Whether two policies read the same inputs and give probabilities to the same tokens."""
+    kin = isinstance(policy, type(reference)) or isinstance(
+        reference, type(policy)
+    )  # an exported one has a class of its own
+    return kin and bool(policy.tokenizer.get_vocab() == reference.tokenizer.get_vocab())
 
 
 def divergence(policy: Backbone, reference: Backbone, generation: Generation, micro_batch: MicroBatch) -> Tensor:
