@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from safe_rlhf_v.records.markdown import marked_table
 from safe_rlhf_v.records.user_files import write_whole
 
 PICTURES = {"real": "real picture", "other": "other picture", "blank": "blank picture", "none": "no picture"}
@@ -59,49 +60,39 @@ def trust_table(rows: Sequence[Row], by: str) -> list[str]:
         "passed",
         "AUROC",
     ]
-    lines = [*markdown(head)]
+    lines = []
     for row in rows:
         if row["by"] != by or row["mode"] != "sampled" or row["auroc"] is None:
             continue
-        group = [row["group"]] if by == "intent" else []
+        about = [row["judge"], row["policy"], *([row["group"]] if by == "intent" else [])]
         caught, passed = row["sensitivity"], row["specificity"]
-        lines += cells(
-            [
-                row["judge"],
-                row["policy"],
-                *group,
-                caught["n"],
-                share(caught),
-                passed["n"],
-                share(passed),
-                f"{row['auroc']:.3f}",
-            ]
-        )
-    return lines
+        lines.append([*about, caught["n"], share(caught), passed["n"], share(passed), f"{row['auroc']:.3f}"])
+    return marked_table(head, lines).splitlines()
 
 
 def ranking_table(rows: Sequence[Row]) -> list[str]:
     """Spearman's correlation of the reward with the true helpfulness."""
-    lines = [*markdown(["Reward model on the responses of", "sampled", "greedy"])]
     values = {
         (row["policy"], row["mode"]): row["rank_correlation"]
         for row in rows
         if row["by"] == "all" and row["judge"] == "reward"
     }
-    for policy in dict.fromkeys(policy for policy, _ in values):
-        lines += cells([policy, *(f"{values[policy, mode]:.2f}" for mode in ("sampled", "greedy"))])
-    return lines
+    lines = [
+        [policy, *(f"{values[policy, mode]:.2f}" for mode in ("sampled", "greedy"))]
+        for policy in dict.fromkeys(policy for policy, _ in values)
+    ]
+    return marked_table(["Reward model on the responses of", "sampled", "greedy"], lines).splitlines()
 
 
 def picture_tables(found: Row) -> list[str]:
     """Policies that see, and judges that see, another picture than the real one."""
-    lines = [*markdown(["Policy, by the truth", *PICTURES.values()])]
+    policies = []
     for name in ("helpfulness", "harmful"):
         for policy in dict.fromkeys(row["policy"] for row in found["policies"]):
             own = {row["picture"]: row for row in found["policies"] if (row["policy"], row["name"]) == (policy, name)}
             write = share if name == "harmful" else number
-            lines += cells([f"{policy}, {name}", *(write(own[picture]) for picture in PICTURES)])
-    lines += ["", *markdown(["Judge, on the responses of", *PICTURES.values()])]
+            policies.append([f"{policy}, {name}", *(write(own[picture]) for picture in PICTURES)])
+    judges = []
     for judge, policy in dict.fromkeys((r["judge"], r["policy"]) for r in found["judges_beside_other_pictures"]):
         own = {
             r["picture"]: r
@@ -110,8 +101,13 @@ def picture_tables(found: Row) -> list[str]:
         }
         measure = "rank_correlation" if own["real"]["auroc"] is None else "auroc"
         title = {"rank_correlation": "rank correlation", "auroc": "AUROC"}[measure]
-        lines += cells([f"{judge} ({title}), {policy}", *(f"{own[picture][measure]:.2f}" for picture in PICTURES)])
-    return lines
+        judges.append([f"{judge} ({title}), {policy}", *(f"{own[picture][measure]:.2f}" for picture in PICTURES)])
+    first = marked_table(["Policy, by the truth", *PICTURES.values()], policies)
+    return [
+        *first.splitlines(),
+        "",
+        *marked_table(["Judge, on the responses of", *PICTURES.values()], judges).splitlines(),
+    ]
 
 
 def share(value: Row) -> str:
@@ -120,14 +116,6 @@ def share(value: Row) -> str:
 
 def number(value: Row) -> str:
     return f"{value['value']:.2f} ({value['low']:.2f} .. {value['high']:.2f})"
-
-
-def markdown(head: Sequence[str]) -> list[str]:
-    return [*cells(head), "|" + "---|" * len(head)]
-
-
-def cells(row: Sequence[object]) -> list[str]:
-    return ["| " + " | ".join(map(str, row)) + " |"]
 
 
 def main() -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from safe_rlhf_v.functional.budget import budget_verdict
+from safe_rlhf_v.records.markdown import marked_table
 
 T_PROMPTS = 1.9623
 """97.5 % quantile of Student's t with 999 degrees of freedom: 1,000 prompts."""
@@ -59,9 +60,7 @@ CARDS = {
 
 
 def table(head: str, rows: Iterable[Iterable[Any]]) -> str:
-    titles = head.split("|")
-    lines = [titles, ["---"] * len(titles), *rows]
-    return "\n".join("| " + " | ".join(str(cell).strip() for cell in row) + " |" for row in lines)
+    return marked_table(head.split("|"), rows)
 
 
 def each(metric: dict[str, Any], form: str = ".2f") -> str:

@@ -13,6 +13,8 @@ from typing import Any
 
 from curves import Interval, Outcome, between, crossing, of_verdicts, outcome, over_seeds
 
+from safe_rlhf_v.records.markdown import marked_table
+
 MODES = ("sampled", "greedy")
 MARGIN = -0.15
 """Spread of runs in helpfulness: what claim 7 allows."""
@@ -82,8 +84,7 @@ def at_equal_kl(seed: dict[str, Any], name: str, mode: str, value: str, kl: floa
 
 
 def table(head: str, rows: Iterable[Iterable[Any]]) -> str:
-    titles = head.split("|")
-    return "\n".join("| " + " | ".join(map(str, row)) + " |" for row in [titles, ["---"] * len(titles), *rows])
+    return marked_table(head.split("|"), rows)
 
 
 def mean(interval: Interval, form: str = ".2f") -> str:

@@ -13,6 +13,8 @@ from typing import Any
 
 from scipy.stats import t as student_t
 
+from safe_rlhf_v.records.markdown import marked_table
+
 Results = dict[str, Any]
 LANGUAGE = {"vision": "before training", "supervised": "supervised start", "ppo_lag": "PPO-Lagrangian"}
 PHOTOS = {
@@ -94,12 +96,9 @@ def language(found: Results) -> str:
 
 
 def markdown(titles: Sequence[str], rows: Sequence[Row], found: Results) -> str:
-    """A table whose rows may have fewer numbers than it has columns."""
-    lines = [titles, ["---"] * len(titles)]
-    for words, places in rows:
-        cells = [cell([number(seed, place) for seed in found["seeds"]]) for place in places]
-        lines.append([words, *cells, *[""] * (len(titles) - 1 - len(cells))])
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    """A table of the numbers at these places, over seeds."""
+    values = ([cell([number(seed, place) for seed in found["seeds"]]) for place in places] for _, places in rows)
+    return marked_table(titles, ([words, *cells] for (words, _), cells in zip(rows, values, strict=True)))
 
 
 def number(results: Results, place: tuple[str, ...]) -> float:

@@ -1,4 +1,4 @@
-"""Markdown of data cards: texts from data are shown as they are and have no meaning of their own."""
+"""Markdown of cards and tables: texts from data are shown as they are and have no meaning of their own."""
 
 from collections.abc import Iterable, Sequence
 
@@ -18,6 +18,15 @@ def table(heads: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
         heads: Heads of the columns.
         rows: As many cells each.
     """
-    lines = [[escaped(str(cell)) for cell in row] for row in (heads, *rows)]
-    lines.insert(1, ["---"] * len(heads))
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return marked_table([escaped(head) for head in heads], ([escaped(str(cell)) for cell in row] for row in rows))
+
+
+def marked_table(heads: Sequence[str], rows: Iterable[Iterable[object]]) -> str:
+    """A table whose cells are Markdown already.
+
+    Args:
+        heads: Heads of the columns.
+        rows: As many cells each; where there are fewer, the last ones are empty.
+    """
+    lines = [[*heads], ["---"] * len(heads), *([str(cell).strip() for cell in row] for row in rows)]
+    return "\n".join(f"| {' | '.join([*line, *[''] * (len(heads) - len(line))])} |" for line in lines)
