@@ -124,10 +124,11 @@ class Seed:
         judges: dict[str, dict[str, object]] = {"leaves": {"class_path": "judge.LeafJudge"}}
         if scored:
             judges |= learned_judges(self.root)
-            options = (f"--base={self.base}", *options)
             if name != POLICIES[0]:
                 start = component("safe_rlhf_v.evaluation.ModelPolicy", run=self.root / POLICIES[0])
                 options = (f"--start={json.dumps(start)}", *options)
+        if scored or name != POLICIES[0]:  # adapters on the base, which the start came before
+            options = (f"--base={self.base}", *options)
         return [
             "evaluate",
             f"--policies.{name}={self.root / name}",
