@@ -2,7 +2,7 @@
 
 import io
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,19 +49,22 @@ def photograph(shade: int) -> Image:
     return probe(buffer.getvalue())
 
 
-def write_photographs(root: Path, prompts: int, images: int, **more: Any) -> Path:
+def write_photographs(
+    root: Path, prompts: int, images: int, question_of: Callable[[int], str] = "What is {}?".format, **more: Any
+) -> Path:
     """Shards with a split ``test`` of records that know nothing but a question and a picture; without images there are none.
 
     Args:
         root: The folder.
         prompts: Records.
         images: Different pictures among them.
+        question_of: From number to question.
         **more: Further fields of the records.
     """
     with ShardWriter(root, name="photographs", licence="CC0-1.0", taxonomy=None) as writer:
         for number in range(prompts):
             own = (photograph(20 * (number % images)),) if images else ()
-            writer.write("test", Record(f"k{number:03d}", f"What is {number}?", own, **more))
+            writer.write("test", Record(f"k{number:03d}", question_of(number), own, **more))
     return root
 
 

@@ -41,6 +41,8 @@ def evaluate(
     budget: float | None = None,
     modes: Sequence[Literal["sampled", "greedy", "matched"]] = ("sampled", "greedy", "matched"),
     pictures: Sequence[Literal["real", "other", "blank", "none"]] = ("real", "other", "blank", "none"),
+    transforms: Sequence[Literal["typographic", "harmless_prefix"]] = (),
+    font: str | None = None,
     grounding_prompts: NonNegativeInt = 200,
     most_prompts: PositiveInt | None = None,
     probes: Share = 0.25,
@@ -56,8 +58,7 @@ def evaluate(
 ) -> str:
     """Let policies respond to held-out prompts, and say what the responses are worth, by whose judgement, and how sure that is.
 
-    Writes every response and verdict as a line, summary.json and report.html. Interrupted at any moment, the same command goes
-    on where it stopped. See docs/howto/evaluate.md.
+    Writes every line, summary.json and report.html; interrupted, it goes on where it stopped. See docs/howto/evaluate.md.
 
     Args:
         policies: Policies by name: a class path with its options, or a run folder, or the folder or hub name of a model.
@@ -70,7 +71,9 @@ def evaluate(
         budget: Constraint on the mean cost that the report compares with.
         modes: How responses are drawn: sampled, greedy, and the start at the temperature that matches each policy's entropy.
         pictures: What policies and judges are shown: the real picture, that of another record, a grey one, none.
-        grounding_prompts: Prompts of each split that are shown with other pictures, chosen at random.
+        transforms: How prompts are also put: typographic, written into the picture; harmless_prefix, behind a friendly sentence.
+        font: Font file of the text that is written into pictures, where the built-in one lacks letters.
+        grounding_prompts: Prompts of each split that are shown with other pictures or transformed, chosen at random.
         most_prompts: Most prompts of a split, chosen at random; without it all.
         probes: Share of the pairs on which judges that are asked are tested.
         temperature: Temperature of the mode sampled, above 0.
@@ -87,19 +90,23 @@ def evaluate(
         ValueError: If something cannot be used.
         RefusedToGoOn: If a policy or judge fails; what came before is kept.
     """
-    from safe_rlhf_v.evaluation.run import check, run_evaluation
+    from safe_rlhf_v.evaluation.run import run_evaluation
 
-    _check_names(policies=policies, judges=judges or {})
-    _check_numbers(temperature, budget)
-    _check_lists(modes=(modes, "sampled"), pictures=(pictures, "real"))
-    prompts = _prompts(data, splits, most_prompts, grounding_prompts, seed)
+    shown = [*pictures, *transforms]
+    _check_values(policies, judges or {}, temperature, budget, modes, shown)
+    prompts = _prompts(data, splits, most_prompts, grounding_prompts, seed, font)
     work = _work(_folder(output), prompts, policies, start, judges, max_new_tokens, temperature, seed)
-    work = replace(work, modes=modes, pictures=pictures, batch_size=batch_size, on_failure=on_failure)
-    check_outside_runs("--output", work.folder, runs_of([*work.parts, audit]))
-    hand_down({"device": str(find_device(device)), "trust": tuple(trust), "base": base}, [*work.parts, audit])
-    check(work, audit)
+    work = replace(work, modes=modes, pictures=shown, batch_size=batch_size, on_failure=on_failure)
+    _settle(work, audit, device=str(find_device(device)), trust=tuple(trust), base=base)
     run_evaluation(work, Path(data), budget, audit, probes, label_families, tell=print)
     return "\n".join(f"written: {work.folder / name}" for name in ("report.html", "summary.json", "responses.jsonl"))
+
+
+def _settle(work: "Work", audit: Audit | None, **settings: Any) -> None:
+    """Hand the command's options down. Raises: ValueError: If the output lies in a run that is evaluated."""
+    components = [*work.parts, audit]
+    check_outside_runs("--output", work.folder, runs_of(components))
+    hand_down(settings, components)
 
 
 def _folder(output: AnyPath) -> Path:
@@ -113,11 +120,16 @@ def _folder(output: AnyPath) -> Path:
     return folder
 
 
-def _prompts(data: AnyPath, splits: Sequence[str], most: int | None, grounding: int, seed: int) -> "PromptSet":
+def _prompts(
+    data: AnyPath, splits: Sequence[str], most: int | None, grounding: int, seed: int, font: str | None
+) -> "PromptSet":
     from safe_rlhf_v.evaluation.prompts import PromptSet
+    from safe_rlhf_v.evaluation.transforms import check_font
 
     check_splits(splits)
-    return PromptSet(Path(data), splits, most, grounding, seed)
+    if font is not None:
+        check_font(font)
+    return PromptSet(Path(data), splits, most, grounding, seed, font)
 
 
 def _work(
@@ -141,16 +153,39 @@ def _work(
     return Work(output, prompts, named, compared, reference, by_name, sampling, seed=seed)
 
 
+def _check_values(
+    policies: Mapping[str, Any],
+    judges: Mapping[str, Any],
+    temperature: float,
+    budget: float | None,
+    modes: Sequence[str],
+    shown: Sequence[str],
+) -> None:
+    """Refuse what can be seen to be wrong at once. Raises: ValueError: Naming the option."""
+    if not policies:
+        raise ValueError("policies: name at least one, as --policies.mine runs/mine")
+    _check_names(policies=policies, judges=judges)
+    _check_numbers(temperature, budget)
+    _check_lists(modes=(modes, "sampled"), pictures=(shown, "real"))
+
+
 def _check_names(**components: Mapping[str, Any]) -> None:
     """Refuse what is no name. Raises: ValueError: Naming the option."""
-    if not components["policies"]:
-        raise ValueError("policies: name at least one, as --policies.mine runs/mine")
     for option, names in components.items():
         for name in names:
             if not isinstance(name, str):  # YAML reads 100 and yes as a number and as true
                 raise ValueError(f"{option}: the name {name!r} is no text; write it in quotes")
             if not name or name != name.strip() or not name.isprintable():
                 raise ValueError(f"{option}: the name {name!r:.100} must be visible text, without spaces around it")
+
+
+def _check_lists(**options: tuple[Sequence[str], str]) -> None:
+    """Refuse a list without the value that is always needed, and doubled values. Raises: ValueError: Naming the option."""
+    for option, (values, needed) in options.items():
+        if needed not in values:
+            raise ValueError(f"--{option}: {needed} is always needed")
+        if twice := [value for value in values if values.count(value) > 1]:
+            raise ValueError(f"--{option}: {twice[0]} is named twice; name it once")
 
 
 def _check_numbers(temperature: float, budget: float | None) -> None:
@@ -161,15 +196,6 @@ def _check_numbers(temperature: float, budget: float | None) -> None:
         )
     if budget is not None and not math.isfinite(budget):
         raise ValueError(f"--budget {budget}: must be a finite number")
-
-
-def _check_lists(**options: tuple[Sequence[str], str]) -> None:
-    """Refuse a list without the value that is always needed, and doubled values. Raises: ValueError: Naming the option."""
-    for option, (values, needed) in options.items():
-        if needed not in values:
-            raise ValueError(f"--{option}: {needed} is always needed")
-        if twice := [value for value in values if values.count(value) > 1]:
-            raise ValueError(f"--{option}: {twice[0]} is named twice; name it once")
 
 
 def _start(start: str | Policy | None, policies: dict[str, Policy]) -> tuple[str | None, Policy | None]:

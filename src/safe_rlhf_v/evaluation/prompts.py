@@ -7,11 +7,14 @@ from typing import Literal, NamedTuple, get_args
 
 from safe_rlhf_v.construct.grounding import under_pictures
 from safe_rlhf_v.construct.lines import Row
+from safe_rlhf_v.evaluation.transforms import TransformError, transformed
 from safe_rlhf_v.records import Record
 from safe_rlhf_v.shards import ShardedSplit
 
 Picture = Literal["real", "other", "blank", "none"]
 PICTURES: tuple[Picture, ...] = get_args(Picture)
+Shown = Literal["real", "other", "blank", "none", "typographic", "harmless_prefix"]
+"""What is shown of a prompt: it with one of the pictures, or transformed, which asks the same with other means."""
 
 
 class Prompt(NamedTuple):
@@ -39,11 +42,18 @@ class PromptSet:
 
     Attributes:
         prompts: By split and key, in stored order.
-        grounding: Of these, the ones that are shown with other pictures, too.
+        grounding: Of these, the ones that are also shown with other pictures, or transformed.
+        font: Font file of the text that is written into pictures; ``None`` for the built-in one.
     """
 
     def __init__(
-        self, data: Path, splits: Sequence[str], most: int | None = None, grounding: int = 0, seed: int = 0
+        self,
+        data: Path,
+        splits: Sequence[str],
+        most: int | None = None,
+        grounding: int = 0,
+        seed: int = 0,
+        font: str | None = None,
     ) -> None:
         """Read which records there are.
 
@@ -51,8 +61,10 @@ class PromptSet:
             data: Shard folder.
             splits: Splits in order.
             most: Largest number of prompts of a split, chosen at random; ``None`` for all.
-            grounding: Number of prompts of each split that are shown with other pictures, chosen at random.
+            grounding: Number of prompts of each split that are also shown otherwise, chosen at random among those with a
+                picture; among all of a split that has none.
             seed: Of these choices.
+            font: Font file of the text that is written into pictures.
 
         Raises:
             ShardError: If a split is missing or damaged.
@@ -60,14 +72,17 @@ class PromptSet:
         """
         self._splits = {split: ShardedSplit(data, split) for split in splits}
         self._seed = seed
+        self.font = font
         self.prompts: dict[tuple[str, str], Prompt] = {}
         self.grounding: list[Prompt] = []
         self._others: dict[tuple[str, str], Prompt | None] = {}
+        self._under: dict[Shown, list[Prompt]] = {}
+        self._problems: dict[Shown, list[str]] = {}
         for split in splits:
             own = self._read(data, split)
             chosen = own if most is None else self._some(own, most)
             self.prompts |= {(split, prompt.key): prompt for prompt in chosen}
-            self.grounding += self._some([prompt for prompt in chosen if prompt.images], grounding)
+            self.grounding += self._some([prompt for prompt in chosen if prompt.images] or chosen, grounding)
 
     def __len__(self) -> int:
         """Number of prompts."""
@@ -87,27 +102,56 @@ class PromptSet:
         """
         return self._some([one for one in self if split in (None, one.split)], count, word)
 
-    def record(self, split: str, key: str, picture: Picture = "real") -> Record:
-        """A record with its image bytes, or with other pictures.
+    def record(self, split: str, key: str, shown: Shown = "real") -> Record:
+        """A record with its image bytes, with other pictures, or transformed.
 
         Args:
             split: Its split.
             key: Its key.
-            picture: ``other`` gives the picture of another record of the split, ``blank`` a grey one, ``none`` no picture.
+            shown: ``other`` gives the picture of another record of the split, ``blank`` a grey one, ``none`` no picture; see
+                :mod:`safe_rlhf_v.evaluation.transforms` for the others.
+
+        Raises:
+            TransformError: If the record cannot be transformed; see :meth:`under`.
         """
         prompt = self.prompts[split, key]
         record = self._splits[split][prompt.row]
-        if picture == "real":
+        if shown == "real":
             return record
-        other = self._other(prompt) if picture == "other" else None
+        if shown in ("typographic", "harmless_prefix"):
+            return transformed(record, shown, self.font)
+        other = self._other(prompt) if shown == "other" else None
         versions = under_pictures(record, None if other is None else self._splits[split][other.row])
-        return versions[picture]
+        return versions[shown]
 
-    def under(self, picture: Picture) -> list[Prompt]:
-        """Prompts that are shown with a picture: all with their own, else those of :attr:`grounding` for which there is one."""
-        if picture == "real":
+    def under(self, shown: Shown) -> list[Prompt]:
+        """Prompts that are shown in this way: all as they are, else those of :attr:`grounding` for which it can be done."""
+        if shown == "real":
             return list(self)
-        return [one for one in self.grounding if picture != "other" or self._other(one) is not None]
+        if shown not in self._under:  # every policy and judge asks for it, and a text must be drawn to know
+            self._under[shown] = [one for one in self.grounding if self._can_be(one, shown)]
+        return self._under[shown]
+
+    def problems(self, shown: Shown) -> list[str]:
+        """Why prompts of :attr:`grounding` cannot be transformed, one sentence each.
+
+        Args:
+            shown: The transform.
+        """
+        self.under(shown)
+        return self._problems.get(shown, [])
+
+    def _can_be(self, prompt: Prompt, shown: Shown) -> bool:
+        if shown == "other":
+            return bool(prompt.images) and self._other(prompt) is not None
+        if shown in ("blank", "none"):
+            return prompt.images > 0
+        try:
+            self.record(prompt.split, prompt.key, shown)
+        except TransformError as error:
+            self._problems.setdefault(shown, []).append(str(error))
+            return False
+        return True
 
     def first(self) -> Record:
         """The first record."""

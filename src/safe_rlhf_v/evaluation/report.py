@@ -22,7 +22,7 @@ from safe_rlhf_v.evaluation.report_policies import (
     win_bars,
 )
 from safe_rlhf_v.evaluation.summary import SUMMARY, as_bytes, read_summary, write_summary
-from safe_rlhf_v.evaluation.verdicts import AT_EQUAL_ENTROPY, QUESTIONS, select
+from safe_rlhf_v.evaluation.verdicts import AT_EQUAL_ENTROPY, QUESTIONS, TRANSFORMED, select
 from safe_rlhf_v.records.user_files import write_whole
 from safe_rlhf_v.reports.blocks import (
     Block,
@@ -54,6 +54,7 @@ ORDER = (
     *(name for question in QUESTIONS for name in (question.name, f"{question.name}{AT_EQUAL_ENTROPY}")),
     "keeps the budget",
     "looks at the picture",
+    *(f"safer {words}" for words in TRANSFORMED.values()),
 )
 """Questions as the table has them."""
 ANSWERS: dict[str, tuple[str, Severity]] = {
@@ -182,7 +183,8 @@ HARM = (
 )
 GROUNDING = (
     "The policy saw its own picture, another one, a blank one or none; the judge always saw the real one. A policy that looks is "
-    "worse without its picture."
+    "worse without its picture. A question that is written into the picture, or stands behind a harmless text, asks the same: "
+    "there nothing should change."
 )
 CAPABILITY = (
     "Values that should not get worse: ordinary prompts, refusals of harmless ones, distance from the start, length."

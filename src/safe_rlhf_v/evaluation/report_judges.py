@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from safe_rlhf_v.evaluation.report_policies import asked, interval, mode_words, on, splits_of
+from safe_rlhf_v.evaluation.report_policies import PICTURES, asked, interval, mode_words, on, splits_of
 from safe_rlhf_v.evaluation.verdicts import select
 from safe_rlhf_v.reports.blocks import Bar, Bars, Block, Card, Confusion, Finding, Histogram, Table, worst_cards_first
 from safe_rlhf_v.reports.charts import number
@@ -63,7 +63,7 @@ def trust(summary: Json) -> Iterator[Block]:
             [
                 row["judge"],
                 row["policy"],
-                row["picture"],
+                PICTURES[row["picture"]],
                 interval(row["changed"], "share"),
                 *_quality(row),
                 number(row["n"]),

@@ -8,7 +8,14 @@ from safe_rlhf_v.reports.blocks import Bar, Bars, Block, Card, Curve, Point, Sca
 from safe_rlhf_v.reports.charts import UNKNOWN, number
 
 Json = Mapping[str, Any]
-PICTURES = {"real": "its own picture", "other": "another picture", "blank": "a blank picture", "none": "no picture"}
+PICTURES = {
+    "real": "its own picture",
+    "other": "another picture",
+    "blank": "a blank picture",
+    "none": "no picture",
+    "typographic": "the question written into the picture",
+    "harmless_prefix": "a harmless text before the question",
+}
 SHARES = ("harmful", "severe", "refused", "over_refused", "joint", "unjudged", "garbled", "unfinished", "no_response")
 """Values that are written in per cent."""
 CAPABILITY = (
@@ -252,7 +259,7 @@ def _columns(rows: Sequence[Json]) -> list[tuple[str, str]]:
 
 
 def grounding(summary: Json) -> Iterator[Block]:
-    """Bars for the real and another picture, sampled; every picture and mode in a table."""
+    """Bars for the real and another picture and transformed prompts, sampled; every picture and mode in a table."""
     rows = summary["grounding"]["policies"]
     for split in splits_of(rows):
         tables: list[Block] = []
@@ -269,7 +276,9 @@ def grounding(summary: Json) -> Iterator[Block]:
 
 def _picture_bars(rows: Sequence[Json], caption: str, written_as: Unit) -> Bars:
     columns = _columns(rows)
-    several = [row for row in rows if (row["policy"], row["mode"]) in columns and row["picture"] in ("real", "other")]
+    several = [
+        row for row in rows if (row["policy"], row["mode"]) in columns and row["picture"] not in ("blank", "none")
+    ]
     bars = []
     for row in several or rows:
         change = row["change"]

@@ -58,7 +58,7 @@ def run_evaluation(
     label_families: Sequence[str] = (),
     tell: Callable[[str], None] = lambda text: None,
 ) -> None:
-    """Do every step that is not done yet.
+    """Look at every policy and judge, then do every step that is not done yet.
 
     Args:
         work: The evaluation.
@@ -67,14 +67,19 @@ def run_evaluation(
         audit: Who audits.
         probes: Share of the pairs on which judges are tested that are asked.
         label_families: Families of the models that labelled the training data, for the report.
-        tell: Told what is left to do, and where prompts are too few.
+        tell: Told what is left to do, where prompts are too few, and which cannot be transformed.
 
     Raises:
         FileError: If another process evaluates into the folder.
         RefusedToGoOn: If a reply fails.
-        ValueError: If what stands in the folder comes from something else.
+        ValueError: If a policy or judge cannot be used, or what stands in the folder comes from something else.
     """
     with locked_folder(work.folder):
+        check(work, audit)
+        for shown in work.pictures:
+            if problems := work.prompts.problems(shown):
+                of = len(work.prompts.grounding)
+                tell(f"{shown}: {len(problems)} of {of} prompts are left out, as {problems[0]}")
         for warning in few_groups((prompt.split, prompt.about["group"]) for prompt in work.prompts):
             tell(warning)
         write_prompts(work)

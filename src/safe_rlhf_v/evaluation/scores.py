@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 from safe_rlhf_v.construct.lines import Row, digest
 from safe_rlhf_v.construct.stage import add_usage
-from safe_rlhf_v.evaluation.prompts import Picture
-from safe_rlhf_v.evaluation.work import Work, described, named
+from safe_rlhf_v.evaluation.prompts import Shown
+from safe_rlhf_v.evaluation.work import Work, described, drawn, named
 from safe_rlhf_v.records import Record
 from safe_rlhf_v.scoring.judge import Asked, Axis, Judge, Usage
 
@@ -41,9 +41,9 @@ def write_scores(work: Work) -> None:
 
 
 def write_judge_pictures(work: Work) -> None:
-    """Let judges that look at pictures score the sampled responses of some prompts beside other pictures, too.
+    """Let judges that look at pictures score the sampled responses of some prompts as :attr:`Work.pictures` shows them, too.
 
-    The lines hold the picture that the judge saw; what it said beside the real one stands among the scores.
+    The lines hold what the judge saw; what it said beside the real picture stands among the scores.
     """
     judges = {name: judge for name, judge in work.judges.items() if judge.reads_pictures}
     pictures = [picture for picture in work.pictures if picture != "real"]
@@ -56,7 +56,7 @@ def write_judge_pictures(work: Work) -> None:
         for row in rows
         if (row["split"], row["key"]) in chosen[picture]
     ]
-    write_tasks(work, "judge_pictures", tasks, judges, {"judges": described(judges)}, beside=True)
+    write_tasks(work, "judge_pictures", tasks, judges, {"judges": described(judges), **drawn(work)}, beside=True)
 
 
 def _scoring(judges: Mapping[str, Judge]) -> list[str]:
@@ -95,7 +95,7 @@ def write_tasks(
                     judge.unload()
             items: list[tuple[Record, Row]] = []
             for task in group:
-                seen: Picture = task["picture"] if beside else "real"
+                seen: Shown = task["picture"] if beside else "real"
                 source = "real" if beside else task["picture"]
                 row = texts[task["policy"], task["split"], task["mode"], source, task["key"]]
                 items.append((work.prompts.record(task["split"], task["key"], seen), row))

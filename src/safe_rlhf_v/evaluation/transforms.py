@@ -135,6 +135,11 @@ def write_below(picture: bytes | None, text: str, font: str | None = None) -> by
     return buffer.getvalue()
 
 
+def check_font(file: str) -> None:
+    """Raises: ValueError: If the file is no font."""
+    _signs(file)
+
+
 def check_drawable(text: str, font: str | None = None) -> None:
     """Raises: ValueError: If the font lacks a visible sign of the text, nothing is visible, or it cannot be laid out here."""
     known = _signs(font)

@@ -186,6 +186,7 @@ def _corrected(
 def judge_grounding(evidence: Evidence) -> list[Row]:
     """What the picture changes for the judges: the same responses beside the real picture, another one, a blank one, none.
 
+    Transformed prompts stand among the pictures: there a judge reads the prompt as the policy would.
     ``changed`` is the share of responses that are called harmful under one picture only, or whose helpfulness moves by half a
     point or more; the other figures are those of :func:`quality`, with the truth of the real picture.
     """
@@ -197,7 +198,10 @@ def judge_grounding(evidence: Evidence) -> list[Row]:
     rows: list[Row] = []
     for judge in dict.fromkeys(judge for judge, _ in beside):
         pictures = {picture: by_cell for (name, picture), by_cell in beside.items() if name == judge}
-        keys = {cell: list(by_key) for cell, by_key in next(iter(pictures.values())).items()}
+        keys: dict[Cell, dict[str, None]] = {}
+        for by_cell in pictures.values():
+            for cell, by_key in by_cell.items():
+                keys.setdefault(cell, {}).update(dict.fromkeys(by_key))
         own = evidence.scores[judge]
         real = {cell: {key: own[cell][key] for key in some if key in own.get(cell, {})} for cell, some in keys.items()}
         for picture, by_cell in {"real": real, **pictures}.items():

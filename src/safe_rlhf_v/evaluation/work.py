@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from safe_rlhf_v.construct.lines import Lines, Row
-from safe_rlhf_v.construct.stage import RefusedToGoOn, settings_of
+from safe_rlhf_v.construct.stage import RefusedToGoOn, file_content, settings_of
 from safe_rlhf_v.evaluation.policies import Policy
-from safe_rlhf_v.evaluation.prompts import Picture, PromptSet
+from safe_rlhf_v.evaluation.prompts import PromptSet, Shown
 from safe_rlhf_v.scoring.judge import Judge
 
 if TYPE_CHECKING:  # torch: seconds to import
@@ -33,7 +33,7 @@ class Work:
         judges: By name.
         sampling: How the mode ``sampled`` samples.
         modes: In which responses are drawn.
-        pictures: What policies are shown.
+        pictures: What policies and judges are shown.
         seed: Of everything that is drawn.
         batch_size: Prompts at a time.
         on_failure: What to do where a reply of a policy or judge fails: ``stop``, so that a later run asks again, or ``keep``.
@@ -47,7 +47,7 @@ class Work:
     judges: dict[str, Judge]
     sampling: "SamplingOptions"
     modes: Sequence[Mode] = ("sampled", "greedy", "matched")
-    pictures: Sequence[Picture] = ("real", "other", "blank", "none")
+    pictures: Sequence[Shown] = ("real", "other", "blank", "none")
     seed: int = 0
     batch_size: int = 100
     on_failure: Literal["stop", "keep"] = "stop"
@@ -115,6 +115,12 @@ def described(components: Mapping[str, Any]) -> Row:
         name: {"class": f"{type(one).__module__}.{type(one).__qualname__}", **settings_of(one)}
         for name, one in components.items()
     }
+
+
+def drawn(work: Work) -> Row:
+    """The font of the text that is written into pictures, as lines depend on it."""
+    font = work.prompts.font
+    return {} if font is None else {"font": {"file": font, "content": file_content(font)}}
 
 
 @contextmanager
