@@ -82,6 +82,23 @@ def test_what_was_not_measured_has_no_section() -> None:
     assert page.sensitive  # no ground truth: real pictures are blurred
 
 
+def test_a_divergence_that_was_not_measured_is_said() -> None:
+    world = World(
+        dict.fromkeys(("start", "p", "q"), 0.3), dict.fromkeys(("start", "p", "q"), 1.0), {"j": Simulated()}, 8
+    )
+    lines = world.lines()
+    for row in lines.responses:
+        row["values"].pop("kl", None)
+    sentence = "The divergence from the start was not measured of"
+    assert f"{sentence} start, p, q:" in page_text(summary_of(Evidence(lines, world.about())))
+    for row in lines.responses:
+        row["values"] |= {} if row["policy"] == "q" else {"kl": 0.5}
+    assert f"{sentence} q:" in page_text(summary_of(Evidence(lines, world.about())))
+    for row in lines.responses:
+        row["values"].pop("kl", None)
+    assert sentence not in page_text(summary_of(Evidence(lines, {**world.about(), "start": None})))
+
+
 def test_a_summary_without_any_known_figure_is_a_page_too(summary: dict) -> None:
     unknown = copy.deepcopy(summary)
 

@@ -92,11 +92,11 @@ def evaluate(
     """
     from safe_rlhf_v.evaluation.run import run_evaluation
 
-    shown = [*pictures, *transforms]
-    _check_values(policies, judges or {}, temperature, budget, modes, shown)
+    forms = [*pictures, *transforms]
+    _check_values(policies, judges or {}, temperature, budget, modes, forms)
     prompts = _prompts(data, splits, most_prompts, grounding_prompts, seed, font)
     work = _work(_folder(output), prompts, policies, start, judges, max_new_tokens, temperature, seed)
-    work = replace(work, modes=modes, pictures=shown, batch_size=batch_size, on_failure=on_failure)
+    work = replace(work, modes=modes, pictures=forms, batch_size=batch_size, on_failure=on_failure)
     _settle(work, audit, device=str(find_device(device)), trust=tuple(trust), base=base)
     run_evaluation(work, Path(data), budget, audit, probes, label_families, tell=print)
     return "\n".join(f"written: {work.folder / name}" for name in ("report.html", "summary.json", "responses.jsonl"))
@@ -159,14 +159,14 @@ def _check_values(
     temperature: float,
     budget: float | None,
     modes: Sequence[str],
-    shown: Sequence[str],
+    forms: Sequence[str],
 ) -> None:
     """Refuse what can be seen to be wrong at once. Raises: ValueError: Naming the option."""
     if not policies:
         raise ValueError("policies: name at least one, as --policies.mine runs/mine")
     _check_names(policies=policies, judges=judges)
     _check_numbers(temperature, budget)
-    _check_lists(modes=(modes, "sampled"), pictures=(shown, "real"))
+    _check_lists(modes=(modes, "sampled"), pictures=(forms, "real"))
 
 
 def _check_names(**components: Mapping[str, Any]) -> None:

@@ -63,22 +63,34 @@ def _low_median(values: Sequence[float]) -> float:
     return float(median(ordered)) if len(ordered) % 2 else float(ordered[len(ordered) // 2 - 1])
 
 
-def ordinal_alpha(ratings: Mapping[str, Mapping[Unit, float]], domain: Sequence[int], seed: int = 0) -> Alpha:
+def ordinal_alpha(
+    ratings: Mapping[str, Mapping[Unit, float]],
+    domain: Sequence[int],
+    seed: int = 0,
+    clusters: Mapping[Unit, Hashable] | None = None,
+) -> Alpha:
     """Alpha for ordered values.
 
     Args:
         ratings: Rating by rater and unit.
         domain: Every value of the scale, in order.
-        seed: Of the bootstrap over units.
+        seed: Of the bootstrap.
+        clusters: What is drawn together in the bootstrap, as all units of one image; without it every unit alone. There are no
+            bounds where all units are one cluster.
     """
-    counts = _counts(ratings, domain)
+    units, counts = _counts(ratings, domain)
     value = _alpha(counts, domain, "ordinal")
     if value is None:
         return Alpha(None, None, None, len(counts))
+    rows: dict[Hashable, list[int]] = {}
+    for row, unit in enumerate(units):
+        rows.setdefault(unit if clusters is None else clusters[unit], []).append(row)
+    several = [np.array(own) for own in rows.values()]
+    if clusters is not None and len(several) == 1:
+        return Alpha(round(value, 6), None, None, len(counts))
     rng = np.random.default_rng(seed)
-    resampled = [
-        _alpha(counts[rng.integers(0, len(counts), len(counts))], domain, "ordinal") for _ in range(_RESAMPLES)
-    ]
+    draws = (rng.integers(0, len(several), len(several)) for _ in range(_RESAMPLES))
+    resampled = [_alpha(counts[np.concatenate([several[i] for i in own])], domain, "ordinal") for own in draws]
     defined = [one for one in resampled if one is not None]
     low, high = (float(bound) for bound in np.quantile(defined, (0.025, 0.975)))
     return Alpha(round(value, 6), round(low, 6), round(high, 6), len(counts))
@@ -86,7 +98,7 @@ def ordinal_alpha(ratings: Mapping[str, Mapping[Unit, float]], domain: Sequence[
 
 def alpha_by_level(ratings: Mapping[str, Mapping[Unit, float]], domain: Sequence[int]) -> dict[str, float | None]:
     """Nominal alpha of each level against all others; ``None`` for a level that nobody or everybody gives."""
-    counts = _counts(ratings, domain)
+    _, counts = _counts(ratings, domain)
     alphas: dict[str, float | None] = {}
     for i, level in enumerate(domain):
         own = counts[:, i]
@@ -95,8 +107,8 @@ def alpha_by_level(ratings: Mapping[str, Mapping[Unit, float]], domain: Sequence
     return alphas
 
 
-def _counts(ratings: Mapping[str, Mapping[Unit, float]], domain: Sequence[int]) -> NDArray[np.int64]:
-    """(units, values) how many raters gave each value; units with fewer than two ratings are left out."""
+def _counts(ratings: Mapping[str, Mapping[Unit, float]], domain: Sequence[int]) -> tuple[list[Unit], NDArray[np.int64]]:
+    """Units, and (units, values) how many raters gave each value; units with fewer than two ratings are left out."""
     place = {value: i for i, value in enumerate(domain)}
     units = list(dict.fromkeys(unit for by_unit in ratings.values() for unit in by_unit))
     counts = np.zeros((len(units), len(domain)), dtype=np.int64)
@@ -104,8 +116,8 @@ def _counts(ratings: Mapping[str, Mapping[Unit, float]], domain: Sequence[int]) 
         for row, unit in enumerate(units):
             if unit in by_unit and by_unit[unit] in place:
                 counts[row, place[int(by_unit[unit])]] += 1
-    several: NDArray[np.int64] = counts[counts.sum(1) >= 2]
-    return several
+    enough = counts.sum(1) >= 2
+    return [unit for unit, several in zip(units, enough, strict=True) if several], counts[enough]
 
 
 def _alpha(counts: NDArray[np.int64], domain: Sequence[int], level: Literal["nominal", "ordinal"]) -> float | None:

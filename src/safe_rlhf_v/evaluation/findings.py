@@ -2,18 +2,20 @@
 
 Habits (place, length, unreadable and changing replies) are tested as in the audit of constructed data. Where the truth is
 known there are two more: a judge that errs too often, and one whose errors differ between a policy and the start, so that the
-difference it sees between the two is not theirs. Each of these two takes one response of an image group, so that its rows are
-independent. All tests of an evaluation together raise a false alarm with a probability of at most :data:`FALSE_ALARM_RATE`.
+difference it sees between the two is not theirs. Each test takes one response, or one pair, of an image group, so that its rows
+are independent. All tests of an evaluation together raise a false alarm with a probability of at most :data:`FALSE_ALARM_RATE`.
 """
 
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 from safe_rlhf_v.construct.alarms import Check, Tolerances, at_most, checks_of_judge
-from safe_rlhf_v.construct.lines import Row
+from safe_rlhf_v.construct.judging import Judgement
+from safe_rlhf_v.construct.lines import Row, digest
 from safe_rlhf_v.construct.measures import Rate
 from safe_rlhf_v.evaluation.evidence import Evidence
-from safe_rlhf_v.evaluation.trust import independence, opinions_by_axis, shared
+from safe_rlhf_v.evaluation.trust import groups_of_pairs, independence, opinions_by_axis, shared
 from safe_rlhf_v.evaluation.truth import Verdict, verdicts
 from safe_rlhf_v.evaluation.wins import Contest, wins_of
 from safe_rlhf_v.scoring.judge import Axis
@@ -66,10 +68,12 @@ def findings(evidence: Evidence, contests: Sequence[Contest]) -> Row:
 
 def _of_judge(evidence: Evidence, judge: str, contests: Sequence[Contest]) -> Iterator[Tested]:
     own = [contest for contest in contests if contest.judge == judge]
-    for check in checks_of_judge(judge, opinions_by_axis(own), None, Tolerances()):
+    groups = groups_of_pairs(evidence, own)
+    opinions = {axis: one_pair_of_a_group(several, groups) for axis, several in opinions_by_axis(own).items()}
+    for check in checks_of_judge(judge, opinions, None, Tolerances()):
         if check.name in HABITS and check.of:
             yield _of_check(check, check.sentence())
-    rows = [row for row in evidence.lines.scores if row["judge"] == judge]
+    rows = _one_score_of_a_group(evidence, judge)
     unread = Rate(sum(row.get("fault") == "unparsable" for row in rows), len(rows))
     if rows:
         check = at_most("unparsable", judge, None, unread, Tolerances().unparsable)
@@ -81,6 +85,25 @@ def _of_judge(evidence: Evidence, judge: str, contests: Sequence[Contest]) -> It
 
 HABITS = ("position_bias", "length_bias", "unparsable", "unstable")
 """Alarms about how a judge compares. Many ties are none here: policies may be alike."""
+
+
+def one_pair_of_a_group(opinions: Sequence[Judgement], groups: Mapping[str, str]) -> list[Judgement]:
+    """The opinions on one pair of each image group: the one about which most was asked, for only some pairs carry probes."""
+    asked = Counter(one.pair for one in opinions)
+    chosen: dict[str, str] = {}
+    for pair in sorted(asked, key=lambda pair: (-asked[pair], digest(pair))):
+        chosen.setdefault(groups[pair], pair)
+    pairs = set(chosen.values())
+    return [one for one in opinions if one.pair in pairs]
+
+
+def _one_score_of_a_group(evidence: Evidence, judge: str) -> list[Row]:
+    """One line of scores of each image group, of whichever policy and mode."""
+    chosen: dict[str, Row] = {}
+    rows = (row for row in evidence.lines.scores if row["judge"] == judge)
+    for row in sorted(rows, key=lambda row: digest([row["policy"], row.get("mode"), row.get("picture"), row["key"]])):
+        chosen.setdefault(evidence.prompts[row["split"], row["key"]].group, row)
+    return list(chosen.values())
 
 
 def _of_check(check: Check, text: str, policy: str | None = None) -> Tested:

@@ -13,7 +13,7 @@ from safe_rlhf_v.shards import ShardedSplit
 
 Picture = Literal["real", "other", "blank", "none"]
 PICTURES: tuple[Picture, ...] = get_args(Picture)
-Shown = Literal["real", "other", "blank", "none", "typographic", "harmless_prefix"]
+PromptForm = Literal["real", "other", "blank", "none", "typographic", "harmless_prefix"]
 """What is shown of a prompt: it with one of the pictures, or transformed, which asks the same with other means."""
 
 
@@ -76,8 +76,8 @@ class PromptSet:
         self.prompts: dict[tuple[str, str], Prompt] = {}
         self.grounding: list[Prompt] = []
         self._others: dict[tuple[str, str], Prompt | None] = {}
-        self._under: dict[Shown, list[Prompt]] = {}
-        self._problems: dict[Shown, list[str]] = {}
+        self._under: dict[PromptForm, list[Prompt]] = {}
+        self._problems: dict[PromptForm, list[str]] = {}
         for split in splits:
             own = self._read(data, split)
             chosen = own if most is None else self._some(own, most)
@@ -102,13 +102,13 @@ class PromptSet:
         """
         return self._some([one for one in self if split in (None, one.split)], count, word)
 
-    def record(self, split: str, key: str, shown: Shown = "real") -> Record:
+    def record(self, split: str, key: str, form: PromptForm = "real") -> Record:
         """A record with its image bytes, with other pictures, or transformed.
 
         Args:
             split: Its split.
             key: Its key.
-            shown: ``other`` gives the picture of another record of the split, ``blank`` a grey one, ``none`` no picture; see
+            form: ``other`` gives the picture of another record of the split, ``blank`` a grey one, ``none`` no picture; see
                 :mod:`safe_rlhf_v.evaluation.transforms` for the others.
 
         Raises:
@@ -116,40 +116,40 @@ class PromptSet:
         """
         prompt = self.prompts[split, key]
         record = self._splits[split][prompt.row]
-        if shown == "real":
+        if form == "real":
             return record
-        if shown in ("typographic", "harmless_prefix"):
-            return transformed(record, shown, self.font)
-        other = self._other(prompt) if shown == "other" else None
+        if form == "typographic" or form == "harmless_prefix":
+            return transformed(record, form, self.font)
+        other = self._other(prompt) if form == "other" else None
         versions = under_pictures(record, None if other is None else self._splits[split][other.row])
-        return versions[shown]
+        return versions[form]
 
-    def under(self, shown: Shown) -> list[Prompt]:
-        """Prompts that are shown in this way: all as they are, else those of :attr:`grounding` for which it can be done."""
-        if shown == "real":
+    def under(self, form: PromptForm) -> list[Prompt]:
+        """Prompts that are form in this way: all as they are, else those of :attr:`grounding` for which it can be done."""
+        if form == "real":
             return list(self)
-        if shown not in self._under:  # every policy and judge asks for it, and a text must be drawn to know
-            self._under[shown] = [one for one in self.grounding if self._can_be(one, shown)]
-        return self._under[shown]
+        if form not in self._under:  # every policy and judge asks for it, and a text must be drawn to know
+            self._under[form] = [one for one in self.grounding if self._can_be(one, form)]
+        return self._under[form]
 
-    def problems(self, shown: Shown) -> list[str]:
+    def problems(self, form: PromptForm) -> list[str]:
         """Why prompts of :attr:`grounding` cannot be transformed, one sentence each.
 
         Args:
-            shown: The transform.
+            form: The transform.
         """
-        self.under(shown)
-        return self._problems.get(shown, [])
+        self.under(form)
+        return self._problems.get(form, [])
 
-    def _can_be(self, prompt: Prompt, shown: Shown) -> bool:
-        if shown == "other":
+    def _can_be(self, prompt: Prompt, form: PromptForm) -> bool:
+        if form == "other":
             return bool(prompt.images) and self._other(prompt) is not None
-        if shown in ("blank", "none"):
+        if form in ("blank", "none"):
             return prompt.images > 0
         try:
-            self.record(prompt.split, prompt.key, shown)
+            self.record(prompt.split, prompt.key, form)
         except TransformError as error:
-            self._problems.setdefault(shown, []).append(str(error))
+            self._problems.setdefault(form, []).append(str(error))
             return False
         return True
 

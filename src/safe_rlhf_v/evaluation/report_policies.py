@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from safe_rlhf_v.evaluation.verdicts import select
-from safe_rlhf_v.reports.blocks import Bar, Bars, Block, Card, Curve, Point, Scatter, Severity, Table, Unit
+from safe_rlhf_v.reports.blocks import Bar, Bars, Block, Card, Curve, Point, Scatter, Severity, Table, Text, Unit
 from safe_rlhf_v.reports.charts import UNKNOWN, number
 
 Json = Mapping[str, Any]
@@ -328,6 +328,13 @@ def capability(summary: Json) -> Iterator[Block]:
             if cells:
                 header = ["value", "judge", *(f"{policy}, {mode}" for policy, mode in columns)]
                 yield Table(f"{caption}{on(split, summary)}", header, cells, folded=folded)
+    measured = {row["policy"] for row in summary["figures"] if row["name"] in ("kl", "kl_bound") and row["n"]}
+    unknown = [policy["name"] for policy in summary["policies"] if policy["name"] not in measured]
+    if unknown and (summary["start"] is not None or measured):
+        yield Text(
+            f"The divergence from the start was not measured of {', '.join(unknown)}: that needs a sampled response, and a "
+            "network of the same kind as the start's with the same tokenizer."
+        )
 
 
 def overoptimisation(summary: Json) -> Iterator[Block]:

@@ -8,8 +8,8 @@ from dataclasses import replace
 from safe_rlhf_v.construct.lines import Row
 from safe_rlhf_v.evaluation.matching import Matching
 from safe_rlhf_v.evaluation.policies import Policy
-from safe_rlhf_v.evaluation.prompts import Shown
-from safe_rlhf_v.evaluation.work import Work, described, drawn, named
+from safe_rlhf_v.evaluation.prompts import PromptForm
+from safe_rlhf_v.evaluation.work import Work, described, font_of, named
 from safe_rlhf_v.policy.answers import Answer
 
 FILE = "responses"
@@ -54,7 +54,7 @@ def response_tasks(work: Work) -> list[Row]:
     return tasks
 
 
-def _tasks(work: Work, policy: str, mode: str, picture: Shown = "real") -> list[Row]:
+def _tasks(work: Work, policy: str, mode: str, picture: PromptForm = "real") -> list[Row]:
     return [
         {"policy": policy, "split": p.split, "mode": mode, "picture": picture, "key": p.key, "content": p.content}
         for p in work.prompts.under(picture)
@@ -68,7 +68,7 @@ def write_responses(work: Work) -> None:
         "policies": described(work.policies),
         "reference": {} if work.reference is None else described({"reference": work.reference}),
         "sampling": {"temperature": work.sampling.temperature, "max_new_tokens": work.sampling.max_new_tokens},
-        **drawn(work),
+        **font_of(work),
     }
     try:
         work.write(FILE, response_tasks(work), settings, run.respond, run.matching.note)
@@ -98,7 +98,7 @@ class _Responses:
             rows += new
         return rows
 
-    def _answers(self, name: str, mode: str, picture: Shown, tasks: Sequence[Row]) -> list[Answer]:
+    def _answers(self, name: str, mode: str, picture: PromptForm, tasks: Sequence[Row]) -> list[Answer]:
         work = self.work
         policy = work.policies[name]
         if self._last is not None and self._last not in (policy, work.reference):

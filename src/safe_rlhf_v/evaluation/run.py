@@ -76,10 +76,10 @@ def run_evaluation(
     """
     with locked_folder(work.folder):
         check(work, audit)
-        for shown in work.pictures:
-            if problems := work.prompts.problems(shown):
+        for form in work.pictures:
+            if problems := work.prompts.problems(form):
                 of = len(work.prompts.grounding)
-                tell(f"{shown}: {len(problems)} of {of} prompts are left out, as {problems[0]}")
+                tell(f"{form}: {len(problems)} of {of} prompts are left out, as {problems[0]}")
         for warning in few_groups((prompt.split, prompt.about["group"]) for prompt in work.prompts):
             tell(warning)
         write_prompts(work)

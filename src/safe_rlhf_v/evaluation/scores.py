@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 from safe_rlhf_v.construct.lines import Row, digest
 from safe_rlhf_v.construct.stage import add_usage
-from safe_rlhf_v.evaluation.prompts import Shown
-from safe_rlhf_v.evaluation.work import Work, described, drawn, named
+from safe_rlhf_v.evaluation.prompts import PromptForm
+from safe_rlhf_v.evaluation.work import Work, described, font_of, named
 from safe_rlhf_v.records import Record
 from safe_rlhf_v.scoring.judge import Asked, Axis, Judge, Usage
 
@@ -56,7 +56,7 @@ def write_judge_pictures(work: Work) -> None:
         for row in rows
         if (row["split"], row["key"]) in chosen[picture]
     ]
-    write_tasks(work, "judge_pictures", tasks, judges, {"judges": described(judges), **drawn(work)}, beside=True)
+    write_tasks(work, "judge_pictures", tasks, judges, {"judges": described(judges), **font_of(work)}, beside=True)
 
 
 def _scoring(judges: Mapping[str, Judge]) -> list[str]:
@@ -95,7 +95,7 @@ def write_tasks(
                     judge.unload()
             items: list[tuple[Record, Row]] = []
             for task in group:
-                seen: Shown = task["picture"] if beside else "real"
+                seen: PromptForm = task["picture"] if beside else "real"
                 source = "real" if beside else task["picture"]
                 row = texts[task["policy"], task["split"], task["mode"], source, task["key"]]
                 items.append((work.prompts.record(task["split"], task["key"], seen), row))

@@ -1,7 +1,7 @@
 """How far each judge can be trusted where no truth is known: its habits, its family, and its agreement with other judges."""
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import combinations
 from typing import Any
 
@@ -19,7 +19,9 @@ from safe_rlhf_v.construct.measures import (
     ties,
 )
 from safe_rlhf_v.evaluation.evidence import Cell, Evidence
+from safe_rlhf_v.evaluation.figures import rounded
 from safe_rlhf_v.evaluation.wins import Contest
+from safe_rlhf_v.functional.clustered import clustered_share
 from safe_rlhf_v.records.packages import PackageError
 from safe_rlhf_v.scoring.judge import AXES, Axis
 
@@ -45,28 +47,55 @@ def pair_name(cell: Cell, mode: str, key: str) -> str:
     return "\x1f".join((cell.policy, cell.split, mode, key))
 
 
+def groups_of_pairs(evidence: Evidence, contests: Sequence[Contest]) -> dict[str, str]:
+    """Image group of every pair."""
+    return {
+        pair_name(contest.match.cell, contest.match.mode, key): evidence.prompt(contest.match.cell, key).group
+        for contest in contests
+        for key in contest.keys
+    }
+
+
 def habits(evidence: Evidence, contests: Sequence[Contest]) -> Row:
     """What the opinions of one judge show of itself, by axis; ``None`` for what was not asked."""
     texts = _texts(evidence, contests)
-    return {axis: _habits(several, texts) for axis, several in opinions_by_axis(contests).items()}
+    groups = groups_of_pairs(evidence, contests)
+    return {axis: _habits(several, texts, groups) for axis, several in opinions_by_axis(contests).items()}
 
 
-def _habits(opinions: Sequence[Judgement], texts: dict[str, tuple[str, str]]) -> Row:
-    orders = both_orders(opinions)
+def _habits(opinions: Sequence[Judgement], texts: dict[str, tuple[str, str]], groups: Mapping[str, str]) -> Row:
     same = identical(opinions)
     padded = padding(opinions)
-    faults = Counter(one.fault for one in opinions if one.fault)
+    by_group: dict[str, list[Judgement]] = {}
+    for one in opinions:
+        by_group.setdefault(groups[one.pair], []).append(one)
+    images = list(by_group.values())
     return {
-        "both_orders": orders._asdict(),
-        "position_flips": _rate(Rate(orders.flips.count, sum(orders))),
+        "both_orders": both_orders(opinions)._asdict(),
+        "position_flips": together(both_orders(own).flips for own in images),
         "identical": same if any(same.values()) else None,
         "padded": padded if any(padded.values()) else None,
-        "retest": _rate(retest_choice(opinions)),
-        "ties": _rate(ties(opinions)),
-        "longer_preferred": _rate(longer_preferred(choices(opinions), texts)),
-        "parse_failures": _rate(Rate(faults["unparsable"], len(opinions))),
-        "no_opinion": _rate(Rate(sum(faults.values()), len(opinions))),
+        "retest": together(retest_choice(own) for own in images),
+        "ties": together(ties(own) for own in images),
+        "longer_preferred": together(longer_preferred(choices(own), texts) for own in images),
+        "parse_failures": together(Rate(sum(one.fault == "unparsable" for one in own), len(own)) for own in images),
+        "no_opinion": together(Rate(sum(bool(one.fault) for one in own), len(own)) for own in images),
     }
+
+
+def together(rates: Iterable[Rate]) -> Row | None:
+    """The share over all image groups, with an interval clustered by them; ``None`` of nothing.
+
+    Args:
+        rates: What was counted of each image group.
+    """
+    counted = [rate for rate in rates if rate.of]
+    if not counted:
+        return None
+    hits = [hit for rate in counted for hit in [1.0] * rate.count + [0.0] * (rate.of - rate.count)]
+    share = clustered_share(hits, [group for group, rate in enumerate(counted) for _ in range(rate.of)])
+    bounds = {"rate": rounded(share.value), "low": rounded(share.low), "high": rounded(share.high)}
+    return {"count": int(sum(hits)), "of": share.n, **bounds, "clusters": share.clusters}
 
 
 def _texts(evidence: Evidence, contests: Sequence[Contest]) -> dict[str, tuple[str, str]]:
@@ -81,17 +110,20 @@ def _texts(evidence: Evidence, contests: Sequence[Contest]) -> dict[str, tuple[s
     }
 
 
-def _rate(rate: Rate) -> Row | None:
-    return rate.to_json() if rate.of else None
-
-
 def faults(evidence: Evidence, judge: str) -> Row:
     """Responses without a verdict, by reason; every one of them counts as harmful."""
-    rows = [row for row in evidence.lines.scores if row["judge"] == judge]
-    counts = Counter(row.get("fault") or "" for row in rows)
-    reasons = [*FAULTS, *(reason for reason in counts if reason and reason not in FAULTS)]
-    return {reason: Rate(counts[reason], len(rows)).to_json() for reason in reasons if counts[reason]} | {
-        "any": Rate(len(rows) - counts[""], len(rows)).to_json()
+    by_group: dict[str, Counter[str]] = {}
+    for row in evidence.lines.scores:
+        if row["judge"] == judge:
+            group = evidence.prompts[row["split"], row["key"]].group
+            by_group.setdefault(group, Counter())[row.get("fault") or ""] += 1
+    images = list(by_group.values())
+    occurring = dict.fromkeys(reason for own in images for reason in own if reason)
+    reasons = [reason for reason in FAULTS if reason in occurring] + [
+        reason for reason in occurring if reason not in FAULTS
+    ]
+    return {reason: together(Rate(own[reason], own.total()) for own in images) for reason in reasons} | {
+        "any": together(Rate(own.total() - own[""], own.total()) for own in images) or Rate(0, 0).to_json()
     }
 
 
@@ -135,9 +167,15 @@ def _ratings(evidence: Evidence, judge: str, name: str, scale: Sequence[int]) ->
 
 
 def _agreement(evidence: Evidence, name: str, scale: Sequence[int], ratings: dict[str, Ratings]) -> Row:
+    groups = {
+        pair_name(cell, cell.mode, key): evidence.prompt(cell, key).group
+        for by_cell in evidence.scores.values()
+        for cell, by_key in by_cell.items()
+        for key in by_key
+    }
     raters = families({judge: tuple(evidence.judges[judge].get("families") or ()) for judge in ratings})
     try:
-        alpha = ordinal_alpha(pooled(ratings, raters), scale)
+        alpha = ordinal_alpha(pooled(ratings, raters), scale, clusters=groups)
         within = {
             rater: ordinal_alpha({judge: ratings[judge] for judge in judges}, scale).value
             for rater, judges in raters.items()
@@ -148,15 +186,18 @@ def _agreement(evidence: Evidence, name: str, scale: Sequence[int], ratings: dic
         about = dict.fromkeys(("alpha", "low", "high", "units"))
         within = {}
     pairs = [
-        {"judges": [first, second], **_same(ratings[first], ratings[second]).to_json()}
+        {"judges": [first, second], **_same(ratings[first], ratings[second], groups)}
         for first, second in combinations(ratings, 2)
     ]
     return {"name": name, **about, "raters": list(raters), "within_families": within, "pairs": pairs}
 
 
-def _same(first: Ratings, second: Ratings) -> Rate:
-    common = [(value, second[unit]) for unit, value in first.items() if unit in second]
-    return Rate(sum(a == b for a, b in common), len(common))
+def _same(first: Ratings, second: Ratings, groups: Mapping[str, str]) -> Row:
+    equal: dict[str, list[bool]] = {}
+    for unit, value in first.items():
+        if unit in second:
+            equal.setdefault(groups[unit], []).append(value == second[unit])
+    return together(Rate(sum(own), len(own)) for own in equal.values()) or Rate(0, 0).to_json()
 
 
 def independence(evidence: Evidence, judge: str) -> dict[str, bool]:

@@ -274,8 +274,8 @@ def _pictures(summary: Mapping[str, Any], policy: str, split: str) -> Iterator[R
 def _transformed(summary: Mapping[str, Any], policy: str, split: str) -> Iterator[Row]:
     """Whether a prompt that asks the same with other means makes the responses more harmful."""
     judge = leading_judge(summary, policy, ("harmful",))
-    for shown, words in TRANSFORMED.items():
-        at = {"policy": policy, "split": split, "judge": judge, "picture": shown, "name": "harmful"}
+    for form, words in TRANSFORMED.items():
+        at = {"policy": policy, "split": split, "judge": judge, "picture": form, "name": "harmful"}
         row = next((row for row in select(summary["grounding"]["policies"], **at) if row["change"] is not None), None)
         if row is None:
             continue

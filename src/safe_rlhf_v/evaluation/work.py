@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from safe_rlhf_v.construct.lines import Lines, Row
 from safe_rlhf_v.construct.stage import RefusedToGoOn, file_content, settings_of
 from safe_rlhf_v.evaluation.policies import Policy
-from safe_rlhf_v.evaluation.prompts import PromptSet, Shown
+from safe_rlhf_v.evaluation.prompts import PromptForm, PromptSet
 from safe_rlhf_v.scoring.judge import Judge
 
 if TYPE_CHECKING:  # torch: seconds to import
@@ -32,9 +32,9 @@ class Work:
         reference: Policy from which the divergence is measured: the start, or one that is not evaluated itself.
         judges: By name.
         sampling: How the mode ``sampled`` samples.
-        modes: In which responses are drawn.
+        modes: In which responses are font_of.
         pictures: What policies and judges are shown.
-        seed: Of everything that is drawn.
+        seed: Of everything that is font_of.
         batch_size: Prompts at a time.
         on_failure: What to do where a reply of a policy or judge fails: ``stop``, so that a later run asks again, or ``keep``.
     """
@@ -47,7 +47,7 @@ class Work:
     judges: dict[str, Judge]
     sampling: "SamplingOptions"
     modes: Sequence[Mode] = ("sampled", "greedy", "matched")
-    pictures: Sequence[Shown] = ("real", "other", "blank", "none")
+    pictures: Sequence[PromptForm] = ("real", "other", "blank", "none")
     seed: int = 0
     batch_size: int = 100
     on_failure: Literal["stop", "keep"] = "stop"
@@ -117,7 +117,7 @@ def described(components: Mapping[str, Any]) -> Row:
     }
 
 
-def drawn(work: Work) -> Row:
+def font_of(work: Work) -> Row:
     """The font of the text that is written into pictures, as lines depend on it."""
     font = work.prompts.font
     return {} if font is None else {"font": {"file": font, "content": file_content(font)}}
