@@ -10,9 +10,8 @@ from typing import Any
 import pytest
 import yaml
 from tests.benchmarks.scripts import BENCHMARKS, importable
+from tests.evaluation.unlabelled import write_photographs
 from tests.ingest.made_up import beavertails, write_beavertails
-
-from safe_rlhf_v.world import write_world
 
 ROOT = BENCHMARKS.parent
 KIT = BENCHMARKS / "beavertails_v"
@@ -109,7 +108,7 @@ def test_later_calls_take_the_revision_of_the_first(
     with pytest.raises(SystemExit, match="began with owner/model, not owner/other; name another --root"):
         run.pinned("owner/other", file)
     assert run.pinned(str(tmp_path), file) == str(tmp_path), "a folder is taken as it is"
-    write_world(tmp_path / "data", sizes={"test": 1})
+    write_photographs(tmp_path / "data", 1, 1)
     assert run.revisions(tmp_path / "runs", tmp_path / "data") == {"model": "a1", "data": ""}
 
 

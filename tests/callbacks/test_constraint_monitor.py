@@ -72,6 +72,7 @@ def test_an_end_that_was_just_validated_is_not_drawn_twice(trainer: Any, board: 
     assert [event.step for event in board().Images("3_trajectory/constraint")] == [1, 3]
 
 
+@pytest.mark.slow
 def test_the_path_survives_a_resume(trainer: Any, tmp_path: Path) -> None:
     straight, second = ConstraintMonitor(), ConstraintMonitor()
     trainer([straight], **EVERY_TWO).fit(Scripted(), datamodule=PromptData())

@@ -52,6 +52,7 @@ def test_every_picture_is_there(watched: tuple[Any, EventAccumulator]) -> None:
     assert "custom_scalars__config__" in events.Tags()["tensors"]
 
 
+@pytest.mark.slow
 def test_watching_does_not_change_the_run(
     watched: tuple[Any, EventAccumulator], policy_stages: Path, world: Path, tmp_path: Path
 ) -> None:
@@ -65,6 +66,7 @@ def test_watching_does_not_change_the_run(
     )
 
 
+@pytest.mark.slow
 def test_the_start_is_asked_as_validation_asks(policy_stages: Path, world: Path, tmp_path: Path) -> None:
     """A policy that does not move gives the same numbers before and after: same prompts, random numbers and units."""
     save = f"--trainer.logger.init_args.save_dir={tmp_path}"

@@ -140,6 +140,7 @@ def test_padding_is_never_shown(trainer: Any, clouds: Any, grids: Any) -> None:
     assert [lines[0] for lines in grids[0]] == ["What is 0?", "What is 1?"]
 
 
+@pytest.mark.slow
 def test_what_is_compared_with_survives_a_resume(trainer: Any, tmp_path: Path, clouds: Any, grids: Any) -> None:
     saver = ModelCheckpoint(tmp_path / "saved", every_n_train_steps=3)
     options = {**RUN, "enable_checkpointing": True}

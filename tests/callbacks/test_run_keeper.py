@@ -15,8 +15,8 @@ from safe_rlhf_v import __main__ as entry
 from safe_rlhf_v.commands import fit as cli
 from safe_rlhf_v.training.checkpoints import find_checkpoint
 
-SLOW = ("vision", "supervised", "cost", "safe_dpo", "dpo_helpful", "sacpo", "ppo_lag", "grpo_lag")
-STAGES = ["reward", "guard", *(pytest.param(stage, marks=pytest.mark.slow) for stage in SLOW)]
+SLOW = ("guard", "vision", "supervised", "cost", "safe_dpo", "dpo_helpful", "sacpo", "ppo_lag", "grpo_lag")
+STAGES = ["reward", *(pytest.param(stage, marks=pytest.mark.slow) for stage in SLOW)]
 POLICY = (
     "--model.init_args.start.prompts=8",
     "--model.init_args.start.min_sign_accuracy=0",
@@ -169,7 +169,10 @@ def test_without_checkpoints_nothing_is_written(world: Path, tmp_path: Path, mon
     assert not list(tmp_path.rglob("*.ckpt"))
 
 
-@pytest.mark.parametrize("case", ["interrupt", "loading", "validation", "first step"])
+@pytest.mark.parametrize(
+    "case",
+    ["interrupt", *(pytest.param(case, marks=pytest.mark.slow) for case in ("loading", "validation", "first step"))],
+)
 def test_signals_at_other_moments(
     case: str, world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:

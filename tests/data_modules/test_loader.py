@@ -58,7 +58,7 @@ def test_workers_change_nothing(make: Make, world: int, batch: int, seed: int | 
         assert len(plain) == len(make(18, batch, world, rank, seed))
 
 
-@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
+@pytest.mark.parametrize("method", ["fork", pytest.param("spawn", marks=pytest.mark.slow), "forkserver"])
 def test_start_methods_change_nothing(make: Make, method: str) -> None:
     assert keys(make(workers=1, start_method=method)) == keys(make())
 
