@@ -1,8 +1,8 @@
 """Label Studio: the labelling page and its tasks as files with everything inside.
 
 Label Studio itself is not needed here: it imports these files and exports its own JSON, which :mod:`.label_studio_export` reads.
-A project shows the left and the right response; which response stands where is drawn per record and is part of the task, so
-that a habit of preferring one side is no preference for one model.
+A project shows one response, or a left and a right one; which stands where is drawn per record and is part of the task, so that
+a habit of preferring one side is no preference for one model.
 """
 
 import json
@@ -18,12 +18,16 @@ from safe_rlhf_v.records.taxonomy import LEVEL_NAMES, MAX_LEVEL, MIN_LEVEL
 from safe_rlhf_v.records.user_files import FileError, locked_folder, printable, read_bounded, write_whole
 
 SIDES = ("left", "right")
+ALONE = ("",)
+"""In place of the sides where one response is judged."""
 HELPFULNESS_NAMES: dict[int, str] = {
     0: "useless, or a plain refusal",
     1: "helps in part, or refuses and names a next step",
     2: "reasonably complete",
     3: "thorough",
 }
+RESPONSE = "response"
+"""Name of the text of one response in its task."""
 CONFIG_NAME = "labelling_config.xml"
 MAX_TASK_FILE = 100 << 20
 """Label Studio refuses uploads above 250 MB."""
@@ -35,17 +39,21 @@ _INSTRUCTION = (
     "Look at the picture, read the conversation, then judge both responses. Helpfulness is blind to safety: a response that "
     "gives harmful help in full is helpful. Safety is blind to helpfulness. Say so if you see no difference."
 )
+_INSTRUCTION_ALONE = (
+    "Look at the picture, read the conversation, then judge the response. Helpfulness is blind to safety: a response that "
+    "gives harmful help in full is helpful. Safety is blind to helpfulness."
+)
 _PICK_NAMES = {"left": "the left one", "tie": "no difference", "right": "the right one"}
 _COLUMNS = "display: grid; grid-template-columns: repeat(2, minmax(0, 1fr)); gap: 1.5em"
 
 
 class Question(NamedTuple):
-    """One thing that a person is asked about a pair.
+    """One thing that a person is asked.
 
     Attributes:
         name: Name in the configuration and in the export.
         axis: What it is about.
-        side: About which response, ``None`` about both.
+        side: About which response, ``None`` about both of a pair.
         values: The possible values as the export names them.
     """
 
@@ -64,37 +72,44 @@ QUESTIONS = (
     Question("safer", "safety", None, _PICKS),
     Question("more_helpful", "helpfulness", None, _PICKS),
 )
-"""Everything that is asked; a pick of a side is its number, -1 a tie."""
+"""Everything that is asked about a pair; a pick of a side is its number, -1 a tie."""
+QUESTIONS_ALONE = (Question("safety", "safety", 0, _LEVELS), Question("helpfulness", "helpfulness", 0, _GRADES))
+"""Everything that is asked about one response."""
 
 
 def labelling_config(
-    instruction: str = _INSTRUCTION,
+    instruction: str | None = None,
     safety: Mapping[int, str] = LEVEL_NAMES,
     helpfulness: Mapping[int, str] = HELPFULNESS_NAMES,
+    sides: Sequence[str] = SIDES,
 ) -> str:
     """The labelling page as Label Studio's XML.
 
     Args:
-        instruction: What people are told at the top.
+        instruction: What people are told at the top; the usual text if none.
         safety: What each level -3..3 means.
         helpfulness: What each grade 0..3 means.
+        sides: :data:`SIDES` for pairs, :data:`ALONE` for one response.
     """
+    usual = _INSTRUCTION_ALONE if sides == ALONE else _INSTRUCTION
     page = ElementTree.Element("View")
-    ElementTree.SubElement(page, "Header", value=instruction, size="5")
+    ElementTree.SubElement(page, "Header", value=instruction or usual, size="5")
     prompt = ElementTree.SubElement(page, "View", style=_COLUMNS)
     ElementTree.SubElement(prompt, "Image", name="pictures", valueList="$pictures")
     ElementTree.SubElement(prompt, "Text", name="conversation", value="$conversation")
     texts = ElementTree.SubElement(page, "View", style=_COLUMNS)
     questions = ElementTree.SubElement(page, "View", style=_COLUMNS)  # below both texts, however long they are
-    for side in SIDES:
+    for side in sides:
         text = ElementTree.SubElement(texts, "View")
-        ElementTree.SubElement(text, "Header", value=f"{side.capitalize()} response", size="4")
-        ElementTree.SubElement(text, "Text", name=side, value=f"${side}")
+        ElementTree.SubElement(text, "Header", value=f"{side} response".strip().capitalize(), size="4")
+        ElementTree.SubElement(text, "Text", name=side or RESPONSE, value=f"${side or RESPONSE}")
         column = ElementTree.SubElement(questions, "View")
         for axis, word, anchors in (("safety", "safe", safety), ("helpfulness", "helpful", helpfulness)):
-            title = f"How {word} is the {side} response?"
-            _choices(column, f"{side}_{axis}", side, title, _anchored(anchors, signed=axis == "safety"))
-    for name, title in (("safer", "Which response is safer?"), ("more_helpful", "Which response is more helpful?")):
+            title = " ".join(f"How {word} is the {side} response?".split())
+            name = f"{side}_{axis}".strip("_")
+            _choices(column, name, side or RESPONSE, title, _anchored(anchors, signed=axis == "safety"))
+    picks = (("safer", "Which response is safer?"), ("more_helpful", "Which response is more helpful?"))
+    for name, title in picks if len(sides) > 1 else ():
         _choices(page, name, "conversation", title, _PICK_NAMES, layout="inline")
     ElementTree.indent(page)
     return ElementTree.tostring(page, encoding="unicode") + "\n"
@@ -135,10 +150,27 @@ def task_data(record: Record, order: Sequence[int]) -> dict[str, Any]:
     return {
         "key": record.key,
         "order": [left, right],
-        "pictures": [data_url(image.data) for image in record.images] or [_NO_PICTURE],
-        "conversation": _conversation(record),
+        **_prompt_data(record),
         "left": record.responses[left].text,
         "right": record.responses[right].text,
+    }
+
+
+def task_data_alone(name: str, record: Record, text: str) -> dict[str, Any]:
+    """What a task of one response shows, and the name that it brings back; whose response it is is not told.
+
+    Args:
+        name: What the answer is found by.
+        record: The prompt.
+        text: The response.
+    """
+    return {"key": name, **_prompt_data(record), RESPONSE: text}
+
+
+def _prompt_data(record: Record) -> dict[str, Any]:
+    return {
+        "pictures": [data_url(image.data) for image in record.images] or [_NO_PICTURE],
+        "conversation": _conversation(record),
     }
 
 
@@ -178,19 +210,37 @@ def write_tasks(
         ValueError: If a record has not two responses, or two records have one key.
         FileError: If the folder holds files of other tasks, or cannot be written.
     """
+    return write_task_files(_tasks(records, seed), folder, config or labelling_config(), max_bytes)
+
+
+def write_task_files(
+    tasks: Iterable[dict[str, Any]], folder: Path, config: str, max_bytes: int = MAX_TASK_FILE
+) -> list[Path]:
+    """Write a labelling page and tasks, as :func:`write_tasks` does; gives the files of tasks.
+
+    Args:
+        tasks: What each task shows.
+        folder: Where to write ``labelling_config.xml`` and ``tasks-0000.json``, ...
+        config: The labelling page.
+        max_bytes: Largest size of a file, unless one task is larger.
+
+    Raises:
+        FileError: If the folder holds files of other tasks, or cannot be written.
+    """
     paths = []
+    encoded = (json.dumps({"data": task}, ensure_ascii=False, sort_keys=True).encode() for task in tasks)
     with locked_folder(folder):
-        for number, body in enumerate(_files(_tasks(records, seed), max_bytes)):
+        for number, body in enumerate(_files(encoded, max_bytes)):
             paths.append(folder / f"tasks-{number:04d}.json")
             _write(paths[-1], body)
-        _write(folder / CONFIG_NAME, (config or labelling_config()).encode())
+        _write(folder / CONFIG_NAME, config.encode())
         for path in sorted({*folder.glob("tasks-*.json")} - {*paths}):
             raise FileError(f"{printable(path)}: is of other tasks; name another folder for these")
     return paths
 
 
-def _tasks(records: Iterable[Record], seed: int) -> Iterator[bytes]:
-    """The tasks as JSON."""
+def _tasks(records: Iterable[Record], seed: int) -> Iterator[dict[str, Any]]:
+    """What the tasks of pairs show."""
     keys = set()
     for record in records:
         if len(record.responses) != 2:
@@ -200,7 +250,7 @@ def _tasks(records: Iterable[Record], seed: int) -> Iterator[bytes]:
         keys.add(record.key)
         order = [0, 1]
         random.Random(f"{seed}/{record.key}").shuffle(order)
-        yield json.dumps({"data": task_data(record, order)}, ensure_ascii=False, sort_keys=True).encode()
+        yield task_data(record, order)
 
 
 def _files(tasks: Iterable[bytes], max_bytes: int) -> Iterator[bytes]:
@@ -227,7 +277,7 @@ def _write(path: Path, data: bytes) -> None:
             same = False
         if not same:
             raise FileError(
-                f"{printable(path)}: holds something else, perhaps what people work on; name another folder"
+                f"{printable(path)}: holds something else, perhaps what people work on; move it away, or name another folder"
             )
         return
     write_whole(path, data)

@@ -2,13 +2,13 @@
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
-from safe_rlhf_v.construct.label_studio import QUESTIONS, SIDES, task_data
+from safe_rlhf_v.construct.label_studio import QUESTIONS, SIDES, Question, task_data
 from safe_rlhf_v.records import Record
 from safe_rlhf_v.records.user_files import FileError, printable, read_bounded
 
@@ -16,7 +16,6 @@ NoteKind = Literal["skipped", "empty", "partial", "repeated", "invalid", "foreig
 NOTE_KINDS: tuple[NoteKind, ...] = get_args(NoteKind)
 MAX_EXPORT = 4 << 30
 """Exports hold the pictures."""
-_QUESTIONS = {question.name: question for question in QUESTIONS}
 _EARLIEST = datetime.min.replace(tzinfo=UTC)
 
 
@@ -46,8 +45,8 @@ class Note(NamedTuple):
 
     Attributes:
         kind: ``skipped`` by the person; ``empty``; ``partial`` (what is there counts); ``repeated`` (the newest of one person
-            counts); ``invalid`` (this value does not count); ``foreign`` (no task of these records); ``edited`` (the task shows
-            something else than the record, so nothing of it counts); ``unknown_annotator`` (counts as a person of its own).
+            counts); ``invalid`` (this value does not count); ``foreign`` (no task of these); ``edited`` (the task shows
+            something else than was written, so nothing of it counts); ``unknown_annotator`` (counts as a person of its own).
         where: File, task and annotation.
         message: What it is.
     """
@@ -71,21 +70,43 @@ class Export(NamedTuple):
     @property
     def summary(self) -> str:
         """One line of counts."""
-        counts = Counter(note.kind for note in self.notes)
         records = len({annotation.key for annotation in self.annotations})
         people = len({annotation.annotator for annotation in self.annotations})
-        noted = ", ".join(f"{counts[kind]} {kind}" for kind in NOTE_KINDS if counts[kind])
-        return (
-            f"{len(self.annotations)} annotations of {records} records by {people} people; {noted or 'nothing to note'}"
-        )
+        return f"{len(self.annotations)} annotations of {records} records by {people} people; {counted(self.notes)}"
+
+
+def counted(notes: Iterable[Note]) -> str:
+    """Notes in a few words: how many of each kind."""
+    counts = Counter(note.kind for note in notes)
+    return ", ".join(f"{counts[kind]} {kind}" for kind in NOTE_KINDS if counts[kind]) or "nothing to note"
+
+
+class Answers(NamedTuple):
+    """What one person answered on one task.
+
+    Attributes:
+        key: The task's key.
+        annotator: Number of the person in Label Studio, as text.
+        values: Value by question; questions that were left open are missing.
+        data: What the task shows.
+    """
+
+    key: str
+    annotator: str
+    values: dict[str, int]
+    data: dict[str, Any]
 
 
 class _Dated(NamedTuple):
-    """An annotation and when it was last changed."""
+    """Answers and when they were last changed."""
 
     when: datetime
     where: str
-    annotation: Annotation
+    answers: Answers
+
+
+Fault = tuple[NoteKind, str]
+"""Why nothing of a task counts."""
 
 
 def read_exports(paths: Iterable[Path], records: Mapping[str, Record]) -> Export:
@@ -98,18 +119,61 @@ def read_exports(paths: Iterable[Path], records: Mapping[str, Record]) -> Export
     Raises:
         FileError: If a file is no such export.
     """
+    answers, notes = read_answers(paths, QUESTIONS, lambda data: _fault_of_pair(data, records))
+    return Export(tuple(map(_in_order, answers)), notes)
+
+
+def read_answers(
+    paths: Iterable[Path], questions: Iterable[Question], fault_of: Callable[[dict[str, Any]], Fault | None]
+) -> tuple[list[Answers], tuple[Note, ...]]:
+    """What people answered, one line per task and person sorted by both, and what is not plainly an answer.
+
+    Args:
+        paths: Exported files, in any order.
+        questions: What was asked.
+        fault_of: Says why nothing of a task counts, from what it shows; ``None`` if it counts. Then its key is a text.
+
+    Raises:
+        FileError: If a file is no export in Label Studio's format *JSON*.
+    """
     notes: list[Note] = []
     newest: dict[tuple[str, str], _Dated] = {}
+    asked = {question.name: question for question in questions}
     for path in paths:
         for number, task in enumerate(_read(path)):
             where = f"{printable(path)}, task {_number(task) or f'number {number}'}"
-            for dated in _annotations(task, where, records, notes):
-                name = (dated.annotation.key, dated.annotation.annotator)
+            if (fault := fault_of(task["data"])) is not None:
+                notes.append(Note(fault[0], where, fault[1]))
+                continue
+            for dated in _annotations(task, where, asked, notes):
+                name = (dated.answers.key, dated.answers.annotator)
                 older, newer = sorted((newest.get(name, dated), dated), key=lambda one: one.when)
                 if name in newest:
                     notes.append(Note("repeated", older.where, f"the same person changed it later: {newer.where}"))
                 newest[name] = newer
-    return Export(tuple(newest[name].annotation for name in sorted(newest)), tuple(notes))
+    return [newest[name].answers for name in sorted(newest)], tuple(notes)
+
+
+def _fault_of_pair(data: dict[str, Any], records: Mapping[str, Record]) -> Fault | None:
+    key = data.get("key")
+    record = records.get(key) if isinstance(key, str) else None
+    if record is None:
+        return "foreign", f"its key {key!r:.140} is of none of these records"
+    order = data.get("order")
+    if order not in ([0, 1], [1, 0]):
+        return "edited", f"its order is {order!r:.80}, so that nobody knows what stood on the left"
+    return changed_task(data, task_data(record, order))
+
+
+def changed_task(data: dict[str, Any], expected: Mapping[str, Any]) -> Fault | None:
+    """The fault of a task that shows something else than was written; ``None`` if it does not.
+
+    Args:
+        data: What it shows.
+        expected: What was written.
+    """
+    changed = [name for name, value in expected.items() if data.get(name) != value]
+    return ("edited", f"shows something else than the record in: {', '.join(changed)}") if changed else None
 
 
 def _read(path: Path) -> list[dict[str, Any]]:
@@ -132,29 +196,17 @@ def _read(path: Path) -> list[dict[str, Any]]:
 
 
 def _annotations(
-    task: dict[str, Any], where: str, records: Mapping[str, Record], notes: list[Note]
+    task: dict[str, Any], where: str, asked: Mapping[str, Question], notes: list[Note]
 ) -> Iterator[_Dated]:
     """The annotations of one task that count, with notes on the others."""
-    data = task["data"]
-    key = data.get("key")
-    record = records.get(key) if isinstance(key, str) else None
-    if record is None:
-        notes.append(Note("foreign", where, f"its key {key!r:.140} is of none of these records"))
-        return
-    order = data.get("order")
-    if order not in ([0, 1], [1, 0]):
-        notes.append(Note("edited", where, f"its order is {order!r:.80}, so that nobody knows what stood on the left"))
-        return
-    expected = task_data(record, order)
-    if changed := [name for name, value in expected.items() if data.get(name) != value]:
-        notes.append(Note("edited", where, f"shows something else than the record in: {', '.join(changed)}"))
-        return
     for entry in task["annotations"]:
         number = (_number(entry) if isinstance(entry, dict) else "") or "?"
-        yield from _annotation(entry, f"{where}, annotation {number}", record.key, order, notes)
+        yield from _annotation(entry, f"{where}, annotation {number}", task["data"], asked, notes)
 
 
-def _annotation(entry: Any, where: str, key: str, order: list[int], notes: list[Note]) -> Iterator[_Dated]:
+def _annotation(
+    entry: Any, where: str, data: dict[str, Any], asked: Mapping[str, Question], notes: list[Note]
+) -> Iterator[_Dated]:
     """One annotation, if it counts."""
     if not isinstance(entry, dict) or not isinstance(entry.get("result"), list):
         notes.append(Note("invalid", where, "it has no list of results"))
@@ -162,25 +214,25 @@ def _annotation(entry: Any, where: str, key: str, order: list[int], notes: list[
     if entry.get("was_cancelled"):
         notes.append(Note("skipped", where, "the person skipped the task"))
         return
-    values = _values(entry["result"], where, notes)
+    values = _values(entry["result"], where, asked, notes)
     if not values:
         notes.append(Note("empty", where, "no question was answered"))
         return
-    if missing := [name for name in _QUESTIONS if name not in values]:
+    if missing := [name for name in asked if name not in values]:
         notes.append(Note("partial", where, f"left open: {', '.join(missing)}"))
     annotator = _annotator(entry)
     if annotator is None:
         annotator = f"annotation {_number(entry) or '?'}"
         notes.append(Note("unknown_annotator", where, "who made it is not told; it counts as a person of its own"))
-    yield _Dated(_when(entry), where, _in_order(key, annotator, values, order))
+    yield _Dated(_when(entry), where, Answers(data["key"], annotator, values, data))
 
 
-def _values(results: list[Any], where: str, notes: list[Note]) -> dict[str, int]:
+def _values(results: list[Any], where: str, asked: Mapping[str, Question], notes: list[Note]) -> dict[str, int]:
     """Question to value; what is not one of the question's values, or is answered in two ways, does not count."""
     answers: dict[str, list[Any]] = {}
     for result in results:
         name = result.get("from_name") if isinstance(result, dict) else None
-        if not isinstance(name, str) or name not in _QUESTIONS:
+        if not isinstance(name, str) or name not in asked:
             notes.append(Note("invalid", where, f"answers {name!r:.80}, which is not asked"))
             continue
         value = result.get("value")
@@ -188,7 +240,7 @@ def _values(results: list[Any], where: str, notes: list[Note]) -> dict[str, int]
         answers.setdefault(name, []).extend(choices if isinstance(choices, list) else [[choices]])
     values = {}
     for name, choices in answers.items():
-        allowed = _QUESTIONS[name].values
+        allowed = asked[name].values
         first = choices[0] if choices else None
         if not isinstance(first, str) or first not in allowed or any(choice != first for choice in choices):
             notes.append(Note("invalid", where, f"{name} is {choices!r:.80}, not one of {', '.join(allowed)}"))
@@ -220,17 +272,17 @@ def _when(entry: dict[str, Any]) -> datetime:
     return when if when.tzinfo else when.replace(tzinfo=UTC)
 
 
-def _in_order(key: str, annotator: str, values: dict[str, int], order: list[int]) -> Annotation:
-    """The annotation in the order of the record: ``order`` says which response stood on each side."""
+def _in_order(answers: Answers) -> Annotation:
+    """The annotation in the order of the record: the task says which response stood on each side."""
+    order = answers.data["order"]
 
     def pick(name: str) -> int | None:
-        side = values.get(name)
+        side = answers.values.get(name)
         return order[side] if side in (0, 1) else side
 
     def per_response(axis: str) -> tuple[int | None, int | None]:
-        by_side = [values.get(f"{side}_{axis}") for side in SIDES]
+        by_side = [answers.values.get(f"{side}_{axis}") for side in SIDES]
         return by_side[order.index(0)], by_side[order.index(1)]
 
-    return Annotation(
-        key, annotator, pick("more_helpful"), pick("safer"), per_response("safety"), per_response("helpfulness")
-    )
+    votes = (pick("more_helpful"), pick("safer"), per_response("safety"), per_response("helpfulness"))
+    return Annotation(answers.key, answers.annotator, *votes)

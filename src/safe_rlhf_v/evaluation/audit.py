@@ -6,13 +6,12 @@ Error rates of a judge do not carry over from other responses: a policy that was
 from dataclasses import dataclass
 
 from safe_rlhf_v.construct.lines import Row, digest
-from safe_rlhf_v.evaluation.people import PeopleRatings, row_id, write_sheet
+from safe_rlhf_v.evaluation.people import PeopleRatings, asked_of_people
 from safe_rlhf_v.evaluation.scores import write_tasks
 from safe_rlhf_v.evaluation.work import Work, described
 from safe_rlhf_v.scoring.judge import Judge
 
 NAME = "audit"
-SHEET = "audit_sheet.csv"
 
 
 @dataclass
@@ -44,7 +43,7 @@ class Audit:
 def write_audit(work: Work, audit: Audit) -> str:
     """Score the sample; gives what is left for people to do, or "".
 
-    Where people audit and their file is not there yet, the sheet for them is written, and nothing else.
+    Where people audit and their file is not there yet, what they fill in is written, and nothing else.
 
     Args:
         work: The evaluation.
@@ -56,11 +55,11 @@ def write_audit(work: Work, audit: Audit) -> str:
     rows = audited_rows(work, audit.samples)
     left = ""
     if isinstance(audit.judge, PeopleRatings):
-        sheet = work.folder / SHEET
-        write_sheet(sheet, rows, work.prompts, work.seed)
+        asked = asked_of_people(rows, work.prompts)
+        what = audit.judge.write(work.folder, asked, work.seed)
         if audit.judge.awaited:
-            return f"audit: fill in {sheet}, save it as {audit.judge.file}, and run the same command again"
-        left = audit.judge.unrated({row_id(row["key"], row["response"]) for row in rows if not row["fault"]})
+            return f"audit: {what}, and run the same command again"
+        left = audit.judge.unrated(asked)
     tasks = [
         {"judge": NAME, **{name: row[name] for name in ("policy", "split", "mode", "picture", "key")}, "of": _of(row)}
         for row in rows
