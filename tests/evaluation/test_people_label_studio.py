@@ -201,7 +201,7 @@ def test_an_export_of_another_evaluation_is_refused(project: Project, tmp_path: 
         {"id": 1, "annotations": safe_if_no(task["data"]), "data": {**task["data"], "key": "x"}} for task in other.tasks
     ]
     project.file.write_text(json.dumps(tasks))
-    with pytest.raises(ValueError, match=r"none of its 1 ids .* it is of another evaluation"):
+    with pytest.raises(ValueError, match=r"none of its 1 ids .* it is the export of another evaluation"):
         project.run()
 
 

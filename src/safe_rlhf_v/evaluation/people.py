@@ -148,9 +148,10 @@ class PeopleRatings(Judge):
             ValueError: If the file is about none of them.
         """
         if asked and not self.ratings.keys() & asked.keys():
+            what = "export" if self.from_label_studio else "sheet"
             raise ValueError(
                 f"audit: {self.file}: none of its {len(self.ratings)} ids is that of one of the {len(asked)} sampled responses; "
-                "it is of another evaluation"
+                f"it is the {what} of another evaluation"
             )
         answered = {name: self._counting(*asked[name]) for name in asked if name in self.ratings}
         rated = sum(not all(map(math.isnan, self.score(*asked[name]).values())) for name in answered)

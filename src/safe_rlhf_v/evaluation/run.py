@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -74,8 +75,10 @@ def run_evaluation(
         RefusedToGoOn: If a reply fails.
         ValueError: If a policy or judge cannot be used, or what stands in the folder comes from something else.
     """
-    with locked_folder(work.folder):
+    # A folder in use is refused before a network is loaded, and none is made before everything was looked at.
+    with locked_folder(work.folder) if work.folder.exists() else nullcontext():
         check(work, audit)
+    with locked_folder(work.folder):
         for form in work.pictures:
             if problems := work.prompts.problems(form):
                 of = len(work.prompts.grounding)
