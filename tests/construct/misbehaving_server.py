@@ -94,7 +94,7 @@ class Handler(BaseHTTPRequestHandler):
         elif behaviour == "drip":
             self.drip()
         elif behaviour == "nap":
-            time.sleep(0.05)
+            time.sleep(0.2)
             self.reply(200, BODIES["fine"])
         elif behaviour == "cut":
             self.close_connection = True
