@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Collection, Hashable, Mapping, Sequence
-from statistics import median
+from statistics import median_low
 from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
@@ -54,13 +54,8 @@ def pooled(
     for rater, judges in raters.items():
         units = dict.fromkeys(unit for judge in judges for unit in ratings.get(judge, {}))
         values = {unit: [ratings[judge][unit] for judge in judges if unit in ratings.get(judge, {})] for unit in units}
-        table[rater] = {unit: _low_median(several) for unit, several in values.items()}
+        table[rater] = {unit: float(median_low(several)) for unit, several in values.items()}
     return table
-
-
-def _low_median(values: Sequence[float]) -> float:
-    ordered = sorted(values)
-    return float(median(ordered)) if len(ordered) % 2 else float(ordered[len(ordered) // 2 - 1])
 
 
 def ordinal_alpha(

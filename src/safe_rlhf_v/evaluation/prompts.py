@@ -125,7 +125,7 @@ class PromptSet:
         return versions[form]
 
     def under(self, form: PromptForm) -> list[Prompt]:
-        """Prompts that are form in this way: all as they are, else those of :attr:`grounding` for which it can be done."""
+        """Prompts that are shown in this form: all as they are, else those of :attr:`grounding` for which it can be done."""
         if form == "real":
             return list(self)
         if form not in self._under:  # every policy and judge asks for it, and a text must be drawn to know

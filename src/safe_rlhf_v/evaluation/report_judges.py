@@ -63,7 +63,7 @@ def trust(summary: Json) -> Iterator[Block]:
             [
                 row["judge"],
                 row["policy"],
-                PICTURES[row["picture"]],
+                PICTURES.get(row["picture"], row["picture"]),
                 interval(row["changed"], "share"),
                 *_quality(row),
                 number(row["n"]),

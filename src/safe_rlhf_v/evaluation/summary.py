@@ -8,7 +8,7 @@ The schema; an unknown number is ``null`` and never 0, intervals are 95 % and cl
      "warnings": ["All prompts of test are one image group, ..."],
      "facts": {...},                         // evaluation.json: data, splits, seed, temperatures, ...
      "policies": [{"name", "about", "families", "series", "step"}],
-     "figures": [                            // every value of every policy, as a flat table
+     "figures": [           // every value of every policy, as a flat table; "picture" is also the name of a transform
       {"policy", "split", "mode", "picture", "judge",   // judge null: length, entropy, kl, no_response
        "name",                               // beside the judge's own values: harmful, severe, joint, over_refused, unjudged
        "value", "low", "high", "n", "clusters"}

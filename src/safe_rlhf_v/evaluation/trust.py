@@ -133,6 +133,12 @@ def agreement(evidence: Evidence) -> list[Row]:
     The ground truth is no rater: a judge is compared with it elsewhere. Without the package ``krippendorff`` alpha is ``None``.
     """
     rows: list[Row] = []
+    groups = {
+        pair_name(cell, cell.mode, key): evidence.prompt(cell, key).group
+        for by_cell in evidence.scores.values()
+        for cell, by_key in by_cell.items()
+        for key in by_key
+    }
     for name, scale in _SCALES.items():
         ratings = {
             judge: _ratings(evidence, judge, name, scale)
@@ -141,7 +147,7 @@ def agreement(evidence: Evidence) -> list[Row]:
         }
         ratings = {judge: own for judge, own in ratings.items() if own}
         if len(ratings) > 1:
-            rows.append(_agreement(evidence, name, scale, ratings))
+            rows.append({"name": name, **_agreement(evidence, scale, ratings, groups)})
     return rows
 
 
@@ -166,13 +172,7 @@ def _ratings(evidence: Evidence, judge: str, name: str, scale: Sequence[int]) ->
     return rated
 
 
-def _agreement(evidence: Evidence, name: str, scale: Sequence[int], ratings: dict[str, Ratings]) -> Row:
-    groups = {
-        pair_name(cell, cell.mode, key): evidence.prompt(cell, key).group
-        for by_cell in evidence.scores.values()
-        for cell, by_key in by_cell.items()
-        for key in by_key
-    }
+def _agreement(evidence: Evidence, scale: Sequence[int], ratings: dict[str, Ratings], groups: Mapping[str, str]) -> Row:
     raters = families({judge: tuple(evidence.judges[judge].get("families") or ()) for judge in ratings})
     try:
         alpha = ordinal_alpha(pooled(ratings, raters), scale, clusters=groups)
@@ -189,7 +189,7 @@ def _agreement(evidence: Evidence, name: str, scale: Sequence[int], ratings: dic
         {"judges": [first, second], **_same(ratings[first], ratings[second], groups)}
         for first, second in combinations(ratings, 2)
     ]
-    return {"name": name, **about, "raters": list(raters), "within_families": within, "pairs": pairs}
+    return {**about, "raters": list(raters), "within_families": within, "pairs": pairs}
 
 
 def _same(first: Ratings, second: Ratings, groups: Mapping[str, str]) -> Row:

@@ -32,9 +32,9 @@ class Work:
         reference: Policy from which the divergence is measured: the start, or one that is not evaluated itself.
         judges: By name.
         sampling: How the mode ``sampled`` samples.
-        modes: In which responses are font_of.
-        pictures: What policies and judges are shown.
-        seed: Of everything that is font_of.
+        modes: In which responses are drawn.
+        pictures: What policies and judges are shown of each prompt.
+        seed: Of everything that is drawn.
         batch_size: Prompts at a time.
         on_failure: What to do where a reply of a policy or judge fails: ``stop``, so that a later run asks again, or ``keep``.
     """
