@@ -2,8 +2,11 @@
 
 import json
 
+import yaml
+
 from safe_rlhf_v.demo import tables
-from safe_rlhf_v.demo.runs import GUARD_SPLITS, Run
+from safe_rlhf_v.demo.compare import METHODS
+from safe_rlhf_v.demo.runs import CONFIGS, GUARD_SPLITS, Run
 from safe_rlhf_v.shards import ShardedSplit
 
 
@@ -48,3 +51,8 @@ def test_the_quickstart_table_reads_what_was_measured(tmp_path, monkeypatch, wor
     best = tables.Method("best_of_8", "best of 8", None, draws=8)
     row = tables.policy_rows(Run(world, tmp_path), (tables.START, best))[-2].split()
     assert row[-5:] == ["-0.50", "undecided", "0.50", "nan", "nan"]  # K likeliest responses are all the same
+
+
+def test_one_report_holds_every_method_of_compare() -> None:
+    evaluated = yaml.safe_load((CONFIGS.parent / "evaluate" / "compare.yaml").read_text())["policies"]
+    assert list(evaluated) == [method.name for method in METHODS]

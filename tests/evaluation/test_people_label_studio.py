@@ -151,9 +151,9 @@ def edit(field: str, value: Any) -> Callable[[list[Json]], None]:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (edit("response", "something else"), "1 tasks show something else than was written and do not count"),
-        (edit("pictures", ["data:image/png;base64,AAAA"]), "1 tasks show something else"),
-        (edit("conversation", math.nan), "1 tasks show something else"),
+        (edit("response", "something else"), "tasks that show something else than was written, which do not count: 1"),
+        (edit("pictures", ["data:image/png;base64,AAAA"]), "something else than was written, which do not count: 1"),
+        (edit("conversation", math.nan), "something else than was written, which do not count: 1"),
         (edit("key", 5), "1 foreign"),
         (edit("key", "0" * 16), "23 of 24 responses of the sample are rated"),
         (lambda tasks: tasks[0]["annotations"].clear(), "23 of 24"),

@@ -158,7 +158,7 @@ class PeopleRatings(Judge):
         changed = sum(not several for several in answered.values())
         facts = (
             f"{rated} of {len(asked)} responses of the sample are rated in {self.file}" if rated < len(asked) else "",
-            f"{changed} tasks show something else than was written and do not count" if changed else "",
+            f"tasks that show something else than was written, which do not count: {changed}" if changed else "",
             f"{self.file}: {counted(self._notes)}" if self._notes else "",
         )
         return f"audit: {'; '.join(filter(None, facts))}" if any(facts) else ""
