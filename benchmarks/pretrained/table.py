@@ -47,6 +47,7 @@ GUARD = {
     "severe_recall_at_block": "severe ones blocked",
     "severe_recall_at_block_lower": "at least (95 %)",
 }
+STAGES = ("vision", "supervised", "base", "reward", "cost", "guard", "ppo_lag")
 Row = tuple[str, list[tuple[str, ...]]]
 """A row's words, and the places of its numbers in a seed's results, one a column; an empty place stays empty."""
 
@@ -123,11 +124,20 @@ def cell(values: Sequence[float]) -> str:
     return f"{statistics.fmean(values):.{digits}f} ± {half:.{digits}f} ({each})"
 
 
+def seconds(found: Results) -> str:
+    """CPU-seconds of every stage, of what is measured, and of the whole."""
+    spent = [seed["cpu_seconds"] for seed in found["seeds"]]
+    rows = [[stage, *(f"{one[stage]:,.0f}" for one in spent)] for stage in STAGES]
+    whole = [sum(one.values()) for one in spent]
+    trained = [sum(one[stage] for stage in STAGES) for one in spent]
+    rows.append(["calibration and tests", *(f"{a - b:,.0f}" for a, b in zip(whole, trained, strict=True))])
+    rows.append(["together", *(f"{value:,.0f}" for value in whole)])
+    return marked_table(["CPU-seconds", *(f"seed {seed['seed']}" for seed in found["seeds"])], rows)
+
+
 def tables(found: Results) -> str:
-    """All four tables, and what the seeds took."""
-    seconds = " / ".join(f"{sum(seed['cpu_seconds'].values()):,.0f}" for seed in found["seeds"])
-    parts = (table(found) for table in (responses, scorers, guard, language))
-    return "\n\n".join([*parts, f"CPU-seconds of all steps: {seconds}"])
+    """All five tables."""
+    return "\n\n".join(table(found) for table in (responses, scorers, guard, language, seconds))
 
 
 if __name__ == "__main__":
