@@ -13,7 +13,8 @@ comment of the section around holds again):
 ``evidence`` names values by their keys, joined with dots: what begins so, ``*`` being anything (``?`` for a comma). A row of a
 list is named by its texts, or by its place. Values may be combined with + - x / from left to right, a space on both sides, and
 ``mean KEYS`` is their mean. ``table`` names a function of a script here, which makes the table from the JSON files behind it;
-whole rows are compared. ``settings`` are numbers that nobody measured: options, definitions, arithmetic, examples.
+whole rows are compared. A file's name with a ``*`` means all such files, as one list. ``settings`` are numbers that nobody
+measured: options, definitions, arithmetic, examples.
 
 A number has a decimal point, an exponent, a percent sign or a unit of time or memory, or stands in a table without a function. It
 is found if a value, or 100 times the value before a percent sign, has it at the printed precision, whatever its sign. What is
@@ -117,6 +118,9 @@ def flat(value: Any, path: str = "") -> Iterator[tuple[str, float]]:
 
 @cache
 def read(name: str) -> Any:
+    """What a file holds; a list of several if the name has a ``*``, in the order of their names."""
+    if "*" in name:
+        return [json.loads(file.read_text()) for file in sorted(EVIDENCE.glob(name))]
     return json.loads((EVIDENCE / name).read_text())
 
 

@@ -178,6 +178,19 @@ def methods(seeds: Seeds, mode: str) -> str:
     return table(f"{mode}|helpfulness|harmful|refused|over-refused|garbled|describing|learned cost|budget|KL", rows)
 
 
+def front(seeds: Seeds) -> str:
+    """The table of the README."""
+    names = {"supervised": "supervised start", "ppo_reward": "PPO, reward only", "ppo_fixed": "PPO, fixed penalty 1"}
+    rows = []
+    for name, title in (names | {"ppo_lag": "PPO-Lagrangian"}).items():
+        cells = []
+        for mode in MODES:
+            cells.append(mean(over_seeds([figure(seed, name, mode, "helpfulness") for seed in seeds])))
+            cells.append(share(seeds, name, mode, "harmful"))
+        rows.append([title, *cells[:2], kept_budget(seeds, [name])[0], *cells[2:]])
+    return table("Policy|helpfulness|harmful|budget -0.5|greedy: helpfulness|harmful", rows)
+
+
 def each_seed(seeds: Seeds) -> str:
     """PPO-Lagrangian minus the start seed by seed, clustered by image."""
     rows = []
@@ -248,6 +261,7 @@ def compute(seeds: Seeds) -> str:
 
 
 TABLES: tuple[tuple[str, Callable[[Seeds], str]], ...] = (
+    ("At a glance", front),
     ("The claims", claims),
     ("Every method, sampled", lambda seeds: methods(seeds, "sampled")),
     ("Every method, greedy", lambda seeds: methods(seeds, "greedy")),

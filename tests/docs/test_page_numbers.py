@@ -82,6 +82,15 @@ def test_where_a_comment_holds_and_what_it_allows(faults, text: str, lines: list
     assert faults(text) == lines
 
 
+def test_several_files_are_one_list(page_numbers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    for seed in (21, 20):
+        (tmp_path / f"seed-{seed}.json").write_text(f'{{"harm": {seed / 100}}}')
+    monkeypatch.setattr(page_numbers, "EVIDENCE", tmp_path)
+    text = "<!-- evidence: seed-*.json: *.harm, mean *.harm -->\nFrom 0.20 to 0.21, 0.205 on average, at most {}."
+    assert [found.where is None for found in page_numbers.check(text.format("0.21"))] == [False] * 4
+    assert [found.where is None for found in page_numbers.check(text.format("0.22"))] == [False] * 3 + [True]
+
+
 def test_what_the_quickstart_takes_stands_in_a_block_of_the_readme(page_numbers):
     """Blocks of code are not searched; this number is in the comment of one."""
     assert f"{page_numbers.read('quickstart_steps.json')['now']['total']} CPU-seconds" in README.read_text()
