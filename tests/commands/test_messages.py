@@ -299,6 +299,8 @@ def test_a_read_only_run_folder(
         (["filter", "--guard=x", "--input={world}", "--output=f", "--splits=[]"], ["--splits: is empty"]),
         (["tokenizer", "--shards={world}", "--out=t", "--splits=[]"], ["--splits: is empty"]),
         ([*EVALUATE, "--policies.mine=x", "--splits", "test", "test"], ["--splits: test is named twice"]),
+        ([*EVALUATE, "--policies.mine=x", "--splits", "[test, test]"], ["--splits: test is named twice"]),
+        ([*EVALUATE, "--policies.mine=x", "--splits=[test, test]"], ["--splits: test is named twice"]),
         (["filter", "--guard=x", "--input={world}", "--output=f", "--splits", "test", "test"], ["test is named twice"]),
         ([*GENERATE, "--strategy=BestOfK", "--strategy.k=0"], ["k is 0; it must be at least 1"]),
         ([*GENERATE, "--strategy=HigherTemperature", "--strategy.step=.nan"], ["step is nan"]),

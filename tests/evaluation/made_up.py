@@ -77,7 +77,9 @@ class World:
             }
             for name, judge in self.judges.items()
         ]
-        audit = {"judge": "people", "class": "FileJudge", "samples": self.audited} if self.audited else None
+        audit = (
+            {"name": "audit", "class": "PeopleRatings", "about": "", "samples": self.audited} if self.audited else None
+        )
         return {
             "version": 1, "start": next(iter(self.harm)), "data": "data", "splits": ["test"], "budget": None,
             "audit": audit, "policies": policies, "judges": judges,

@@ -15,6 +15,7 @@ from tests.evaluation.unlabelled import Words, tiny, write_photographs
 from safe_rlhf_v.commands.evaluate import evaluate
 from safe_rlhf_v.construct.lines import Lines
 from safe_rlhf_v.evaluation import Audit, PeopleRatings
+from safe_rlhf_v.evaluation.certificate_rows import read_evaluation
 from safe_rlhf_v.evaluation.people import Rating, row_id
 from safe_rlhf_v.records import Record
 from safe_rlhf_v.records.user_files import FileError
@@ -151,14 +152,14 @@ def edit(field: str, value: Any) -> Callable[[list[Json]], None]:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (edit("response", "something else"), "tasks that show something else than was written, which do not count: 1"),
-        (edit("pictures", ["data:image/png;base64,AAAA"]), "something else than was written, which do not count: 1"),
-        (edit("conversation", math.nan), "something else than was written, which do not count: 1"),
-        (edit("key", 5), "1 foreign"),
-        (edit("key", "0" * 16), "23 of 24 responses of the sample are rated"),
+        (edit("response", "something else"), "edited (they show something else than was written, and do not count): 1"),
+        (edit("pictures", ["data:image/png;base64,AAAA"]), "something else than was written, and do not count): 1"),
+        (edit("conversation", math.nan), "something else than was written, and do not count): 1, the first r"),
+        (edit("key", 5), "1 foreign, the first: "),
+        (edit("key", "0" * 16), f"foreign (of other responses, so they do not count): 1, the first {'0' * 16}"),
         (lambda tasks: tasks[0]["annotations"].clear(), "23 of 24"),
         (lambda tasks: [one.update(was_cancelled=True) for one in tasks[0]["annotations"]], "2 skipped"),
-        (lambda tasks: [one["result"].clear() for one in tasks[0]["annotations"]], "2 empty"),
+        (lambda tasks: [one["result"].clear() for one in tasks[0]["annotations"]], "2 empty, the first: "),
         (lambda tasks: [one.update(result=[result("safety", ["9"])]) for one in tasks[0]["annotations"]], "2 invalid"),
         (lambda tasks: [one.update(result=[result("safer", ["left"])]) for one in tasks[0]["annotations"]], "2 invalid"),
     ],
@@ -169,7 +170,7 @@ def test_what_is_not_plainly_a_rating_does_not_count_and_is_said(
     project.export(safe_if_no, change)
     project.run()
     said = capsys.readouterr().out
-    assert words in said and "23 of 24 responses of the sample are rated" in said
+    assert words in said and "23 of 24 responses are rated" in said
     assert sum(bool(row["fault"]) for row in project.audited().values()) == 1
 
 
@@ -182,12 +183,14 @@ def test_parts_and_repetitions_count_as_far_as_they_are_plain(
     project.export(safe_if_no, change)
     project.run()
     said = capsys.readouterr().out
-    assert "1 partial, 1 repeated" in said
+    assert "1 partial, 1 repeated, the first: " in said and "annotation 2: left open: helpfulness" in said
     changed = next(row for row in project.audited().values() if row["values"].get("level") == 1)
     assert changed["values"] == {"helpfulness": None, "level": 1.0, "harmful": 0.0}
+    summary = json.loads((project.out / "summary.json").read_text())
+    assert {(row["name"], row["audited"]) for row in summary["corrected"]} == {("harmful", 6), ("severe", 6)}
 
 
-@pytest.mark.parametrize("content", ["", "[", "{}", '[{"data": 3}]', "[" * 100_000, '[{"data": {}}]', "﻿[]"])
+@pytest.mark.parametrize("content", ["", "[", "{}", '[{"data": 3}]', "[" * 100_000, '[{"data": {}}]'])
 def test_what_is_no_export_is_refused_and_named(content: str, project: Project) -> None:
     project.file.write_text(content)
     with pytest.raises((ValueError, FileError), match=r"rated\.JSON"):
@@ -219,3 +222,129 @@ def test_people_can_be_a_judge_beside_others(project: Project) -> None:
     evaluate(**tiny(project.data, project.out.with_name("again"), judges=judges, modes=["sampled"], pictures=["real"]))
     rows = [row for row in Lines(project.out.with_name("again"), "scores").rows() if row["judge"] == "people"]
     assert {(row["policy"], row["values"]["harmful"]) for row in rows} == {("start", 1.0), ("mine", 0.0)}
+
+
+def filled(sheet: Path, out: Path, **ratings: str) -> None:
+    """Write the sheet with the same ratings in every row."""
+    with sheet.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    with out.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows({**row, **ratings} for row in rows)
+
+
+def test_a_sheet_that_people_filled_in_where_it_stands_is_never_written_again(tmp_path: Path) -> None:
+    for number, name in enumerate(("rated.csv", "out/audit_sheet.csv")):
+        project = Project(tmp_path / str(number))
+        file = tmp_path / str(number) / name
+        project.run(file)
+        sheet = project.out / "audit_sheet.csv"
+        filled(sheet, sheet, safety="2", helpfulness="1")
+        before = sheet.read_bytes()
+        for _ in range(2):
+            project.run(file)
+            assert sheet.read_bytes() == before
+    assert {row["values"]["level"] for row in project.audited().values()} == {2.0}
+    sheet.write_text("id,helpfulness,safety\nother,1,1\n")
+    with pytest.raises(FileError, match="is the sheet of other responses; move it away"):
+        project.run(tmp_path / "later.csv")
+    assert "other,1,1" in sheet.read_text()
+
+
+def test_one_of_two_ratings_counts_in_an_audit(tmp_path: Path) -> None:
+    """A response that nobody called helpful or not has a safety level all the same, and the other way round."""
+    project = Project(tmp_path)
+    file = tmp_path / "rated.csv"
+    project.run(file)
+    filled(project.out / "audit_sheet.csv", file, safety="2", helpfulness="")
+    project.run(file)
+    summary = json.loads((project.out / "summary.json").read_text())
+    assert {(row["name"], row["audited"], row["value"]) for row in summary["corrected"]} == {
+        ("harmful", 6, 0),
+        ("severe", 6, 0),
+    }
+    assert {row["audited_by"] for row in summary["corrected"]} == {f"people ({file})"}
+    rows, _ = read_evaluation(project.out, "mine", "words", "rate", None, "sampled")
+    assert [row.truth for row in rows] == [0.0] * 6
+    filled(project.out / "audit_sheet.csv", file, safety="", helpfulness="3")
+    project.run(file)  # ratings may be added and changed: they are read anew
+    summary = json.loads((project.out / "summary.json").read_text())
+    assert summary["corrected"] == []
+    audited = project.audited().values()
+    assert {tuple(row["values"].values()) for row in audited} == {(3.0, None, None)}
+
+
+@pytest.mark.parametrize(
+    ("column", "old", "new", "count"),
+    [
+        ("response", "no What", "no, what", 24),
+        ("question", "What", "Why", 24),
+        ("response", " ", "  ", 0),  # spreadsheets change spaces
+        ("picture", ".png", ".jpg", 0),  # a name of a file, not what people go by
+    ],
+)
+def test_what_was_edited_in_a_sheet_does_not_count(
+    column: str, old: str, new: str, count: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    project = Project(tmp_path)
+    file = tmp_path / "rated.csv"
+    project.run(file)
+    filled(project.out / "audit_sheet.csv", file, safety="2", helpfulness="1")
+    with file.open(newline="") as sheet:
+        rows = [{**row, column: row[column].replace(old, new)} for row in csv.DictReader(sheet)]
+    with file.open("w", newline="") as sheet:
+        writer = csv.DictWriter(sheet, list(rows[0]))
+        writer.writeheader()
+        writer.writerows([*rows, dict.fromkeys(rows[0], "")])  # spreadsheets leave empty rows behind
+    project.run(file)
+    edited = 12 if old == "no What" else count  # those of one of two policies
+    said = capsys.readouterr().out
+    assert (f"and do not count): {edited}, the first r" in said) == (count > 0)
+    assert sum(bool(row["fault"]) for row in project.audited().values()) == edited
+
+
+@pytest.mark.parametrize("kind", ["empty export", "no annotations", "sheet", "header"])
+def test_before_anybody_rated_the_audit_waits(kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    project = Project(tmp_path)
+    file = tmp_path / ("rated.json" if kind in ("empty export", "no annotations") else "rated.csv")
+    project.run(file)
+    if kind == "empty export":
+        file.write_text("\N{BYTE ORDER MARK}[]")
+    elif kind == "no annotations":
+        file.write_text(json.dumps([{"annotations": [], **task} for task in project.tasks]))
+    else:
+        text = (project.out / "audit_sheet.csv").read_text()
+        file.write_text(text if kind == "sheet" else text.splitlines()[0] + "\n")
+    capsys.readouterr()
+    project.run(file)
+    assert "and run the same command again" in capsys.readouterr().out
+    assert not (project.out / "audit.jsonl").exists()
+
+
+def test_people_who_are_judges_rate_everything_before_anything_is_scored(tmp_path: Path) -> None:
+    data, file = write_photographs(tmp_path / "data", 4, 4), tmp_path / "rated.csv"
+    judges = {"words": Words(), "people": PeopleRatings(str(file))}
+    options = tiny(data, tmp_path / "out", judges=judges, modes=["sampled"], pictures=["real"])
+    sheet = tmp_path / "out" / "people_sheet.csv"
+
+    def refused(message: str) -> None:
+        judges["people"] = PeopleRatings(str(file))
+        with pytest.raises(ValueError, match=message):
+            evaluate(**options)
+        assert not (tmp_path / "out" / "scores.jsonl").exists()
+
+    refused(r"judges\.people: fill in .*people_sheet\.csv, save it as .*rated\.csv, and run the same command again")
+    filled(sheet, file, safety="2", helpfulness="")
+    refused(r"judges\.people: .*8 of 8 responses lack a rating, the first r.*: rate them all, or let people audit")
+    filled(sheet, file, safety="2", helpfulness="1")
+    whole = file.read_text()
+    file.write_text("".join(whole.splitlines(keepends=True)[:-1]))
+    refused("7 of 8 responses are rated; 1 of 8 responses lack a rating")
+    file.write_text(whole.replace("\nr", "\nx"))
+    refused("none of its 8 ids .* it is the sheet of another evaluation")
+    file.write_text(whole)
+    judges["people"] = PeopleRatings(str(file))
+    evaluate(**options)
+    rows = [row for row in Lines(tmp_path / "out", "scores").rows() if row["judge"] == "people"]
+    assert len(rows) == 8 and not any(row["fault"] or row["values"]["harmful"] for row in rows)

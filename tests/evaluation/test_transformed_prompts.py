@@ -101,6 +101,9 @@ def test_what_cannot_be_written_is_left_out_and_said(tmp_path: Path, capsys: pyt
         "real": 4, "other": 4, "blank": 4, "none": 4, "typographic": 1, "harmless_prefix": 4,
     }  # fmt: skip
     assert shown(tmp_path / "out", "judge_pictures")["typographic"] == 1
+    assert json.loads((tmp_path / "out" / "evaluation.json").read_text())["left_out"] == {"typographic": 3}
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "The question written into the picture: 3 of 4 prompts are left out" in page
 
 
 def test_prompts_without_pictures_are_transformed_too(tmp_path: Path) -> None:
@@ -112,8 +115,8 @@ def test_prompts_without_pictures_are_transformed_too(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        ({"transforms": ["typographic", "typographic"]}, "typographic is named twice"),
-        ({"transforms": ["typographic"], "font": "no.ttf"}, "no.ttf: is no font"),
+        ({"transforms": ["typographic", "typographic"]}, "--transforms: typographic is named twice"),
+        ({"transforms": ["typographic"], "font": "no.ttf"}, "--font: no.ttf: no such file or directory$"),
     ],
 )
 def test_what_cannot_be_meant_is_refused(more: dict[str, Any], message: str, tmp_path: Path) -> None:

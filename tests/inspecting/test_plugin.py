@@ -212,7 +212,7 @@ def test_options_that_are_not_honoured_fail_the_evaluation(options, problem, pol
         ({"transform": "rot13"}, "transform: 'rot13' is none of"),
         ({"guard": "no/such/run/here"}, "no/such/run/here"),
         ({"world": False}, "name a guard, a cost model or a reward model"),
-        ({"transform": "typographic", "font": "no.ttf"}, "no.ttf: is no font"),
+        ({"transform": "typographic", "font": "no.ttf"}, "no.ttf: no such file"),
     ],
 )
 def test_a_task_that_cannot_run_is_refused_in_one_line_before_it_starts(options, problem, world):

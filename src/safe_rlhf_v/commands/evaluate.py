@@ -92,11 +92,11 @@ def evaluate(
     """
     from safe_rlhf_v.evaluation.run import run_evaluation
 
-    forms = [*pictures, *transforms]
-    _check_values(policies, judges or {}, temperature, budget, modes, forms)
+    _check_values(policies, judges or {}, temperature, budget)
+    _check_lists({"modes": modes, "pictures": pictures, "transforms": transforms}, modes="sampled", pictures="real")
     prompts = _prompts(data, splits, most_prompts, grounding_prompts, seed, font)
     work = _work(_folder(output), prompts, policies, start, judges, max_new_tokens, temperature, seed)
-    work = replace(work, modes=modes, pictures=forms, batch_size=batch_size, on_failure=on_failure)
+    work = replace(work, modes=modes, pictures=[*pictures, *transforms], batch_size=batch_size, on_failure=on_failure)
     _settle(work, audit, device=str(find_device(device)), trust=tuple(trust), base=base)
     run_evaluation(work, Path(data), budget, audit, probes, label_families, tell=print)
     return "\n".join(f"written: {work.folder / name}" for name in ("report.html", "summary.json", "responses.jsonl"))
@@ -125,10 +125,12 @@ def _prompts(
 ) -> "PromptSet":
     from safe_rlhf_v.evaluation.prompts import PromptSet
     from safe_rlhf_v.evaluation.transforms import check_font
+    from safe_rlhf_v.evaluation.work import named
 
     check_splits(splits)
     if font is not None:
-        check_font(font)
+        with named("--font"):
+            check_font(font)
     return PromptSet(Path(data), splits, most, grounding, seed, font)
 
 
@@ -158,15 +160,12 @@ def _check_values(
     judges: Mapping[str, Any],
     temperature: float,
     budget: float | None,
-    modes: Sequence[str],
-    forms: Sequence[str],
 ) -> None:
     """Refuse what can be seen to be wrong at once. Raises: ValueError: Naming the option."""
     if not policies:
         raise ValueError("policies: name at least one, as --policies.mine runs/mine")
     _check_names(policies=policies, judges=judges)
     _check_numbers(temperature, budget)
-    _check_lists(modes=(modes, "sampled"), pictures=(forms, "real"))
 
 
 def _check_names(**components: Mapping[str, Any]) -> None:
@@ -179,11 +178,11 @@ def _check_names(**components: Mapping[str, Any]) -> None:
                 raise ValueError(f"{option}: the name {name!r:.100} must be visible text, without spaces around it")
 
 
-def _check_lists(**options: tuple[Sequence[str], str]) -> None:
-    """Refuse a list without the value that is always needed, and doubled values. Raises: ValueError: Naming the option."""
-    for option, (values, needed) in options.items():
-        if needed not in values:
-            raise ValueError(f"--{option}: {needed} is always needed")
+def _check_lists(lists: Mapping[str, Sequence[str]], **needed: str) -> None:
+    """Refuse a list without the value that it always needs, and doubled values. Raises: ValueError: Naming the option."""
+    for option, values in lists.items():
+        if option in needed and needed[option] not in values:
+            raise ValueError(f"--{option}: {needed[option]} is always needed")
         if twice := [value for value in values if values.count(value) > 1]:
             raise ValueError(f"--{option}: {twice[0]} is named twice; name it once")
 

@@ -171,7 +171,9 @@ def typed_words(function: Callable[..., Any], args: Sequence[str], parser: Argum
         word = rest.pop(0)
         option, joined, value = word.partition("=")
         kind = parameters.get(option)
-        if _is_list(kind) and not value.startswith("["):
+        if _is_list(kind) and not joined and rest and rest[0].startswith("["):
+            words.append(f"{option}={rest.pop(0)}")
+        elif _is_list(kind) and not value.startswith("["):
             values = [value] if joined else []
             while not joined and rest and (not rest[0].startswith("-") or NEGATIVE.match(rest[0])):
                 values.append(rest.pop(0))

@@ -180,11 +180,11 @@ def _read(path: Path) -> list[dict[str, Any]]:
     """The tasks of an export."""
     name = printable(path)
     try:
-        tasks = json.loads(read_bounded(path, MAX_EXPORT).decode("utf-8"))
+        tasks = json.loads(read_bounded(path, MAX_EXPORT).decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:
         if isinstance(error, FileError):
             raise
-        raise FileError(f"{name}: not JSON ({type(error).__name__}: {error})") from None
+        raise FileError(f"{name}: not JSON ({type(error).__name__}: {error}); export it again") from None
     if not isinstance(tasks, list) or not all(
         isinstance(task, dict) and isinstance(task.get("data"), dict) and isinstance(task.get("annotations"), list)
         for task in tasks

@@ -52,6 +52,11 @@ class Lines:
         """Whether every line was written."""
         return "sha256" in self._noted()
 
+    def forget(self) -> None:
+        """Remove both files, so that the work begins anew."""
+        for path in (self.note, self.path):
+            path.unlink(missing_ok=True)
+
     def settings(self) -> Row:
         """From what settings finished work was made.
 
@@ -140,7 +145,7 @@ class Lines:
         different = [name for name in about if noted.get(name) != about[name]]
         if not different or not (begun or self.finished):
             return
-        what = "other tasks (an earlier stage gave something else)"
+        what = "other tasks (other options, or an earlier stage gave something else)"
         if "settings" in different:
             what = f"other settings: {_difference(noted.get('settings'), about['settings'])}"
         elif different == ["batch_size"]:

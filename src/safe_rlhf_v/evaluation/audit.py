@@ -5,10 +5,10 @@ Error rates of a judge do not carry over from other responses: a policy that was
 
 from dataclasses import dataclass
 
-from safe_rlhf_v.construct.lines import Row, digest
+from safe_rlhf_v.construct.lines import Lines, Row, digest
 from safe_rlhf_v.evaluation.people import PeopleRatings, asked_of_people
 from safe_rlhf_v.evaluation.scores import write_tasks
-from safe_rlhf_v.evaluation.work import Work, described
+from safe_rlhf_v.evaluation.work import Work, described, named
 from safe_rlhf_v.scoring.judge import Judge
 
 NAME = "audit"
@@ -43,7 +43,8 @@ class Audit:
 def write_audit(work: Work, audit: Audit) -> str:
     """Score the sample; gives what is left for people to do, or "".
 
-    Where people audit and their file is not there yet, what they fill in is written, and nothing else.
+    Where people audit and there is no rating yet, what they fill in is written, and nothing else. Ratings may be added later, so
+    theirs are read anew each time.
 
     Args:
         work: The evaluation.
@@ -56,10 +57,13 @@ def write_audit(work: Work, audit: Audit) -> str:
     left = ""
     if isinstance(audit.judge, PeopleRatings):
         asked = asked_of_people(rows, work.prompts)
-        what = audit.judge.write(work.folder, asked, work.seed)
-        if audit.judge.awaited:
+        what = audit.judge.write(work.folder, asked, work.seed, NAME)
+        if not audit.judge.says_something:
             return f"audit: {what}, and run the same command again"
-        left = audit.judge.unrated(asked)
+        with named(NAME):
+            left = audit.judge.shortfalls(asked)
+        left = left and f"audit: {left}"
+        Lines(work.folder, NAME).forget()
     tasks = [
         {"judge": NAME, **{name: row[name] for name in ("policy", "split", "mode", "picture", "key")}, "of": _of(row)}
         for row in rows

@@ -108,7 +108,7 @@ def read_evaluation(
         raise ValueError(f"{folder}: {judge} scores no {'cost' if bounded == 'cost' else 'harm, cost or level'}")
     has_audit = (folder / "audit.jsonl").exists()
     audit = [row for row in Lines(folder, "audit").rows() if _place(row) == place] if has_audit else []
-    truth = {row["key"]: _value(row, bounded) for row in audit}
+    truth = {row["key"]: _value({**row, "fault": ""}, bounded) for row in audit}  # what was rated of it counts
     if any(value is not None for value in truth.values()):  # else it is an audit of something else
         truth = {key: math.nan if value is None else value for key, value in truth.items()}
     rows = [

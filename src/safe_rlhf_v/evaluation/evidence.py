@@ -235,12 +235,12 @@ class Evidence:
 
     @cached_property
     def audit(self) -> dict[Cell, dict[str, Values]]:
-        """What the audit says of its random sample; responses without a verdict are left out."""
+        """What the audit says of its random sample: each value where it is known; responses without any are left out."""
         names = dict.fromkeys(name for row in self.lines.audit for name in row.get("values") or ())
         audit: dict[Cell, dict[str, Values]] = {}
         for row in self.lines.audit:
-            if not row.get("fault"):
-                values = judged(row, tuple(names), self.prompts[row["split"], row["key"]])
+            if any(value is not None for value in (row.get("values") or {}).values()):
+                values = judged({**row, "fault": ""}, tuple(names), self.prompts[row["split"], row["key"]])
                 audit.setdefault(_cell(row), {})[row["key"]] = values
         return audit
 

@@ -38,6 +38,8 @@ def facts(work: Work, data: Path, budget: float | None, audit: Audit | None, lab
         "modes": list(work.modes),
         "pictures": list(work.pictures),
         "grounding_prompts": len(work.prompts.grounding),
+        "left_out": {form: len(problems) for form in work.pictures if (problems := work.prompts.problems(form))},
+        "font": work.prompts.font,
         "budget": budget,
         "matched": {name: {k: v for k, v in one.items() if k != "of"} for name, one in read_temperatures(work).items()},
         "audit": None if audit is None else {**_judge("audit", audit.judge), "samples": audit.samples},

@@ -192,8 +192,8 @@ def _hints(evidence: Evidence) -> Iterator[Row]:
                 "name": "not_independent",
                 "judge": judge,
                 "policies": dependent,
-                "text": f"{judge} is not independent of {', '.join(dependent)}: it shares a family of models with them, or they "
-                "were trained against it.",
+                "text": f"{judge} is not independent of {', '.join(dependent)}: they have a family of models in common, or "
+                "training was against this judge.",
             }
         labels = shared(about.get("families") or (), evidence.about.get("label_families") or ())
         if labels:

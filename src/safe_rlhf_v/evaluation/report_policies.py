@@ -272,6 +272,12 @@ def grounding(summary: Json) -> Iterator[Block]:
                 if own:
                     tables.append(_picture_table(own, f"{caption}: every picture and mode", unit(name)))
         yield from tables
+    for form, count in (summary["facts"].get("left_out") or {}).items():
+        of = number(summary["facts"]["grounding_prompts"], "count")
+        yield Text(
+            f"{PICTURES[form].capitalize()}: {count} of {of} prompts are left out, because they cannot be put so. A change is "
+            "between the same prompts in both forms."
+        )
 
 
 def _picture_bars(rows: Sequence[Json], caption: str, written_as: Unit) -> Bars:

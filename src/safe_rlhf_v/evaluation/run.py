@@ -9,6 +9,7 @@ from typing import Any
 from safe_rlhf_v.evaluation.audit import Audit, write_audit
 from safe_rlhf_v.evaluation.comparisons import write_comparisons
 from safe_rlhf_v.evaluation.facts import facts
+from safe_rlhf_v.evaluation.people import wait_for_people
 from safe_rlhf_v.evaluation.refusals import RefusalWords
 from safe_rlhf_v.evaluation.report import write_report
 from safe_rlhf_v.evaluation.responses import write_prompts, write_responses
@@ -73,7 +74,8 @@ def run_evaluation(
     Raises:
         FileError: If another process evaluates into the folder.
         RefusedToGoOn: If a reply fails.
-        ValueError: If a policy or judge cannot be used, or what stands in the folder comes from something else.
+        ValueError: If a policy or judge cannot be used, what stands in the folder comes from something else, or people who are
+            judges have not rated every response.
     """
     # A folder in use is refused before a network is loaded, and none is made before everything was looked at.
     with locked_folder(work.folder) if work.folder.exists() else nullcontext():
@@ -87,6 +89,7 @@ def run_evaluation(
             tell(warning)
         write_prompts(work)
         write_responses(work)
+        wait_for_people(work)
         write_scores(work)
         write_comparisons(work, probes)
         write_judge_pictures(work)

@@ -215,7 +215,12 @@ def _font(file: str | None, size: int, shaping: bool) -> ImageFont.FreeTypeFont:
     try:
         return ImageFont.truetype(file or _built_in(), size, layout_engine=engine)
     except OSError as error:
-        raise ValueError(f"{file}: is no font that can be read ({error})") from None
+        raise ValueError(_unreadable(file, error)) from None
+
+
+def _unreadable(file: str | None, error: Exception) -> str:
+    why = error.strerror.lower() if isinstance(error, OSError) and error.strerror else "is no font that can be read"
+    return f"{file}: {why}"
 
 
 @lru_cache(8)
@@ -226,4 +231,4 @@ def _signs(file: str | None) -> frozenset[int]:
     try:
         return frozenset(FT2Font(file or _built_in()).get_charmap())
     except (OSError, RuntimeError) as error:
-        raise ValueError(f"{file}: is no font that can be read ({' '.join(str(error).split())[:100]})") from None
+        raise ValueError(_unreadable(file, error)) from None

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -156,19 +156,25 @@ def rank_correlation(pairs: Sequence[tuple[float, float]]) -> float | None:
 def corrected(evidence: Evidence) -> list[Row]:
     """Harm rates by a judge, corrected with the audit's random sample of the very same responses."""
     rows: list[Row] = []
-    audited_by = (evidence.about.get("audit") or {}).get("judge")
+    audited_by = _auditor(evidence.about.get("audit") or {})
     for judge, by_cell in evidence.scores.items():
         for cell, by_key in by_cell.items():
             truth = evidence.audit.get(cell)
             if judge == evidence.truth_judge or cell.picture != "real" or not truth:
                 continue
             for name in CORRECTED:
-                if any(name in values for values in by_key.values()) and any(
-                    name in values for values in truth.values()
-                ):
+                known = any(not math.isnan(values.get(name, math.nan)) for values in truth.values())
+                if known and any(name in values for values in by_key.values()):
                     about = {"policy": cell.policy, "split": cell.split, "mode": cell.mode, "judge": judge}
                     rows.append({**about, "audited_by": audited_by, **_corrected(evidence, cell, name, by_key, truth)})
     return rows
+
+
+def _auditor(audit: Mapping[str, Any]) -> str | None:
+    """Who audited, in words; ``None`` if that is not known."""
+    names = {"PeopleRatings": "people", "WorldJudge": "the ground truth"}
+    who = names.get(audit.get("class", ""), audit.get("class"))
+    return f"{who} ({audit['about']})" if who and audit.get("about") else who
 
 
 def _corrected(

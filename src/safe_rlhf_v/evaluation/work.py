@@ -119,7 +119,7 @@ def described(components: Mapping[str, Any]) -> Row:
 
 def font_of(work: Work) -> Row:
     """The font of the text that is written into pictures, as lines depend on it."""
-    font = work.prompts.font
+    font = work.prompts.font if "typographic" in work.pictures else None
     return {} if font is None else {"font": {"file": font, "content": file_content(font)}}
 
 
