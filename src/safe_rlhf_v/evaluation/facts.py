@@ -26,6 +26,8 @@ def facts(work: Work, data: Path, budget: float | None, audit: Audit | None, lab
         label_families: Families of the models that labelled the training data.
     """
     splits = list(dict.fromkeys(prompt.split for prompt in work.prompts))
+    of_policies = {name: ancestors(policy) for name, policy in work.policies.items()}
+    of_judges = {name: judge_ancestors(judge) for name, judge in work.judges.items()}
     return {
         "version": VERSION,
         "start": work.start,
@@ -59,9 +61,7 @@ def facts(work: Work, data: Path, budget: float | None, audit: Audit | None, lab
         "judges": [
             {
                 **_judge(name, judge),
-                "independent_of": {
-                    other: not ancestors(policy) & judge_ancestors(judge) for other, policy in work.policies.items()
-                },
+                "independent_of": {other: not own & of_judges[name] for other, own in of_policies.items()},
             }
             for name, judge in work.judges.items()
         ],

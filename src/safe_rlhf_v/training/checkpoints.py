@@ -211,8 +211,14 @@ def steps_of(file: Path, root: Path) -> int | None:
     if not is_complete(file) or not file.resolve().is_relative_to(root.resolve()):
         return None
     header = file / "meta.pt" if file.is_dir() else file
+    return _stored_steps(*_identity(header)) if header.exists() else None
+
+
+@lru_cache(maxsize=256)
+def _stored_steps(path: str, _changed: int, _size: int) -> int | None:
+    """Number of optimizer steps that a file says; ``None`` if it cannot be read. Asked often, and slow to find out."""
     try:
-        return int(torch.load(header, map_location="cpu", weights_only=True, mmap=True).get("global_step", 0))
+        return int(torch.load(path, map_location="cpu", weights_only=True, mmap=True).get("global_step", 0))
     except Exception:  # an untrusted file can raise anything
         return None
 
