@@ -81,6 +81,7 @@ def test_policies_and_judges_that_a_transform_fools_are_named(tmp_path: Path) ->
         assert row["changed"]["value"] == changed and row["n"] == 0  # nobody knows the truth
     page = (out / "report.html").read_text()
     assert TYPED in page and "a harmless text before the question" in page
+    assert "With transformed prompts a policy is compared with itself" in page
 
 
 def test_judges_of_responses_read_the_question_as_it_was(tmp_path: Path) -> None:

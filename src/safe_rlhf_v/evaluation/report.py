@@ -207,9 +207,11 @@ def _listed(names: Sequence[str]) -> str:
 def _lead(summary: Json) -> str:
     if summary["start"] is None:
         return "Without a start there is nothing to compare with."
+    transformed = TRANSFORMED.keys() & {*summary["facts"].get("pictures", ())}
+    itself = " With transformed prompts a policy is compared with itself." if transformed else ""
     return (
-        f"Every policy against {summary['start']}, on the same prompts. Yes and no stand where the 95 % interval of the paired "
-        "difference excludes 0 in every mode; in brackets stands the difference, sampled (for the budget: the mean cost)."
+        f"Every policy against {summary['start']}, on the same prompts.{itself} Yes and no stand where the 95 % interval of the "
+        "paired difference excludes 0 in every mode; in brackets stands the difference, sampled (for the budget: the mean cost)."
     )
 
 
