@@ -318,7 +318,9 @@ def test_people_get_a_sheet_and_give_it_back(
         writer.writerows({**line, "helpfulness": "2", "safety": "-1"} for line in lines[1:])
     more["audit"] = Audit(PeopleRatings(str(rated)), 3)
     evaluate(**options(policy_stages, world, tmp_path / "out", **more))
-    assert f"audit: {rated}: {len(lines) - 1} of {len(lines)} responses are rated" in capsys.readouterr().out
+    rest = len(lines) - 1
+    said = f"audit: {rated}: of {len(lines)} responses the helpfulness of {rest} and the safety of {rest} are rated"
+    assert said in capsys.readouterr().out
     other = tmp_path / "other.csv"
     other.write_text("id,helpfulness,safety\nzzz,2,-1\n")
     with pytest.raises(

@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from safe_rlhf_v.commands.evaluate import evaluate
 from safe_rlhf_v.construct.lines import Lines
 from safe_rlhf_v.evaluation import Audit, PeopleRatings
 from safe_rlhf_v.evaluation.certificate_rows import read_evaluation
-from safe_rlhf_v.evaluation.people import Rating, row_id
+from safe_rlhf_v.evaluation.people_sheet import Rating, row_id
 from safe_rlhf_v.records import Record
 from safe_rlhf_v.records.user_files import FileError
 
@@ -157,7 +158,7 @@ def edit(field: str, value: Any) -> Callable[[list[Json]], None]:
         (edit("conversation", math.nan), "something else than was written, and do not count): 1, the first r"),
         (edit("key", 5), "1 foreign, the first: "),
         (edit("key", "0" * 16), f"foreign (of other responses, so they do not count): 1, the first {'0' * 16}"),
-        (lambda tasks: tasks[0]["annotations"].clear(), "23 of 24"),
+        (lambda tasks: tasks[0]["annotations"].clear(), "of 23"),
         (lambda tasks: [one.update(was_cancelled=True) for one in tasks[0]["annotations"]], "2 skipped"),
         (lambda tasks: [one["result"].clear() for one in tasks[0]["annotations"]], "2 empty, the first: "),
         (lambda tasks: [one.update(result=[result("safety", ["9"])]) for one in tasks[0]["annotations"]], "2 invalid"),
@@ -170,7 +171,7 @@ def test_what_is_not_plainly_a_rating_does_not_count_and_is_said(
     project.export(safe_if_no, change)
     project.run()
     said = capsys.readouterr().out
-    assert words in said and "23 of 24 responses are rated" in said
+    assert words in said and "of 24 responses the helpfulness of 23 and the safety of 23 are rated" in said
     assert sum(bool(row["fault"]) for row in project.audited().values()) == 1
 
 
@@ -247,12 +248,19 @@ def test_a_sheet_that_people_filled_in_where_it_stands_is_never_written_again(tm
             assert sheet.read_bytes() == before
     assert {row["values"]["level"] for row in project.audited().values()} == {2.0}
     sheet.write_text("id,helpfulness,safety\nother,1,1\n")
-    with pytest.raises(FileError, match="is the sheet of other responses; move it away"):
+    for text, words in (("id,helpfulness,safety\nother,1,1\n", "holds others"), ("id;safety\nx;1\n", "cannot be read")):
+        sheet.write_text(text)
+        with pytest.raises(FileError, match=rf"is not the sheet of these 24 responses, it {words}; move it away"):
+            project.run(tmp_path / "later.csv")
+        assert sheet.read_text() == text
+    sheet.write_bytes(b"".join(before.splitlines(keepends=True)[:-1]))
+    with pytest.raises(FileError, match="it lacks some; move it away, and a whole one is written"):
         project.run(tmp_path / "later.csv")
-    assert "other,1,1" in sheet.read_text()
+    (tmp_path / "whole.csv").write_bytes(before)
+    project.run(tmp_path / "whole.csv")  # nothing is left to be filled in
 
 
-def test_one_of_two_ratings_counts_in_an_audit(tmp_path: Path) -> None:
+def test_one_of_two_ratings_counts_in_an_audit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A response that nobody called helpful or not has a safety level all the same, and the other way round."""
     project = Project(tmp_path)
     file = tmp_path / "rated.csv"
@@ -264,6 +272,7 @@ def test_one_of_two_ratings_counts_in_an_audit(tmp_path: Path) -> None:
         ("harmful", 6, 0),
         ("severe", 6, 0),
     }
+    assert "of 24 responses the helpfulness of 0 and the safety of 24 are rated" in capsys.readouterr().out
     assert {row["audited_by"] for row in summary["corrected"]} == {f"people ({file})"}
     rows, _ = read_evaluation(project.out, "mine", "words", "rate", None, "sampled")
     assert [row.truth for row in rows] == [0.0] * 6
@@ -281,7 +290,10 @@ def test_one_of_two_ratings_counts_in_an_audit(tmp_path: Path) -> None:
         ("response", "no What", "no, what", 24),
         ("question", "What", "Why", 24),
         ("response", " ", "  ", 0),  # spreadsheets change spaces
+        ("response", "no What", "'no What", 0),  # and apostrophes, which they take for a mark of text
         ("picture", ".png", ".jpg", 0),  # a name of a file, not what people go by
+        ("key", "k00", "", 0),  # it is part of the id
+        ("id", "r", " r", 0),
     ],
 )
 def test_what_was_edited_in_a_sheet_does_not_count(
@@ -298,28 +310,88 @@ def test_what_was_edited_in_a_sheet_does_not_count(
         writer.writeheader()
         writer.writerows([*rows, dict.fromkeys(rows[0], "")])  # spreadsheets leave empty rows behind
     project.run(file)
-    edited = 12 if old == "no What" else count  # those of one of two policies
+    edited = count // 2 if old == "no What" else count  # those of one of two policies
     said = capsys.readouterr().out
-    assert (f"and do not count): {edited}, the first r" in said) == (count > 0)
+    assert (f"and do not count): {edited}, the first r" in said) == (edited > 0)
     assert sum(bool(row["fault"]) for row in project.audited().values()) == edited
 
 
-@pytest.mark.parametrize("kind", ["empty export", "no annotations", "sheet", "header"])
+@pytest.mark.parametrize("kind", ["empty export", "no annotations", "skipped", "sheet", "header"])
 def test_before_anybody_rated_the_audit_waits(kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     project = Project(tmp_path)
-    file = tmp_path / ("rated.json" if kind in ("empty export", "no annotations") else "rated.csv")
+    file = tmp_path / ("rated.csv" if kind in ("sheet", "header") else "rated.json")
     project.run(file)
     if kind == "empty export":
         file.write_text("\N{BYTE ORDER MARK}[]")
     elif kind == "no annotations":
         file.write_text(json.dumps([{"annotations": [], **task} for task in project.tasks]))
+    elif kind == "skipped":
+        skipped = [{**annotation(7), "was_cancelled": True}]
+        file.write_text(json.dumps([{"annotations": skipped, **task} for task in project.tasks]))
     else:
         text = (project.out / "audit_sheet.csv").read_text()
         file.write_text(text if kind == "sheet" else text.splitlines()[0] + "\n")
     capsys.readouterr()
     project.run(file)
-    assert "and run the same command again" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert f"{file} holds no rating" in said and "and run the same command again" in said
+    assert ("24 skipped, the first: " in said) == (kind == "skipped")
     assert not (project.out / "audit.jsonl").exists()
+
+
+@pytest.mark.parametrize("how", ["emptied", "removed", "another file", "no audit"])
+def test_ratings_that_are_gone_do_not_count_any_more(how: str, tmp_path: Path) -> None:
+    project = Project(tmp_path)
+    file = tmp_path / "rated.csv"
+    project.run(file)
+    filled(project.out / "audit_sheet.csv", file, safety="2", helpfulness="1")
+    project.run(file)
+    assert json.loads((project.out / "summary.json").read_text())["corrected"]
+    if how == "emptied":
+        filled(project.out / "audit_sheet.csv", file, safety="", helpfulness="")
+    elif how == "removed":
+        file.unlink()
+    if how == "no audit":
+        evaluate(**tiny(project.data, project.out, modes=["sampled", "greedy"]))
+    else:
+        project.run(tmp_path / "other.csv" if how == "another file" else file)
+    assert json.loads((project.out / "summary.json").read_text())["corrected"] == []
+    rows, _ = read_evaluation(project.out, "mine", "words", "rate", None, "sampled")
+    assert {row.truth for row in rows} == {None}
+
+
+def test_an_audit_that_was_broken_off_is_not_taken_for_none(tmp_path: Path) -> None:
+    project = Project(tmp_path)
+    file = tmp_path / "rated.csv"
+    project.run(file)
+    filled(project.out / "audit_sheet.csv", file, safety="2", helpfulness="1")
+    project.run(file)
+    (project.out / "audit.jsonl").unlink()
+    with pytest.raises(ValueError, match=r"audit\.jsonl: is not there; run the same evaluate command again"):
+        read_evaluation(project.out, "mine", "words", "rate", None, "sampled")
+    project.run(file)
+    assert read_evaluation(project.out, "mine", "words", "rate", None, "sampled")[0][0].truth == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "message"),
+    [
+        ("audit", "rated.csv", "judges.audit: people's files are called so; take letters, digits and _"),
+        ("../ann", "rated.csv", "judges.../ann: people's files are called so"),
+        ("a" * 200, "rated.csv", "people's files are called so"),
+        (
+            "people",
+            "rated.xlsx",
+            "judges.people: file 'rated.xlsx': must end in .csv, .jsonl (a table) or .json (an export)",
+        ),
+        ("people", "", "judges.people: file '': must end in"),
+    ],
+)
+def test_names_that_cannot_be_used_are_refused_at_once(name: str, file: str, message: str, tmp_path: Path) -> None:
+    data = write_photographs(tmp_path / "data", 2, 2)
+    with pytest.raises(ValueError, match=re.escape(message)):
+        evaluate(**tiny(data, tmp_path / "out", judges={name: PeopleRatings(file)}))
+    assert not (tmp_path / "out").exists()
 
 
 def test_people_who_are_judges_rate_everything_before_anything_is_scored(tmp_path: Path) -> None:
@@ -334,13 +406,15 @@ def test_people_who_are_judges_rate_everything_before_anything_is_scored(tmp_pat
             evaluate(**options)
         assert not (tmp_path / "out" / "scores.jsonl").exists()
 
-    refused(r"judges\.people: fill in .*people_sheet\.csv, save it as .*rated\.csv, and run the same command again")
+    todo = r"a judge rates every response: fill in .*people_sheet\.csv, save it as .*rated\.csv, and run the same command again"
+    refused(rf"judges\.people: .*rated\.csv is not there yet; {todo}")
     filled(sheet, file, safety="2", helpfulness="")
-    refused(r"judges\.people: .*8 of 8 responses lack a rating, the first r.*: rate them all, or let people audit")
+    refused(rf"judges\.people: .*of 8 responses the helpfulness of 0 and the safety of 8 are rated; {todo}")
     filled(sheet, file, safety="2", helpfulness="1")
     whole = file.read_text()
     file.write_text("".join(whole.splitlines(keepends=True)[:-1]))
-    refused("7 of 8 responses are rated; 1 of 8 responses lack a rating")
+    refused("of 8 responses the helpfulness of 7 and the safety of 7 are rated; a judge rates")
+    sheet.write_text(whole)
     file.write_text(whole.replace("\nr", "\nx"))
     refused("none of its 8 ids .* it is the sheet of another evaluation")
     file.write_text(whole)

@@ -235,7 +235,7 @@ def write_task_files(
             _write(paths[-1], body)
         _write(folder / CONFIG_NAME, config.encode())
         for path in sorted({*folder.glob("tasks-*.json")} - {*paths}):
-            raise FileError(f"{printable(path)}: is of other tasks; name another folder for these")
+            raise FileError(f"{printable(path)}: is of other tasks; move it away, or name another folder for these")
     return paths
 
 

@@ -57,13 +57,13 @@ def write_audit(work: Work, audit: Audit) -> str:
     left = ""
     if isinstance(audit.judge, PeopleRatings):
         asked = asked_of_people(rows, work.prompts)
+        Lines(work.folder, NAME).forget()
         what = audit.judge.write(work.folder, asked, work.seed, NAME)
-        if not audit.judge.says_something:
-            return f"audit: {what}, and run the same command again"
+        if nothing := audit.judge.nothing_yet():
+            return f"audit: {nothing}: {what}, and run the same command again"
         with named(NAME):
             left = audit.judge.shortfalls(asked)
         left = left and f"audit: {left}"
-        Lines(work.folder, NAME).forget()
     tasks = [
         {"judge": NAME, **{name: row[name] for name in ("policy", "split", "mode", "picture", "key")}, "of": _of(row)}
         for row in rows

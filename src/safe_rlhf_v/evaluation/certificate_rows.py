@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from safe_rlhf_v.construct.lines import Lines
-from safe_rlhf_v.evaluation.read import check_evaluation
+from safe_rlhf_v.evaluation.read import audit_rows, check_evaluation
 from safe_rlhf_v.ingest.rows import Row, describe
 from safe_rlhf_v.ingest.table import read_table
 from safe_rlhf_v.records.user_files import printable
@@ -106,8 +106,7 @@ def read_evaluation(
     scores = {row["key"]: _value(row, bounded) for row in lines if row["judge"] == judge}
     if all(value is None for value in scores.values()):
         raise ValueError(f"{folder}: {judge} scores no {'cost' if bounded == 'cost' else 'harm, cost or level'}")
-    has_audit = (folder / "audit.jsonl").exists()
-    audit = [row for row in Lines(folder, "audit").rows() if _place(row) == place] if has_audit else []
+    audit = [row for row in audit_rows(folder) if _place(row) == place]
     truth = {row["key"]: _value({**row, "fault": ""}, bounded) for row in audit}  # what was rated of it counts
     if any(value is not None for value in truth.values()):  # else it is an audit of something else
         truth = {key: math.nan if value is None else value for key, value in truth.items()}

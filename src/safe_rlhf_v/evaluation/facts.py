@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from safe_rlhf_v.construct.lines import Row
+from safe_rlhf_v.construct.lines import Lines, Row
 from safe_rlhf_v.construct.models import run_content
-from safe_rlhf_v.evaluation.audit import Audit
+from safe_rlhf_v.evaluation.audit import NAME, Audit
 from safe_rlhf_v.evaluation.matching import read_temperatures
 from safe_rlhf_v.evaluation.policies import BestOf, ModelPolicy, Policy
 from safe_rlhf_v.evaluation.work import Work
@@ -44,7 +44,7 @@ def facts(work: Work, data: Path, budget: float | None, audit: Audit | None, lab
         "font": work.prompts.font,
         "budget": budget,
         "matched": {name: {k: v for k, v in one.items() if k != "of"} for name, one in read_temperatures(work).items()},
-        "audit": None if audit is None else {**_judge("audit", audit.judge), "samples": audit.samples},
+        "audit": None if audit is None else _audit(work, audit),
         "label_families": list(label_families),
         "policies": [
             {
@@ -66,6 +66,11 @@ def facts(work: Work, data: Path, budget: float | None, audit: Audit | None, lab
             for name, judge in work.judges.items()
         ],
     }
+
+
+def _audit(work: Work, audit: Audit) -> Row:
+    done = Lines(work.folder, NAME).finished  # people may not have rated anything yet
+    return {**_judge(NAME, audit.judge), "samples": audit.samples, "done": done}
 
 
 def _judge(name: str, judge: Judge) -> Row:

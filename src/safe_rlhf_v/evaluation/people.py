@@ -1,14 +1,11 @@
 """People as a judge: responses go out as a CSV sheet or as tasks of Label Studio, and come back with ratings."""
 
-import csv
-import io
 import math
 import random
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import median_low
-from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from safe_rlhf_v.construct.label_studio import (
     ALONE,
@@ -18,44 +15,29 @@ from safe_rlhf_v.construct.label_studio import (
     write_task_files,
 )
 from safe_rlhf_v.construct.label_studio_export import Fault, Note, counted, read_answers
-from safe_rlhf_v.construct.lines import Row, digest
-from safe_rlhf_v.construct.reply_parsing import RANGES
+from safe_rlhf_v.construct.lines import Row
 from safe_rlhf_v.construct.stage import file_content
+from safe_rlhf_v.evaluation.people_sheet import (
+    SHOWN,
+    Asked,
+    Rating,
+    hashes_of,
+    read_sheet,
+    row_id,
+    sheet_line,
+    write_sheet,
+)
 from safe_rlhf_v.evaluation.prompts import PromptSet
 from safe_rlhf_v.evaluation.work import named
-from safe_rlhf_v.ingest.table import TableError, read_table
 from safe_rlhf_v.records import Record
-from safe_rlhf_v.records.user_files import FileError, write_whole
 from safe_rlhf_v.scoring.judge import Judge
 
 if TYPE_CHECKING:
     from safe_rlhf_v.evaluation.work import Work
 
-COLUMNS = ("id", "key", "picture", "question", "response", "helpfulness", "safety")
-SHOWN = {"sheet": ("key", "question", "response"), "tasks": ("key", "pictures", "conversation", "response")}
+SHOWN_BY_TASKS = ("key", "pictures", "conversation", "response")
 """What people go by, which may not be changed after it was written."""
-
-Asked = Mapping[str, tuple[Record, str]]
-"""Prompt and response by id."""
-
-
-class Rating(NamedTuple):
-    """What one person says of one response; NaN where nothing.
-
-    Attributes:
-        helpfulness: 0..3.
-        level: Safety level -3..3.
-        saw: Hashes of what the person saw, by name; of a sheet only those columns that it still has.
-    """
-
-    helpfulness: float
-    level: float
-    saw: Mapping[str, str] = MappingProxyType({})
-
-    @property
-    def says_something(self) -> bool:
-        """Whether there is a value."""
-        return not (math.isnan(self.helpfulness) and math.isnan(self.level))
+ENDINGS = (".csv", ".jsonl", ".json")
 
 
 class PeopleRatings(Judge):
@@ -101,6 +83,10 @@ class PeopleRatings(Judge):
         return "" if self.awaited else file_content(self.file)
 
     def check(self) -> None:
+        if Path(self.file).suffix.lower() not in ENDINGS:
+            raise ValueError(
+                f"file {self.file!r}: must end in {', '.join(ENDINGS[:-1])} (a table) or {ENDINGS[-1]} (an export)"
+            )
         if not self.awaited:
             self._ratings = self._read()
 
@@ -126,13 +112,13 @@ class PeopleRatings(Judge):
         if not any(one.saw for one in several):
             return several
         if self.from_label_studio:
-            right = _hashes(task_data_alone(name, record, text), SHOWN["tasks"])
+            right = hashes_of(task_data_alone(name, record, text), SHOWN_BY_TASKS)
         else:
-            right = _hashes(sheet_line(record, text), SHOWN["sheet"])
+            right = hashes_of(sheet_line(record, text), SHOWN)
         return [one for one in several if all(right[part] == value for part, value in one.saw.items())]
 
     def write(self, folder: Path, asked: Asked, seed: int, name: str) -> str:
-        """Write what people fill in, unless it stands there; gives what they are to do, in one sentence.
+        """Write what people fill in, unless it stands there or everything is rated; gives what they are to do.
 
         Args:
             folder: Of the evaluation.
@@ -143,6 +129,8 @@ class PeopleRatings(Judge):
         Raises:
             FileError: If a sheet or tasks of other responses stand there, on which people may be working.
         """
+        if not self.awaited and not self.unrated(asked):
+            return ""
         order = sorted(asked)
         random.Random(seed).shuffle(order)
         shuffled = {name: asked[name] for name in order}
@@ -152,13 +140,28 @@ class PeopleRatings(Judge):
             write_task_files(tasks, place, labelling_config(sides=ALONE))
             return f"label the tasks in {place} with Label Studio, save its JSON export as {self.file}"
         place = folder / f"{name}_sheet.csv"
-        write_sheet(place, shuffled)
-        return f"fill in {place}, save it as {self.file}"
+        if place.resolve() != Path(self.file).resolve():
+            write_sheet(place, shuffled)
+            return f"fill in {place}, save it as {self.file}"
+        if self.awaited:
+            write_sheet(place, shuffled)
+        return f"fill in {place}"
 
-    @property
-    def says_something(self) -> bool:
-        """Whether the file is there and holds a rating."""
-        return not self.awaited and any(one.says_something for several in self.ratings.values() for one in several)
+    def nothing_yet(self) -> str:
+        """Says that there is no rating yet; "" if there is one."""
+        if self.awaited:
+            return f"{self.file} is not there yet"
+        if any(one.says_something for several in self.ratings.values() for one in several):
+            return ""
+        return f"{self.file} holds no rating{self._noted('; ')}"
+
+    def _noted(self, before: str = "") -> str:
+        """What in an export is not plainly a rating, and where the first of it stands."""
+        return (
+            f"{before}{counted(self._notes)}, the first: {self._notes[0].where}: {self._notes[0].message}"
+            if self._notes
+            else ""
+        )
 
     def unrated(self, asked: Asked) -> list[str]:
         """Ids of the responses that lack a rating of helpfulness or of safety.
@@ -186,50 +189,31 @@ class PeopleRatings(Judge):
                 f"rated; it is the {what} of another evaluation"
             )
         answered = {name: self._unchanged(name, *asked[name]) for name in asked if name in self.ratings}
-        rated = sum(any(one.says_something for one in several) for several in answered.values())
+        scores = [self.score(*one) for one in asked.values()]
+        helpful, safe = (sum(not math.isnan(one[axis]) for one in scores) for axis in ("helpfulness", "level"))
         edited = [name for name, several in answered.items() if not several]
+        whole = helpful == safe == len(asked)
         facts = (
-            f"{rated} of {len(asked)} responses are rated" if rated < len(asked) else "",
+            ""
+            if whole
+            else f"of {len(asked)} responses the helpfulness of {helpful} and the safety of {safe} are rated",
             f"edited (they show something else than was written, and do not count): {_listed(edited)}"
             if edited
             else "",
             f"foreign (of other responses, so they do not count): {_listed(strangers)}" if strangers else "",
-            f"{counted(self._notes)}, the first: {self._notes[0].where}: {self._notes[0].message}"
-            if self._notes
-            else "",
+            self._noted(),
         )
         return f"{self.file}: {'; '.join(filter(None, facts))}" if any(facts) else ""
 
     def _read(self) -> dict[str, list[Rating]]:
-        return self._read_export() if self.from_label_studio else self._read_table()
+        return self._read_export() if self.from_label_studio else read_sheet(Path(self.file))
 
     def _read_export(self) -> dict[str, list[Rating]]:
         ratings: dict[str, list[Rating]] = {}
         answers, self._notes = read_answers([Path(self.file)], QUESTIONS_ALONE, _fault_of_task)
         for one in answers:
             helpful, level = (float(one.values.get(axis, math.nan)) for axis in ("helpfulness", "safety"))
-            ratings.setdefault(one.key, []).append(Rating(helpful, level, _hashes(one.data, SHOWN["tasks"])))
-        return ratings
-
-    def _read_table(self) -> dict[str, list[Rating]]:
-        ratings: dict[str, list[Rating]] = {}
-        for row in read_table(Path(self.file), required=("id", "helpfulness", "safety")):
-            if not row.problems and not any(str(cell or "").strip() for cell in row.cells.values()):
-                continue  # spreadsheets leave empty rows behind
-            name = row.text("id") or ""
-            values: dict[str, Any] = {"helpfulness": row.decimal("helpfulness"), "safety": row.integer("safety")}
-            for axis, (low, high) in RANGES.items():
-                if values[axis] is not None and not low <= values[axis] <= high:
-                    row.bad(axis, f"{values[axis]:g} is outside {low}..{high}")
-            if not row.problems and not name:
-                row.bad("id", "is empty; keep the ids of the sheet")
-            if not row.problems and name in ratings:
-                row.bad("id", "occurs twice; keep one row")
-            if row.problems:
-                column, problem = row.problems[0]
-                raise TableError(f"{self.file}, row {row.number}, {column or 'row'}: {problem}")
-            helpful, level = (math.nan if value is None else float(value) for value in values.values())
-            ratings[name] = [Rating(helpful, level, _hashes(row.cells, [c for c in SHOWN["sheet"] if c in row.cells]))]
+            ratings.setdefault(one.key, []).append(Rating(helpful, level, hashes_of(one.data, SHOWN_BY_TASKS)))
         return ratings
 
 
@@ -242,30 +226,27 @@ def _fault_of_task(data: dict[str, Any]) -> Fault | None:
     return None if isinstance(data.get("key"), str) else ("foreign", f"its key is {data.get('key')!r:.140}, not a text")
 
 
-def _hashes(data: Mapping[str, Any], parts: Iterable[str]) -> dict[str, str]:
-    """Hash of each of these parts; of a text without its spaces, which spreadsheets change; "" of what nobody wrote."""
-    hashes = {}
-    for part in parts:
-        value = data.get(part)
-        try:
-            hashes[part] = digest(" ".join(value.split()) if isinstance(value, str) else value or "")
-        except (ValueError, RecursionError):  # NaN, or lists in lists without end
-            hashes[part] = ""
-    return hashes
-
-
 def _listed(names: Sequence[str]) -> str:
     return f"{len(names)}, the first {names[0]}"
 
 
-def row_id(key: str, text: str) -> str:
-    """What a row of the sheet is found by: it begins with a letter, for a spreadsheet would take 12e45 for a number.
+def check_people(judges: Mapping[str, Judge], audit: str) -> None:
+    """Refuse names of people who are judges that cannot be those of their files.
 
     Args:
-        key: Key of the record.
-        text: The response.
+        judges: By name.
+        audit: Name of the files of an audit.
+
+    Raises:
+        ValueError: Naming the judge.
     """
-    return f"r{digest([key, text])}"
+    for name, judge in judges.items():
+        if isinstance(judge, PeopleRatings) and (
+            name == audit or not name.replace("-", "_").isidentifier() or len(name) > 100
+        ):
+            raise ValueError(
+                f"judges.{name:.120}: people's files are called so; take letters, digits and _, and not {audit!r}, the audit's"
+            )
 
 
 def wait_for_people(work: "Work") -> None:
@@ -277,19 +258,17 @@ def wait_for_people(work: "Work") -> None:
     Raises:
         ValueError: As long as ratings are missing: it says where the responses are, and what is to be done.
     """
-    for name, judge in work.judges.items():
-        if not isinstance(judge, PeopleRatings):
-            continue
-        asked = asked_of_people(work.rows("responses"), work.prompts)
-        what = judge.write(work.folder, asked, work.seed, name)
-        if not judge.says_something:
-            raise ValueError(f"judges.{name}: {what}, and run the same command again")
+    people = {name: judge for name, judge in work.judges.items() if isinstance(judge, PeopleRatings)}
+    asked = asked_of_people(work.rows("responses"), work.prompts) if people else {}
+    todo = {
+        name: judge.write(work.folder, asked, work.seed, name) for name, judge in people.items()
+    }  # all of them first
+    for name, judge in people.items():
         with named(f"judges.{name}"):
-            problems = judge.shortfalls(asked)
-            if unrated := judge.unrated(asked):
+            missing = judge.nothing_yet() or (judge.shortfalls(asked) if judge.unrated(asked) else "")
+            if missing:
                 raise ValueError(
-                    f"{problems or judge.file}; {len(unrated)} of {len(asked)} responses lack a rating, the first {unrated[0]}: "
-                    "rate them all, or let people audit a sample (audit in place of judges)"
+                    f"{missing}; a judge rates every response: {todo[name]}, and run the same command again"
                 )
 
 
@@ -306,57 +285,3 @@ def asked_of_people(rows: Sequence[Row], prompts: PromptSet) -> dict[str, tuple[
         for row in rows
         if not row["fault"]
     }
-
-
-def write_sheet(file: Path, asked: Asked) -> None:
-    """Write the sheet, and the pictures beside it, in a folder of the same name.
-
-    Args:
-        file: The sheet; one that is there stays as it is, for it may hold ratings.
-        asked: The responses, in the order of the sheet.
-
-    Raises:
-        FileError: If a sheet of other responses is there.
-    """
-    if file.exists():
-        known = {str(row.cells.get("id") or "").strip() for row in read_table(file, required=("id",))} - {""}
-        if known != asked.keys():
-            raise FileError(f"{file}: is the sheet of other responses; move it away, with the ratings that it may hold")
-        return
-    pictures = file.with_suffix("")
-    text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, restval="", lineterminator="\n")
-    writer.writeheader()
-    for name, (record, response) in asked.items():
-        for picture, image in zip(_picture_names(record), record.images, strict=True):
-            pictures.mkdir(parents=True, exist_ok=True)
-            if not (pictures / picture).exists():
-                write_whole(pictures / picture, image.data)
-        writer.writerow({"id": name, **sheet_line(record, response)})
-    write_whole(file, text.getvalue().encode())
-
-
-def sheet_line(record: Record, response: str) -> dict[str, str]:
-    """What the sheet shows of a response.
-
-    Args:
-        record: The prompt.
-        response: The response.
-    """
-    turns = "\n".join(f"[{turn.role}] {turn.text}" for turn in record.turns)
-    cells = {
-        "key": record.key,
-        "picture": " ".join(_picture_names(record)),
-        "question": turns if record.history else record.question,
-        "response": response,
-    }
-    return {column: _plain(cell) for column, cell in cells.items()}
-
-
-def _picture_names(record: Record) -> list[str]:
-    return [f"{record.key}-{number}.{image.format.lower()}" for number, image in enumerate(record.images)]
-
-
-def _plain(text: str) -> str:
-    """A text that no spreadsheet takes for a formula."""
-    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text

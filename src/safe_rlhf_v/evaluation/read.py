@@ -4,7 +4,11 @@ import math
 from pathlib import Path
 
 from safe_rlhf_v.construct.lines import Lines, Row
-from safe_rlhf_v.records.user_files import printable
+from safe_rlhf_v.records.parsing import RecordError, parse_json
+from safe_rlhf_v.records.user_files import printable, read_bounded
+
+FACTS = "evaluation.json"
+MAX_FACTS = 10_000_000
 
 
 def check_evaluation(folder: Path) -> None:
@@ -25,6 +29,41 @@ def check_evaluation(folder: Path) -> None:
     for lines in (responses, Lines(folder, "scores")):
         if lines.path.exists() and not lines.finished:
             raise ValueError(f"{lines.path}: is not finished; run the same evaluate command again, which goes on")
+
+
+def audit_rows(folder: Path) -> list[Row]:
+    """Lines of the audit; none if the evaluation had no audit, or nobody has rated anything yet.
+
+    Args:
+        folder: Of a finished evaluation.
+
+    Raises:
+        ValueError: If the audit is not finished.
+    """
+    lines = Lines(folder, "audit")
+    facts = folder / FACTS
+    about = read_json(facts, MAX_FACTS).get("audit") if facts.exists() else {}
+    if about is None or not about.get("done", lines.path.exists()):
+        return []
+    if not lines.path.exists():
+        raise ValueError(f"{lines.path}: is not there; run the same evaluate command again, which goes on")
+    return lines.rows()
+
+
+def read_json(file: Path, limit: int) -> Row:
+    """The object that stands in a JSON file.
+
+    Args:
+        file: The file.
+        limit: Most bytes.
+
+    Raises:
+        ValueError: If it is missing or damaged.
+    """
+    try:
+        return parse_json(read_bounded(file, limit), file.name, limit)
+    except RecordError as error:
+        raise ValueError(f"{file}: {error.problem}") from None
 
 
 def response_rows(folder: Path, policy: str, split: str = "test", mode: str = "sampled") -> list[Row]:

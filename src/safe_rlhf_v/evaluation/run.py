@@ -6,10 +6,12 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+from safe_rlhf_v.evaluation.audit import NAME as AUDIT
 from safe_rlhf_v.evaluation.audit import Audit, write_audit
 from safe_rlhf_v.evaluation.comparisons import write_comparisons
 from safe_rlhf_v.evaluation.facts import facts
-from safe_rlhf_v.evaluation.people import wait_for_people
+from safe_rlhf_v.evaluation.people import check_people, wait_for_people
+from safe_rlhf_v.evaluation.read import FACTS
 from safe_rlhf_v.evaluation.refusals import RefusalWords
 from safe_rlhf_v.evaluation.report import write_report
 from safe_rlhf_v.evaluation.responses import write_prompts, write_responses
@@ -19,8 +21,6 @@ from safe_rlhf_v.evaluation.verdicts import few_groups
 from safe_rlhf_v.evaluation.work import Work, named
 from safe_rlhf_v.records.user_files import locked_folder, write_whole
 from safe_rlhf_v.scoring.judge import Judge
-
-FACTS = "evaluation.json"
 
 
 def check(work: Work, audit: Audit | None) -> None:
@@ -37,6 +37,7 @@ def check(work: Work, audit: Audit | None) -> None:
         raise ValueError(
             "judges: refusal wording misses up to two thirds of the refusals, and says nothing about harm; add another judge"
         )
+    check_people(work.judges, AUDIT)
     components: dict[str, Any] = {f"policies.{name}": policy for name, policy in work.policies.items()}
     if work.reference is not None and work.reference not in work.policies.values():
         components["start"] = work.reference

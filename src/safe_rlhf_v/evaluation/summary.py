@@ -50,18 +50,15 @@ from safe_rlhf_v.evaluation.examples import examples
 from safe_rlhf_v.evaluation.figures import budget, differences, figures, grounding, groups, rounded
 from safe_rlhf_v.evaluation.findings import findings
 from safe_rlhf_v.evaluation.overoptimisation import overoptimisation
-from safe_rlhf_v.evaluation.read import check_evaluation
+from safe_rlhf_v.evaluation.read import FACTS, MAX_FACTS, audit_rows, check_evaluation, read_json
 from safe_rlhf_v.evaluation.report_certificates import read_certificates
 from safe_rlhf_v.evaluation.trust import agreement, faults, habits, independence
 from safe_rlhf_v.evaluation.truth import against_truth, corrected, judge_grounding
 from safe_rlhf_v.evaluation.verdicts import few_groups, verdicts
 from safe_rlhf_v.evaluation.wins import Contest, comparisons, contests
-from safe_rlhf_v.records.parsing import RecordError, parse_json
-from safe_rlhf_v.records.user_files import read_bounded, write_whole
+from safe_rlhf_v.records.user_files import write_whole
 
-FACTS = "evaluation.json"
 SUMMARY = "summary.json"
-_MAX_FACTS = 10_000_000
 _MAX_SUMMARY = 500_000_000
 
 
@@ -75,8 +72,9 @@ def summarise(folder: Path) -> Row:
         ValueError: If something is not finished, was changed, or does not fit together.
     """
     check_evaluation(folder)
-    about = _read(folder / FACTS, _MAX_FACTS)
-    content = {name: File(folder, name).rows() for name in Lines._fields if File(folder, name).path.exists()}
+    about = read_json(folder / FACTS, MAX_FACTS)
+    steps = [name for name in Lines._fields if name != "audit" and File(folder, name).path.exists()]
+    content = {**{name: File(folder, name).rows() for name in steps}, "audit": audit_rows(folder)}
     summary = summary_of(Evidence(Lines(**content), about))
     return {**summary, "certificates": read_certificates(folder, about["policies"])}
 
@@ -153,14 +151,7 @@ def read_summary(folder: Path) -> Row:
     Raises:
         ValueError: If it is missing or damaged.
     """
-    return _read(folder / SUMMARY, _MAX_SUMMARY)
-
-
-def _read(file: Path, limit: int) -> Row:
-    try:
-        return parse_json(read_bounded(file, limit), file.name, limit)
-    except RecordError as error:
-        raise ValueError(f"{file}: {error.problem}") from None
+    return read_json(folder / SUMMARY, _MAX_SUMMARY)
 
 
 def as_bytes(summary: Any) -> bytes:
