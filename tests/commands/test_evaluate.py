@@ -334,7 +334,7 @@ def test_people_get_a_sheet_and_give_it_back(
     assert set(values) == {(2.0, -1.0, 1.0), (None, None, None)}
     assert all((row["fault"] == "unknown") == (row["values"]["level"] is None) for row in audited)
     rated.write_text(rated.read_text().replace("-1", "-9"))
-    with pytest.raises(ValueError, match=r"audit.judge: .*row 1, safety: -9 is outside -3\.\.3"):
+    with pytest.raises(ValueError, match=r"audit.judge: .*row 1 \(id r.*\), safety: -9 is outside -3\.\.3"):
         evaluate(
             **options(policy_stages, world, tmp_path / "c", **{**more, "audit": Audit(PeopleRatings(str(rated)), 3)})
         )

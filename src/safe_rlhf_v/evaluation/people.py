@@ -192,10 +192,10 @@ class PeopleRatings(Judge):
         scores = [self.score(*one) for one in asked.values()]
         helpful, safe = (sum(not math.isnan(one[axis]) for one in scores) for axis in ("helpfulness", "level"))
         edited = [name for name, several in answered.items() if not several]
-        whole = helpful == safe == len(asked)
+        complete = helpful == safe == len(asked)
         facts = (
             ""
-            if whole
+            if complete
             else f"of {len(asked)} responses the helpfulness of {helpful} and the safety of {safe} are rated",
             f"edited (they show something else than was written, and do not count): {_listed(edited)}"
             if edited
