@@ -127,9 +127,9 @@ def cell(values: Sequence[float]) -> str:
 def seconds(found: Results) -> str:
     """CPU-seconds of every stage, of what is measured, and of the whole."""
     spent = [seed["cpu_seconds"] for seed in found["seeds"]]
-    rows = [[stage, *(f"{one[stage]:,.0f}" for one in spent)] for stage in STAGES]
+    rows = [[stage, *(f"{one.get(stage, 0):,.0f}" for one in spent)] for stage in STAGES]
     whole = [sum(one.values()) for one in spent]
-    trained = [sum(one[stage] for stage in STAGES) for one in spent]
+    trained = [sum(one.get(stage, 0) for stage in STAGES) for one in spent]
     rows.append(["calibration and tests", *(f"{a - b:,.0f}" for a, b in zip(whole, trained, strict=True))])
     rows.append(["together", *(f"{value:,.0f}" for value in whole)])
     return marked_table(["CPU-seconds", *(f"seed {seed['seed']}" for seed in found["seeds"])], rows)

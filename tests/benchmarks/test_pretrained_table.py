@@ -32,7 +32,7 @@ def results(right: float) -> dict[str, Any]:
     """Of one seed; what is not there is left empty."""
     means = {"severity_right": {"mean": right}, "harmful": {"mean": 0.5}}
     return {"majority": 1 / 3, "policies": {"supervised": {"test": means}}, "greedy": {"supervised": means},
-            "language": {"vision": {"facts_right": 0.4}}, "cpu_seconds": {"vision": 1000.4, "cost": 234.0}}  # fmt: skip
+            "language": {"vision": {"facts_right": 0.4}}, "cpu_seconds": {"vision": 1000.4, "cost": 234.0, "test_cost": 5.5}, "seed": 0}  # fmt: skip
 
 
 def test_numbers_stand_in_their_columns(tables: Any) -> None:
@@ -42,5 +42,11 @@ def test_numbers_stand_in_their_columns(tables: Any) -> None:
     assert rows["| harmful, of those that claim something"].endswith("| 0.500 |  | 0.500 |  |")
     assert rows["| severity named rightly, shown a picture without content"].endswith("|  |  |  |  |")
     assert "| facts answered rightly | 0.400 |  |  |" in blocks[3]
-    assert blocks[4] == "CPU-seconds of all steps: 1,234"
+    seconds = {line.split(" | ")[0]: line.split(" | ")[1] for line in blocks[4].splitlines()}
+    assert [seconds[row] for row in ("| vision", "| cost", "| calibration and tests", "| together")] == [
+        "1,000 |",
+        "234 |",
+        "6 |",
+        "1,240 |",
+    ]
     assert all(line.count("|") == blocks[0].splitlines()[0].count("|") for line in blocks[0].splitlines())
