@@ -87,9 +87,9 @@ def test_a_table_and_an_export_with_the_same_ratings_say_the_same(tmp_path: Path
 
 
 def test_of_several_ratings_the_lower_middle_one_counts() -> None:
-    judge = PeopleRatings("never.json")
     levels = {(-3, 2): -3, (-3, 2, 2): 2, (1,): 1, (-1, 0, 2, 3): 0}
     for ballots, middle in levels.items():
+        judge = PeopleRatings("never.json")
         record = Record("k", "?")
         judge._ratings = {row_id("k", "text"): [Rating(math.nan, level) for level in ballots]}
         scores = judge.score(record, "text")

@@ -157,9 +157,9 @@ def test_an_audit_that_was_broken_off_is_not_taken_for_none(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("name", "file", "message"),
     [
-        ("audit", "rated.csv", "judges.audit: people's files are called so; take letters, digits and _"),
-        ("../ann", "rated.csv", "judges.../ann: people's files are called so"),
-        ("a" * 200, "rated.csv", "people's files are called so"),
+        ("audit", "rated.csv", "judges.audit: the files for people get this name: use letters, digits"),
+        ("../ann", "rated.csv", "judges.../ann: the files for people get this name"),
+        ("a" * 200, "rated.csv", "the files for people get this name"),
         (
             "people",
             "rated.xlsx",

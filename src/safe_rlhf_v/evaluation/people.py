@@ -67,6 +67,7 @@ class PeopleRatings(Judge):
         self.file = file
         self._ratings: dict[str, list[Rating]] | None = None
         self._notes: tuple[Note, ...] = ()
+        self._unchanged: dict[str, list[Rating]] = {}
 
     @property
     def from_label_studio(self) -> bool:
@@ -89,6 +90,7 @@ class PeopleRatings(Judge):
             )
         if not self.awaited:
             self._ratings = self._read()
+            self._unchanged = {}
 
     @property
     def ratings(self) -> dict[str, list[Rating]]:
@@ -98,7 +100,7 @@ class PeopleRatings(Judge):
         return self._ratings
 
     def score(self, record: Record, text: str) -> dict[str, float]:
-        several = self._unchanged(row_id(record.key, text), record, text)
+        several = self._by_people_who_saw(row_id(record.key, text), record, text)
         helpful, level = (_middle([getattr(one, axis) for one in several]) for axis in ("helpfulness", "level"))
         return {
             "helpfulness": helpful,
@@ -106,16 +108,16 @@ class PeopleRatings(Judge):
             "harmful": math.nan if math.isnan(level) else float(level < 0),
         }
 
-    def _unchanged(self, name: str, record: Record, text: str) -> list[Rating]:
-        """Ratings of a response by people who saw what was written."""
-        several = self.ratings.get(name, [])
-        if not any(one.saw for one in several):
-            return several
-        if self.from_label_studio:
-            right = hashes_of(task_data_alone(name, record, text), SHOWN_BY_TASKS)
-        else:
-            right = hashes_of(sheet_line(record, text), SHOWN)
-        return [one for one in several if all(right[part] == value for part, value in one.saw.items())]
+    def _by_people_who_saw(self, name: str, record: Record, text: str) -> list[Rating]:
+        """Ratings of a response by people who saw what was written; asked several times, and tasks hold whole pictures."""
+        if name not in self._unchanged:
+            several = self.ratings.get(name, [])
+            right: dict[str, str] = {}
+            if any(one.saw for one in several):
+                task = task_data_alone(name, record, text) if self.from_label_studio else sheet_line(record, text)
+                right = hashes_of(task, SHOWN_BY_TASKS if self.from_label_studio else SHOWN)
+            self._unchanged[name] = [one for one in several if all(right[p] == value for p, value in one.saw.items())]
+        return self._unchanged[name]
 
     def write(self, folder: Path, asked: Asked, seed: int, name: str) -> str:
         """Write what people fill in, unless it stands there or everything is rated; gives what they are to do.
@@ -129,11 +131,11 @@ class PeopleRatings(Judge):
         Raises:
             FileError: If a sheet or tasks of other responses stand there, on which people may be working.
         """
-        if not self.awaited and not self.unrated(asked):
+        if not self.awaited and self.rates_all(asked):
             return ""
         order = sorted(asked)
         random.Random(seed).shuffle(order)
-        shuffled = {name: asked[name] for name in order}
+        shuffled = {one: asked[one] for one in order}
         if self.from_label_studio:
             place = folder / f"{name}_label_studio"
             tasks = (task_data_alone(one, record, text) for one, (record, text) in shuffled.items())
@@ -163,14 +165,13 @@ class PeopleRatings(Judge):
             else ""
         )
 
-    def unrated(self, asked: Asked) -> list[str]:
-        """Ids of the responses that lack a rating of helpfulness or of safety.
+    def rates_all(self, asked: Asked) -> bool:
+        """Whether every response has a rating of helpfulness and one of safety.
 
         Args:
             asked: The responses that are to be rated.
         """
-        scores = {name: self.score(*one) for name, one in asked.items()}
-        return [name for name, one in scores.items() if math.isnan(one["helpfulness"]) or math.isnan(one["level"])]
+        return not any(math.isnan(value) for one in asked.values() for value in self.score(*one).values())
 
     def shortfalls(self, asked: Asked) -> str:
         """Says what is not rated, and what in the file does not count; "" if there is nothing to say.
@@ -188,10 +189,9 @@ class PeopleRatings(Judge):
                 f"{self.file}: none of its {len(strangers)} ids is that of one of the {len(asked)} responses that are to be "
                 f"rated; it is the {what} of another evaluation"
             )
-        answered = {name: self._unchanged(name, *asked[name]) for name in asked if name in self.ratings}
+        edited = [one for one in asked if one in self.ratings and not self._by_people_who_saw(one, *asked[one])]
         scores = [self.score(*one) for one in asked.values()]
         helpful, safe = (sum(not math.isnan(one[axis]) for one in scores) for axis in ("helpfulness", "level"))
-        edited = [name for name, several in answered.items() if not several]
         complete = helpful == safe == len(asked)
         facts = (
             ""
@@ -245,7 +245,7 @@ def check_people(judges: Mapping[str, Judge], audit: str) -> None:
             name == audit or not name.replace("-", "_").isidentifier() or len(name) > 100
         ):
             raise ValueError(
-                f"judges.{name:.120}: people's files are called so; take letters, digits and _, and not {audit!r}, the audit's"
+                f"judges.{name:.120}: the files for people get this name: use letters, digits, _ or -, up to 100, not {audit!r}"
             )
 
 
@@ -260,12 +260,11 @@ def wait_for_people(work: "Work") -> None:
     """
     people = {name: judge for name, judge in work.judges.items() if isinstance(judge, PeopleRatings)}
     asked = asked_of_people(work.rows("responses"), work.prompts) if people else {}
-    todo = {
-        name: judge.write(work.folder, asked, work.seed, name) for name, judge in people.items()
-    }  # all of them first
+    # All are written before one stops, so that people can work side by side.
+    todo = {name: judge.write(work.folder, asked, work.seed, name) for name, judge in people.items()}
     for name, judge in people.items():
         with named(f"judges.{name}"):
-            missing = judge.nothing_yet() or (judge.shortfalls(asked) if judge.unrated(asked) else "")
+            missing = judge.nothing_yet() or ("" if judge.rates_all(asked) else judge.shortfalls(asked))
             if missing:
                 raise ValueError(
                     f"{missing}; a judge rates every response: {todo[name]}, and run the same command again"
