@@ -184,6 +184,39 @@ def test_the_newest_annotation_of_a_person_counts(changed, when):
     assert sorted(kinds(export)) == ["partial", "repeated"]
 
 
+def withdrawn(how):
+    """What makes an annotation say nothing."""
+    return {
+        "skipped": {"was_cancelled": True},
+        "empty": {"result": []},
+        "invalid": {"result": [result("safer", ["up"])]},
+    }[how]
+
+
+@pytest.mark.parametrize("how", ["skipped", "empty", "invalid"])
+@pytest.mark.parametrize(("hour", "counts"), [(5, True), (9, False)])
+def test_a_newer_annotation_without_an_answer_takes_the_older_one_back(changed, how, hour, counts):
+    def add(task):
+        stamp = f"2026-11-27T{hour:02}:00:00Z"
+        task["annotations"].append({**task["annotations"][0], "id": 8, "updated_at": stamp, **withdrawn(how)})
+
+    export = changed(add)
+    assert export.annotations == ((FULL,) if counts else ())
+    assert ("repeated" in kinds(export)) is not counts
+    assert ("skipped" if how == "skipped" else "empty") in kinds(export)
+
+
+def test_what_somebody_else_skipped_takes_nothing_back(changed):
+    def add(task):
+        for who in (8, None):
+            one = {**task["annotations"][0], "completed_by": who, "updated_at": "2026-11-28T09:00:00Z"}
+            task["annotations"].append({**one, **withdrawn("skipped")})
+
+    export = changed(add)
+    assert export.annotations == (FULL,)
+    assert kinds(export) == ["skipped", "skipped"]
+
+
 def test_the_same_task_in_two_exports_counts_once(tmp_path, task_files):
     paths = [exported(tmp_path / name, task_files, [FULL]) for name in ("a.json", "b.json")]
     export = read_exports(paths, RECORDS)

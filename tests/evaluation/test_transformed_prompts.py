@@ -141,6 +141,26 @@ def test_another_font_draws_other_pictures(tmp_path: Path) -> None:
         evaluate(**{**options, "font": str(fonts / "DejaVuSansMono.ttf")})
 
 
+@pytest.mark.parametrize(
+    ("more", "named"),
+    [
+        ({"transforms": ["typographic"]}, "pictures"),
+        ({"pictures": ["real", "blank"]}, "pictures"),
+        ({"modes": ["sampled", "greedy"]}, "modes"),
+        ({"most_prompts": 2}, "prompts.test"),
+        ({"temperature": 0.5}, "sampling.temperature"),
+    ],
+)
+def test_a_finished_folder_says_which_option_is_another(more: dict[str, Any], named: str, tmp_path: Path) -> None:
+    data = write_photographs(tmp_path / "data", 3, 3)
+    options = tiny(data, tmp_path / "out", modes=["sampled"])
+    evaluate(**options)
+    before = (tmp_path / "out" / "responses.jsonl").read_bytes()
+    with pytest.raises(ValueError, match=rf"other settings: {named}; remove (responses|prompts)\.jsonl"):
+        evaluate(**{**options, **more})
+    assert (tmp_path / "out" / "responses.jsonl").read_bytes() == before
+
+
 def test_a_folder_in_use_is_refused_before_anything_is_loaded(tmp_path: Path) -> None:
     class Loads(Echo):
         def check(self) -> None:

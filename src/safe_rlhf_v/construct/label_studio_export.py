@@ -45,8 +45,9 @@ class Note(NamedTuple):
 
     Attributes:
         kind: ``skipped`` by the person; ``empty``; ``partial`` (what is there counts); ``repeated`` (the newest of one person
-            counts); ``invalid`` (this value does not count); ``foreign`` (no task of these); ``edited`` (the task shows
-            something else than was written, so nothing of it counts); ``unknown_annotator`` (counts as a person of its own).
+            counts, and takes an older one back if it has no answer); ``invalid`` (this value does not count); ``foreign`` (no
+            task of these); ``edited`` (the task shows something else than was written, so nothing of it counts);
+            ``unknown_annotator`` (counts as a person of its own).
         where: File, task and annotation.
         message: What it is.
     """
@@ -98,7 +99,7 @@ class Answers(NamedTuple):
 
 
 class _Dated(NamedTuple):
-    """Answers and when they were last changed."""
+    """Answers and when they were last changed; a skipped or empty annotation has none, and takes back older ones."""
 
     when: datetime
     where: str
@@ -148,10 +149,11 @@ def read_answers(
             for dated in _annotations(task, where, asked, notes):
                 name = (dated.answers.key, dated.answers.annotator)
                 older, newer = sorted((newest.get(name, dated), dated), key=lambda one: one.when)
-                if name in newest:
+                if name in newest and older.answers.values:
                     notes.append(Note("repeated", older.where, f"the same person changed it later: {newer.where}"))
                 newest[name] = newer
-    return [newest[name].answers for name in sorted(newest)], tuple(notes)
+    last = (newest[name].answers for name in sorted(newest))
+    return [one for one in last if one.values], tuple(notes)
 
 
 def _fault_of_pair(data: dict[str, Any], records: Mapping[str, Record]) -> Fault | None:
@@ -207,23 +209,25 @@ def _annotations(
 def _annotation(
     entry: Any, where: str, data: dict[str, Any], asked: Mapping[str, Question], notes: list[Note]
 ) -> Iterator[_Dated]:
-    """One annotation, if it counts."""
+    """One annotation, if it can be read."""
     if not isinstance(entry, dict) or not isinstance(entry.get("result"), list):
         notes.append(Note("invalid", where, "it has no list of results"))
         return
     if entry.get("was_cancelled"):
+        values = {}
         notes.append(Note("skipped", where, "the person skipped the task"))
-        return
-    values = _values(entry["result"], where, asked, notes)
-    if not values:
-        notes.append(Note("empty", where, "no question was answered"))
-        return
-    if missing := [name for name in asked if name not in values]:
-        notes.append(Note("partial", where, f"left open: {', '.join(missing)}"))
+    else:
+        values = _values(entry["result"], where, asked, notes)
+        missing = [name for name in asked if name not in values]
+        if not values:
+            notes.append(Note("empty", where, "no question was answered"))
+        elif missing:
+            notes.append(Note("partial", where, f"left open: {', '.join(missing)}"))
     annotator = _annotator(entry)
     if annotator is None:
         annotator = f"annotation {_number(entry) or '?'}"
-        notes.append(Note("unknown_annotator", where, "who made it is not told; it counts as a person of its own"))
+        if values:
+            notes.append(Note("unknown_annotator", where, "who made it is not told; it counts as a person of its own"))
     yield _Dated(_when(entry), where, Answers(data["key"], annotator, values, data))
 
 

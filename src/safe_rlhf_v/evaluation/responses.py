@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -22,7 +23,7 @@ def write_prompts(work: Work) -> None:
     def about(batch: Sequence[Row]) -> list[Row]:
         return [work.prompts.prompts[task["split"], task["key"]].about for task in batch]
 
-    work.write("prompts", tasks, {}, about)
+    work.write("prompts", tasks, {"prompts": dict(Counter(task["split"] for task in tasks))}, about)
 
 
 def matched_policies(work: Work) -> list[str]:
@@ -64,14 +65,16 @@ def _tasks(work: Work, policy: str, mode: str, picture: PromptForm = "real") -> 
 def write_responses(work: Work) -> None:
     """Let every policy respond."""
     run = _Responses(work)
+    tasks = response_tasks(work)
     settings = {
         "policies": described(work.policies),
         "reference": {} if work.reference is None else described({"reference": work.reference}),
         "sampling": {"temperature": work.sampling.temperature, "max_new_tokens": work.sampling.max_new_tokens},
         **font_of(work),
+        **{f"{part}s": sorted({task[part] for task in tasks}) for part in ("mode", "picture")},
     }
     try:
-        work.write(FILE, response_tasks(work), settings, run.respond, run.matching.note)
+        work.write(FILE, tasks, settings, run.respond, run.matching.note)
     finally:
         for policy in (*work.policies.values(), *([work.reference] if work.reference else [])):
             policy.unload()

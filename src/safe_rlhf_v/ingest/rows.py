@@ -101,7 +101,8 @@ class Row:
         if not self.typed and _NUMBER.fullmatch(value.strip()):
             value = float(value)
         if not isinstance(value, (int, float)) or isinstance(value, bool):
-            self.bad(column, f"must be a number, not {describe(value)}")
+            comma = isinstance(value, str) and _NUMBER.fullmatch(value.strip().replace(",", ".", 1))
+            self.bad(column, f"must be a number, not {describe(value)}{'; decimals need a point' if comma else ''}")
         elif not -1e300 < value < 1e300:
             self.bad(column, f"{value!r:.30} is too large, or not finite")
         else:

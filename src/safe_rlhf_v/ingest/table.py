@@ -15,6 +15,14 @@ from safe_rlhf_v.ingest.rows import Row, describe
 from safe_rlhf_v.records.parsing import RecordError, parse_json
 from safe_rlhf_v.records.user_files import open_regular
 
+_OTHER_FORMATS = {
+    b"PK\x03\x04": "a workbook of a spreadsheet, or another archive",
+    b"\xd0\xcf\x11\xe0": "a workbook of a spreadsheet",
+    b"\x1f\x8b": "compressed with gzip",
+    b"PAR1": "a Parquet file",
+    b"%PDF": "a PDF document",
+}
+"""What a file is that begins so, whatever its name says."""
 MAX_LINE = 4_000_000
 """Maximum number of bytes (CSV: characters) of a line and of a cell; the JSON of a record has at most 1 MB."""
 
@@ -41,9 +49,10 @@ def read_table(path: Path, names: Sequence[str] | None = None, *, required: Sequ
     with open_regular(path) as file:
         head = file.read(4)
         file.seek(0)
+        if other := [name for start, name in _OTHER_FORMATS.items() if head.startswith(start)]:
+            raise TableError(f"{path}: is {other[0]}; export it as {path.suffix.lower()} in UTF-8")
         if head[:2] in (b"\xff\xfe", b"\xfe\xff") or b"\0" in head:
             raise TableError(f"{path}: is UTF-16, UTF-32 or not text; save it as UTF-8")
-
         yield from reader(path, file, _Columns(names, required))
 
 
