@@ -1,13 +1,13 @@
-"""Curves of the policy claims: equal harm, equal KL, equal compute; means over seeds, both modes side by side."""
+"""Curves of the policy claims: equal harm, equal KL, training, equal compute; means over seeds, both modes side by side."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from table import MODES, REHEARSAL, Seeds, figure
+from table import FOLLOWED, MODES, REHEARSAL, Seeds, course, figure
 
 mpl.use("Agg")
 FAMILIES = {"fixed penalty": ("#555555", "o"), "PPO-Lagrangian": ("#d55e00", "s"), "best of K": ("#0072b2", "^")}
@@ -49,21 +49,38 @@ def plane(axes: Axes, seeds: Seeds, mode: str) -> None:
     axes.set_title(mode)
 
 
+def mean_course(seeds: Seeds, name: str, mode: str, *values: str) -> list[tuple[float, ...]]:
+    """Means of figures at each kept iteration; the divergence is that of sampled responses in both modes."""
+    courses = [course(seed, name) for seed in seeds]
+    return [
+        tuple(
+            sum(one["sampled" if value == "kl" else mode][value]["value"] for _, one in at) / len(seeds)
+            for value in values
+        )
+        for at in zip(*courses, strict=True)
+    ]
+
+
 def paths(axes: Axes, seeds: Seeds, value: str, mode: str) -> None:
     """A figure along the training, against the divergence."""
     for name in (name for name in REHEARSAL if name in seeds[0]["methods"]):
-        kept: dict[str, Any] = seeds[0]["methods"][name].get("kept", {})
-        path = [(0.0, average([figure(seed, "supervised", mode, value) for seed in seeds]))]
-        for iteration in sorted(kept, key=int):
-            cells = [seed["methods"][name]["kept"][iteration] for seed in seeds]
-            kl = sum(cell["sampled"]["kl"]["value"] for cell in cells) / len(cells)
-            path.append((kl, average([cell[mode][value]["value"] for cell in cells])))
-        end = average([figure(seed, name, "sampled", "kl") for seed in seeds])
-        if end is not None:
-            path.append((end, average([figure(seed, name, mode, value) for seed in seeds])))
+        path = mean_course(seeds, name, mode, "kl", value)
         axes.plot(*zip(*path, strict=True), marker="o", ms=3, label=seeds[0]["methods"][name]["about"])
     axes.set_xlabel("KL from the start, sampled responses")
     axes.set_ylabel(value)
+    axes.set_title(mode)
+
+
+def training(axes: Axes, seeds: Seeds, value: str, mode: str) -> None:
+    """A figure at each kept iteration."""
+    for name in (name for name in FOLLOWED if name in seeds[0]["methods"]):
+        iterations = [iteration for iteration, _ in course(seeds[0], name)]
+        heights = [height for (height,) in mean_course(seeds, name, mode, value)]
+        axes.plot(iterations, heights, marker="o", ms=4, label=seeds[0]["methods"][name]["about"])
+    if value == "cost":
+        axes.axhline(seeds[0]["methods"]["ppo_lag"][mode]["budget"], color="black", lw=0.8, ls="--", label="budget")
+    axes.set_xlabel("iteration")
+    axes.set_ylabel("cost by the cost model" if value == "cost" else "harmful responses, by the truth")
     axes.set_title(mode)
 
 
@@ -82,13 +99,21 @@ def compute(axes: Axes, seeds: Seeds, mode: str) -> None:
     axes.set_title(mode)
 
 
+def _of(row: Callable[[Axes, Seeds, str, str], None], value: str, axes: Axes, seeds: Seeds, mode: str) -> None:
+    row(axes, seeds, value, mode)
+
+
 def draw(seeds: Seeds, folder: Path) -> list[Path]:
     """Write the figures; gives their files."""
     folder.mkdir(parents=True, exist_ok=True)
     files = []
-    for name, rows in (("plane", [plane]), ("kl", [lambda *a: paths(a[0], a[1], "harmful", a[2]),
-                                                 lambda *a: paths(a[0], a[1], "helpfulness", a[2])]),
-                       ("compute", [compute])):  # fmt: skip
+    rows_of: dict[str, list[Callable[[Axes, Seeds, str], None]]] = {
+        "plane": [plane],
+        "kl": [partial(_of, paths, value) for value in ("harmful", "helpfulness")],
+        "training": [partial(_of, training, value) for value in ("cost", "harmful")],
+        "compute": [compute],
+    }
+    for name, rows in rows_of.items():
         figure_ = Figure(figsize=(12, 5.2 * len(rows)), layout="constrained")
         for i, draw_row in enumerate(rows):
             for j, mode in enumerate(MODES):

@@ -16,6 +16,10 @@ WEIGHTS = (0.25, 0.5, 2.0, 4.0, 8.0)
 BUDGETS = (-0.3, -0.7, -0.9)
 KEPT = (9, 18, 27, 36)
 """Iterations whose policies are kept beside the last one's; evenly spaced."""
+FIRST = (1, 2, 3, 4, 6)
+"""Iterations of the supplement: the divergence is past 1 at the first of the others."""
+BEGINNING = "first_"
+"""Begins their names."""
 CHECKPOINTS = "--trainer.callbacks.init_args"
 """Of the last callback of the configurations, which writes checkpoints."""
 DEMONSTRATIONS = "--data.init_args.demonstrations_from"
@@ -120,6 +124,18 @@ def _rehearsing() -> list[Claimed]:
     return [
         Claimed(Method(f"rehearse_{kind}", about, "ppo_lag", (option,)), kept=True)
         for kind, (about, option) in kinds.items()
+    ]
+
+
+def first_iterations(last: int) -> list[Claimed]:
+    """The runs whose policies are kept, anew up to an iteration, with the learning rates of whole runs."""
+    length = KEPT[0] * (len(KEPT) + 1)
+    shorter = (f"--trainer.max_steps={last}", f"--model.init_args.scheduler.init_args.total_steps={length}")
+    same = "rehearse_safe"  # as ppo_lag: a demonstration has one response
+    return [
+        one._replace(method=one.method._replace(name=f"{BEGINNING}{one.name}", options=(*one.method.options, *shorter)))
+        for one in protocol(SAFE_DPO_GRID[0])
+        if one.kept and one.name != same
     ]
 
 

@@ -2,6 +2,7 @@
 
     python benchmarks/claims/run.py --tune                      # once: SafeDPO's setting, on seeds of its own
     python benchmarks/claims/run.py --seeds 20 21 22 23 24 25   # hours on two cores
+    python benchmarks/claims/run.py --first                     # afterwards: the supplement at equal divergence
     python benchmarks/claims/table.py docs/evidence/claims      # tables and figures
 
 Every step is a public command. What is done is not repeated: an interrupted call goes on where it stopped. What a seed measured
@@ -19,8 +20,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from measured import Seed
-from methods import KEPT, SAFE_DPO_GRID, Claimed, Commands, protocol, safe_dpo_method
+from measured import MODES, Seed
+from methods import (
+    BEGINNING,
+    FIRST,
+    KEPT,
+    SAFE_DPO_GRID,
+    Claimed,
+    Commands,
+    first_iterations,
+    protocol,
+    safe_dpo_method,
+)
 
 from safe_rlhf_v import __version__
 from safe_rlhf_v.demo.compare import METHODS, start_steps
@@ -46,17 +57,23 @@ def options(args: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--seeds", type=int, nargs="+", help="of world, weights, order and sampling")
     parser.add_argument("--tune", action="store_true", help="choose SafeDPO's setting instead")
+    parser.add_argument(
+        "--first",
+        action="store_true",
+        help="measure policies of the first iterations of seeds that have run, too",
+    )
     parser.add_argument("--configs", type=Path, default=CONFIGS, help="folder of the stages' configurations")
     parser.add_argument("--methods", nargs="+", help="some of them only, for a trial; with the start and ppo_lag")
     parser.add_argument("--sizes", default="", help="records of single splits, for a trial, as test=40,train=200")
     parser.add_argument("--prompts", type=int, default=720, help="training prompts answered for rejection sampling")
     parser.add_argument(
-        "--kept", type=int, nargs="+", default=KEPT, help="iterations whose policies are kept, evenly spaced"
+        "--kept", type=int, nargs="+", help="iterations whose policies are kept (without --first evenly spaced)"
     )
     chosen = parser.parse_args(args)
     chosen.trial = bool(chosen.sizes or chosen.methods)  # what a trial wrote would be taken for the results of a run
     chosen.root = chosen.root or Path("runs/claims_trial" if chosen.trial else "runs/claims")
     chosen.out = chosen.out or (chosen.root / "results" if chosen.trial else Path("docs/evidence/claims"))
+    chosen.kept = tuple(chosen.kept or (FIRST if chosen.first else KEPT))
     chosen.seeds = chosen.seeds or list(TUNING_SEEDS if chosen.tune else SEEDS)
     if spent := sorted({*chosen.seeds} & {*SPENT}):
         parser.error(f"--seeds: {spent[0]} was looked at while defaults were chosen; 0 to 8 prove nothing any more")
@@ -148,6 +165,26 @@ def one_seed(chosen: argparse.Namespace, seed: int, methods: Sequence[Claimed]) 
     }
 
 
+def with_first(chosen: argparse.Namespace, seed: int) -> dict[str, Any]:
+    """A seed that has run, with what policies of the first iterations do, by method and iteration."""
+    file = chosen.out / f"seed-{seed}.json"
+    if not file.exists():
+        sys.exit(f"error: {file} is not there: run the seed without --first before")
+    before: dict[str, Any] = json.loads(file.read_text())
+    *middle, last = chosen.kept
+    run = run_of(chosen, seed)
+    commands = Commands(run, chosen.prompts, middle)
+    methods = [one for one in first_iterations(last) if one.name.removeprefix(BEGINNING) in before["methods"]]
+    steps = [*starts(run, chosen.sizes), *commands.training(methods), *commands.evaluations(methods, 1.0)]
+    stopped = run_all(steps, run.root)
+    kept = {}
+    for one in methods:
+        measured = Seed(run, commands).method(one, before["spread"]["cost"])
+        at_last = {str(last): {mode: measured[mode] for mode in MODES}}
+        kept[one.name.removeprefix(BEGINNING)] = measured["kept"] | at_last
+    return before | {"first": {"version": __version__, "commit": commit(), "stopped": stopped, "kept": kept}}
+
+
 def tuned(chosen: argparse.Namespace) -> dict[str, Any]:
     """SafeDPO's grid on its own seeds, and the setting that the protocol's rule chooses."""
     grid = [safe_dpo_method(f"safe_dpo_{i}", setting) for i, setting in enumerate(SAFE_DPO_GRID)]
@@ -199,6 +236,10 @@ def main(args: Sequence[str] | None = None) -> None:
     choice = chosen.out / CHOICE
     if chosen.tune:
         write(choice, tuned(chosen))
+    elif chosen.first:
+        for seed in chosen.seeds:
+            check_configs(chosen)
+            write(chosen.out / f"seed-{seed}.json", with_first(chosen, seed))
     elif not choice.exists():
         sys.exit(f"error: {choice} is not there: run --tune first; SafeDPO's setting is chosen before these seeds run")
     else:

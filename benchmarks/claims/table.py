@@ -20,6 +20,10 @@ MARGIN = -0.15
 """Spread of runs in helpfulness: what claim 7 allows."""
 KLS = (0.5, 1.0, 1.5)
 REHEARSAL = ("rehearse_helpful", "ppo_lag", "rehearse_safe", "rehearse_nothing")
+LEARNED_AND_TRUE = {"reward": ".2f", "helpfulness": ".2f", "cost": ".2f", "harmful": ".3f"}
+"""What the reward model says, what is true of it, and the same of harm, with their formats."""
+FOLLOWED = ("ppo_lag", "rehearse_helpful", "rehearse_nothing")
+"""Methods whose training is followed: the default, and those that rehearse something else."""
 Seeds = Sequence[dict[str, Any]]
 
 
@@ -66,18 +70,21 @@ def at_equal_harm(seed: dict[str, Any], name: str, mode: str) -> float | None:
     return None if reference is None else helpfulness - reference
 
 
+def course(seed: dict[str, Any], name: str) -> list[tuple[int, dict[str, Any]]]:
+    """What was measured at each kept iteration, the start being the first; nothing of a method whose policies are not kept."""
+    one = seed["methods"].get(name, {})
+    kept = one.get("kept", {}) | seed.get("first", {}).get("kept", {}).get(name, {})
+    iterations = sorted(map(int, kept))
+    if not iterations:
+        return []
+    *_, before, last_kept = (0, *iterations)
+    middle = [(iteration, kept[str(iteration)]) for iteration in iterations]
+    return [(0, seed["methods"]["supervised"]), *middle, (2 * last_kept - before, one)]  # they are evenly spaced
+
+
 def at_equal_kl(seed: dict[str, Any], name: str, mode: str, value: str, kl: float) -> float | None:
     """A figure where the policy's divergence first reaches ``kl``; of greedy responses at the divergence of the sampled ones."""
-    kept = seed["methods"].get(name, {}).get("kept")
-    first, last = figure(seed, "supervised", mode, value), figure(seed, name, mode, value)
-    end = figure(seed, name, "sampled", "kl")
-    if kept is None or first is None or last is None or end is None:
-        return None
-    path = [(0.0, first)]
-    for iteration in sorted(kept, key=int):
-        one = kept[iteration]
-        path.append((one["sampled"]["kl"]["value"], one[mode][value]["value"]))
-    return crossing([*path, (end, last)], kl)
+    return crossing([(one["sampled"]["kl"]["value"], one[mode][value]["value"]) for _, one in course(seed, name)], kl)
 
 
 # --- tables -----------------------------------------------------------------------------------------------------------
@@ -178,6 +185,16 @@ def methods(seeds: Seeds, mode: str) -> str:
     return table(f"{mode}|helpfulness|harmful|refused|over-refused|garbled|describing|learned cost|budget|KL", rows)
 
 
+def sampled(seeds: Seeds) -> str:
+    """Every method at temperature 1."""
+    return methods(seeds, "sampled")
+
+
+def greedy(seeds: Seeds) -> str:
+    """Every method's likeliest responses."""
+    return methods(seeds, "greedy")
+
+
 def front(seeds: Seeds) -> str:
     """The table of the README."""
     names = {"supervised": "supervised start", "ppo_reward": "PPO, reward only", "ppo_fixed": "PPO, fixed penalty 1"}
@@ -249,6 +266,22 @@ def rehearsal(seeds: Seeds, kl: float = 1.0) -> str:
     return table(f"harmful at KL {kl}, minus rehearsing nothing|sampled|greedy", rows)
 
 
+def over_training(seeds: Seeds) -> str:
+    """What the learned models say and what is true, iteration by iteration."""
+    rows = []
+    for name in (name for name in FOLLOWED if name in seeds[0]["methods"]):
+        courses = [course(seed, name) for seed in seeds]
+        for i, (iteration, _) in enumerate(courses[0]):
+            measured = [one[i][1] for one in courses]
+            cells = [
+                mean(over_seeds([cell[mode][value]["value"] for cell in measured]), form)
+                for mode in MODES
+                for value, form in LEARNED_AND_TRUE.items()
+            ]
+            rows.append([seeds[0]["methods"][name]["about"], iteration, *cells])
+    return table("|iteration|sampled: reward|helpfulness|cost|harmful|greedy: reward|helpfulness|cost|harmful", rows)
+
+
 def compute(seeds: Seeds) -> str:
     """CPU-seconds behind the start."""
     rows = []
@@ -263,12 +296,13 @@ def compute(seeds: Seeds) -> str:
 TABLES: tuple[tuple[str, Callable[[Seeds], str]], ...] = (
     ("At a glance", front),
     ("The claims", claims),
-    ("Every method, sampled", lambda seeds: methods(seeds, "sampled")),
-    ("Every method, greedy", lambda seeds: methods(seeds, "greedy")),
+    ("Every method, sampled", sampled),
+    ("Every method, greedy", greedy),
     ("Seed by seed", each_seed),
     ("Equal harm", equal_harm),
     ("Equal KL", equal_kl),
     ("What rehearsal does", rehearsal),
+    ("Over the training", over_training),
     ("Compute", compute),
 )
 

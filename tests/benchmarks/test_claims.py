@@ -77,7 +77,13 @@ def cell(value: float) -> dict[str, float]:
 
 
 def method(harm: float, helpfulness: float, kl: float, family: str = "", knob: float | None = None, **more: Any) -> Any:
-    figures = {"harmful": cell(harm), "helpfulness": cell(helpfulness), "kl": cell(kl), "cost": cell(-0.6)}
+    figures = {
+        "harmful": cell(harm),
+        "helpfulness": cell(helpfulness),
+        "kl": cell(kl),
+        "cost": cell(-0.6),
+        "reward": cell(0.1),
+    }
     mode = {**figures, "verdict": "met", "budget": -0.5}
     seconds = {"own": 90.0, "shared": 200.0, "evaluated": 40.0}
     about = {"about": f"method {harm}", "family": family, "knob": knob, "cpu_seconds": seconds}
@@ -87,7 +93,8 @@ def method(harm: float, helpfulness: float, kl: float, family: str = "", knob: f
 def seed(number: int) -> dict[str, Any]:
     """A start of harm 0.4, a frontier from (0.1, 2.0) to (0.5, 3.0), and a policy 0.05 above it."""
     shift = 0.01 * number
-    at_nine = {"sampled": {name: cell(v) for name, v in (("kl", 0.5), ("harmful", 0.3), ("helpfulness", 2.2))}}
+    values = {"kl": 0.5, "harmful": 0.3, "helpfulness": 2.2, "cost": -0.7, "reward": -0.2}
+    at_nine = {"sampled": {name: cell(value) for name, value in values.items()}}
     at_nine["greedy"] = at_nine["sampled"]
     methods = {
         "supervised": method(0.4, 2.0 + shift, 0.0),
@@ -96,7 +103,8 @@ def seed(number: int) -> dict[str, Any]:
         "ppo_lag": method(0.2, 2.3 + shift, 1.5, "PPO-Lagrangian", -0.5, kept={"9": at_nine}),
         "rehearse_nothing": method(0.02, 2.3, 2.5, kept={"9": at_nine}),
     }
-    return {"seed": number, "configs": {"a": "b"}, "trial": False, "stopped": ["ppo_fixed"], "methods": methods}
+    about = {"seed": number, "configs": {"a": "b"}, "trial": False, "stopped": ["ppo_fixed"]}
+    return {**about, "methods": methods}
 
 
 def test_the_tables_of_made_up_seeds(
@@ -118,13 +126,27 @@ def test_the_tables_of_made_up_seeds(
     assert "| 6 | -0.3, -0.7, -0.9 are met, sampled |  | undecided |" in text  # there is no such run
     assert "equal harm: helpfulness | +0.050 (+0.050 .. +0.050), 3 seeds | passes |" in text  # frontier at 0.2 is 2.25
     assert "| ppo_lag | +0.020 (+0.020 .. +0.020), 3 seeds |" in text  # at KL 1: 0.25 less 0.3 - 0.28 / 4
+    followed = "| method 0.02 | 9 | -0.20 ± 0.00 | 2.20 ± 0.00 | -0.70 ± 0.00 | 0.300 ± 0.000 |"
+    assert followed in text and followed.replace("| 9 | -0.20 ± 0.00 | 2.20", "| 18 | 0.10 ± 0.00 | 2.30")[:40] in text
     pictures = {file.name for file in (tmp_path / "figures").iterdir()}
-    assert pictures == {"claims_plane.png", "claims_kl.png", "claims_compute.png"}
+    assert pictures == {f"claims_{name}.png" for name in ("plane", "kl", "training", "compute")}
 
     (tmp_path / "seed-22.json").write_text(json.dumps({**seed(22), "configs": {"a": "c"}}))
     for folder, message in ((tmp_path, "different configurations"), (tmp_path / "figures", "holds no seed-N.json")):
         with pytest.raises(SystemExit, match=message):
             table.main([str(folder)])
+
+
+def test_policies_of_the_first_iterations_join_the_others(scripts: Callable[[str], Any]) -> None:
+    table = scripts("table")
+    one = seed(20)
+    early = {"kl": 0.1, "harmful": 0.32, "helpfulness": 2.25, "cost": -0.1, "reward": 0.0}
+    one["first"] = {"kept": {"ppo_lag": {"3": {mode: {n: cell(v) for n, v in early.items()} for mode in table.MODES}}}}
+    assert [iteration for iteration, _ in table.course(one, "ppo_lag")] == [0, 3, 9, 15]
+    assert [iteration for iteration, _ in table.course(one, "rehearse_nothing")] == [0, 9, 18]
+    assert table.course(one, "ppo_reward") == table.course(one, "unknown") == []
+    # from (0.1, 0.32) to (0.5, 0.3)
+    assert table.at_equal_kl(one, "ppo_lag", "greedy", "harmful", 0.2) == pytest.approx(0.315)
 
 
 @pytest.mark.parametrize(
@@ -133,6 +155,7 @@ def test_the_tables_of_made_up_seeds(
         (["--seeds", "20", "3"], "3 was looked at while defaults were chosen"),
         (["--seeds", "20", "20"], "named twice"),
         (["--seeds", "20"], "run --tune first"),
+        (["--seeds", "20", "--first"], "seed-20.json is not there: run the seed without --first before"),
     ],
 )
 def test_what_would_prove_nothing_is_refused(
@@ -191,5 +214,11 @@ def test_a_seed_from_its_world_to_the_tables(
     capsys.readouterr()
     scripts("run").main(options)
     assert "step" not in capsys.readouterr().out.replace("steps are done already", "")
+    scripts("run").main([*options, "--first", "--kept", "1", "2"])
+    supplemented = json.loads((root / "results" / "seed-20.json").read_text())
+    assert {**supplemented, "first": 0} == {**result, "first": 0}
+    (first,) = supplemented["first"]["kept"].values()
+    assert [*first] == ["1", "2"] and first["2"]["greedy"]["harmful"]["n"] == 24
+    capsys.readouterr()
     scripts("table").main([str(root / "results")])
     assert capsys.readouterr().out.startswith("**A trial, not a result.**")
