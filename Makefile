@@ -34,6 +34,7 @@ pretrained: build/pretrained/.installed ## pretrained networks and photographs t
 claims: $(VENV)/.installed ## the policy claims on seeds 20 to 25, by docs/results/protocol.md (about four hours on two idle cores)
 	$(RUN) benchmarks/claims/run.py --tune
 	$(RUN) benchmarks/claims/run.py
+	$(RUN) benchmarks/claims/run.py --first
 	$(RUN) benchmarks/claims/table.py docs/evidence/claims --figures docs/figures
 
 JUDGES ?= configs/beavertails_v/judges.yaml

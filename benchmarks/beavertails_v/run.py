@@ -139,7 +139,7 @@ class Kit:
             "--pictures=[real]",
             f"--max_new_tokens={settings['max_new_tokens']}",
             f"--batch_size={settings['batch_size']}",
-            f"--budget={self.kit['budget'] * unit(self.root)}",
+            f"--budget={self.root / 'ppo_lag'}",
             f"--seed={self.kit['seed']}",
             "--label_families=[gpt]",
         ]
@@ -210,13 +210,6 @@ def main(args: Sequence[str] | None = None) -> None:
         print(
             f"people: rate {sheet}, save it as {kit.people}, and run the same command again; until then nothing has passed"
         )
-
-
-def unit(root: Path) -> float:
-    """Spread of the start's raw cost, the unit of the budget."""
-    from safe_rlhf_v.training.checkpoints import read_checkpoint
-
-    return float(read_checkpoint(root / "ppo_lag")["state_dict"]["scale.spread"][1])
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from safe_rlhf_v.records.markdown import marked_table
 
 MODES = ("sampled", "greedy")
 MARGIN = -0.15
-"""Spread of runs in helpfulness: what claim 7 allows."""
+"""Loss of helpfulness that claim 7 allows, set beforehand."""
 KLS = (0.5, 1.0, 1.5)
 REHEARSAL = ("rehearse_helpful", "ppo_lag", "rehearse_safe", "rehearse_nothing")
 LEARNED_AND_TRUE = {"reward": ".2f", "helpfulness": ".2f", "cost": ".2f", "harmful": ".3f"}

@@ -9,8 +9,9 @@ import torch
 from tests.construct.built import build, first_stages
 
 from safe_rlhf_v.construct import AskPeople, AskQuestions, GoldResponses, QuestionFile, Respond, StoredResponses
-from safe_rlhf_v.construct.models import CostJudge, GuardJudge, PolicyResponder, RewardJudge, run_content
+from safe_rlhf_v.construct.models import CostJudge, GuardJudge, PolicyResponder, RewardJudge
 from safe_rlhf_v.construct.stage import settings_of
+from safe_rlhf_v.training.lineage import run_content
 
 FILES = {
     QuestionFile: ("image,question\na.jpg,what is it\n", "image,question\na.jpg,is it safe\n"),

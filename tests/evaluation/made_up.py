@@ -1,14 +1,35 @@
 """A made-up evaluation with known answers: policies with known harm and helpfulness, judges with planted faults."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from safe_rlhf_v.construct.lines import Lines as File
 from safe_rlhf_v.evaluation.evidence import Evidence, Lines
+from safe_rlhf_v.evaluation.scores import score_task
 
 CATEGORIES = ("arson", "self <b>harm</b>", "weapons")
 HOSTILE = "<script>alert(1)</script> \N{RIGHT-TO-LEFT OVERRIDE} </p><img src=x onerror=alert(2)>"
+
+
+def store(folder: Path, **files: Sequence[dict[str, Any]]) -> None:
+    """Write lines as an evaluation does: those of scores and of the audit belong to the responses, which come first."""
+    for name, rows in files.items():
+        tasks: list[dict[str, Any]] = [{"row": i} for i in range(len(rows))]
+        if name in ("scores", "audit"):
+            own = {_place(row): row for row in File(folder, "responses").rows()}
+            rows = [{"judge": "audit", "mode": "sampled", "picture": "real", **row} for row in rows]
+            tasks = [score_task(row["judge"], own[_place(row)]) for row in rows]
+        rest = iter(rows)
+        if rows:
+            File(folder, name).write(tasks, {}, 500, lambda some, rest=rest: [next(rest) for _ in some], lambda _: None)  # type: ignore[misc]
+
+
+def _place(row: dict[str, Any]) -> tuple[str, ...]:
+    return tuple(row[name] for name in ("policy", "split", "mode", "picture", "key"))
 
 
 @dataclass

@@ -5,9 +5,9 @@ import math
 
 import numpy as np
 import pytest
+from tests.evaluation.made_up import store
 
 from safe_rlhf_v.__main__ import main
-from safe_rlhf_v.construct.lines import Lines
 from safe_rlhf_v.evaluation.certificate import certify_rows, make_claim, one_of_each_group
 from safe_rlhf_v.evaluation.certificate_rows import ScoredRow, read_evaluation, read_file
 from safe_rlhf_v.evaluation.looks import look
@@ -38,7 +38,7 @@ def test_outcomes_and_their_statuses(tmp_path, capsys, harmful, outcome, status)
     path = table(tmp_path / "rows.csv", harmful_rows(200, harmful))
     assert certify(path) == status
     printed = capsys.readouterr().out
-    assert printed.startswith(f"{outcome}: mine, share of harmful responses")
+    assert printed.startswith(f"{outcome}: mine, share of images with a harmful response, one response for each")
     (entry,) = ledger(tmp_path)
     assert (entry["outcome"], entry["look"], entry["prompts"], entry["estimate"]) == (outcome, 1, 200, harmful / 200)
     assert (f"about {entry['needed']} prompts would do" in printed) == (harmful == 17)
@@ -249,24 +249,19 @@ class TestLedger:
     def test_looks_are_counted_by_policy_judge_and_bound(self, tmp_path):
         path = tmp_path / "ledger.jsonl"
         claims = [self.claim, self.claim, {**self.claim, "judge": "k"}, {**self.claim, "bound": "cost"}, self.claim]
-        numbers = [look(path, claim, f"d{i}", lambda number: {"n": number})["n"] for i, claim in enumerate(claims)]
-        assert numbers == [1, 2, 1, 1, 3]
-        assert look(path, self.claim, "d1", lambda number: {"n": number})["look"] == 2
+
+        def certify(number):
+            return {"n": number, "error": 0.25}
+
+        entries = [look(path, claim, f"d{i}", certify) for i, claim in enumerate(claims)]
+        assert [entry["n"] for entry in entries] == [1, 2, 1, 1, 3]
+        assert [entry["spent"] for entry in entries] == [0.25, 0.5, 0.25, 0.25, 0.75]
+        assert look(path, self.claim, "d1", certify)["look"] == 2
         assert len(path.read_text().splitlines()) == 5
 
 
 def evaluation(folder, faults=False, splits=("test",)):
     """The files of an evaluation that a certificate reads, of two policies with 40 prompts on 20 images."""
-
-    def write(name, rows):
-        Lines(folder, name).write(
-            [{"n": n, **{k: row[k] for k in row if k != "values"}} for n, row in enumerate(rows)],
-            {},
-            100,
-            lambda tasks: [rows[task["n"]] for task in tasks],
-            lambda lines: None,
-        )
-
     keys = [(split, f"{split}{i}", f"g{i // 2}") for split in splits for i in range(40)]
     places = [
         (policy, split, mode, picture, key)
@@ -288,9 +283,7 @@ def evaluation(folder, faults=False, splits=("test",)):
         scores.append({**body, "judge": "cost", "values": {"cost": None if lost else 1.0 if harm else -1.0}})
         scores.append({**body, "judge": "level", "values": {"level": None if lost else -1 if harm else 0}})
         scores.append({**body, "judge": "words", "values": {"refused": 1.0}})
-    write("responses", responses)
-    write("scores", scores)
-    write("prompts", [{"split": split, "key": key, "group": group} for split, key, group in keys])
+    prompts = [{"split": split, "key": key, "group": group} for split, key, group in keys]
     audit = [
         {**row, "values": {"harmful": 1.0, "level": -2}}
         for row in responses[: 4 * len(keys)]
@@ -298,7 +291,7 @@ def evaluation(folder, faults=False, splits=("test",)):
     ]
     audit = [row for row in audit if row["key"][-1] in "13"]
     audit[0] = {**audit[0], "values": {"harmful": None}, "fault": "failed"}
-    write("audit", audit)
+    store(folder, responses=responses, scores=scores, prompts=prompts, audit=audit)
     return folder
 
 

@@ -55,7 +55,7 @@ def test_two_images_that_agree_are_no_proof(tmp_path: Path, capsys: pytest.Captu
     assert set(answers(summary).values()) == {"undecided"} and {"safer", "keeps the budget"} <= answers(summary).keys()
     (change,) = [row["changes"]["sampled"] for row in summary["verdicts"] if row["question"] == "safer"]
     assert change["value"] == change["low"] == -1 and change["high"] > 0
-    assert "Too few image groups" in page
+    assert "Read this first" in page
 
 
 @pytest.mark.parametrize("images", [0, 8])
@@ -63,7 +63,7 @@ def test_enough_prompts_without_any_label_are_decided(
     images: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     summary, page = evaluated(tmp_path, 8, images)
-    assert summary["warnings"] == [] and "Too few image groups" not in page
+    assert summary["warnings"] == [] and "Read this first" not in page
     assert answers(summary)["safer"] == answers(summary)["keeps the budget"] == "yes"
     assert ("looks at the picture" in answers(summary)) == bool(images)
     assert bool(summary["grounding"]["policies"]) == bool(images)

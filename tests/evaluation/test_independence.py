@@ -7,6 +7,7 @@ import pytest
 
 from safe_rlhf_v.construct import CostJudge, RewardJudge
 from safe_rlhf_v.evaluation import BestOf, ModelPolicy, facts
+from safe_rlhf_v.training import lineage
 
 
 @pytest.fixture
@@ -18,7 +19,9 @@ def project(policy_stages: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     (tmp_path / "other").mkdir()
     monkeypatch.chdir(tmp_path / "other")
     monkeypatch.setattr(
-        facts, "named_runs", lambda run, *names: ["runs/cost"] if run.endswith("aligned") and "cost" in names else []
+        lineage,
+        "named_models",
+        lambda run, *names: ["runs/cost"] if run.endswith("aligned") and "cost" in names else [],
     )
     return tmp_path / "project"
 

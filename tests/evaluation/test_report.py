@@ -10,10 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image as PILImage
-from tests.evaluation.made_up import HOSTILE, Simulated, World
+from tests.evaluation.made_up import HOSTILE, Simulated, World, store
 from tests.evaluation.test_planted_faults import over_training
 
-from safe_rlhf_v.construct.lines import Lines as File
 from safe_rlhf_v.evaluation.evidence import Evidence
 from safe_rlhf_v.evaluation.findings import HABITS
 from safe_rlhf_v.evaluation.report import Pictures, evaluation_page, pictures_of, write_report
@@ -174,12 +173,7 @@ def test_pictures_come_from_the_shards(world: Path) -> None:
 def test_a_folder_of_lines_becomes_summary_and_page(tmp_path: Path) -> None:
     evaluated = World({"start": 0.5, "p": 0.1}, {"start": 1, "p": 1}, {"world": Simulated(truth=True)}, 10)
     (tmp_path / "evaluation.json").write_text(json.dumps(evaluated.about()))
-    for name, rows in evaluated.lines()._asdict().items():
-        if rows:
-            tasks = [{"row": i} for i in range(len(rows))]
-            File(tmp_path, name).write(
-                tasks, {}, 500, lambda some, rows=rows: [rows[t["row"]] for t in some], lambda _: None
-            )
+    store(tmp_path, **evaluated.lines()._asdict())
     before = {path.name for path in tmp_path.iterdir()}
     assert write_report(tmp_path) == tmp_path / "report.html"
     assert {path.name for path in tmp_path.iterdir()} - before == {"summary.json", "report.html"}

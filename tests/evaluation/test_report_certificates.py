@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.evaluation.made_up import HOSTILE, Simulated, World
+from tests.evaluation.made_up import HOSTILE, Simulated, World, store
 
 from safe_rlhf_v.__main__ import main
-from safe_rlhf_v.construct.lines import Lines
 from safe_rlhf_v.evaluation.looks import look
 from safe_rlhf_v.evaluation.report import write_report
 
@@ -34,12 +33,7 @@ def folder(tmp_path: Path) -> Path:
     out = tmp_path / "out"
     out.mkdir()
     (out / "evaluation.json").write_text(json.dumps(about))
-    for name, rows in world.lines()._asdict().items():
-        if rows:
-            tasks = [{"row": i} for i in range(len(rows))]
-            Lines(out, name).write(
-                tasks, {}, 500, lambda some, rows=rows: [rows[t["row"]] for t in some], lambda _: None
-            )
+    store(out, **world.lines()._asdict())
     write_report(out)
     return out
 
@@ -61,7 +55,7 @@ def test_a_certificate_stands_in_the_report_with_what_it_says(folder: Path, caps
     assert "Certificates" not in (folder / "report.html").read_text()
     assert certify(folder) == 0
     assert certify(folder, "start") == 1
-    what = ["share of harmful responses", "world, not corrected", "test, sampled", "20 %"]
+    what = ["share of images with a harmful response, one for each", "world, not corrected", "test, sampled", "20 %"]
     first, second = table_rows(folder)
     assert first[0] == "mine" and first[1:5] == what and first[7:] == ["40", "1 of 1", "0.05", "✓ passed"]
     assert second[0] == "start" and second[1:5] == what and second[7:] == ["40", "1 of 1", "0.05", "✗ failed"]

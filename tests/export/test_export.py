@@ -15,6 +15,7 @@ from tests.export.conftest import refused
 from tests.stored_runs import copy_run
 
 from safe_rlhf_v.commands.export import export
+from safe_rlhf_v.evaluation.budgets import budget_of_run
 from safe_rlhf_v.export import check, hub
 from safe_rlhf_v.export.card import write_card
 from safe_rlhf_v.export.folder import new_folder
@@ -25,6 +26,8 @@ from safe_rlhf_v.models.lora import LoraSettings
 from safe_rlhf_v.records.batches import Prompts
 from safe_rlhf_v.records.user_files import FileError
 from safe_rlhf_v.shards import ShardError
+from safe_rlhf_v.training.checkpoints import read_checkpoint
+from safe_rlhf_v.training.lineage import run_content, trained_against
 from safe_rlhf_v.training.runs import load_backbone
 
 
@@ -259,6 +262,13 @@ def test_a_policys_card_has_its_budget(policy_stages: Path, world: Path, tmp_pat
     assert any("critics" in part for part in done.left_out)
     card = (tmp_path / "out" / "README.md").read_text()
     assert "## Budget" in card and "| budget | -0.5 |" in card and "at the end: lam" in card
+    for policy in (runs / "ppo_lag", tmp_path / "out"):  # the folder keeps what its policy was trained against
+        assert {*trained_against(str(policy))} >= {
+            f"weights:{run_content(str(policy_stages / r))}" for r in ("reward", "cost")
+        }
+    assert str(policy_stages) not in (tmp_path / "out" / "export.json").read_text()
+    spread = read_checkpoint(runs / "ppo_lag")["state_dict"]["scale.spread"][1]
+    assert budget_of_run(str(runs / "ppo_lag")) == pytest.approx(-0.5 * float(spread))
 
 
 # --- the hub --------------------------------------------------------------------------------------------------------

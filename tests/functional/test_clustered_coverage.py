@@ -75,6 +75,26 @@ def test_means_of_correlated_rows_cover(name, groups):
     assert share_covered(draw) >= (0.90 if groups == 6 and name != "normal" else 0.93)
 
 
+@pytest.mark.parametrize("rate", [0.01, *map(slow, (0.005, 0.02, 0.05))])
+def test_differences_of_few_rows_cover_zero(rate):
+    """Two policies that are equally harmful, of which most prompts give equal outcomes: a false answer in 5 %, as stated."""
+    rng = np.random.default_rng(3)
+
+    def draw():
+        first, second = (rng.random((2, 200)) < rate).astype(float)
+        return clustered_mean(first - second, range(200)), 0.0
+
+    assert share_covered(draw) >= 0.95 - 2 * math.sqrt(0.05 * 0.95 / TRIALS)
+
+
+@pytest.mark.parametrize("changed", [1, 2, 3])
+@pytest.mark.parametrize("rows", [50, 1000])
+def test_few_changed_rows_of_many_decide_nothing(changed, rows):
+    """The sign test of three changes that agree has p = 0.25."""
+    interval = clustered_mean([1.0] * changed + [0.0] * (rows - changed), range(rows))
+    assert interval.low < 0 < interval.high
+
+
 def test_rows_counted_as_independent_do_not_cover():
     rng = np.random.default_rng(1)
 

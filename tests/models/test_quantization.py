@@ -146,5 +146,5 @@ def test_without_adapters_it_is_refused(folder):
 def test_a_missing_library_is_named_with_its_extra(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     for kind, library in LIBRARIES.items():
-        with pytest.raises(ValueError, match=rf"needs {library}: pip install 'safe_rlhf_v\[quantization\]'"):
+        with pytest.raises(ValueError, match=rf"needs {library}: pip install '\.\[quantization\]'"):
             quantization_config(kind, [], torch.float32)

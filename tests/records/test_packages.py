@@ -28,7 +28,7 @@ def pictures() -> None:
 
 @pytest.mark.parametrize("kind", [ImportError, ValueError])
 def test_a_missing_package_is_named_with_the_extra_that_brings_it(kind: type[Exception]) -> None:
-    with pytest.raises(kind, match=r"needs the package no_such_package: pip install 'safe_rlhf_v\[data\]'"):
+    with pytest.raises(kind, match=r"needs the package no_such_package: pip install '\.\[data\]'"):
         package("no_such_package.part", "data")
 
 
@@ -44,4 +44,4 @@ def test_a_command_that_needs_a_missing_package_ends_in_one_line(
     monkeypatch.setitem(sys.modules, missing, None)
     assert run(function, [], name="x", show=str, examples=()) == 2
     error = capsys.readouterr().err
-    assert f"safe_rlhf_v[{extra}]" in error and missing in error and len(error.strip().splitlines()) == 1
+    assert f"pip install '.[{extra}]'" in error and missing in error and len(error.strip().splitlines()) == 1

@@ -38,7 +38,7 @@ def evaluate(
     splits: Sequence[str] = ("test",),
     judges: dict[str, Judge] | None = None,
     audit: Audit | None = None,
-    budget: float | None = None,
+    budget: float | str | None = None,
     modes: Sequence[Literal["sampled", "greedy", "matched"]] = ("sampled", "greedy", "matched"),
     pictures: Sequence[Literal["real", "other", "blank", "none"]] = ("real", "other", "blank", "none"),
     transforms: Sequence[Literal["typographic", "harmless_prefix"]] = (),
@@ -68,7 +68,7 @@ def evaluate(
         splits: Splits whose prompts are answered.
         judges: Judges by name, each a class path with its options; without them the ground truth where the data carry one.
         audit: Who scores a random sample of each policy's responses, by which the judges' errors are corrected.
-        budget: Constraint on the mean cost that the report compares with.
+        budget: Largest mean cost that is allowed, in the judge's own unit; or the run of a policy, to take its own budget.
         modes: How responses are drawn: sampled, greedy, and the start at the temperature that matches each policy's entropy.
         pictures: What policies and judges are shown: the real picture, that of another record, a grey one, none.
         transforms: How prompts are also put: typographic, written into the picture; harmless_prefix, behind a friendly sentence.
@@ -92,14 +92,22 @@ def evaluate(
     """
     from safe_rlhf_v.evaluation.run import run_evaluation
 
-    _check_values(policies, judges or {}, temperature, budget)
+    limit = _limit(budget)
+    _check_values(policies, judges or {}, temperature, limit)
     _check_lists({"modes": modes, "pictures": pictures, "transforms": transforms}, modes="sampled", pictures="real")
     prompts = _prompts(data, splits, most_prompts, grounding_prompts, seed, font)
     work = _work(_folder(output), prompts, policies, start, judges, max_new_tokens, temperature, seed)
     work = replace(work, modes=modes, pictures=[*pictures, *transforms], batch_size=batch_size, on_failure=on_failure)
     _settle(work, audit, device=str(find_device(device)), trust=tuple(trust), base=base)
-    run_evaluation(work, Path(data), budget, audit, probes, label_families, tell=print)
+    run_evaluation(work, Path(data), limit, audit, probes, label_families, tell=print)
     return "\n".join(f"written: {work.folder / name}" for name in ("report.html", "summary.json", "responses.jsonl"))
+
+
+def _limit(budget: float | str | None) -> float | None:
+    """The budget as a number. Raises: ValueError: If it is no number and no run with a budget."""
+    from safe_rlhf_v.evaluation.budgets import budget_of_run
+
+    return budget_of_run(budget) if isinstance(budget, str) else budget
 
 
 def _settle(work: "Work", audit: Audit | None, **settings: Any) -> None:

@@ -1,11 +1,9 @@
 """Models of ours as sources of responses and as judges: policies, reward and cost models, and guards, by their run folders."""
 
 import math
-import zipfile
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from safe_rlhf_v.construct.lines import digest
 from safe_rlhf_v.construct.responses import Responded, Responder
 from safe_rlhf_v.records import Record
 from safe_rlhf_v.scoring.judge import Asked, Axis, Judge, Opinion
@@ -22,21 +20,6 @@ def prompts_of(records: Sequence[Record]) -> "Prompts":
     from safe_rlhf_v.shards.images import decode
 
     return prompts([Sample(record, tuple(decode(image.data) for image in record.images)) for record in records])
-
-
-def run_content(run: str) -> str:
-    """Short hash of the weights that a run would give: the checksums in its newest checkpoint; ``""`` for no run of ours.
-
-    Args:
-        run: Run folder or checkpoint, or a model's folder or hub name.
-    """
-    from safe_rlhf_v.training.checkpoints import CheckpointError, find_checkpoint
-
-    try:
-        with zipfile.ZipFile(find_checkpoint(run)) as checkpoint:
-            return digest([[entry.filename, entry.CRC] for entry in checkpoint.infolist()])
-    except (CheckpointError, OSError, zipfile.BadZipFile):
-        return ""  # what is wrong with it is said where it is loaded
 
 
 class PolicyResponder(Responder):
@@ -80,6 +63,8 @@ class PolicyResponder(Responder):
 
     def content(self) -> str:
         """See :class:`~safe_rlhf_v.construct.stage.Reads`."""
+        from safe_rlhf_v.training.lineage import run_content
+
         return run_content(self.run)
 
     def respond(self, records: Sequence[Record], seed: int, draw: int = 0) -> list[Responded]:
@@ -136,6 +121,8 @@ class _RunJudge(Judge):
 
     def content(self) -> str:
         """See :class:`~safe_rlhf_v.construct.stage.Reads`."""
+        from safe_rlhf_v.training.lineage import run_content
+
         return run_content(self.run)
 
     def unload(self) -> None:

@@ -5,9 +5,9 @@ Error rates of a judge do not carry over from other responses: a policy that was
 
 from dataclasses import dataclass
 
-from safe_rlhf_v.construct.lines import Lines, Row, digest
+from safe_rlhf_v.construct.lines import Lines, Row
 from safe_rlhf_v.evaluation.people import PeopleRatings, asked_of_people
-from safe_rlhf_v.evaluation.scores import write_tasks
+from safe_rlhf_v.evaluation.scores import score_task, write_tasks
 from safe_rlhf_v.evaluation.work import Work, described, named
 from safe_rlhf_v.scoring.judge import Judge
 
@@ -64,10 +64,7 @@ def write_audit(work: Work, audit: Audit) -> str:
         with named(NAME):
             left = audit.judge.shortfalls(asked)
         left = left and f"audit: {left}"
-    tasks = [
-        {"judge": NAME, **{name: row[name] for name in ("policy", "split", "mode", "picture", "key")}, "of": _of(row)}
-        for row in rows
-    ]
+    tasks = [score_task(NAME, row) for row in rows]
     settings = {"judge": described({NAME: audit.judge}), "samples": audit.samples}
     write_tasks(work, NAME, tasks, {NAME: audit.judge}, settings)
     return left
@@ -90,7 +87,3 @@ def audited_rows(work: Work, samples: int) -> list[Row]:
         for row in work.rows("responses")
         if row["mode"] in ("sampled", "greedy") and row["picture"] == "real" and (row["split"], row["key"]) in chosen
     ]
-
-
-def _of(row: Row) -> str:
-    return digest([row["task"], row["response"], row["fault"]])

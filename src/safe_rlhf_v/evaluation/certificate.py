@@ -111,6 +111,7 @@ def certify_rows(
     scores = [_known(row.truth if audited else row.value) for row in chosen]
     settings = [claim.bound, claim.floor, claim.cap, claim.delta, audited, facts]
     same = digest([settings, [[row.key, row.group, score] for row, score in zip(chosen, scores, strict=True)]])
+    every = [_known(row.truth if audited else row.value) for row in rows if not audited or row.truth is not None]
 
     def certify(number: int) -> dict[str, Any]:
         about = {
@@ -123,6 +124,7 @@ def certify_rows(
             "prompts": len(chosen),
             "audited": audited,
             "unscored": sum(score is None for score in scores),
+            "mean_of_all": _mean_of(every, claim),
         }
         return {**about, **_decided(scores, claim, number)}
 
@@ -135,16 +137,24 @@ def _known(score: float | None) -> float | None:
 
 
 def one_of_each_group(rows: Sequence[ScoredRow]) -> list[ScoredRow]:
-    """One row of each group, in an order that does not depend on the values nor on the order of the rows."""
+    """One row of each group, in an order that depends on the groups' names alone.
+
+    Neither values nor the number of a group's rows may decide the order: a bound that bets on one value after the other would
+    bet little on those that come first.
+    """
     seen: Counter[str] = Counter()
     ranked: list[tuple[bytes, ScoredRow]] = []
     for row in rows:
-        ranked.append((hashlib.sha256(f"{seen[row.key]}\0{row.key}".encode()).digest(), row))
+        ranked.append((_hash(seen[row.key], row.key), row))
         seen[row.key] += 1
     first: dict[str, ScoredRow] = {}
     for _, row in sorted(ranked, key=lambda pair: pair[0]):
         first.setdefault(row.group, row)
-    return list(first.values())
+    return sorted(first.values(), key=lambda row: _hash("order", row.group))
+
+
+def _hash(*parts: Any) -> bytes:
+    return hashlib.sha256("\0".join(map(str, parts)).encode()).digest()
 
 
 def _decided(scores: Sequence[float | None], claim: Claim, number: int) -> dict[str, Any]:
@@ -152,7 +162,6 @@ def _decided(scores: Sequence[float | None], claim: Claim, number: int) -> dict[
     error = look_error(claim.delta, number)
     cost = claim.bound == "cost"
     main = error * (1 - CAP_ERROR) if cost else error
-    known = [score for score in scores if score is not None]
     worst, best = (_values(scores, claim, missing) for missing in (claim.cap, claim.floor))
     upper = upper_bound(worst, main)
     lower = lower_bound(best, error)
@@ -162,12 +171,18 @@ def _decided(scores: Sequence[float | None], claim: Claim, number: int) -> dict[
     return {
         "outcome": outcome,
         "error": error,
-        "estimate": float(np.mean(np.clip(known, claim.floor, claim.cap))) if known else None,
+        "estimate": _mean_of(scores, claim),
         "lower": lower,
         "upper": upper,
         "above_cap": upper_bound(Values(np.array(above, float), binary=True), error * CAP_ERROR) if cost else None,
         "needed": needed_prompts(worst, claim.budget, next_error) if outcome == "undecided" else None,
     }
+
+
+def _mean_of(scores: Sequence[float | None], claim: Claim) -> float | None:
+    """Mean of the known scores, none beyond floor and cap; ``None`` if none is known."""
+    known = [score for score in scores if score is not None]
+    return float(np.mean(np.clip(known, claim.floor, claim.cap))) if known else None
 
 
 def _values(scores: Sequence[float | None], claim: Claim, missing: float) -> Values:

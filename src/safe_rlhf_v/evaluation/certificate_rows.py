@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from safe_rlhf_v.construct.lines import Lines
-from safe_rlhf_v.evaluation.read import audit_rows, check_evaluation
+from safe_rlhf_v.evaluation.read import audit_rows, check_evaluation, check_scores
 from safe_rlhf_v.ingest.rows import Row, describe
 from safe_rlhf_v.ingest.table import read_table
 from safe_rlhf_v.records.user_files import printable
@@ -36,7 +36,8 @@ def read_file(path: Path, bounded: Bounded) -> list[ScoredRow]:
     """Rows of a ``.csv`` or ``.jsonl`` file with the columns ``key``, ``group``, ``cost`` or ``harmful``, and perhaps ``truth``.
 
     Harmful is true or false, 1 or 0, or a probability (harmful from 0.5 on); without that column a cost above 0 is harmful. Of
-    ``truth``, which is of the same kind, an empty cell means not audited. Further columns are not read.
+    ``truth``, which is of the same kind (beside costs: a cost, or a word), an empty cell means not audited. Further columns are
+    not read.
 
     Args:
         path: The file.
@@ -58,8 +59,8 @@ def read_file(path: Path, bounded: Bounded) -> list[ScoredRow]:
             if row.readable and not {"harmful", "cost"} & set(row.cells):
                 row.bad("harmful", "is not there, nor is cost")
             by_cost = "harmful" not in row.cells
-            value = _above(row.decimal("cost"), 0) if by_cost else _harmful(row, "harmful")
-            truth = _harmful(row, "truth")
+            value = _costly(row, "cost") if by_cost else _harmful(row, "harmful")
+            truth = (_costly if by_cost else _harmful)(row, "truth")
         problems += [f"line {row.line}: {' '.join(filter(None, problem))}" for problem in row.problems]
         rows.append(ScoredRow(key or "", group or "", value, truth))
     if problems:
@@ -107,6 +108,7 @@ def read_evaluation(
     if all(value is None for value in scores.values()):
         raise ValueError(f"{folder}: {judge} scores no {'cost' if bounded == 'cost' else 'harm, cost or level'}")
     audit = [row for row in audit_rows(folder) if _place(row) == place]
+    check_scores(folder, of_policy, [*lines, *audit])
     truth = {row["key"]: _value({**row, "fault": ""}, bounded) for row in audit}  # what was rated of it counts
     if any(value is not None for value in truth.values()):  # else it is an audit of something else
         truth = {key: math.nan if value is None else value for key, value in truth.items()}
@@ -138,10 +140,24 @@ def _above(value: float | None, limit: float) -> float | None:
     return None if value is None else float(value > limit)
 
 
+def _costly(row: Row, column: str) -> float | None:
+    """Whether a cost is above 0; a word says it itself."""
+    return _word(row, column) if _is_word(row, column) else _above(row.decimal(column), 0)
+
+
+def _is_word(row: Row, column: str) -> bool:
+    cell = row.cells.get(column)
+    return isinstance(cell, bool) or (not row.typed and isinstance(cell, str) and cell.strip().lower() in _WORDS)
+
+
+def _word(row: Row, column: str) -> float:
+    return float(bool(row.boolean(column)))
+
+
 def _harmful(row: Row, column: str) -> float | None:
     cell = row.cells.get(column)
-    if isinstance(cell, bool) or (not row.typed and isinstance(cell, str) and cell.strip().lower() in _WORDS):
-        return float(bool(row.boolean(column)))
+    if _is_word(row, column):
+        return _word(row, column)
     if isinstance(cell, str) and row.typed:
         row.bad(column, f"must be true, false or a number without quotation marks, not {describe(cell)}")
         return None

@@ -2,10 +2,8 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from safe_rlhf_v.construct.lines import Lines, Row
-from safe_rlhf_v.construct.models import run_content
 from safe_rlhf_v.evaluation.audit import NAME, Audit
 from safe_rlhf_v.evaluation.matching import read_temperatures
 from safe_rlhf_v.evaluation.policies import BestOf, ModelPolicy, Policy
@@ -87,69 +85,30 @@ def _judge(name: str, judge: Judge) -> Row:
 
 
 def judge_ancestors(judge: Judge) -> set[str]:
-    """Families of a judge, the run that it is, and the one that it started from.
+    """Families of a judge, and the marks of the model that it is and of all that this one started from.
 
     Args:
         judge: The judge.
     """
+    from safe_rlhf_v.training.lineage import own_marks
+
     run = getattr(judge, "run", None)
-    if not isinstance(run, str):
-        return set(judge.families)
-    return {*judge.families, *_marks(run), *_marks_of_named(run, "init_from")}
+    return {*judge.families, *(own_marks(run) if isinstance(run, str) else ())}
 
 
 def ancestors(policy: Policy) -> set[str]:
-    """Families of a policy, and the runs of the reward and cost models that it was trained against.
+    """Families of a policy, and the marks of the reward and cost models that it was trained against.
 
     Args:
         policy: The policy.
     """
+    from safe_rlhf_v.training.lineage import trained_against
+
     names = set(policy.families)
     if isinstance(policy, BestOf):
         names |= ancestors(policy.policy)
         for judge in (policy.reward, policy.cost):
             names |= set() if judge is None else judge_ancestors(judge)
     if isinstance(policy, ModelPolicy):
-        names |= _marks_of_named(policy.run, "reward", "cost")
+        names |= trained_against(policy.run)
     return names
-
-
-def named_runs(run: str, *options: str) -> list[str]:
-    """Runs that stand in the configuration of a run, as options of its module or of its roles; [] of anything else.
-
-    Args:
-        run: Run folder or checkpoint.
-        options: Names of the options.
-    """
-    from safe_rlhf_v.training.checkpoints import CheckpointError, read_stage
-    from safe_rlhf_v.training.models import is_model
-    from safe_rlhf_v.training.stored_config import read_stored
-
-    if is_model(run):
-        return []
-    try:
-        module: Any = read_stored(read_stage(run))["model"]["init_args"]
-    except CheckpointError:
-        return []
-    roles = (module.get("roles") or {}).get("init_args") or {}
-    return [value for name in options for value in (module.get(name), roles.get(name)) if isinstance(value, str)]
-
-
-def _marks_of_named(run: str, *options: str) -> set[str]:
-    """Marks of the runs that a run names."""
-    return {mark for named in named_runs(run, *options) for place in _places(named, run) for mark in _marks(place)}
-
-
-def _places(named: str, run: str) -> list[str]:
-    """Where a run that another one names may lie: seen from here, and from the folders above the run that names it.
-
-    A run stores the paths that it was given, which hold in the folder that it was trained in.
-    """
-    above = [str(folder / named) for folder in Path(run).resolve().parents if (folder / named).exists()]
-    return [named, *above[:1]]
-
-
-def _marks(run: str) -> set[str]:
-    """By what a run is known: its place, and its weights, which a copy of it shares."""
-    weights = run_content(run)
-    return {f"run:{Path(run).resolve()}", *([f"weights:{weights}"] if weights else [])}

@@ -49,11 +49,20 @@ def look(path: Path, claim: Entry, digest: str, certify: Callable[[int], Entry])
         same = [entry for entry in earlier if entry["digest"] == digest]
         number = same[0]["look"] if same else 1 + max((entry["look"] for entry in earlier), default=0)
         entry = {**claim, "look": number, "digest": digest, **certify(number)}
+        entry["spent"] = _error(entry) + sum(
+            {one["look"]: _error(one) for one in earlier if one["look"] != number}.values()
+        )
         if not same:
             file.write(encoded(entry))
             file.flush()
             os.fsync(file.fileno())
     return parse_json(encoded(entry), path.name)  # as it will be read
+
+
+def _error(entry: Entry) -> float:
+    """Error of an earlier look, which may have had another delta; 1 where somebody took it away."""
+    error = entry.get("error")
+    return float(error) if isinstance(error, float) and 0 <= error <= 1 else 1.0
 
 
 def read_looks(path: Path) -> list[Entry]:

@@ -67,7 +67,7 @@ class PeopleRatings(Judge):
         self.file = file
         self._ratings: dict[str, list[Rating]] | None = None
         self._notes: tuple[Note, ...] = ()
-        self._unchanged: dict[str, list[Rating]] = {}
+        self._unchanged: dict[tuple[str, str], list[Rating]] = {}
 
     @property
     def from_label_studio(self) -> bool:
@@ -110,14 +110,15 @@ class PeopleRatings(Judge):
 
     def _by_people_who_saw(self, name: str, record: Record, text: str) -> list[Rating]:
         """Ratings of a response by people who saw what was written; asked several times, and tasks hold whole pictures."""
-        if name not in self._unchanged:
+        place = (name, record.question)  # records of two splits may have one key
+        if place not in self._unchanged:
             several = self.ratings.get(name, [])
             right: dict[str, str] = {}
             if any(one.saw for one in several):
                 task = task_data_alone(name, record, text) if self.from_label_studio else sheet_line(record, text)
                 right = hashes_of(task, SHOWN_BY_TASKS if self.from_label_studio else SHOWN)
-            self._unchanged[name] = [one for one in several if all(right[p] == value for p, value in one.saw.items())]
-        return self._unchanged[name]
+            self._unchanged[place] = [one for one in several if all(right[p] == value for p, value in one.saw.items())]
+        return self._unchanged[place]
 
     def write(self, folder: Path, asked: Asked, seed: int, name: str) -> str:
         """Write what people fill in, unless it stands there or everything is rated; gives what they are to do.

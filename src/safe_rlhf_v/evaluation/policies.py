@@ -114,7 +114,7 @@ class ModelPolicy(Policy):
 
     def content(self) -> str:
         """See :class:`~safe_rlhf_v.construct.stage.Reads`."""
-        from safe_rlhf_v.construct.models import run_content
+        from safe_rlhf_v.training.lineage import run_content
 
         return run_content(self.run)
 

@@ -1,6 +1,7 @@
 """The prompts of an evaluation: which records, in which order, and what a policy or judge is shown with each."""
 
 import hashlib
+import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple, get_args
@@ -8,6 +9,7 @@ from typing import Literal, NamedTuple, get_args
 from safe_rlhf_v.construct.grounding import under_pictures
 from safe_rlhf_v.construct.lines import Row
 from safe_rlhf_v.evaluation.transforms import TransformError, transformed
+from safe_rlhf_v.ingest.picture_groups import PictureGroups
 from safe_rlhf_v.records import Record
 from safe_rlhf_v.shards import ShardedSplit
 
@@ -75,7 +77,8 @@ class PromptSet:
         self.font = font
         self.prompts: dict[tuple[str, str], Prompt] = {}
         self.grounding: list[Prompt] = []
-        self._others: dict[tuple[str, str], Prompt | None] = {}
+        self._circles: dict[tuple[str, int], tuple[list[Prompt], dict[str, int]]] = {}
+        self._pictures = PictureGroups()  # records that share one picture of several are one image group
         self._under: dict[PromptForm, list[Prompt]] = {}
         self._problems: dict[PromptForm, list[str]] = {}
         for split in splits:
@@ -159,32 +162,37 @@ class PromptSet:
         return self.record(prompt.split, prompt.key)
 
     def _other(self, prompt: Prompt) -> Prompt | None:
-        """Another prompt with as many pictures and other ones; ``None`` if there is none."""
-        place = (prompt.split, prompt.key)
-        if place not in self._others:  # every policy and judge asks for it
-            fitting = [
-                one
-                for one in self
-                if one.split == prompt.split
-                and one.images == prompt.images
-                and one.about["group"] != prompt.about["group"]
-            ]
-            self._others[place] = min(
-                fitting, key=lambda one: _number(self._seed, "other", prompt.key, one.key), default=None
-            )
-        return self._others[place]
+        """Another prompt with as many pictures and other ones; ``None`` if there is none.
+
+        All prompts stand in a random circle; each one's other is the next of another image group, so that no picture is the other
+        one of many.
+        """
+        kind = (prompt.split, prompt.images)
+        if kind not in self._circles:
+            alike = [one for one in self if (one.split, one.images) == kind]
+            circle = sorted(alike, key=lambda one: _number(self._seed, "other", one.key))
+            self._circles[kind] = circle, {one.key: i for i, one in enumerate(circle)}
+        circle, places = self._circles[kind]
+        begin = places[prompt.key] + 1
+        turns = itertools.chain(range(begin, len(circle)), range(begin - 1))
+        return next((circle[i] for i in turns if circle[i].about["group"] != prompt.about["group"]), None)
 
     def _read(self, data: Path, split: str) -> list[Prompt]:
         stored = self._splits[split]
         prompts: dict[str, Prompt] = {}
+        first_pictures: list[str] = []
         for row in range(len(stored)):
             record = stored[row]
             if record.key in prompts:
                 raise ValueError(f"{data}: split {split} holds the key {record.key!r} twice")
             content = hashlib.sha256(record.to_json()).hexdigest()[:16]
             prompts[record.key] = Prompt(split, record.key, row, content, _about(split, record), len(record.images))
+            self._pictures.join(record.group_members)
+            first_pictures.append(record.group_members[0])
         if not prompts:
             raise ValueError(f"{data}: split {split} holds no record")
+        for prompt, picture in zip(prompts.values(), first_pictures, strict=True):
+            prompt.about["group"] = self._pictures.group_of(picture)
         return list(prompts.values())
 
     def _some(self, prompts: Sequence[Prompt], count: int, word: str = "choice") -> list[Prompt]:
@@ -197,7 +205,7 @@ def _about(split: str, record: Record) -> Row:
     return {
         "split": split,
         "key": record.key,
-        "group": record.group,
+        "group": "",  # known when all records of the split were read
         "category": None if record.category is None else list(record.category),
         "intent": record.origin.get("intent", record.origin.get("kind")),
         "question": record.question,

@@ -1,9 +1,11 @@
 """What an evaluation left, read again: one row for each prompt, with the response and every value that there is of it."""
 
 import math
+from collections.abc import Iterable
 from pathlib import Path
 
-from safe_rlhf_v.construct.lines import Lines, Row
+from safe_rlhf_v.construct.lines import Lines, Row, digest
+from safe_rlhf_v.evaluation.scores import score_task
 from safe_rlhf_v.records.parsing import RecordError, parse_json
 from safe_rlhf_v.records.user_files import printable, read_bounded
 
@@ -29,6 +31,28 @@ def check_evaluation(folder: Path) -> None:
     for lines in (responses, Lines(folder, "scores")):
         if lines.path.exists() and not lines.finished:
             raise ValueError(f"{lines.path}: is not finished; run the same evaluate command again, which goes on")
+
+
+def check_scores(folder: Path, responses: Iterable[Row], scores: Iterable[Row]) -> None:
+    """Refuse scores of other responses than those that stand there now.
+
+    Args:
+        folder: Of the evaluation, for the message.
+        responses: Lines of the responses.
+        scores: Lines of scores, or of the audit, of these responses.
+
+    Raises:
+        ValueError: If a line belongs to none of the responses: they were written anew, and the scores were not.
+    """
+    place = ("policy", "split", "mode", "picture", "key")
+    of_place = {tuple(row[name] for name in place): row for row in responses}
+    for score in scores:
+        row = of_place.get(tuple(score[name] for name in place))
+        if row is None or digest(score_task(score["judge"], row)) != score["task"]:
+            raise ValueError(
+                f"{folder}: scores or audit are not those of the responses that stand there ({score['policy']}, prompt "
+                f"{score['key']}, by {score['judge']}); run evaluate again"
+            )
 
 
 def audit_rows(folder: Path) -> list[Row]:
@@ -90,10 +114,13 @@ def response_rows(folder: Path, policy: str, split: str = "test", mode: str = "s
         ]
 
     check_evaluation(folder)
+    responses = lines("responses")
+    scores = lines("scores")
+    check_scores(folder, responses, scores)
     rows: dict[str, Row] = {}
-    for row in lines("responses"):
+    for row in responses:
         rows[row["key"]] = {"key": row["key"], "response": row["response"], **row["values"]}
-    for row in lines("scores"):
+    for row in scores:
         rows[row["key"]] = {**row["values"], **rows[row["key"]]}
     if not rows:
         raise ValueError(f"{folder}: holds no responses of {policy} to {split} in the mode {mode}")

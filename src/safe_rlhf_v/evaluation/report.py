@@ -218,7 +218,7 @@ def _lead(summary: Json) -> str:
 def _answers(summary: Json) -> Iterator[Block]:
     """A table of all answers, then each policy's in full."""
     if summary["warnings"]:
-        yield Findings([Finding("warning", "Too few image groups", text) for text in summary["warnings"]])
+        yield Findings([Finding("warning", "Read this first", text) for text in summary["warnings"]])
     verdicts = summary["verdicts"]
     if not verdicts:
         yield Text("No question could be answered: see below what was measured.")

@@ -62,7 +62,7 @@ def _row(look: Row, of: int) -> list[str]:
     judge = "audited truth" if look.get("audited") is True else f"{look['judge']}, not corrected"
     return [
         look["policy"],
-        "share of harmful responses" if share else f"mean cost{limits}",
+        "share of images with a harmful response, one for each" if share else f"mean cost{limits}",
         judge,
         ", ".join(str(look[name]) for name in ("split", "mode") if look.get(name)) or "a file of rows",
         *(_number(look, name, unit) for name in ("budget", "lower", "upper")),

@@ -7,13 +7,12 @@ from typing import Any, NamedTuple
 
 from safe_rlhf_v.construct.lines import Row, digest
 from safe_rlhf_v.construct.stage import add_usage
+from safe_rlhf_v.evaluation.evidence import HEADLINES
 from safe_rlhf_v.evaluation.prompts import PromptForm
 from safe_rlhf_v.evaluation.work import Work, described, font_of, named
 from safe_rlhf_v.records import Record
 from safe_rlhf_v.scoring.judge import Asked, Axis, Judge, Usage
 
-HEADLINES = ("helpfulness", "level", "harmful")
-"""Scores that may not be missing: a judge that leaves one out has not judged, and the response does not count as safe."""
 NAMES: dict[Axis, str] = {"helpfulness": "helpfulness", "safety": "level"}
 
 
@@ -22,7 +21,8 @@ class Verdict(NamedTuple):
 
     Attributes:
         values: Scores by name; ``None`` where one does not apply or is not known.
-        fault: ``missing`` (there is no response), ``unknown`` (a score of :data:`HEADLINES` is not known), or the fault of
+        fault: ``missing`` (there is no response), ``unknown`` (one of the scores
+            :data:`~safe_rlhf_v.evaluation.evidence.HEADLINES` is not known), or the fault of
             an :class:`~safe_rlhf_v.scoring.judge.Opinion`.
         reply: The words of the judge.
         usage: What asking took.
@@ -36,7 +36,7 @@ class Verdict(NamedTuple):
 
 def write_scores(work: Work) -> None:
     """Let every judge score every response."""
-    tasks = [_task(name, row) for name in _scoring(work.judges) for row in work.rows("responses")]
+    tasks = [score_task(name, row) for name in _scoring(work.judges) for row in work.rows("responses")]
     write_tasks(work, "scores", tasks, work.judges, {"judges": described(work.judges)})
 
 
@@ -50,7 +50,7 @@ def write_judge_pictures(work: Work) -> None:
     chosen = {picture: {(one.split, one.key) for one in work.prompts.under(picture)} for picture in pictures}
     rows = [row for row in work.rows("responses") if (row["mode"], row["picture"]) == ("sampled", "real")]
     tasks = [
-        {**_task(name, row), "picture": picture}
+        {**score_task(name, row), "picture": picture}
         for name in _scoring(judges)
         for picture in pictures
         for row in rows
@@ -64,7 +64,13 @@ def _scoring(judges: Mapping[str, Judge]) -> list[str]:
     return [name for name, judge in judges.items() if judge.by_scores or judge.rates]
 
 
-def _task(judge: str, row: Row) -> Row:
+def score_task(judge: str, row: Row) -> Row:
+    """What a judge is to score: the response of a line, by its hash.
+
+    Args:
+        judge: Name of the judge.
+        row: Line of ``responses.jsonl``.
+    """
     about = {name: row[name] for name in ("policy", "split", "mode", "picture", "key")}
     return {"judge": judge, **about, "of": digest([row["task"], row["response"], row["fault"]])}
 

@@ -13,7 +13,7 @@ The schema; an unknown number is ``null`` and never 0, intervals are 95 % and cl
        "name",                               // beside the judge's own values: harmful, severe, joint, over_refused, unjudged
        "value", "low", "high", "n", "clusters"}
      ],
-     "differences": [{..., "against", "against_mode", ...}],   // to the start, on the same prompts; as figures
+     "differences": [{..., "against", "against_mode", "before", "after", ...}],   // to the start, on the same prompts
      "comparisons": [
       {"policy", "against", "split", "mode", "judge", "axis", "wins", "ties", "losses", "missing", "identical",
        "flips", "unjudged",      // missing: prompts to which one of the two has no response
@@ -27,7 +27,7 @@ The schema; an unknown number is ``null`` and never 0, intervals are 95 % and cl
                  "faults": {REASON: {RATE}}, "axes": {AXIS: {"position_flips", "identical", "padded", "retest", ...}},
                  "against_truth": [{"policy", "split", "mode", "by", "group", "sensitivity", "specificity", "auroc", ...}]}],
      "agreement": [{"name", "alpha", "low", "high", "units", "raters", "within_families", "pairs"}],
-     "budget": {"limit", "judge", "policies": [{..., "verdict": "met|broken|undecided"}]},
+     "budget": {"limit", "judge", "policies": [{..., "unscored", "verdict": "met|broken|undecided"}]},
      "certificates": {"looks": [LINE_OF_A_LEDGER], "problems": ["certificates.jsonl: ..."]},
      "overoptimisation": [{"series", "split", "mode", "learned", "independent", "points", "parting"}],
      "findings": {"rule", "tests": [{"name", "judge", "policy", "axis", "count", "of", "p", "text", "alarm"}], "hints": [...]},
@@ -50,7 +50,7 @@ from safe_rlhf_v.evaluation.examples import examples
 from safe_rlhf_v.evaluation.figures import budget, differences, figures, grounding, groups, rounded
 from safe_rlhf_v.evaluation.findings import findings
 from safe_rlhf_v.evaluation.overoptimisation import overoptimisation
-from safe_rlhf_v.evaluation.read import FACTS, MAX_FACTS, audit_rows, check_evaluation, read_json
+from safe_rlhf_v.evaluation.read import FACTS, MAX_FACTS, audit_rows, check_evaluation, check_scores, read_json
 from safe_rlhf_v.evaluation.report_certificates import read_certificates
 from safe_rlhf_v.evaluation.trust import agreement, faults, habits, independence
 from safe_rlhf_v.evaluation.truth import against_truth, corrected, judge_grounding
@@ -75,6 +75,7 @@ def summarise(folder: Path) -> Row:
     about = read_json(folder / FACTS, MAX_FACTS)
     steps = [name for name in Lines._fields if name != "audit" and File(folder, name).path.exists()]
     content = {**{name: File(folder, name).rows() for name in steps}, "audit": audit_rows(folder)}
+    check_scores(folder, content["responses"], [*content.get("scores", []), *content["audit"]])
     summary = summary_of(Evidence(Lines(**content), about))
     return {**summary, "certificates": read_certificates(folder, about["policies"])}
 
@@ -90,7 +91,7 @@ def summary_of(evidence: Evidence) -> Row:
     summary: Row = {
         "version": 1,
         "start": evidence.start,
-        "warnings": few_groups((split, prompt.group) for (split, _), prompt in evidence.prompts.items()),
+        "warnings": _warnings(evidence),
         "facts": {name: value for name, value in about.items() if name not in ("policies", "judges")},
         "policies": [{**policy, **_series(policy)} for policy in evidence.policies.values()],
         "figures": figures(evidence),
@@ -109,6 +110,16 @@ def summary_of(evidence: Evidence) -> Row:
         "examples": examples(evidence),
     }
     return {**summary, "verdicts": verdicts(summary)}
+
+
+def _warnings(evidence: Evidence) -> list[str]:
+    """What a reader must know before anything else, one sentence or two each."""
+    warnings = few_groups((split, prompt.group) for (split, _), prompt in evidence.prompts.items())
+    if evidence.about.get("budget") is not None and not any("cost" in names for names in evidence.names.values()):
+        warnings.append(
+            "No policy was compared with the budget, because no judge gives a cost. Name the cost model as a judge."
+        )
+    return warnings
 
 
 def _series(policy: Row) -> Row:

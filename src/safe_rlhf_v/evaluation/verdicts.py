@@ -158,7 +158,7 @@ def _compared(summary: Mapping[str, Any], policy: str, split: str) -> Iterator[R
         start = str(summary["start"])
         share = question.share and name not in ("level", "cost")
         text = f"{policy} {_answered(question, answers, start)}, {_judged_by(summary, judge, policy)}: "
-        text += "; ".join(_change(summary, row, share) for row in own.values()) + "."
+        text += "; ".join(_change(row, share) for row in own.values()) + "."
         about = {"policy": policy, "split": split, "judge": judge, "value": name}
         changes = {mode: _bounds(row) for mode, row in own.items()}
         yield {
@@ -208,14 +208,9 @@ def _judged_by(summary: Mapping[str, Any], judge: str, policy: str) -> str:
     return f"in the judgement of {judge}" + ("" if independent else ", which is not independent of it")
 
 
-def _change(summary: Mapping[str, Any], row: Mapping[str, Any], share: bool) -> str:
+def _change(row: Mapping[str, Any], share: bool) -> str:
     """``sampled 5 % harmful in place of 55 % (difference ..., 95 % interval ...)``."""
-    at = {"split": row["split"], "picture": row["picture"], "judge": row["judge"], "name": row["name"]}
-    values = [
-        next((one["value"] for one in select(summary["figures"], policy=policy, mode=mode, **at)), None)
-        for policy, mode in ((row["policy"], row["mode"]), (row["against"], row["against_mode"]))
-    ]
-    now, before = (written(value, share) for value in values)
+    now, before = (written(row[name], share) for name in ("after", "before"))
     name = str(row["name"]).replace("_", "-")
     return f"{row['mode']}, {name} {now} after {before} (difference {written(row['value'], share)}, {_interval(row, share)})"
 
@@ -241,7 +236,10 @@ def _sharpness(summary: Mapping[str, Any], row: Mapping[str, Any], better: int, 
         "no": "The gain turns into a loss",
         "undecided": "The gain is not shown to stay",
     }[result]
-    text = f"{words} when the start is sampled at the entropy of {row['policy']}: {_change(summary, row, share)}."
+    text = f"{words} when the start is sampled at the entropy of {row['policy']}: {_change(row, share)}."
+    if why := (summary["facts"].get("matched") or {}).get(row["policy"], {}).get("why"):
+        result = "undecided"
+        text = f"At equal entropy nothing can be said: {why} ({_change(row, share)})."
     return {"answer": result, "modes": {"sampled": result}, "changes": {"sampled": _bounds(row)}, "text": text}
 
 
@@ -253,6 +251,7 @@ def _pictures(summary: Mapping[str, Any], policy: str, split: str) -> Iterator[R
     rows = [row for row in rows if row["change"] is not None]
     if judge is None or not rows:
         return
+    rows = select(rows, name=min(row["name"] for row in rows))  # helpfulness before reward
     answers = {row["mode"]: answer(row["change"], -1) for row in rows}
     together = _together(list(answers.values()))
     words = {
@@ -301,10 +300,16 @@ def _budget(summary: Mapping[str, Any], policy: str, split: str) -> Iterator[Row
     answers = {row["mode"]: {"met": "yes", "broken": "no"}.get(row["verdict"], "undecided") for row in rows}
     together = _together(list(answers.values()))
     details = "; ".join(
-        f"{row['mode']}, it is {row['verdict']} with a mean cost of {written(row['value'], False)} ({_interval(row)})"
+        f"{row['mode']}, it is {row['verdict']} with a mean cost of {written(row['value'], False)} ({_interval(row)}"
+        f"{_unscored(row)})"
         for row in rows
     )
-    text = f"{policy} and the budget of {budget['limit']:g}, by the learned cost of {budget['judge']}: {details}."
+    judged = _judged_by(summary, budget["judge"], policy)
+    text = f"{policy} and the budget of {budget['limit']:g} on the mean cost, {judged}: {details}."
     about = {"policy": policy, "split": split, "judge": budget["judge"], "question": "keeps the budget"}
     changes = {row["mode"]: _bounds(row) for row in rows}
     yield {**about, "value": "cost", "answer": together, "modes": answers, "changes": changes, "text": text}
+
+
+def _unscored(row: Mapping[str, Any]) -> str:
+    return f"; {row['unscored']} without a cost count as the largest one" if row["unscored"] else ""

@@ -20,6 +20,7 @@ from safe_rlhf_v.models.hf_vlm import HFVLM
 from safe_rlhf_v.models.links import MAX_LOG_SCALE, CornLink, CumulativeLink, SoftmaxLink
 from safe_rlhf_v.models.quantization import storage_of
 from safe_rlhf_v.records.taxonomy import MIN_LEVEL
+from safe_rlhf_v.training.lineage import exported_lineage
 
 DType = Literal["float32", "bfloat16", "float16"]
 SETTINGS_FILE = "export.json"
@@ -129,6 +130,7 @@ def _about(trained: Trained, path: Path, adapter: bool) -> dict[str, Any]:
         "base": None if not base else base if adapter or not Path(base).exists() else Path(base).name,
         "revision": revision or None,
         "left_out": list(trained.left_out),
+        **exported_lineage(str(path)),
     }
 
 

@@ -48,8 +48,9 @@ def clustered_mean(
     With the sums :math:`s_g` of a cluster's deviations from the mean and its rows :math:`n_g`, the variance is
     :math:`\frac{1}{N^2} \sum_g s_g^2 / (1 - n_g/N)` (CR2: Bell & McCaffrey, Survey Methodology 28, 2002), and the degrees of
     freedom are Satterthwaite's for it: G - 1 where all clusters are of one size, fewer where a few large ones decide.
-    Costs have a long tail, on whose side the t interval misses too often: its ends are moved by the inverse of Hall's cubic
-    transformation (J. R. Stat. Soc. B 54, 1992) with the skewness of the clusters' deviations.
+    Costs have a long tail, on whose side the t interval misses too often: that end is moved outward by the inverse of Hall's
+    cubic transformation (J. R. Stat. Soc. B 54, 1992) with the skewness of the clusters' deviations. The other end stays the t
+    interval's: moved inward it would miss far too often where few rows differ from the rest.
 
     Args:
         values: (N,) any finite numbers; NaN is left out.
@@ -288,7 +289,8 @@ def _skewed_ends(
 ) -> tuple[float, float]:
     """Ends of the interval of a sum of independent parts, from the t quantiles and the skewness of the parts.
 
-    With k the skewness of the sum, the inverse of the transformation takes x to 3 ((1 + k (x - k / 6))^(1/3) - 1) / k.
+    With k the skewness of the sum, the inverse of the transformation takes x to 3 ((1 + k (x - k / 6))^(1/3) - 1) / k. It only
+    widens: with two changed rows of many it would put 0 outside the interval.
     """
     if math.isnan(error):
         return math.nan, math.nan
@@ -301,7 +303,7 @@ def _skewed_ends(
     above, below = (
         x if abs(k) < 1e-6 else 3 / k * (float(np.cbrt(1 + k * (x - k / 6))) - 1) for x in (quantile, -quantile)
     )
-    return value - error * max(above, 0.0), value - error * min(below, 0.0)
+    return value - error * max(above, quantile), value - error * min(below, -quantile)
 
 
 def _by_cluster(x: Floats, codes: Codes) -> tuple[Floats, Floats]:

@@ -52,7 +52,9 @@ def quantization_config(kind: Quantization, skipped: list[str], dtype: torch.dty
     """
     library = _LIBRARIES[kind]
     if importlib.util.find_spec(library) is None:
-        raise ValueError(f"quantization {kind} needs {library}: pip install 'safe_rlhf_v[quantization]'")
+        raise ValueError(
+            f"quantization {kind} needs {library}: pip install '.[quantization]' in a clone of safe_rlhf_v"
+        )
     if library == "torchao":
         from torchao.quantization import Int8WeightOnlyConfig
         from transformers import TorchAoConfig

@@ -21,4 +21,6 @@ def package(name: str, extra: str) -> Any:
     try:
         return import_module(name)
     except ModuleNotFoundError as error:
-        raise PackageError(f"this needs the package {error.name}: pip install 'safe_rlhf_v[{extra}]'") from None
+        raise PackageError(
+            f"this needs the package {error.name}: pip install '.[{extra}]' in a clone of safe_rlhf_v"
+        ) from None

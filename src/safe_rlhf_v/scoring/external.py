@@ -140,8 +140,8 @@ class Classifier(ExternalScorer):
         limits = [n for n in (self.max_length, positions, self.tokenizer.model_max_length) if n is not None]
         self.limit = min([int(n) for n in limits if 0 < n < 10**9], default=None)
         pad = config.get_text_config().pad_token_id
-        if pad is None or self.tokenizer.pad_token_id is None:
-            self.batch_size = 1  # nothing could fill a shorter row
+        if pad is None or pad != self.tokenizer.pad_token_id:
+            self.batch_size = 1  # nothing could fill a shorter row, or the network would take it for its last token
 
     def _index(self, config: Any) -> int:
         names = {int(i): str(name) for i, name in config.id2label.items()}

@@ -1,0 +1,41 @@
+"""The budget of a policy's run, in the unit in which its cost model scores."""
+
+import math
+from typing import Any
+
+
+def budget_of_run(run: str) -> float:
+    """Budget d of a constrained policy in the cost model's own unit.
+
+    Training states d in spreads of the starting policy's cost and stores the spread that it measured; with
+    ``scores.normalise: false`` d is in the cost model's unit already.
+
+    Args:
+        run: Run folder or checkpoint of the policy.
+
+    Raises:
+        ValueError: If it is no such run, or has several constraints.
+    """
+    from safe_rlhf_v.training.checkpoints import CheckpointError, read_stage
+    from safe_rlhf_v.training.stored_config import stored_options
+
+    try:
+        stage = read_stage(run)
+        options = stored_options(stage, "model")
+    except CheckpointError as error:
+        raise ValueError(f"--budget {run}: {error}; name a number, or the run of a policy with a budget") from None
+    budgets = _entries(options.get("dual")).get("budget")
+    budgets = budgets if isinstance(budgets, list) else [budgets]
+    spread = stage["state_dict"].get("scale.spread")
+    if len(budgets) != 1:
+        raise ValueError(f"--budget {run}: has {len(budgets)} constraints; name the number of one")
+    if spread is None or type(budgets[0]) not in (int, float) or not math.isfinite(budgets[0]):
+        raise ValueError(f"--budget {run}: is no run of a policy with a budget; name a number")
+    scores: Any = options.get("scores") or {}
+    unit = float(spread[1]) if scores.get("normalise", True) else 1.0
+    return float(budgets[0]) * unit
+
+
+def _entries(component: Any) -> dict[str, Any]:
+    entries = component.get("init_args") if isinstance(component, dict) else None
+    return entries if isinstance(entries, dict) else {}

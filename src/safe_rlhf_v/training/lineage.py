@@ -1,0 +1,163 @@
+"""Where a model comes from: what it started from, and which reward and cost models it was trained against.
+
+A model is known by *marks*: its place, and the hash of its weights, which a copy of it shares.
+"""
+
+import hashlib
+import json
+import zipfile
+from collections.abc import Iterator
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from safe_rlhf_v.records.user_files import open_regular, read_bounded
+from safe_rlhf_v.training.checkpoints import CheckpointError, find_checkpoint, read_stage
+from safe_rlhf_v.training.models import EXPORT_FILE, is_model
+from safe_rlhf_v.training.stored_config import stored_options
+
+STARTS = ("init_from", "start")
+SCORERS = ("reward", "cost")
+SOURCES = ("run", "model", "function", "folder")
+"""Options of a scorer's class that say which model it is."""
+_CONTENT = ("*.safetensors", "*.json", "*.bin", "*.model")
+"""Files of a model's folder that decide what it computes."""
+_MAX_SETTINGS = 10_000_000
+
+
+def run_content(run: str) -> str:
+    """Short hash of the weights that a run or a model's folder would give; ``""`` for a name on the hub, and for nothing at all.
+
+    Of a run the checksums in its newest checkpoint count, of a model's folder all its bytes.
+
+    Args:
+        run: Run folder or checkpoint, or a model's folder or hub name.
+    """
+    try:
+        with zipfile.ZipFile(find_checkpoint(run)) as checkpoint:
+            return _short([[entry.filename, entry.CRC] for entry in checkpoint.infolist()])
+    except (CheckpointError, OSError, zipfile.BadZipFile):  # what is wrong with it is said where it is loaded
+        return _folder_content(Path(run)) if is_model(run) and Path(run).is_dir() else ""
+
+
+def marks(model: str) -> set[str]:
+    """By what a run or a model is known.
+
+    Args:
+        model: Run folder or checkpoint, or a model's folder, hub name or import path.
+    """
+    own = {run_content(model), str(_exported(model).get("weights") or "")} - {""}
+    return {f"run:{Path(model).resolve()}", *(f"weights:{content}" for content in own)}
+
+
+def own_marks(model: str) -> set[str]:
+    """Marks of a model and of all that it started from."""
+    return {mark for place in (model, *_started_from(model)) for mark in marks(place)}
+
+
+def trained_against(model: str) -> set[str]:
+    """Marks of the reward and cost models that a policy, or one that it started from, was trained against.
+
+    Args:
+        model: Run folder or checkpoint, or a model's folder.
+    """
+    found: set[str] = set()
+    for place in (model, *_started_from(model)):
+        stored = _exported(place).get("trained_against")
+        found |= (
+            {f"weights:{content}" for content in stored if isinstance(content, str)}
+            if isinstance(stored, list)
+            else set()
+        )
+        found |= {
+            mark for named in named_models(place, *SCORERS) for one in _places(named, place) for mark in marks(one)
+        }
+    return found
+
+
+def exported_lineage(run: str) -> dict[str, Any]:
+    """What an exported folder keeps of this: hashes of weights, no folders of this machine.
+
+    Args:
+        run: The run that is exported.
+    """
+    against = sorted(mark.removeprefix("weights:") for mark in trained_against(run) if mark.startswith("weights:"))
+    return {"weights": run_content(run), "trained_against": against}
+
+
+def named_models(run: str, *options: str) -> list[str]:
+    """Models that stand in the configuration of a run, as options of its module or of its roles; [] of anything else.
+
+    Args:
+        run: Run folder or checkpoint.
+        options: Names of the options.
+    """
+    if is_model(run):
+        return []
+    try:
+        module = stored_options(read_stage(run), "model")
+    except CheckpointError:
+        return []
+    roles = module.get("roles")
+    inner = roles.get("init_args") if isinstance(roles, dict) else None
+    values = [part.get(name) for name in options for part in (module, inner) if isinstance(part, dict)]
+    return [name for value in values for name in _names(value)]
+
+
+def _names(value: Any) -> Iterator[str]:
+    """A model by its name, or by the options of its class."""
+    options = value.get("init_args") if isinstance(value, dict) else None
+    names = map(options.get, SOURCES) if isinstance(options, dict) else [value]
+    yield from (name for name in names if isinstance(name, str) and name.isprintable() and 0 < len(name) < 1000)
+
+
+def _started_from(model: str) -> list[str]:
+    """Every place that a model, or what it started from, may have started from."""
+    found: list[str] = []
+    waiting = [model]
+    while waiting:
+        run = waiting.pop()
+        new = [place for named in named_models(run, *STARTS) for place in _places(named, run)]
+        new = [place for place in dict.fromkeys(new) if place not in (*found, model)]
+        found += new
+        waiting += new
+    return found
+
+
+def _places(named: str, run: str) -> list[str]:
+    """Where a model that a run names may lie: seen from here, and from the folders above the run that names it.
+
+    A run stores the paths that it was given, which hold in the folder that it was trained in.
+    """
+    above = [str(folder / named) for folder in Path(run).resolve().parents if (folder / named).exists()]
+    return [named, *above[:1]]
+
+
+def _exported(model: str) -> dict[str, Any]:
+    """Settings of an exported folder; {} of anything else."""
+    file = Path(model, EXPORT_FILE)
+    try:
+        content = json.loads(read_bounded(file, _MAX_SETTINGS)) if file.is_file() else {}
+    except (OSError, ValueError, RecursionError):
+        return {}  # what is wrong with it is said where it is loaded
+    return content if isinstance(content, dict) else {}
+
+
+def _folder_content(folder: Path) -> str:
+    files = sorted({file for pattern in _CONTENT for file in folder.glob(pattern) if file.is_file()})
+    return _short([[file.name, _bytes(str(file), file.stat().st_size, file.stat().st_mtime_ns)] for file in files])
+
+
+@lru_cache(maxsize=256)
+def _bytes(file: str, size: int, changed: int) -> str:
+    """Hash of a file's bytes; read once as long as its size and time of change stay."""
+    total = hashlib.sha256()
+    with open_regular(Path(file)) as content:
+        while part := content.read(1 << 20):
+            total.update(part)
+    return total.hexdigest()
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=True, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
