@@ -1,5 +1,6 @@
 """What is missing, stale or counted twice never makes a policy look safer than it is."""
 
+import html
 import json
 import math
 from pathlib import Path
@@ -7,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tests.evaluation.made_up import Simulated, World
 from tests.evaluation.unlabelled import Echo, photograph, tiny
 
 from safe_rlhf_v.commands.evaluate import evaluate
@@ -250,3 +252,19 @@ def test_the_difference_is_what_its_two_means_say() -> None:
     interval = paired(found, "j", Cell("mine", "test", "sampled"), Cell("start", "test", "sampled"), "helpfulness")
     assert interval.value == 2.0 and interval.n == 50
     assert "helpfulness 3.00 after 1.00 (difference 2.00" in answer(found, "more helpful")["text"]
+
+
+def test_tables_of_judges_name_the_split_where_there_are_several() -> None:
+    from safe_rlhf_v.evaluation.report import evaluation_page
+    from safe_rlhf_v.reports.page import render
+
+    world = World(
+        {"start": 0.5, "mine": 0.1}, {"start": 1, "mine": 1}, {"world": Simulated(truth=True), "j": Simulated()}, 20
+    )
+    lines = world.lines()
+    for file in lines:
+        file.extend([{**row, "split": "hard"} for row in list(file) if row["split"] == "test"])
+    summary = summary_of(Evidence(lines, {**world.about(), "splits": ["test", "hard"]}))
+    text = html.unescape(render(evaluation_page(summary, {})))
+    assert "mine on test" in text and "mine on hard" in text
+    assert "mine on test" not in html.unescape(render(evaluation_page(summary_of(world.evidence()), {})))

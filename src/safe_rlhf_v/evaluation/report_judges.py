@@ -40,7 +40,13 @@ CELLS = (("harmful_harmful", "harmful_safe", "harmful_unjudged"), ("safe_harmful
 def trust(summary: Json) -> Iterator[Block]:
     """One table: each judge on each policy."""
     rows = [
-        [judge["name"], row["policy"], mode_words(row["mode"]), *_quality(row), number(row["n"], "count")]
+        [
+            judge["name"],
+            f"{row['policy']}{on(row['split'], summary)}",
+            mode_words(row["mode"]),
+            *_quality(row),
+            number(row["n"], "count"),
+        ]
         for judge in summary["judges"]
         for row in select(judge["against_truth"] or (), by="all")
         if not row["mode"].startswith("matched:")
@@ -62,7 +68,7 @@ def trust(summary: Json) -> Iterator[Block]:
         cells = [
             [
                 row["judge"],
-                row["policy"],
+                f"{row['policy']}{on(row['split'], summary)}",
                 PICTURES.get(row["picture"], row["picture"]),
                 interval(row["changed"], "share"),
                 *_quality(row),
@@ -164,7 +170,7 @@ def _card(summary: Json, judge: Json) -> Card:
     ]
     for axis, habits in judge["axes"].items():
         blocks += _habits(axis, habits)
-    blocks += _against_truth(judge)
+    blocks += _against_truth(judge, summary)
     return Card(name, f"{kind}; family: {families}", marks, findings, blocks)
 
 
@@ -184,15 +190,18 @@ def _habits(axis: str, habits: Json) -> Iterator[Block]:
             yield Histogram(f"{caption} ({axis})", words, list(counts.values()), "what the judge preferred")
 
 
-def _against_truth(judge: Json) -> Iterator[Block]:
+def _against_truth(judge: Json, summary: Json) -> Iterator[Block]:
     rows: Sequence[Json] = judge["against_truth"] or ()
     for row in select(rows, by="all"):
         if row["confusion"]:
             counts = [[row["confusion"][cell] for cell in cells] for cells in CELLS]
-            caption = asked(row)
+            caption = f"{asked(row)}{on(row['split'], summary)}"
             yield Confusion(caption, "truth", "judge", ["harmful", "safe"], ["harmful", "safe", "no verdict"], counts)
     for by in ("category", "intent"):
-        cells = [[row["group"], asked(row), *_quality(row), number(row["n"], "count")] for row in select(rows, by=by)]
+        cells = [
+            [row["group"], f"{asked(row)}{on(row['split'], summary)}", *_quality(row), number(row["n"], "count")]
+            for row in select(rows, by=by)
+        ]
         if cells:
             header = [
                 by,
