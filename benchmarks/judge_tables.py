@@ -78,10 +78,14 @@ def ranking_table(rows: Sequence[Row]) -> list[str]:
         if row["by"] == "all" and row["judge"] == "reward"
     }
     lines = [
-        [policy, *(f"{values[policy, mode]:.2f}" for mode in ("sampled", "greedy"))]
+        [policy, *(correlation(values.get((policy, mode))) for mode in ("sampled", "greedy"))]
         for policy in dict.fromkeys(policy for policy, _ in values)
     ]
     return marked_table(["Reward model on the responses of", "sampled", "greedy"], lines).splitlines()
+
+
+def correlation(value: float | None) -> str:
+    return "no greedy form" if value is None else f"{value:.2f}"
 
 
 def picture_tables(found: Row) -> list[str]:
