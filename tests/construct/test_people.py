@@ -141,7 +141,7 @@ def test_few_votes_are_no_fault_for_dawid_and_skene(choices):
 
 def test_without_crowd_kit_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "crowdkit.aggregation", None)
-    with pytest.raises(ImportError, match=r"needs the package crowdkit.*safe_rlhf_v\[crowd\]"):
+    with pytest.raises(ImportError, match=r"needs the package crowdkit.*'\.\[crowd\]'"):
         DawidSkene().choices({"a": {"b": 1}})
 
 

@@ -92,8 +92,7 @@ def evaluate(
     """
     from safe_rlhf_v.evaluation.run import run_evaluation
 
-    limit = _limit(budget)
-    _check_values(policies, judges or {}, temperature, limit)
+    _check_values(policies, judges or {}, temperature, limit := _limit(budget))
     _check_lists({"modes": modes, "pictures": pictures, "transforms": transforms}, modes="sampled", pictures="real")
     prompts = _prompts(data, splits, most_prompts, grounding_prompts, seed, font)
     work = _work(_folder(output), prompts, policies, start, judges, max_new_tokens, temperature, seed)

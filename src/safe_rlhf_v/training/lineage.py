@@ -61,18 +61,18 @@ def trained_against(model: str) -> set[str]:
     Args:
         model: Run folder or checkpoint, or a model's folder.
     """
-    found: set[str] = set()
+    against: set[str] = set()
     for place in (model, *_started_from(model)):
         stored = _exported(place).get("trained_against")
-        found |= (
+        against |= (
             {f"weights:{content}" for content in stored if isinstance(content, str)}
             if isinstance(stored, list)
             else set()
         )
-        found |= {
+        against |= {
             mark for named in named_models(place, *SCORERS) for one in _places(named, place) for mark in marks(one)
         }
-    return found
+    return against
 
 
 def exported_lineage(run: str) -> dict[str, Any]:
@@ -113,15 +113,15 @@ def _names(value: Any) -> Iterator[str]:
 
 def _started_from(model: str) -> list[str]:
     """Every place that a model, or what it started from, may have started from."""
-    found: list[str] = []
+    earlier: list[str] = []
     waiting = [model]
     while waiting:
         run = waiting.pop()
         new = [place for named in named_models(run, *STARTS) for place in _places(named, run)]
-        new = [place for place in dict.fromkeys(new) if place not in (*found, model)]
-        found += new
+        new = [place for place in dict.fromkeys(new) if place not in (*earlier, model)]
+        earlier += new
         waiting += new
-    return found
+    return earlier
 
 
 def _places(named: str, run: str) -> list[str]:
