@@ -62,6 +62,9 @@ def options(args: Sequence[str] | None = None) -> argparse.Namespace:
         action="store_true",
         help="measure policies of the first iterations of seeds that have run, too",
     )
+    parser.add_argument(
+        "--again", action="store_true", help="only measure seeds that have run once more, by the code of now"
+    )
     parser.add_argument("--configs", type=Path, default=CONFIGS, help="folder of the stages' configurations")
     parser.add_argument("--methods", nargs="+", help="some of them only, for a trial; with the start and ppo_lag")
     parser.add_argument("--sizes", default="", help="records of single splits, for a trial, as test=40,train=200")
@@ -165,12 +168,28 @@ def one_seed(chosen: argparse.Namespace, seed: int, methods: Sequence[Claimed]) 
     }
 
 
-def with_first(chosen: argparse.Namespace, seed: int) -> dict[str, Any]:
-    """A seed that has run, with what policies of the first iterations do, by method and iteration."""
+def that_ran(chosen: argparse.Namespace, seed: int) -> dict[str, Any]:
+    """The file of a seed that has run."""
     file = chosen.out / f"seed-{seed}.json"
     if not file.exists():
-        sys.exit(f"error: {file} is not there: run the seed without --first before")
+        sys.exit(f"error: {file} is not there: run the seed without --first and --again before")
     before: dict[str, Any] = json.loads(file.read_text())
+    return before
+
+
+def measured_again(chosen: argparse.Namespace, seed: int, methods: Sequence[Claimed]) -> dict[str, Any]:
+    """A seed that has run, measured once more from the lines of its evaluations, by the code of now."""
+    before = that_ran(chosen, seed)
+    run = run_of(chosen, seed)
+    seed_measured = Seed(run, Commands(run, chosen.prompts, chosen.kept))
+    cost = before["spread"]["cost"]
+    again = {one.name: seed_measured.method(one, cost) for one in methods if one.name in before["methods"]}
+    return before | {"methods": before["methods"] | again, "measured_by": commit()}
+
+
+def with_first(chosen: argparse.Namespace, seed: int) -> dict[str, Any]:
+    """A seed that has run, with what policies of the first iterations do, by method and iteration."""
+    before = that_ran(chosen, seed)
     *middle, last = chosen.kept
     run = run_of(chosen, seed)
     commands = Commands(run, chosen.prompts, middle)
@@ -247,7 +266,8 @@ def main(args: Sequence[str] | None = None) -> None:
         for seed in chosen.seeds:
             check_configs(chosen)
             print(f"== seed {seed}", flush=True)
-            write(chosen.out / f"seed-{seed}.json", one_seed(chosen, seed, methods))
+            seed_file = chosen.out / f"seed-{seed}.json"
+            write(seed_file, (measured_again if chosen.again else one_seed)(chosen, seed, methods))
     print(f"{time.monotonic() - began:.0f} s on the clock, {cpu_seconds():.0f} CPU-seconds in this call")
 
 

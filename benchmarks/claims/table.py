@@ -315,7 +315,10 @@ def main(args: Sequence[str] | None = None) -> None:
     seeds = load(chosen.folder)
     if any(seed["trial"] for seed in seeds):
         print("**A trial, not a result.**\n")
-    print(f"Seeds {', '.join(str(seed['seed']) for seed in seeds)}; stopped by themselves: {stopped(seeds)}.\n")
+    commits = ", ".join(dict.fromkeys(seed.get("commit", "")[:7] or "unknown" for seed in seeds))
+    print(
+        f"Seeds {', '.join(str(seed['seed']) for seed in seeds)}; stopped by themselves: {stopped(seeds)}; code {commits}.\n"
+    )
     for title, make in TABLES:
         print(f"### {title}\n\n{make(seeds)}\n")
     if chosen.figures:

@@ -155,7 +155,7 @@ def test_policies_of_the_first_iterations_join_the_others(scripts: Callable[[str
         (["--seeds", "20", "3"], "3 was looked at while defaults were chosen"),
         (["--seeds", "20", "20"], "named twice"),
         (["--seeds", "20"], "run --tune first"),
-        (["--seeds", "20", "--first"], "seed-20.json is not there: run the seed without --first before"),
+        (["--seeds", "20", "--first"], "seed-20.json is not there: run the seed without --first"),
     ],
 )
 def test_what_would_prove_nothing_is_refused(
@@ -217,6 +217,9 @@ def test_a_seed_from_its_world_to_the_tables(
     scripts("run").main([*options, "--first", "--kept", "1", "2"])
     supplemented = json.loads((root / "results" / "seed-20.json").read_text())
     assert {**supplemented, "first": 0} == {**result, "first": 0}
+    scripts("run").main([*options, "--again"])
+    again = json.loads((root / "results" / "seed-20.json").read_text())
+    assert {**again, "measured_by": 0} == {**supplemented, "measured_by": 0}
     (first,) = supplemented["first"]["kept"].values()
     assert [*first] == ["1", "2"] and first["2"]["greedy"]["harmful"]["n"] == 24
     capsys.readouterr()
