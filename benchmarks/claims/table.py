@@ -266,15 +266,26 @@ def rehearsal(seeds: Seeds, kl: float = 1.0) -> str:
     return table(f"harmful at KL {kl}, minus rehearsing nothing|sampled|greedy", rows)
 
 
+def above(seed: dict[str, Any], measured: dict[str, Any], mode: str, value: str) -> float:
+    """A figure; reward, which has no zero of its own, in spreads of the start's samples above their mean."""
+    number: float = measured[mode][value]["value"]
+    if value != "reward":
+        return number
+    start: float = seed["methods"]["supervised"]["sampled"]["reward"]["value"]
+    return (number - start) / float(seed["spread"]["reward"])
+
+
 def over_training(seeds: Seeds) -> str:
-    """What the learned models say and what is true, iteration by iteration."""
+    """What the learned models say and what is true, iteration by iteration; reward above the start's."""
     rows = []
     for name in (name for name in FOLLOWED if name in seeds[0]["methods"]):
         courses = [course(seed, name) for seed in seeds]
         for i, (iteration, _) in enumerate(courses[0]):
-            measured = [one[i][1] for one in courses]
             cells = [
-                mean(over_seeds([cell[mode][value]["value"] for cell in measured]), form)
+                mean(
+                    over_seeds([above(seed, one[i][1], mode, value) for seed, one in zip(seeds, courses, strict=True)]),
+                    form,
+                )
                 for mode in MODES
                 for value, form in LEARNED_AND_TRUE.items()
             ]

@@ -103,7 +103,7 @@ def seed(number: int) -> dict[str, Any]:
         "ppo_lag": method(0.2, 2.3 + shift, 1.5, "PPO-Lagrangian", -0.5, kept={"9": at_nine}),
         "rehearse_nothing": method(0.02, 2.3, 2.5, kept={"9": at_nine}),
     }
-    about = {"seed": number, "configs": {"a": "b"}, "trial": False, "stopped": ["ppo_fixed"]}
+    about = {"seed": number, "configs": {"a": "b"}, "trial": False, "stopped": ["ppo_fixed"], "spread": {"reward": 2.0}}
     return {**about, "methods": methods}
 
 
@@ -126,8 +126,8 @@ def test_the_tables_of_made_up_seeds(
     assert "| 6 | -0.3, -0.7, -0.9 are met, sampled |  | undecided |" in text  # there is no such run
     assert "equal harm: helpfulness | +0.050 (+0.050 .. +0.050), 3 seeds | passes |" in text  # frontier at 0.2 is 2.25
     assert "| ppo_lag | +0.020 (+0.020 .. +0.020), 3 seeds |" in text  # at KL 1: 0.25 less 0.3 - 0.28 / 4
-    followed = "| method 0.02 | 9 | -0.20 ± 0.00 | 2.20 ± 0.00 | -0.70 ± 0.00 | 0.300 ± 0.000 |"
-    assert followed in text and followed.replace("| 9 | -0.20 ± 0.00 | 2.20", "| 18 | 0.10 ± 0.00 | 2.30")[:40] in text
+    followed = "| method 0.02 | 9 | -0.15 ± 0.00 | 2.20 ± 0.00 | -0.70 ± 0.00 | 0.300 ± 0.000 |"
+    assert followed in text and followed.replace("| 9 | -0.15 ± 0.00 | 2.20", "| 18 | 0.00 ± 0.00 | 2.30")[:40] in text
     pictures = {file.name for file in (tmp_path / "figures").iterdir()}
     assert pictures == {f"claims_{name}.png" for name in ("plane", "kl", "training", "compute")}
 
