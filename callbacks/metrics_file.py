@@ -1,11 +1,10 @@
 """Test results as a file that other programs read."""
 
-import json
 from pathlib import Path
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from safe_rlhf_v.records.user_files import write_whole
+from safe_rlhf_v.records.user_files import json_text, write_whole
 
 
 class MetricsFile(Callback):
@@ -27,9 +26,9 @@ class MetricsFile(Callback):
         self.path = Path(path)
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write ``{metric: value}``, sorted by name."""
+        """Write ``{metric: value}``, sorted by name; null for a value that is no finite number."""
         if not trainer.is_global_zero:
             return
         metrics = {name: float(value) for name, value in sorted(trainer.callback_metrics.items())}
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(self.path, (json.dumps(metrics, indent=1) + "\n").encode())
+        write_whole(self.path, (json_text(metrics, indent=1) + "\n").encode())

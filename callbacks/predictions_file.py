@@ -12,11 +12,13 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter
 
 from safe_rlhf_v.data_modules.contract import data_of, split_names
-from safe_rlhf_v.records.user_files import create, whole_file
+from safe_rlhf_v.records.user_files import create, json_text, whole_file
 
 
 class PredictionsFile(BasePredictionWriter):
     """Writes one line per record: its split and what ``predict_step`` returned for it. The file appears when it is complete.
+
+    A number that is NaN, as a judge's is where it does not apply, or infinite stands there as null.
 
     Every rank writes a part beside it; at the end they become one file whose order does not depend on the ranks. ``predict``
     adds this callback by itself, with the run's folder, where the configuration has none.
@@ -67,7 +69,7 @@ class PredictionsFile(BasePredictionWriter):
             raise TypeError(f"{type(pl_module).__name__}.predict_step must return a list of dicts, one per record")
         named = hasattr(data_of(trainer), "evaluation_splits")
         split = {"split": split_names(trainer, "predict")[dataloader_idx]} if named else {}
-        lines = [json.dumps({**split, **row}, ensure_ascii=False) for row in prediction]
+        lines = [json_text({**split, **row}) for row in prediction]
         self.file.write((json.dumps([dataloader_idx, batch_idx, trainer.global_rank, lines]) + "\n").encode())
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -8,7 +8,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from safe_rlhf_v.callbacks.pictures import Pictures, draws
 from safe_rlhf_v.data_modules.contract import data_of, split_names
-from safe_rlhf_v.records.batches import to_device
+from safe_rlhf_v.records.batches import to_device, without_order
 
 Stage = Literal["validate", "test"]
 
@@ -102,6 +102,8 @@ class SplitReport(Callback, ABC):
         batch = on_cpu(batch)
         if "valid" in outputs:  # rows that the module could not use do not count
             batch = batch._replace(valid=outputs["valid"].cpu())
+        if "same" in outputs:  # pairs that are the same to the model have no order here either
+            batch = without_order(batch, outputs["same"].cpu())
         notes += self.note(outputs[key], batch, len(notes))
 
     def _report_all(self, trainer: Trainer, stage: Stage) -> None:

@@ -215,7 +215,9 @@ class ShardDataModule(LightningDataModule):
         world = self.trainer.world_size if self.trainer else 1
         rank = self.trainer.global_rank if self.trainer else 0
         source = Source(split, rows, collate or self.collate(split), self.images, self.on_bad_sample)
-        return PlannedLoader(source, Plan(len(rows), batch_size, world, rank, seed), workers=self.num_workers)
+        plan = Plan(len(rows), batch_size, world, rank, seed)
+        # The records are cached where they are decoded: in workers that live as long as the loader.
+        return PlannedLoader(source, plan, workers=self.num_workers, persistent=self.images.cache > 0)
 
     def _stream(self) -> dict[str, Any]:
         """Settings that must be equal for a position to mean the same sample."""

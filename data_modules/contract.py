@@ -47,3 +47,20 @@ def split_names(trainer: Trainer, stage: str) -> tuple[str, ...]:
         "predict": ("predict", trainer.num_predict_batches),
     }[stage]
     return (name, *(f"{name}_{number}" for number in range(1, len(loaders))))
+
+
+def refuse_single_rows(data: Any, images: str) -> None:
+    """Refuse batches of one row where pictures are to be shuffled within a batch: each row would keep its own.
+
+    Args:
+        data: A data module; one that says nothing of its batch sizes is not refused.
+        images: The module's option.
+
+    Raises:
+        ValueError: Naming the option to change.
+    """
+    for name in ("batch_size", "eval_batch_size") if images == "shuffled" else ():
+        if getattr(data, name, None) == 1:
+            raise ValueError(
+                f"images: shuffled exchanges the pictures of a batch, but data.{name} is 1: set it to 2 or more"
+            )

@@ -1,5 +1,6 @@
 """Training batches with demonstrations beside them, for objectives that must not forget what the model could do before (PTX)."""
 
+import random
 from collections.abc import Iterator
 from typing import Any
 
@@ -24,7 +25,8 @@ class PTXDataModule(ShardDataModule):
 
         Args:
             path: Shard folder (with ``manifest.json``).
-            demonstrations: Split of demonstrations that are learned in addition (PTX); ``None`` for no PTX.
+            demonstrations: Split of demonstrations that are learned in addition (PTX), in an order of their own; ``None`` for no
+                PTX.
             demonstrations_from: Which response of a record: the more helpful (``helpful_and_safe``) or the safer (``safe``) of
                 the safe ones, or the more helpful whatever its safety (``helpful``). A record without such a response (none is
                 labelled safe, or it is unknown which of several is better) gives no demonstration: its row is masked and
@@ -61,7 +63,10 @@ class PTXDataModule(ShardDataModule):
         split = self.split(self.demonstrations)
         rows = list(range(len(split)))
         position = self._ptx.position if self._ptx else self._ptx_position
-        self._ptx = self._make(split, rows, self.demonstration_batch_size, self.seed, self._collate_demonstrations)
+        seed = self.seed
+        if self.demonstrations == self.train_split:  # the same order would pair each prompt with its own demonstration
+            seed = random.Random(f"demonstrations/{seed}").getrandbits(62)
+        self._ptx = self._make(split, rows, self.demonstration_batch_size, seed, self._collate_demonstrations)
         self._ptx.position = position
         return PairedLoader(batches, self._ptx)
 

@@ -49,7 +49,8 @@ class ImageOptions:
         max_pixels: Refuse larger pictures, by their header.
         size: Scale the longer side to this many pixels; ``None`` keeps the picture's size.
         cache: Number of records that are kept in memory with their decoded pictures, so that later epochs do not read them
-            again; 0 for none.
+            again; 0 for none. Each split has its own, and so has each of ``num_workers`` processes, which then stay between
+            epochs: a record is decoded again where another process has it.
     """
 
     max_pixels: int = MAX_PIXELS

@@ -1,16 +1,28 @@
 """All callbacks in real Lightning runs, read back from the event file."""
 
 import io
+import json
+import math
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from lightning.pytorch import Callback, Trainer
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from safe_rlhf_v.callbacks import CategoryAccuracy, ReliabilityDiagram, RuleAccuracy, SampleGallery, ScoreHistograms
+from safe_rlhf_v.callbacks import (
+    CategoryAccuracy,
+    MetricsFile,
+    PredictionsFile,
+    ReliabilityDiagram,
+    RuleAccuracy,
+    SampleGallery,
+    ScoreHistograms,
+)
 
 Build = Callable[..., Trainer]
 Read = Callable[[], EventAccumulator]
@@ -94,3 +106,25 @@ def test_loaders_without_a_data_module_have_names_too(trainer: Build, board: Rea
     data.trainer = trainer([])
     trainer([ReliabilityDiagram()]).validate(toy.module(), dataloaders=data.val_dataloader())
     assert board().Tags()["images"] == ["3_reliability/validation", "3_reliability/validation_1"]
+
+
+def test_files_of_measurements_are_json_even_where_a_number_is_missing(tmp_path: Any) -> None:
+    def refuse(word: str) -> None:
+        raise AssertionError(f"{word} is no JSON")
+
+    run = SimpleNamespace(
+        callback_metrics={"test/b": torch.tensor(0.5), "test/a": torch.tensor(torch.nan)},
+        is_global_zero=True, global_rank=0, world_size=1, datamodule=None,
+        strategy=SimpleNamespace(barrier=lambda name: None),
+    )  # fmt: skip
+    MetricsFile(str(tmp_path / "metrics.json")).on_test_end(run, None)  # type: ignore[arg-type]
+    metrics = json.loads((tmp_path / "metrics.json").read_text(), parse_constant=refuse)
+    assert list(metrics.items()) == [("test/a", None), ("test/b", 0.5)]
+    predictions: Any = PredictionsFile(str(tmp_path / "predictions.jsonl"))
+    predictions.on_predict_start(run, None)
+    rows = [{"key": "a", "over_refused": math.nan, "scores": [1.0, math.inf]}, {"key": "b", "over_refused": 1.0}]
+    predictions.write_on_batch_end(run, None, rows, None, None, 0, 0)
+    predictions.on_predict_end(run, None)
+    lines = (tmp_path / "predictions.jsonl").read_text().splitlines()
+    read = [json.loads(line, parse_constant=refuse) for line in lines]
+    assert read == [{"key": "a", "over_refused": None, "scores": [1.0, None]}, rows[1]]

@@ -9,7 +9,7 @@ from tests.guard_run import WIDE
 from safe_rlhf_v.commands.filter import Rules, filter_shards, main, relabelled, table
 from safe_rlhf_v.guard.calibration import Calibration
 from safe_rlhf_v.guard.verdict import unchecked
-from safe_rlhf_v.records import Record, Response
+from safe_rlhf_v.records import PairVotes, Record, Response, Votes
 from safe_rlhf_v.records.taxonomy import Taxonomy
 from safe_rlhf_v.shards import ShardedSplit, ShardWriter
 from safe_rlhf_v.shards.check import check
@@ -214,3 +214,56 @@ def test_two_processes_on_one_folder_are_refused_and_the_report_comes_before_the
     with pytest.raises(OSError, match="No space"):
         filter_shards(Full(), source, tmp_path / "half", Rules())
     assert not (tmp_path / "half" / "manifest.json").exists() and not (tmp_path / "half" / "filter.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("lenient", "question", "response", "reason"),
+    [
+        ("prompts", "-1 0.7", "-1 0.5", "response needs review"),
+        ("prompts", "-1 0.99", "-1 0.9", "response blocked"),
+        ("responses", "-1 0.5", "-1 0.7", "prompt needs review"),
+        ("responses", "-1 0.9", "-1 0.99", "prompt blocked"),
+    ],
+)
+def test_the_strictest_decision_counts_and_not_the_most_harm(lenient, question, response, reason, tmp_path):
+    class TwoThresholds(Scripted):
+        """Allows prompts, or responses, whatever their harm."""
+
+        def moderate_batch(self, inputs):
+            return [
+                verdict._replace(decision="allow") if (item.response is None) == (lenient == "prompts") else verdict
+                for item, verdict in zip(inputs, super().moderate_batch(inputs), strict=True)
+            ]
+
+    source = shards(tmp_path / "in", record("one", question, response))
+    _, dropped = filter_shards(TwoThresholds(), source, tmp_path / "out", Rules(check="both"))
+    assert [line["reason"] for line in dropped] == [reason]
+
+
+def test_votes_go_with_the_labels_that_are_replaced():
+    judge = Scripted().judge
+    votes = Votes(safety=(2, 2), is_safe=(True,), helpfulness=(1.0,))
+    old = record(
+        "a", "q", Response("x", safety=2, is_safe=True, votes=votes), Response("y", votes=Votes(is_safe=(True, True)), is_safe=True),
+        safer=0, votes=PairVotes(more_helpful=(1,), safer=(0, 0)),
+    )  # fmt: skip
+    new = relabelled(old, [judge("-3 1"), judge("1 0")])
+    assert [r.votes for r in new.responses] == [Votes(helpfulness=(1.0,)), Votes()]
+    assert (new.safer, new.votes) == (1, PairVotes(more_helpful=(1,)))
+    filled = relabelled(replace(old, safer=None), [judge("-3 1"), judge("1 0")], missing_only=True)
+    assert filled.responses[0] is old.responses[0]
+    assert (filled.responses[1].safety, filled.responses[1].votes) == (1, Votes(is_safe=(True, True)))
+    assert (filled.safer, filled.votes) == (0, PairVotes(more_helpful=(1,)))
+    kept = relabelled(old, [judge("-3 1"), judge("1 0")], missing_only=True)
+    assert (kept.safer, kept.votes) == (0, old.votes)
+
+
+@pytest.mark.parametrize(("stated", "said"), [(False, "1 0"), (True, "-2 1")])
+def test_a_binary_label_that_the_guard_contradicts_stays(stated, said):
+    judge = Scripted().judge
+    old = record("a", "q", Response("x", is_safe=stated), Response("y"))
+    new = relabelled(old, [judge(said), judge("0 0")], missing_only=True)
+    assert new.responses[0] is old.responses[0] and new.responses[1].safety == 0
+    assert new.safer is None and not new.safety_tie
+    agreed = relabelled(record("a", "q", Response("x", is_safe=not stated)), [judge(said)], missing_only=True)
+    assert (agreed.responses[0].safety, agreed.responses[0].is_safe) == (int(said.split()[0]), not stated)

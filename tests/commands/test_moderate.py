@@ -1,17 +1,21 @@
 """The command over many inputs: every kind of input, broken entries, and going on after an interruption."""
 
+import hashlib
 import json
 import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 from safe_rlhf_v.commands import moderate
 from safe_rlhf_v.guard import entries as entries_module
 from safe_rlhf_v.guard.entries import MAX_LINE, JsonlEntries, open_entries
+from safe_rlhf_v.records import Record, Response
+from safe_rlhf_v.records.taxonomy import Taxonomy
 from safe_rlhf_v.records.user_files import FileError
-from safe_rlhf_v.shards import ShardedSplit
+from safe_rlhf_v.shards import ShardedSplit, ShardWriter
 
 
 def run(guard_path, source, output, *extra):
@@ -285,3 +289,44 @@ def test_shards_and_folders(calibrated_run, world, table, tmp_path, capsys):
         open_entries(tmp_path / "empty", None)
     assert run("nowhere", table, tmp_path / "c.jsonl") == 2
     assert "nowhere" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("stated", [(1, 0), (0, 1), (2, 2), (3, 0)])
+def test_an_index_with_another_number_of_responses_is_an_error(stated, tmp_path):
+    with ShardWriter(tmp_path / "s", name="s", licence="CC0-1.0", taxonomy=Taxonomy("t", ())) as writer:
+        writer.write("test", Record("a", "q", responses=(Response("x"), Response("y"))))
+        writer.write("test", Record("b", "q"))
+    index = np.load(tmp_path / "s" / "test.index.npy")
+    index["responses"] = stated
+    np.save(tmp_path / "s" / "test.index.npy", index)
+    manifest = json.loads((tmp_path / "s" / "manifest.json").read_text())
+    content = (tmp_path / "s" / "test.index.npy").read_bytes()
+    manifest["splits"]["test"]["index"]["sha256"] = hashlib.sha256(content).hexdigest()
+    (tmp_path / "s" / "manifest.json").write_text(json.dumps(manifest))
+    entries = open_entries(tmp_path / "s", "test")
+    wrong = [entry for i in range(len(entries)) if (entry := entries[i]).input is None]
+    rows = [f"row {i}" for i, (count, right) in enumerate(zip(stated, (2, 0), strict=True)) if count != right]
+    assert sorted({entry.key for entry in wrong}) == rows
+    assert all("another number of responses" in entry.problem for entry in wrong)
+
+
+def test_nothing_in_a_folder_is_passed_over(tmp_path, monkeypatch):
+    for name in ("in/a.png", "in/deep/b.PJPEG", "in/c.pjp", "in/closed/d.png", "out/e.png", "in/notes.txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    (tmp_path / "in" / "more").symlink_to(tmp_path / "out")
+    (tmp_path / "in" / "deep" / "circle").symlink_to(tmp_path / "in")
+    scan = os.scandir
+
+    def refuse(place):
+        if str(place).endswith("closed"):
+            raise PermissionError(13, "Permission denied", str(place))
+        return scan(place)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    entries = open_entries(tmp_path / "in", None)
+    keys = {entries[i].key: entries[i].problem for i in range(len(entries))}
+    assert list(keys) == ["a.png", "c.pjp", "closed", "deep/b.PJPEG", "deep/circle", "more"]
+    assert keys["closed"] == "a folder that cannot be read: Permission denied"
+    assert all("a link to a folder" in keys[name] for name in ("deep/circle", "more"))
+    assert not keys["a.png"] and not keys["c.pjp"] and not keys["deep/b.PJPEG"]

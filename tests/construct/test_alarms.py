@@ -1,11 +1,22 @@
 """Each alarm: its exact test by hand, its false-alarm rate, and the fault that it is for."""
 
+import random
 from collections import Counter
 
 import pytest
 from tests.construct.built import build, first_stages
 
-from safe_rlhf_v.construct.alarms import ALARMS, Check, Gold, Tolerances, at_most, axes_of, checks_of_judge, raised
+from safe_rlhf_v.construct.alarms import (
+    ALARMS,
+    Check,
+    Gold,
+    Tolerances,
+    at_most,
+    axes_of,
+    checks_of_judge,
+    not_tested,
+    raised,
+)
 from safe_rlhf_v.construct.judging import Judgement, JudgeResponses, opinions_in
 from safe_rlhf_v.construct.measures import Rate
 from safe_rlhf_v.construct.responses import read_pairs
@@ -148,3 +159,64 @@ def test_gold_items_find_a_judge_who_contradicts_them(stored: Workspace) -> None
 
 def test_an_unstable_judge_is_found(stored: Workspace) -> None:
     assert ("wild", "unstable") in alarms_of(stored, {"wild": SimulatedJudge(noise=4.0)})
+
+
+def computed(pairs: int, chance: random.Random) -> list[Judgement]:
+    """A judge without fault that computes scores: what it says in one order follows from the other."""
+    opinions = []
+    for i in range(pairs):
+        choice = 0.0 if chance.random() < 0.5 else chance.choice((1.0, -1.0))
+        longer = chance.choice((1.0, -1.0))
+        for probe, order, value in (
+            ("compare", (0, 1), choice), ("compare", (1, 0), -choice), ("repeat", (0, 1), choice),
+            ("padded", (0, 2), -longer), ("padded", (2, 0), longer),
+        ):  # fmt: skip
+            opinions.append(Judgement(str(i), "a", probe, "safety", order, value, "", ""))
+    return opinions
+
+
+def test_a_pair_is_one_event() -> None:
+    """100 pairs a judge; at the stated rate of 5 % at most 11 of 100 audits have an alarm with a probability of 99 %."""
+    chance = random.Random(0)
+    tolerances = Tolerances(false_alarm_rate=0.05)
+    alarms = 0
+    for _ in range(100):
+        checks = checks_of_judge("a", axes_of(computed(100, chance)), None, tolerances)
+        assert all(check.of <= 100 for check in checks if check.name != "unparsable")
+        alarms += any(raised(checks, tolerances))
+    assert alarms <= 11
+
+
+def test_two_axes_of_a_pair_are_one_event() -> None:
+    """A judge that does not look, and changes the ratings of both axes together, passes at most as often as stated."""
+    chance = random.Random(0)
+    tolerances = Tolerances(false_alarm_rate=0.05)
+    passed = 0
+    for _ in range(200):
+        opinions = []
+        for i in range(40):
+            again, swapped = (float(chance.random() < 0.4) for _ in range(2))
+            for axis in AXES:
+                for probe, value in (("rate", 0.0), ("repeat_rate", again), ("swapped", swapped)):
+                    opinions.append(Judgement(str(i), "a", probe, axis, (0,), value, "", ""))
+        checks = checks_of_judge("a", axes_of(opinions), None, tolerances)
+        alarms = dict(zip((check.name for check in checks), raised(checks, tolerances), strict=True))
+        passed += not alarms["picture_not_read"]
+    assert passed <= 18  # of 200 at 5 %, with a probability of 99 %
+
+
+@pytest.mark.parametrize("pairs", [0, 19, 20])
+def test_what_cannot_be_tested_is_said(pairs: int) -> None:
+    opinions = [
+        Judgement(str(i), "a", probe, axis, (0,), 1.0, "", "")
+        for i in range(pairs)
+        for probe in ("rate", "repeat_rate", "swapped")
+        for axis in AXES
+    ]
+    stated = not_tested(axes_of(opinions))
+    if pairs >= 20:
+        assert stated == {}
+        return
+    reason = f"not tested: {pairs} pairs were rated again and beside another picture, it takes 20"
+    assert stated == {"picture_not_read": reason}
+    assert not any(c.name == "picture_not_read" for c in checks_of_judge("a", axes_of(opinions), None, Tolerances()))

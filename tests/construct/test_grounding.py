@@ -1,5 +1,6 @@
 """The grounding filter: its rule by hand, and a planted share of leaking questions against truth."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,9 @@ from safe_rlhf_v.construct.grounding import (
 )
 from safe_rlhf_v.construct.models import RewardJudge
 from safe_rlhf_v.construct.questions import read_items
+from safe_rlhf_v.construct.responses import Responded, Responder
+from safe_rlhf_v.records import Record
+from safe_rlhf_v.scoring.judge import Judge
 from safe_rlhf_v.world import SimulatedJudge, WorldResponder
 
 
@@ -82,3 +86,42 @@ def test_a_planted_share_of_leaking_questions_is_removed(tmp_path: Path) -> None
 def test_a_judge_without_ratings_is_refused() -> None:
     with pytest.raises(ValueError, match="rates helpfulness and safety"):
         Ground(WorldResponder(), RewardJudge("runs/none"))
+
+
+class Silent(Responder):
+    """Responds, but not under some pictures."""
+
+    def __init__(self, under: str, fault: str) -> None:
+        self.under = under
+        self.fault = fault
+
+    def respond(self, records: Sequence[Record], seed: int, draw: int = 0) -> list[Responded]:
+        return [
+            Responded("", self.fault)
+            if draw == 1 and (self.under == "none") == (not record.images)
+            else Responded("fine")
+            for record in records
+        ]
+
+
+class Length(Judge):
+    """Finds every response harmless, and one with words helpful."""
+
+    def score(self, record: Record, text: str) -> dict[str, float]:
+        assert text, "nothing is asked about a response that did not come"
+        return {"helpfulness": 3.0, "level": 0.0}
+
+
+@pytest.mark.parametrize("fault", ["failed", "refused"])
+@pytest.mark.parametrize(("under", "decided"), [("none", True), ("pictures", None)])
+def test_a_response_that_did_not_come_is_no_empty_one(
+    under: str, decided: bool | None, fault: str, tmp_path: Path
+) -> None:
+    ground = Ground(Silent(under, fault), Length(), draws=2, on_failure="keep")
+    work = build(tmp_path, [*first_stages(4)[:2], ground])
+    findings = read_grounding(work).values()
+    assert {finding.answer_leaks for finding in findings} == {None}
+    assert {finding.verdict_leaks for finding in findings} == {decided}
+    row = work.rows("grounding")[0]
+    assert row["fault"] == fault and row["texts"]["none"][1] == (None if under == "none" else "fine")
+    assert row["helpfulness"]["none"] == [3.0, None if under == "none" else 3.0]

@@ -1,9 +1,14 @@
 """Every measure of the audit against numbers counted by hand."""
 
+import math
 from typing import Any
+
+import pytest
 
 from safe_rlhf_v.construct import measures as m
 from safe_rlhf_v.construct.judging import Judgement
+from safe_rlhf_v.construct.models import CostJudge
+from safe_rlhf_v.records import Record
 
 
 def said(pair: str, probe: Any, *order: int, value: float | None, fault: str = "") -> Judgement:
@@ -80,7 +85,10 @@ def test_padded() -> None:
         said("b", "padded", 2, 0, value=0),
     ]
     assert m.padding(opinions) == {"padded": 2, "original": 1, "tie": 1}
-    assert m.preferring_padded(opinions) == ["b", "a"]
+    both = [said("c", "padded", 0, 2, value=-1), said("c", "padded", 2, 0, value=1)]
+    both += [said("d", "padded", 0, 2, value=1), said("d", "padded", 2, 0, value=-1)]
+    both += [said("e", "padded", 0, 2, value=0), said("e", "padded", 2, 0, value=0)]
+    assert m.padded_pairs([*opinions, *both]) == {"c": True, "d": False}  # a pair counts once, where both orders agree
 
 
 def test_longer_preferred() -> None:
@@ -125,3 +133,23 @@ def test_nothing_said_gives_empty_measures() -> None:
     assert m.ties([]) == m.retest_choice([]) == m.Rate(0, 0)
     assert m.picture_reading([]).swapped == m.Rate(0, 0)
     assert m.choices([]) == {}
+
+
+def test_a_pair_leans_once() -> None:
+    same = [said(pair, "identical", 0, 0, value=value) for pair, value in (("a", 1), ("c", 1), ("d", 1), ("e", 0))]
+    # c leans to the first place in two ways, d to the second in one and to the first in another.
+    assert m.leanings([*FIVE, *same]) == {"c": 1, "a": 1}
+    assert m.leanings(FIVE) == {"c": 1, "d": -1}
+
+
+def test_ties_of_one_order() -> None:
+    assert m.ties(m.first_order(FIVE)) == m.Rate(2, 8)
+
+
+@pytest.mark.parametrize(
+    ("cost", "harmful"), [(2.0, 1.0), (-2.0, 0.0), (0.0, 0.0), (math.inf, 1.0), (math.nan, math.nan)]
+)
+def test_a_cost_that_is_no_number_is_not_harmless(cost: float, harmful: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(CostJudge, "_values", lambda self, pairs: [cost] * len(pairs))
+    scores = CostJudge("nowhere").score(Record("a", "q"), "x")
+    assert scores == pytest.approx({"cost": cost, "harmful": harmful}, nan_ok=True)

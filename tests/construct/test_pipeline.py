@@ -312,3 +312,23 @@ def test_no_word_of_a_failed_stage_is_kept_and_the_next_run_goes_on(tmp_path: Pa
 def test_lines_are_never_written_with_nan() -> None:
     with pytest.raises(ValueError, match="JSON compliant"):
         lines.encoded({"value": float("nan")})
+
+
+@pytest.mark.parametrize(
+    "folder",
+    ["people", "People", "judgements", "images", "audit", "../escaped", "/tmp/x", "a/b", "", ".", "..", "a.json"],
+)
+def test_shards_take_no_name_of_another_stage_and_stay_in_the_folder(folder: str) -> None:
+    with pytest.raises(ValueError, match="must be one name"):
+        WriteShards(folder=folder)
+
+
+def test_a_note_of_a_stage_of_ones_own_is_not_overwritten(tmp_path: Path) -> None:
+    stages = [*first_stages(4, 0.0), JudgeResponses({"careful": SimulatedJudge(seed=1)}, probes=0.0)]
+    work = workspace(tmp_path)
+    run_stages(stages, work)
+    for text in ('{"settings": {}}', "[]", "no json", '{"content": "x", "tasks": 3}'):
+        (tmp_path / "mine.json").write_text(text)
+        with pytest.raises(ValueError, match=r"mine\.json: is not a note of shards"):
+            run_stages([*stages, WriteShards(folder="mine", audited=False)], work)
+        assert (tmp_path / "mine.json").read_text() == text and not (tmp_path / "mine").exists()

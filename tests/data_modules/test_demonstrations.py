@@ -137,3 +137,27 @@ def test_resumed_ptx_keeps_its_rule(tmp_path: Path) -> None:
     other = PromptDataModule(root, batch_size=4, demonstrations="train", demonstrations_from="helpful")
     with pytest.raises(ValueError, match="demonstrations_from = 'helpful_and_safe', now it is 'helpful'"):
         other.load_state_dict(state)
+
+
+@pytest.mark.parametrize("module", [PromptDataModule, PTXPreferenceDataModule])
+@pytest.mark.parametrize("seed", [0, 7])
+def test_demonstrations_of_the_training_split_have_an_order_of_their_own(
+    module: type[PromptDataModule], seed: int, tmp_path: Path
+) -> None:
+    """Otherwise each step would learn the demonstrations of its own prompts."""
+    taxonomy = Taxonomy("t", ("fraud",))
+    with ShardWriter(tmp_path, name="t", licence="CC0-1.0", taxonomy=taxonomy) as writer:
+        for split in ("train", "other"):
+            for i in range(24):
+                writer.write(split, replace(make(2, 1, more=0, safer=0), key=f"{split}-{i:02}"))
+
+    def orders(demonstrations: str) -> list[list[str]]:
+        data = module(str(tmp_path), demonstrations=demonstrations, batch_size=4, seed=seed)
+        batches = list(data.train_dataloader())
+        keys = [[key for b in batches for key in b.keys], [k for b in batches for k in b.demonstrations.keys]]
+        return [[key.rpartition("-")[2] for key in part] for part in keys]
+
+    prompts, own = orders("train")
+    same, other = orders("other")
+    assert prompts == same == other, "runs with another split keep their orders"
+    assert own != prompts and sorted(own) == sorted(prompts) and orders("train") == [prompts, own]

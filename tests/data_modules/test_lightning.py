@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import lightning.pytorch as pl
@@ -12,6 +13,8 @@ import pytest
 import torch
 
 from safe_rlhf_v.data_modules import PreferenceDataModule
+from safe_rlhf_v.modules.base import BaseModule
+from safe_rlhf_v.training.checkpoints import CheckpointError
 
 RUN = Path(__file__).parents[1] / "tiny_run.py"
 Folder = Callable[..., Path]
@@ -107,3 +110,52 @@ def test_a_checkpoint_is_tested_on_other_data_with_another_batch_size(folder: Fo
     with pytest.raises(ValueError, match=r"global_batch = 2, now it is 4: set batch_size to 2 on 1 rank"):
         data = PreferenceDataModule(str(tmp_path / "data"), validation_splits=(), batch_size=4)
         trainer(tmp_path, max_epochs=2).fit(Watch(), data, ckpt_path=tmp_path / "x.ckpt")
+
+
+class Stub(torch.nn.Module):
+    """The least that a fingerprint needs."""
+
+    base = None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = torch.nn.Linear(1, 1)
+        self.tokenizer = SimpleNamespace(get_vocab=lambda: {"a": 0}, special_tokens_map={})
+
+
+class Learning(BaseModule):
+    """A module of the library that learns nothing."""
+
+    def build(self) -> None:
+        self.backbone: Any = Stub()
+
+    def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+        return 0.0 * self.backbone.linear(torch.ones(1, 1)).sum()  # type: ignore[no-any-return]
+
+    def test_step(self, batch: Any, batch_idx: int) -> None:
+        """Nothing is measured."""
+
+
+class Renamed(PreferenceDataModule):
+    """The same batches by another name."""
+
+
+def test_a_position_that_a_renamed_data_module_would_lose_is_refused(folder: Folder, tmp_path: Path) -> None:
+    root = str(folder(train=8))
+    file = tmp_path / "x.ckpt"
+    run = trainer(tmp_path, max_epochs=1)
+    run.fit(Learning(), PreferenceDataModule(root, validation_splits=(), batch_size=2))
+    run.save_checkpoint(file)
+    with pytest.raises(
+        CheckpointError, match=r"x\.ckpt: its position in the data is that of PreferenceDataModule"
+    ) as error:
+        trainer(tmp_path, max_epochs=2).fit(
+            Learning(), Renamed(root, validation_splits=(), batch_size=2), ckpt_path=file
+        )
+    assert "the data module now is Renamed" in str(error.value) and "\n" not in str(error.value)
+    other = trainer(tmp_path, max_epochs=2)
+    other.fit(Learning(), PreferenceDataModule(root, validation_splits=(), batch_size=2), ckpt_path=file)
+    assert other.global_step == 8
+    trainer(tmp_path).test(
+        Learning(), Renamed(root, test_splits=("train",), batch_size=2), ckpt_path=file, verbose=False
+    )

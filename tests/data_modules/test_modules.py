@@ -1,6 +1,7 @@
 """The two data modules without a trainer: what they train on, what they refuse, what their position means."""
 
 import math
+import multiprocessing
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,6 +15,7 @@ from safe_rlhf_v.data_modules.plan import Position
 from safe_rlhf_v.data_modules.source import ImageOptions
 from safe_rlhf_v.records.batches import UNKNOWN_LEVEL
 from safe_rlhf_v.shards import ShardedSplit
+from safe_rlhf_v.shards.images import decode
 
 Folder = Callable[..., Path]
 
@@ -145,6 +147,28 @@ def test_cached_records_are_read_once_and_stay_the_same(
         assert batch.responses == expected.responses
         for row, other in zip(batch.prompts.images, expected.prompts.images, strict=True):
             assert all(map(torch.equal, row, other))
+
+
+@pytest.mark.parametrize("workers", [0, 1, 2])
+@pytest.mark.parametrize("kind", [PreferenceDataModule, SupervisedDataModule])
+def test_a_cache_lasts_over_epochs_with_workers_too(
+    folder: Folder, monkeypatch: pytest.MonkeyPatch, kind: Any, workers: int
+) -> None:
+    """Each worker fills its own: with two, every record is decoded twice at most, however many epochs there are."""
+    decoded = multiprocessing.Value("i", 0)
+
+    def counted(*args: Any, **options: Any) -> Any:
+        with decoded.get_lock():
+            decoded.value += 1
+        return decode(*args, **options)
+
+    monkeypatch.setattr("safe_rlhf_v.data_modules.source.decode", counted)
+    data = kind(str(folder(train=12)), batch_size=4, num_workers=workers, images=ImageOptions(cache=100))
+    loader = data.train_dataloader()
+    epochs = [[batch for batch in loader] for _ in range(12)]
+    assert sorted(key for batch in epochs[-1] for key in batch.keys) == sorted(k for b in epochs[0] for k in b.keys)
+    pictures = sum(len(row) for batch in epochs[0] for row in batch.prompts.images)
+    assert pictures <= decoded.value <= pictures * max(1, workers)
 
 
 def test_ranks_share_an_epoch(folder: Folder) -> None:

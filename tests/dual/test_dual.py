@@ -136,10 +136,10 @@ def test_rectified_only_grows_unless_it_forgets() -> None:
 
 def reference(kind: str, costs: list[list[float]], budget: float, window: int, smoothing: float) -> list[float]:
     """The formulas once more, in plain Python and float64, with a queue for the window."""
-    kept: deque[float] = deque(maxlen=window)
+    kept: deque[float] = deque()
     lam, total, smooth, found = 1.0, 1.0, None, []
     for rollout in costs:
-        kept.extend(rollout)
+        kept = deque([*kept, *rollout], maxlen=max(window, len(rollout)))
         mean = sum(kept) / len(kept)
         before, smooth = smooth, mean if smooth is None else smoothing * smooth + (1 - smoothing) * mean
         if kind == "log":
@@ -251,8 +251,25 @@ def test_the_window_holds_the_last_valid_costs_of_each_constraint() -> None:
     controller.update(torch.tensor([[3.0, 9.0], [nan, 5.0], [4.0, nan]]), torch.tensor([[1, 1], [0, 1], [1, 0]]).bool())
     assert controller.mean_cost.tolist() == [3.0, 7.0]  # 2 3 4, and 9 5
     controller.update(torch.tensor([[float(i), nan] for i in range(10, 15)]), torch.tensor([[True, False]] * 5))
-    assert controller.mean_cost.tolist() == [13.0, 7.0]  # a rollout larger than the window leaves its last three
-    assert controller.updates.tolist() == [3, 1]
+    assert controller.mean_cost.tolist() == [12.0, 7.0]  # a rollout larger than the window counts as a whole
+    controller.update(torch.full((2, 2), nan), torch.zeros(2, 2, dtype=torch.bool))
+    assert controller.mean_cost.tolist() == [12.0, 7.0]
+    controller.update(torch.tensor([[nan, 6.0]]), torch.tensor([[False, True]]))
+    assert controller.mean_cost.tolist() == [12.0, pytest.approx(20 / 3)]  # 9 5 6
+    controller.update(torch.tensor([[18.0, nan]]), torch.tensor([[True, False]]))
+    assert controller.mean_cost.tolist() == [15.0, pytest.approx(20 / 3)]  # 13 14 18: the last three again
+    assert controller.updates.tolist() == [4, 2]
+
+
+@pytest.mark.parametrize("make", EVERY)
+@pytest.mark.parametrize("rows", [40, 200])
+def test_the_order_of_ranks_does_not_matter_even_beyond_the_window(make: Make, rows: int) -> None:
+    one, other = make([0.1, 0.4], window=16), make([0.1, 0.4], window=16)
+    for costs, valid in rollouts(8, 2 * rows, 2):
+        first, second = (costs[:rows], valid[:rows]), (costs[rows:], valid[rows:])
+        swapped = [torch.cat(parts) for parts in zip(second, first, strict=True)]
+        torch.testing.assert_close(one.update(costs, valid), other.update(*swapped))
+        torch.testing.assert_close(one.mean_cost, other.mean_cost)
 
 
 @pytest.mark.parametrize("make", EVERY)
@@ -322,6 +339,24 @@ def test_on_resume_the_users_budget_and_bounds_hold() -> None:
     new.load_state_dict(old.state_dict())
     assert new.lam.item() == 6.0 and new.gap.item() == 3.0
     assert feed(new, [5.0]) == [3.0]
+
+
+@pytest.mark.parametrize("make", EVERY)
+@pytest.mark.parametrize("window", [3, 8, 40])
+def test_another_window_takes_effect_on_resume(make: Make, window: int) -> None:
+    """A shorter one forgets the oldest costs at once; a longer one fills up."""
+    old, new = make([0.1, 0.4], window=8), make([0.1, 0.4], window=window)
+    data = rollouts(30, 4, 2)
+    for costs, valid in data[:10]:
+        old.update(costs, valid)
+    new.load_state_dict(old.state_dict())
+    assert torch.equal(new.lam, old.lam) and torch.equal(new.mean_cost, old.mean_cost)
+    for costs, valid in data[10:]:
+        new.update(costs, valid)
+    all_costs, all_valid = (torch.cat(parts) for parts in zip(*data, strict=True))
+    for i, mean in enumerate(new.mean_cost):
+        length = max(window, int(data[-1][1][:, i].sum()))
+        torch.testing.assert_close(mean, all_costs[all_valid[:, i], i][-length:].mean())
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])

@@ -12,7 +12,7 @@ from tests.models.test_real_tokenizer import PICTURE, TOWER, write_model
 from safe_rlhf_v.export import write
 from safe_rlhf_v.export.check import load_module
 from safe_rlhf_v.export.trained import Trained
-from safe_rlhf_v.models import ClipDecoder, EvidenceHead
+from safe_rlhf_v.models import ClipDecoder, EvidenceHead, plain_inputs
 from safe_rlhf_v.records import Context, Turn
 from safe_rlhf_v.records.batches import Prompts
 from safe_rlhf_v.shards.pixels import to_rgb
@@ -107,3 +107,28 @@ def test_a_loader_sees_a_picture_as_the_shards_do(folder, tmp_path):
         with Image.open(tmp_path / name) as opened, Image.open(tmp_path / name) as again, torch.no_grad():
             seen = Image.fromarray(np.asarray(to_rgb(again, again.info.get("exif"))))  # pixels alone
             assert torch.equal(loader.encode([opened]), loader.encode([seen])), name
+
+
+@pytest.mark.parametrize("mode", ["I;16", "I;16B", "I", "F", "LA", "La", "RGBa", "P", "1", "L", "CMYK"])
+def test_pictures_of_every_depth_are_seen_as_in_training(mode):
+    values = np.linspace(0, 60_000, 48).reshape(6, 8)
+    if mode.startswith("I;16"):
+        picture = Image.fromarray(values.astype("<u2")).convert("I").convert(mode)
+    elif mode == "I":
+        picture = Image.fromarray(values.astype(np.int32))
+    elif mode == "F":
+        picture = Image.fromarray((values / 60_000).astype(np.float32))
+    else:
+        grey = Image.fromarray((values / 257).astype(np.uint8))
+        premultiplied = {"La": "LA", "RGBa": "RGBA"}.get(mode, "L")
+        picture = (grey.convert("RGBA") if premultiplied == "RGBA" else grey.convert(premultiplied)).convert(mode)
+    assert picture.mode == mode
+    shown_pixels = np.asarray(plain_inputs.upright(picture))
+    assert np.array_equal(shown_pixels, np.asarray(to_rgb(picture)))
+    assert len(np.unique(shown_pixels)) > (1 if mode == "1" else 40)
+
+
+def test_values_beyond_16_bits_are_refused():
+    for values in ([[-1.0, 2.0]], [[0.0, 70_000.0]], [[0.0, np.nan]]):
+        with pytest.raises(ValueError, match="nor 8 nor 16 bits"):
+            plain_inputs.upright(Image.fromarray(np.array(values, np.float32)))

@@ -231,6 +231,18 @@ def test_a_guard_without_calibration_says_so(guard_run: Path, tmp_path: Path) ->
     assert not json.loads((tmp_path / "out" / "export.json").read_text())["calibrated"]
 
 
+@pytest.mark.parametrize("revision", [None, "v2"])
+@pytest.mark.parametrize("quantization", [None, "nf4"])
+def test_an_adapters_card_says_which_base_it_stood_on(revision: str | None, quantization: str | None) -> None:
+    from safe_rlhf_v.export import card
+
+    settings = {"form": "adapter", "base": "me/base", "revision": revision, "quantization": quantization,
+                "kind": "policy", "outputs": []}  # fmt: skip
+    text = card._how(settings)
+    assert ('from_pretrained("me/base", revision="v2")' in text) == (revision is not None)
+    assert ("stored as nf4" in text) == (quantization is not None)
+
+
 def test_the_card_of_hostile_names_is_one_page(policy_stages: Path, world: Path) -> None:
     from dataclasses import replace
 

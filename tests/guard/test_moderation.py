@@ -126,6 +126,43 @@ def test_a_failing_model_blocks_only_what_it_failed_on(guard, picture, monkeypat
     assert blocked(nan) and "NaN or infinite output" in nan.reasons[0]
 
 
+@pytest.mark.parametrize(
+    ("response", "log_probs", "risk"),
+    [
+        ("b", [-torch.inf] * 7, 0.0),
+        ("b", [0.0] * 6 + [torch.inf], 0.0),
+        ("b", [torch.nan] + [0.0] * 6, 0.0),
+        (None, [0.0] * 7, torch.nan),
+        (None, [0.0] * 7, torch.inf),
+    ],
+)
+def test_a_harm_that_is_no_number_blocks(response, log_probs, risk, guard, picture, monkeypatch):
+    forward = type(guard.module).forward
+
+    def broken(self, prompts, responses):
+        outputs = forward(self, prompts, responses)
+        outputs.level_log_probs[:] = torch.tensor(log_probs)
+        outputs.prompt_risk[:] = risk
+        return outputs
+
+    monkeypatch.setattr(type(guard.module), "forward", broken)
+    (verdict,) = guard.moderate_batch([Input(picture, "a", response)])
+    assert blocked(verdict) and "NaN or infinite output" in verdict.reasons[0]
+
+
+def test_a_level_may_be_impossible(guard, picture, monkeypatch):
+    forward = type(guard.module).forward
+
+    def certain(self, prompts, responses):
+        outputs = forward(self, prompts, responses)
+        outputs.level_log_probs[:] = torch.tensor([0.0] + [-torch.inf] * 6)
+        return outputs
+
+    monkeypatch.setattr(type(guard.module), "forward", certain)
+    (verdict,) = guard.moderate_batch([Input(picture, "a", "b")])
+    assert (verdict.status, verdict.harm, verdict.level) == ("ok", 1.0, -3)
+
+
 def test_a_timeout_blocks(guard, picture, monkeypatch):
     monkeypatch.setattr(guard, "_moderate", lambda inputs: time.sleep(2))
     verdicts = guard.moderate_batch([Input(picture, "a", "b")] * 3, timeout=0.05)

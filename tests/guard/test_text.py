@@ -154,6 +154,10 @@ def test_genuine_writing_is_read_as_it_stands_and_nothing_in_it_is_called_a_tric
      ("sure" + "\u2062\u2064" * 8, "hidden_code"), ("a" + "".join(chr(0xE000 + i) for i in range(20)), "hidden_code")],
 )  # fmt: skip
 def test_refusals(text, reason):
+    refuse(text, reason)
+
+
+def refuse(text, reason):
     with pytest.raises(RefusedText) as refusal:
         readings("fine", text)
     assert refusal.value.reason == reason
@@ -201,7 +205,7 @@ def test_canonically_equal_texts_have_a_reading_in_common(text):
 
 
 @pytest.mark.parametrize(
-    "piece", ["a ", "\u0336", "\u200d", "\u0430b", "👨\u200d", ". ", "a\u0301", "\u202ea", "a\u0336 "]
+    "piece", ["a ", "\u0336", "\u200d", "\u0430b", "👨\u200d", ". ", "a\u0301", "\u202ea\u202c", "a\u0336 "]
 )
 def test_hostile_texts_take_little_time(piece):
     """Linear: four times the text in far less than sixteen times the time."""
@@ -213,3 +217,52 @@ def test_hostile_texts_take_little_time(piece):
 
     seconds(1000)
     assert seconds(MAX_CHARACTERS) < 10 * max(seconds(MAX_CHARACTERS // 4), 0.02)
+
+
+BITS = "\u200b\u200c\u200c\u200b" * 16
+FLAG = "\U0001f3f4" + tags("gbeng") + "\U000e007f"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"sure{BITS} hello {FLAG}",
+        f"{FLAG} sure{BITS}",
+        BITS + FLAG,
+        FLAG + BITS,
+        f"sure{BITS}{selectors('a')}",
+        f"sure{BITS[:20]}{tags('a')}{BITS[:20]}",
+        "sure" + "\ufe00\ufe01" * 8 + selectors("a"),
+        "sure" + selectors(" \n\n ") * 4,
+    ],
+)
+def test_one_more_character_does_not_let_a_hidden_code_pass(text):
+    refuse(text, "hidden_code")
+
+
+@pytest.mark.parametrize(
+    "text", [FLAG * 3, f"go {FLAG}{FLAG}", "sure" + tags("poison it"), "sure" + selectors("a b  c d e f")]
+)
+def test_flags_and_hidden_texts_are_read(text):
+    assert readings(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "\u202e\u202dmb\u202cob\u202c",  # displayed as bomb, as are the next three
+        "\u202e\u2066mb\u2069\u2066bo\u2069\u202c",
+        "\u202e\u202amb\u202cob\u202c",
+        "\u202d\u202ebm\u202cob\u202c",
+        "fine\n\u202eab\u2068cd",
+    ],
+)
+def test_a_direction_inside_an_overridden_one_is_refused(text):
+    refuse(text, "nested_override")
+
+
+@pytest.mark.parametrize(
+    "text", ["\u202ebmob\u202c and \u202ebmob\u202c", "\u202ebmob\n\u2066it\u2069", "\u2066\u202ebmob\u202c\u2069"]
+)
+def test_overrides_one_after_the_other_are_read(text):
+    assert any("bomb" in reading.texts[0] for reading in readings(text))

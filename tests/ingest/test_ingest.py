@@ -1,6 +1,7 @@
 """Other people's files become valid shards."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -126,6 +127,22 @@ def test_every_bad_label_and_picture_is_listed(tmp_path, ordinal, capsys):
     assert ordinal(LABELS + bad.replace("4,", "5,"), "out", "--on_bad_row", "skip") == 0
     assert check(tmp_path / "out") == []
     assert len((tmp_path / "out.bad_rows.jsonl").read_text().splitlines()) == 8
+
+
+def test_a_picture_that_is_named_twice_has_one_label(tmp_path, ordinal, pictures, capsys):
+    shutil.copytree(pictures, tmp_path / "pictures")
+    shutil.copy(tmp_path / "pictures" / "3.jpg", tmp_path / "pictures" / "copy.jpg")
+    options = ("--on_bad_row", "skip", "--images", str(tmp_path / "pictures"))
+    assert ordinal(LABELS + "3,2\n3,0\ncopy,0\n", "out", *options) == 0
+    listed = [json.loads(line) for line in (tmp_path / "out.bad_rows.jsonl").read_text().splitlines()]
+    assert [line["row"] for line in listed] == [31, 32, 33]
+    assert all("the picture of row 4, too" in str(line) for line in listed)
+    labels = {
+        (record.images[0].id, record.image_severity)
+        for name in Manifest.load(tmp_path / "out").splits
+        for record in ShardedSplit(tmp_path / "out", name)
+    }
+    assert len(labels) == len({picture for picture, _ in labels}) == 30
 
 
 @pytest.mark.parametrize(

@@ -10,12 +10,13 @@ from hypothesis import strategies as st
 from safe_rlhf_v.commands.shards import main
 from safe_rlhf_v.ingest import json_rows as reader
 from safe_rlhf_v.ingest.conversations import read_conversation
+from safe_rlhf_v.ingest.dataset import import_dataset
 from safe_rlhf_v.ingest.fields import Field, FieldError
 from safe_rlhf_v.ingest.json_rows import json_rows
 from safe_rlhf_v.ingest.mapping import parse_mapping, preset_text
 from safe_rlhf_v.ingest.table import TableError
 from safe_rlhf_v.records import Turn
-from safe_rlhf_v.shards import ShardedSplit
+from safe_rlhf_v.shards import Manifest, ShardedSplit
 
 
 @pytest.mark.parametrize(
@@ -168,6 +169,88 @@ def test_what_is_no_json_of_rows_is_one_line(tmp_path, text):
         with pytest.raises(TableError, match=r"rows\.json") as caught:
             list(json_rows(tmp_path / "rows.json", entry))
         assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('[{"q": 1}]\n[{"q": 2}]', "something stands behind the array of 1 entries"),
+        ('[{"q": 1}], 3', "something stands behind"),
+        ("[] x", "something stands behind"),
+        ('[{"q": 1} {"q": 2}]', "a comma is missing"),
+        ('[{"q": 1},, {"q": 2}]', "behind entry 1"),
+        ('[{"q": 1},]', "behind entry 1"),
+        ('[,{"q": 1}]', "behind entry 0"),
+        ('[{"q": 1, "safe": "yes", "safe": "no"}]', "a field occurs twice"),
+        ('[{"q": {"a": 1, "a": 1}}]', "a field occurs twice"),
+        ('{"rows": [{"q": 1}], "rows": [{"q": 2}]}', "a field occurs twice"),
+        ('{"a": {"q": 1}, "a": {"q": 2}}', "a field occurs twice"),
+    ],
+)
+@pytest.mark.parametrize("chunk", [7, 1 << 16])
+def test_json_is_read_as_strictly_as_lines(text, message, chunk, tmp_path, monkeypatch):
+    monkeypatch.setattr(reader, "_CHUNK", chunk)
+    (tmp_path / "rows.json").write_text(text)
+    with pytest.raises(TableError, match=r"rows\.json") as caught:
+        list(json_rows(tmp_path / "rows.json", "rows" if '"rows"' in text else ""))
+    assert message in str(caught.value)
+
+
+def test_numbers_at_the_end_of_a_piece_are_whole(tmp_path, monkeypatch):
+    monkeypatch.setattr(reader, "_CHUNK", 3)
+    (tmp_path / "rows.json").write_text("[ 12345 , 67 ]  \n ")
+    assert len([row for row in json_rows(tmp_path / "rows.json") if row.problems]) == 2
+
+
+PAIRED = """
+name: mine
+licence: x
+splits: {train: train, test: test}
+skip: {video: a video}
+pair_by: [question]
+unpaired: keep
+fields: {question: q, response_0: a, is_safe_0: {column: safe, optional: true}, split: {column: s, optional: true}}
+"""
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "reason"),
+    [
+        ({}, {}, ""),
+        ({"video": "clip.mp4"}, {}, "a video"),
+        ({}, {"video": "clip.mp4"}, "a video"),
+        ({"s": "test"}, {}, "two responses to one prompt in different splits"),
+        ({}, {"s": "test"}, "two responses to one prompt in different splits"),
+        ({"s": "test"}, {"s": "test"}, ""),
+    ],
+)
+def test_what_holds_for_rows_holds_for_both_rows_of_a_pair(first, second, reason, tmp_path):
+    rows = [
+        {"q": "one", "a": "x", "video": None, "s": "train", **first},
+        {"q": "one", "a": "y", "video": None, "s": "train", **second},
+        {"q": "two", "a": "x", "video": None, "s": "train"},
+    ]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    imported = import_dataset(str(tmp_path / "rows.jsonl"), tmp_path / "out", parse_mapping(PAIRED, "mine"))
+    written = {
+        (name, record.question): len(record.responses)
+        for name in Manifest.load(tmp_path / "out").splits
+        for record in ShardedSplit(tmp_path / "out", name)
+    }
+    split = first.get("s", "train")
+    assert written == {("train", "two"): 1} | ({} if reason else {(split, "one"): 2})
+    assert imported.skipped == 0 and (not reason or any(reason in note for note in imported.notes))
+
+
+def test_a_pair_with_an_unknown_split_is_a_bad_row(tmp_path):
+    for wrong in (0, 1):
+        rows = [{"q": "one", "a": str(i), "video": None, "s": "tset" if i == wrong else "train"} for i in range(2)]
+        rows.append({"q": "two", "a": "x", "video": None, "s": "train"})
+        (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        out = tmp_path / f"out{wrong}"
+        mapping = parse_mapping(PAIRED, "mine")
+        imported = import_dataset(str(tmp_path / "rows.jsonl"), out, mapping, on_bad_row="skip")
+        assert (imported.records, imported.skipped) == (1, 1)
 
 
 MINE = """

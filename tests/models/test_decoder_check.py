@@ -7,7 +7,7 @@ import torch
 from transformers import AutoConfig
 
 from safe_rlhf_v.models import ClipDecoder
-from safe_rlhf_v.models.decoder_check import decoder_packs
+from safe_rlhf_v.models.decoder_check import decoder_abilities
 from safe_rlhf_v.models.sampling import SamplingOptions, sample
 from safe_rlhf_v.models.tower import SlotSettings, TowerSettings
 from safe_rlhf_v.records.batches import Prompts
@@ -24,6 +24,8 @@ DECODERS = {  # config, and whether it packs
     "mistral": ({**SIZE, "sliding_window": 4096}, False),  # its window counts columns
     "gpt_neo": (NEO, False),
     "mpt": ({"d_model": 32, "n_heads": 2, "n_layers": 2}, False),
+    "bloom": ({"hidden_size": 32, "n_layer": 2, "n_head": 2}, False),
+    "lfm2": ({**SIZE, "layer_types": ["conv", "full_attention"], "block_multiple_of": 8}, False),
 }  # fmt: skip
 QUESTIONS = ("what is it ?", "is this thing a red knife or not ?")
 RESPONSES = [("this is one red knife .", "i see a thing . take care ."), ("yes you can .", "this is one red cup .")]
@@ -73,13 +75,60 @@ def test_cached_decoding_equals_a_full_pass(decoder):
         assert logits.argmax(-1).tolist() == ids
 
 
-@pytest.mark.parametrize("kind", ["qwen3_next", "mamba"])
-def test_states_carried_from_token_to_token_are_never_packed(kind):
-    assert not decoder_packs(AutoConfig.for_model(kind))
+def test_states_carried_from_token_to_token_are_never_packed_and_have_a_cache_of_their_own():
+    options = {**SIZE, "layer_types": ["conv", "full_attention"]}
+    for config in (AutoConfig.for_model("qwen3_next"), AutoConfig.for_model("lfm2", **options)):
+        assert decoder_abilities(config) == (False, True)
+
+
+WRONG = {  # config, and why it is refused
+    "cohere": ({**SIZE}, "rescales its logits (logit_scale)"),
+    "gemma2": ({**SIZE}, "rescales its logits (final_logit_softcapping)"),
+    "granite": ({**SIZE, "logits_scaling": 8.0}, "rescales its logits (logits_scaling)"),
+    "falcon_h1": ({**SIZE, "lm_head_multiplier": 0.5}, "rescales its logits (by"),
+    "mamba": ({"hidden_size": 32, "num_hidden_layers": 2, "state_size": 4}, "with a cache"),
+    "jamba": ({**SIZE}, "with a cache"),
+}
+
+
+@pytest.mark.parametrize("kind", WRONG)
+def test_what_would_be_wrong_without_an_error_is_refused(kind):
+    options, reason = WRONG[kind]
+    with pytest.raises(ValueError) as refusal:
+        decoder_abilities(AutoConfig.for_model(kind, **options))
+    assert kind in str(refusal.value) and "\n" not in str(refusal.value)
+    assert reason in str(refusal.value)
+
+
+def test_a_scale_of_the_logits_is_seen_under_any_name(monkeypatch):
+    monkeypatch.setattr("safe_rlhf_v.models.decoder_check.rescaled_logits", lambda config: "")
+    for kind in ("cohere", "gemma2", "granite"):
+        with pytest.raises(ValueError, match="rescales its logits"):
+            decoder_abilities(AutoConfig.for_model(kind, **WRONG[kind][0]))
+
+
+def test_the_trial_is_the_same_under_another_precision():
+    config = AutoConfig.for_model("qwen3", **SIZE, attention_bias=True)
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        with torch.autocast("cpu", torch.bfloat16), torch.inference_mode():
+            assert decoder_abilities(config) == (True, False)
+    finally:
+        torch.set_default_dtype(torch.float32)
 
 
 def test_what_cannot_be_tried_is_not_packed_and_says_so(caplog):
     config = AutoConfig.for_model("gptj")  # its copy is as large as itself
     with caplog.at_level(logging.WARNING):
-        assert not decoder_packs(config)
+        assert not decoder_abilities(config).packs
     assert "gptj: rows are not packed" in caplog.text
+
+
+def test_placeholders_and_tokens_of_pictures_must_match(world):
+    backbone = ClipDecoder(str(world / "tokenizer"), TOWER, {"model_type": "llama", **SIZE}, SlotSettings(3, 16)).eval()
+    prepared = backbone.prepare(prompts(), RESPONSES)
+    ids = prepared.tokens.input_ids
+    first = (ids[0] == backbone.image_id).nonzero()[0, 0]
+    ids[0, first] = backbone.eos_id
+    with pytest.raises(ValueError, match=r"15 placeholders for 16 tokens of pictures"):
+        backbone.response_states(prepared)

@@ -1,6 +1,7 @@
 """Settings, prompts and refusals of the Hugging Face backbone, and what only some families have."""
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -10,10 +11,12 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from safe_rlhf_v.models import hf_families as families
 from safe_rlhf_v.models import tiny
+from safe_rlhf_v.models.family_reports import _key
 from safe_rlhf_v.models.hf_vlm import HFVLM
 from safe_rlhf_v.models.lora import LoraSettings
 from safe_rlhf_v.models.prompt_writer import PromptWriter
@@ -258,3 +261,29 @@ def test_neither_torchvision_nor_num2words_is_needed(folder: Folder) -> None:
         tokens, images = load(path).prepare_prompts(Prompts(((image,),), (("a",),), ("Safe?",)))
         expected.append(f"{sum(tokens.ids[0])} {images.pixels['pixel_values'].double().abs().sum().item()}")
     assert found.stdout.split("\n")[:-1] == expected
+
+
+@pytest.mark.parametrize("part", ["lm_head", "layers.1.mlp", "projector"])
+def test_a_folder_without_some_weights_is_refused_in_one_line(folder: Folder, tmp_path: Path, part: str) -> None:
+    """Transformers would fill them with random numbers."""
+    copied = Path(shutil.copytree(folder("llava"), tmp_path / "copy"))
+    file = copied / "model.safetensors"
+    weights = {name: value for name, value in load_file(file).items() if part not in name}
+    save_file(weights, file, {"format": "pt"})
+    with pytest.raises(ValueError, match=rf"holds no weights for \S*{part}\S*.* of Llava") as refused:
+        HFVLM(str(copied), self_test=False)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_self_test_belongs_to_template_and_processor(folder: Folder) -> None:
+    """What decides the tokens of a prompt, or where a response ends, is part of a report's name."""
+    vlm = HFVLM(folder("llava"), self_test=False)
+    keys = [_key(vlm)]
+    for change in (
+        lambda: setattr(vlm.tokenizer, "chat_template", "{{ messages }}"),
+        lambda: setattr(vlm.processor, "num_additional_image_tokens", 0),
+        lambda: setattr(vlm.model.generation_config, "eos_token_id", 5),
+    ):
+        change()
+        keys.append(_key(vlm))
+    assert len(set(keys)) == 4

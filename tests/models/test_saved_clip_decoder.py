@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tests.shared_runs import policy, shared, train
 from torch import Tensor
 
@@ -104,3 +105,42 @@ def test_one_saved_base_carries_all_roles(
         train("ConstrainedPolicyModule", world, tmp_path / "other", backbone, **policy(roles))
     said = capsys.readouterr().err.splitlines()
     assert any(re.match(r"error: .*its base is '.*base', the policy's is '.*moved'", line) for line in said)
+
+
+def test_the_pixels_of_a_saved_tower_are_those_of_its_weights(
+    original: ClipDecoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A tag of pretrained weights says mean and std, which the saved folder no longer names."""
+    import open_clip
+
+    sizes = {"layers": [1, 1, 1, 1], "width": 8, "image_size": 64}
+
+    def create_model(name: str, pretrained: str | None = None) -> Any:
+        text = {"context_length": 1, "vocab_size": 1, "width": 8, "heads": 1, "layers": 1}
+        model = open_clip.CLIP(embed_dim=8, vision_cfg=sizes, text_cfg=text)
+        if pretrained:
+            model.visual.preprocess_cfg = {"mean": (0.5, 0.4, 0.3), "std": (0.1, 0.2, 0.3)}
+        return model
+
+    monkeypatch.setattr(open_clip, "create_model", create_model)
+    tower = TowerSettings(name="some-tower", pretrained="some-tag")
+    original.tokenizer.save_pretrained(tmp_path / "tokenizer_only")
+    model = ClipDecoder(str(tmp_path / "tokenizer_only"), tower, DECODER, SlotSettings(3, 16)).eval()
+    model.save_pretrained(tmp_path / "saved")
+    saved = SavedClipDecoder(str(tmp_path / "saved")).eval()
+    torch.testing.assert_close(saved.tower.mean.flatten(), torch.tensor([0.5, 0.4, 0.3]) * 255)
+    torch.testing.assert_close(saved.tower.std.flatten(), torch.tensor([0.1, 0.2, 0.3]) * 255)
+    assert torch.equal(log_probs(saved), log_probs(model))
+
+
+def test_a_folder_without_some_weights_is_refused_in_one_line(original: ClipDecoder, tmp_path: Path) -> None:
+    """Transformers would fill them with random numbers."""
+    original.save_pretrained(tmp_path)
+    file = tmp_path / "decoder" / "model.safetensors"
+    weights = load_file(file)
+    save_file({name: value for name, value in weights.items() if "mlp" not in name}, file, {"format": "pt"})
+    with pytest.raises(
+        ValueError, match=r"decoder .*: holds no weights for .*mlp.*\(\+3\) of LlamaForCausalLM"
+    ) as refused:
+        SavedClipDecoder(str(tmp_path))
+    assert "\n" not in str(refused.value)

@@ -9,6 +9,7 @@ import pytest
 import torch
 from tests.shards.conftest import picture
 
+from safe_rlhf_v.callbacks.evaluation import agreement
 from safe_rlhf_v.callbacks.split_report import SplitReport
 from safe_rlhf_v.data_modules import PreferenceDataModule, PTXPreferenceDataModule, SupervisedDataModule
 from safe_rlhf_v.functional.shares import loss_of
@@ -149,6 +150,40 @@ def test_too_many_in_a_row_stop():
         admission.admit(batch, refuse, "skip-and-count")
 
 
+def rows(count, bad, valid=None):
+    """A batch, and a model that refuses some of its rows."""
+    from safe_rlhf_v.models.reader import RefusedRows
+    from safe_rlhf_v.records.batches import Prompts, SupervisedBatch
+
+    valid = torch.ones(count, dtype=torch.bool) if valid is None else valid
+    prompts = Prompts(((),) * count, ((),) * count, ("q",) * count)
+
+    def prepare(batch):
+        if refused := {row: "too long" for row in bad if batch.valid[row]}:
+            raise RefusedRows(refused)
+        return True
+
+    return SupervisedBatch(prompts, ("",) * count, {}, valid, ("k",) * count), prepare, "skip-and-count"
+
+
+def test_only_refused_rows_behind_each_other_are_in_a_row():
+    admission = Admission()
+    admission.admit(*rows(256, range(0, 256, 2)))  # 128 of them, each between two good ones
+    admission.admit(*rows(100, range(99)))
+    assert admission.refused == 128 + 99
+    admission.admit(*rows(90, range(30, 90)))  # the last 60 are carried on
+    admission.admit(*rows(10, (), torch.zeros(10, dtype=torch.bool)))  # padding stands between no records
+    with pytest.raises(ShardError, match="103 records in a row"):
+        admission.admit(*rows(60, range(43)))
+    admission = Admission()
+    admission.admit(*rows(90, range(30, 90)))
+    admission.admit(*rows(60, range(1, 44)))  # one good row in front of them
+    admission.admit(*rows(60, ()))
+    admission.admit(*rows(60, range(60)))
+    with pytest.raises(ShardError, match="150 records in a row"):
+        admission.admit(*rows(200, [*range(5), *range(10, 160)]))
+
+
 # --- what is cut ------------------------------------------------------------------------------------------------------
 
 
@@ -184,6 +219,34 @@ def test_pairs_that_became_equal_have_no_order_and_are_counted(name, make, world
         assert int(counts["sign"]) == 10  # K x rows: the labels of single responses stay
     if name == "DPO":
         assert int(next(iter(counts.values()))) == 3
+
+
+class Decided(SplitReport):
+    """Which rows a figure has an order for."""
+
+    needs = ("scores", "")
+
+    def note(self, output, batch, noted):
+        return agreement(output, batch, "reward", truth=False)[1].tolist()
+
+    def report(self, pictures, split, notes, trainer):
+        raise AssertionError("nothing is to be reported")
+
+
+@pytest.mark.parametrize("name", ["reward", "cost", "DPO"])
+def test_figures_leave_out_the_pairs_that_metrics_leave_out(name, make, world):
+    module, batch = build(name, make, world, 60)
+    batch = cut_batch(module, batch)
+    module.split_name = lambda stage, loader: "validation"
+    with torch.no_grad():
+        outputs = module.evaluate(batch, "validate", 0)
+    figure = Decided()
+    data = SimpleNamespace(evaluation_splits=lambda stage: ("validation",))
+    trainer = SimpleNamespace(sanity_checking=False, fast_dev_run=False, datamodule=data)
+    figure._take(trainer, "validate", outputs, batch, 0)
+    assert figure._notes["validation"] == [False, False, True, True, False, True]
+    if name != "DPO":
+        assert int(module.split_metrics["validation"]["accuracy"].total) == 3
 
 
 def test_pairs_that_became_equal_are_no_pair_for_safe_dpo(make, world):

@@ -190,6 +190,32 @@ def test_random_states_go_on_where_they_stood(tmp_path: Path, spare: bool) -> No
     assert other.drawn == expected
 
 
+class Evaluated(Drawing):
+    """Can be evaluated."""
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        self.backbone.linear(batch)
+
+    test_step = predict_step = validation_step
+
+
+@pytest.mark.parametrize("stage", ["validate", "test", "predict", "load"])
+def test_a_checkpoint_that_was_only_evaluated_seeds_no_later_training(saved: Path, tmp_path: Path, stage: str) -> None:
+    def drawn(module: Evaluated) -> Any:
+        module.configure_model()
+        pl.seed_everything(5, verbose=False)
+        trainer(tmp_path).fit(module, rows())
+        return module.drawn
+
+    options: dict[str, Any] = {"width": 2, "lr_scale": {"head": 3.0}}
+    if stage == "load":
+        module = Evaluated.load_from_checkpoint(saved)
+    else:
+        module = Evaluated(**options)
+        getattr(trainer(tmp_path), stage)(module, rows(), ckpt_path=saved)
+    assert drawn(module) == drawn(Evaluated(**options))
+
+
 def test_another_number_of_ranks_starts_fresh_noise_and_says_so(
     saved: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

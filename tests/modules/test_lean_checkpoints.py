@@ -1,11 +1,13 @@
 """With a frozen pretrained base, checkpoints hold what was trained and what came from an earlier stage, and no more."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from safe_rlhf_v.models import HFVLM, ScalarHead
 from safe_rlhf_v.models.lora import LoraSettings
@@ -80,6 +82,23 @@ def test_another_base_is_refused_in_one_line(models: Path, tmp_path: Path) -> No
             attempt()
     with pytest.raises(CheckpointError, match=r"lora_A.* has shape \(2, 32\), expected \(3, 32\)"):
         Adapted(str(models / "0"), r=3, init_from=str(tmp_path)).configure_model()
+
+
+def test_another_base_with_the_same_tower_is_refused_in_one_line(models: Path, tmp_path: Path) -> None:
+    """The first frozen tensor is the tower's: only the others tell."""
+    copied = shutil.copytree(models / "0", tmp_path / "copy")
+    weights = load_file(copied / "model.safetensors")
+    train(Adapted(str(copied)), tmp_path / "a.ckpt")
+    Adapted.load_from_checkpoint(tmp_path / "a.ckpt")
+    for part in ("lm_head", "projector", "layers.1.mlp"):
+        other = {name: value + 0.1 * (part in name) for name, value in weights.items()}
+        save_file(other, copied / "model.safetensors", {"format": "pt"})
+        with pytest.raises(CheckpointError, match=rf"{part}\S* of its base is another tensor than here; name the"):
+            Adapted.load_from_checkpoint(tmp_path / "a.ckpt")
+    old = torch.load(tmp_path / "a.ckpt", weights_only=True)
+    del old["fingerprint"]["base_tensors"]  # as older checkpoints are
+    torch.save(old, tmp_path / "old.ckpt")
+    Adapted.load_from_checkpoint(tmp_path / "old.ckpt")
 
 
 def test_what_an_earlier_stage_trained_stays_in_the_files_of_later_ones(models: Path, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from safe_rlhf_v.models import ClipDecoder, EvidenceHead, ScalarHead
 from safe_rlhf_v.models.tower import SlotSettings, TowerSettings
 from safe_rlhf_v.modules import CostModule, RewardModule
 from safe_rlhf_v.objectives import BradleyTerry, CostObjective, OrdinalTerm, SignTerm
+from safe_rlhf_v.records import Context, Turn
 
 
 @pytest.fixture
@@ -152,7 +153,77 @@ def test_shuffled_pictures_are_those_of_the_row_before_whatever_the_ranks(backbo
         monkeypatch.setattr(torch.distributed, "all_gather_object", gather)
         for rank, module in enumerate(modules):
             monkeypatch.setattr(torch.distributed, "get_rank", lambda rank=rank: rank)
-            prompts, valid = module._shuffled(batches[rank], "test")
-            for (own,), (other,), counts in zip(batches[rank].prompts.image_ids, prompts.image_ids, valid, strict=True):
-                found[int(own)] = int(other) if counts else None
+            prompts = module._shuffled(batches[rank], "test")
+            for (own,), other in zip(batches[rank].prompts.image_ids, prompts.image_ids, strict=True):
+                found[int(own)] = int(*other) if other else None
     assert found == {0: None, **{i: i - 1 for i in range(1, n)}}
+
+
+ASKED = Turn("user", "what is this ?", 1)
+TALK = Context("", (ASKED, Turn("assistant", "a knife .")))
+
+
+def test_shuffled_pictures_fit_the_conversations_they_come_to(backbone, batch):
+    """A row without a picture stands before a conversation whose first turn holds one, within a batch and over two."""
+    module = RewardModule(backbone, BradleyTerry)
+    module.configure_model()
+    images, ids, _, contexts = batch.prompts
+    within = batch.prompts._replace(
+        images=((), *images[1:]), image_ids=((), *ids[1:]), contexts=(contexts[0], TALK, *contexts[2:])
+    )
+    last = batch.prompts._replace(images=(*images[:4], ()), image_ids=(*ids[:4], ()))
+    first = batch.prompts._replace(contexts=(TALK, *contexts[1:]))
+    for before, prompts, row in ((batch.prompts, within, 1), (last, first, 0)):
+        module._before.clear()
+        module._shuffled(batch._replace(prompts=before), "test")
+        changed = module._shuffled(batch._replace(prompts=prompts), "test")
+        assert changed.images[row] == () and [turn.images for turn in changed.turns(row)] == [0, 0, 0]
+        with torch.no_grad():
+            assert module._score_changed(batch._replace(prompts=prompts), changed)[0].isfinite().all()
+
+
+def test_only_really_other_pictures_count(backbone, batch):
+    """Not those of a row beside one with the same picture, of a row without a picture, or of one that gets none."""
+    module = RewardModule(backbone, BradleyTerry)
+    module.configure_model()
+    images, ids, *_ = batch.prompts
+    order = (0, 0, None, 3, 4)  # 1 has the picture of 0; 2 has none
+    prompts = batch.prompts._replace(
+        images=tuple(() if i is None else images[i] for i in order),
+        image_ids=tuple(() if i is None else ids[i] for i in order),
+    )
+    batch = batch._replace(prompts=prompts)
+    with torch.no_grad():
+        _, first = module._score_changed(batch, module._shuffled(batch, "test"))
+        _, second = module._score_changed(batch, module._shuffled(batch, "test"))
+        _, blank = module._score_changed(batch, prompts.with_images("blank"))
+    assert first.tolist() == [False, False, False, False, True]  # nothing stands before the very first row
+    assert second.tolist() == [ids[0] != ids[4], False, False, False, True]
+    assert blank.tolist() == [True, True, False, True, True]
+
+
+def test_a_row_that_is_too_long_with_the_other_picture_is_left_out(backbone, batch):
+    images, ids, questions, _ = batch.prompts
+    heavy = batch.prompts._replace(
+        images=(images[0] * 4, *images[1:]),
+        image_ids=(ids[0] * 4, *ids[1:]),
+        questions=("a", "do you see what is in here ? " * 3, *questions[2:]),
+    )
+    longest = 1 + max(len(row) for row in backbone().prepare_prompts(heavy)[0].ids)
+    module = RewardModule(partial(backbone, max_length=longest), BradleyTerry)
+    module.configure_model()
+    batch = batch._replace(prompts=heavy)
+    module.backbone.prepare(heavy, batch.responses, packed=True)  # with its own pictures every row fits
+    with torch.no_grad():
+        scores, valid = module._score_changed(batch, module._shuffled(batch, "test"))
+    assert valid.tolist() == [False, False, True, True, True] and scores.isfinite().all()
+
+
+@pytest.mark.parametrize("kind", [RewardModule, CostModule])
+def test_a_twin_with_shuffled_pictures_needs_two_rows(kind, backbone, world):
+    module = kind(backbone, BradleyTerry, images="shuffled")
+    module.check_data(PreferenceDataModule(str(world), batch_size=2))
+    for sizes in ({"batch_size": 1}, {"batch_size": 2, "eval_batch_size": 1}):
+        with pytest.raises(ValueError, match=rf"data\.{list(sizes)[-1]} is 1: set it to 2 or more"):
+            module.check_data(PreferenceDataModule(str(world), **sizes))
+    kind(backbone, BradleyTerry, images="blank").check_data(PreferenceDataModule(str(world), batch_size=1))

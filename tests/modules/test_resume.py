@@ -9,7 +9,7 @@ import pytest
 import torch
 from lightning.pytorch.cli import ReduceLROnPlateau
 from lightning.pytorch.strategies import DDPStrategy
-from torch.optim.lr_scheduler import StepLR
+from torch.optim.lr_scheduler import CyclicLR, OneCycleLR, StepLR
 
 from safe_rlhf_v.data_modules.loader import ResumableLoader
 from safe_rlhf_v.modules.base import BaseModule
@@ -109,6 +109,73 @@ def test_a_foreign_schedule_keeps_its_point_and_takes_the_new_scale(tmp_path: Pa
     module = Tiny(lr=0.25, scheduler=lambda o: StepLR(o, 2))
     run(tmp_path, module, 5, tmp_path / "3.ckpt")
     assert module.rates == [pytest.approx([0.025]), pytest.approx([0.0025])]
+
+
+class Counting(torch.optim.SGD):
+    """Keeps numbers of its own in the group, as Prodigy (d) and schedule-free optimizers (k) do."""
+
+    def __init__(self, groups: Any) -> None:
+        super().__init__(groups, lr=0.1, momentum=0.5)
+        for group in self.param_groups:
+            group.update(d=0.1, k=0)
+
+    def step(self, closure: Any = None) -> Any:
+        for group in self.param_groups:
+            group.update(d=group["d"] * 1.3, k=group["k"] + 1, lr=0.1 * group["d"])
+        return super().step(closure)
+
+
+def counting() -> Tiny:
+    module = Tiny()
+    module.optimizer_factory = Counting
+    return module
+
+
+OWN_NUMBERS: dict[str, Any] = {
+    "one cycle": lambda: Tiny(scheduler=lambda o: OneCycleLR(o, max_lr=0.1, total_steps=9)),
+    "cyclic": lambda: Tiny(scheduler=lambda o: CyclicLR(o, 0.01, 0.1, step_size_up=3, cycle_momentum=True)),
+    "counters": counting,
+}
+
+
+@pytest.mark.parametrize("kind", OWN_NUMBERS)
+def test_numbers_that_schedules_and_optimizers_move_go_on(kind: str, tmp_path: Path) -> None:
+    pl.seed_everything(0, verbose=False)
+    expected = run(tmp_path, OWN_NUMBERS[kind](), 7)
+    pl.seed_everything(0, verbose=False)
+    run(tmp_path, OWN_NUMBERS[kind](), 4)
+    resumed = run(tmp_path, OWN_NUMBERS[kind](), 7, tmp_path / "4.ckpt")
+    groups = [[{**g, "params": 0} for g in one.optimizers[0].param_groups] for one in (expected, resumed)]
+    weights = [list(one.lightning_module.state_dict().values()) for one in (expected, resumed)]
+    assert groups[0] == groups[1] and all(map(torch.equal, *weights))
+
+
+def test_an_old_checkpoint_does_not_say_how_it_was_configured(tmp_path: Path) -> None:
+    run(tmp_path, Tiny(lr=0.5), 2)
+    checkpoint = torch.load(tmp_path / "2.ckpt", weights_only=True)
+    assert checkpoint.pop("optimizer_options")[0]["weight_decay"] == 0.1
+    torch.save(checkpoint, tmp_path / "2.ckpt")
+    resumed = run(tmp_path, Tiny(lr=0.25, weight_decay=0.3), 3, tmp_path / "2.ckpt")
+    group = resumed.optimizers[0].param_groups[0]
+    assert (group["lr"], group["weight_decay"]) == (0.25, 0.3)
+
+
+def test_what_the_user_changes_takes_effect_beside_what_a_schedule_moves(tmp_path: Path) -> None:
+    def module(decay: float) -> Tiny:
+        return Tiny(weight_decay=decay, scheduler=lambda o: OneCycleLR(o, max_lr=0.1, total_steps=9))
+
+    first = run(tmp_path, module(0.1), 4)
+    moved = [group["betas"] for group in first.optimizers[0].param_groups]
+    seen: dict[str, Any] = {}
+
+    class Look(pl.Callback):
+        def on_train_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
+            groups = trainer.optimizers[0].param_groups
+            seen.setdefault("decay", [group["weight_decay"] for group in groups])
+            seen.setdefault("betas", [group["betas"] for group in groups])
+
+    run(tmp_path, module(0.3), 6, tmp_path / "4.ckpt", callbacks=[Look()])
+    assert seen == {"decay": [0.3], "betas": moved}
 
 
 def test_a_plateau_schedule_watches_its_metric(tmp_path: Path) -> None:

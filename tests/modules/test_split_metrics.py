@@ -144,3 +144,22 @@ def test_two_ranks_log_what_one_process_logs(tmp_path):
     run.validate(Module(), Data(), verbose=False)
     for rank in (0, 1):
         assert torch.load(tmp_path / f"{rank}.pt") == FIRST | SECOND
+
+
+class Late(Module):
+    """``late`` exists from the first number above 5 on: one rank never has it."""
+
+    def validation_step(self, batch, batch_idx, dataloader_idx=0):
+        metrics = self.metrics_of(self.split_name("validate", dataloader_idx), dict)
+        number = torch.tensor([float(batch)])
+        for name in ("mean", *(["late"] if number > 5 else [])):
+            metrics.setdefault(name, Collected(mean)).update(number, torch.zeros(1).long(), number >= 0)
+
+
+def test_two_ranks_agree_on_names_that_only_one_of_them_has(tmp_path):
+    strategy = DDPStrategy(process_group_backend="gloo", start_method="fork")
+    run = trainer(tmp_path, devices=2, strategy=strategy, use_distributed_sampler=False, callbacks=[Kept(tmp_path)])
+    run.validate(Late(), Data(), verbose=False)
+    expected = {"first/mean": 3.0, "first/late": 6.0, "second/mean": 10.0, "second/late": 10.0}
+    for rank in (0, 1):
+        assert torch.load(tmp_path / f"{rank}.pt") == expected

@@ -151,3 +151,15 @@ def test_advice_is_in_order_and_adds_up():
     assert [c.saved for c in single] == sorted((c.saved for c in single), reverse=True)
     assert all(c.saved > 0 and c.peak == plan.peak - c.saved for c in changes)
     assert together.saved >= single[0].saved
+
+
+def test_pictures_of_tiles_ask_for_their_tokens() -> None:
+    """The number of tiles stands in the processor, which a plan does not read."""
+    from transformers import AutoConfig
+
+    config = AutoConfig.for_model("internvl")
+    with pytest.raises(ValueError, match="give --image_tokens"):
+        vision_size(config)
+    one, several = (vision_size(config, tokens=256 * tiles) for tiles in (1, 13))
+    assert (several.tokens, several.patches) == (13 * one.tokens, 13 * one.patches)
+    assert several.tower == 13 * one.tower

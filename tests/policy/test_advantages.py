@@ -118,3 +118,27 @@ def test_a_small_difference_counts_in_proportion() -> None:
         and sizes[1] == pytest.approx(100 * sizes[0], rel=1e-2)
         and sizes[1] < sizes[2] <= sizes[3] * 1.001
     )
+
+
+@pytest.mark.parametrize("lam", [0.0, 0.5, 4.0])
+@pytest.mark.parametrize("whiten", [False, True])
+def test_what_a_critic_says_of_unconstrained_prompts_moves_no_advantage(lam: float, whiten: bool) -> None:
+    constrained = torch.arange(N) % 2 == 0
+    plain = signals(noise(1, N), noise(2, N) * constrained)
+    some = plain._replace(constrained=constrained & VALID)
+    multipliers = torch.where(constrained, lam, 0.0)[:, None]
+    values = [Values(noise(3, N, R), noise(4, N, R) + off * ~constrained[:, None]) for off in (0.0, -3.0, 50.0)]
+    first, *others = (GAE(whiten=whiten)(some, v, multipliers, lambda x: x) for v in values)
+    assert all(torch.equal(first, other) for other in others)
+    if not whiten:  # the centred advantages of constrained responses still have the mean 0
+        reward_only = GAE(whiten=False)(some, values[0], torch.zeros(N, 1), lambda x: x)
+        cost = reward_only - (1 + multipliers) * first
+        assert float((cost * some.cost_mask).sum()) == pytest.approx(0.0, abs=1e-4)
+
+
+def test_where_all_prompts_are_constrained_nothing_changes() -> None:
+    plain = signals(noise(1, N), noise(2, N))
+    values = Values(noise(3, N, R), noise(4, N, R))
+    for estimator in (GAE(), GAE(whiten=False), GAE(centre=False)):
+        one, other = (advantages(estimator, s, 2.0, values) for s in (plain, plain._replace(constrained=VALID)))
+        assert torch.equal(one, other)

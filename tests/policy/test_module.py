@@ -156,6 +156,18 @@ def test_padding_rows_do_not_count(module, batch):
     assert all(torch.equal(a[name], b[name]) for name in a)
 
 
+def test_the_cost_critic_learns_from_constrained_responses_only(module, batch):
+    settings = UpdateSettings(max_grad_norm=None, ptx_weight=0.0)
+    rollout, scores, _, lam = prepared(module, batch)
+    keep = torch.tensor([True, False, True, True])
+    signals = module.shape(some := rollout._replace(constraint_mask=keep[:, None]), scores)
+    moved = signals._replace(cost=signals.cost + 5.0 * (~keep)[:, None])
+    every = moved._replace(constrained=None)
+    cases = [gradients(module, some, scores, s, lam, batch, settings)[0][0] for s in (signals, moved, every)]
+    first, other, all_rows = ([one[name] for name in one if "cost_critic" in name] for one in cases)
+    assert first and all(map(torch.equal, first, other)) and not all(map(torch.equal, first, all_rows))
+
+
 def test_lambda_moves_by_this_rollouts_costs_before_the_update(module, batch, monkeypatch):
     order = []
     for name in ("rollout", "score", "dual_step", "shape", "update", "report"):

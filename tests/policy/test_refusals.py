@@ -12,6 +12,18 @@ REFUSED = {
     "unknown": (("--model.init_args.constraints={a: [frauds]}",), "frauds"),
     "budget": (("--model.init_args.dual.init_args.budget=-9e3",), "dual.budget -9000.00: with scores.clip 1000 "),
     "shaped k3": (("--model.init_args.kl.estimator=k3",), "kl.estimator k3 in token signals"),
+    "no group": (
+        ("--model.init_args.advantages=safe_rlhf_v.policy.GroupRelative", "--model.init_args.kl.where=loss"),
+        "samples is 1, but GroupRelative",
+    ),
+    "plateau": (
+        (
+            "--model.init_args.scheduler=lightning.pytorch.cli.ReduceLROnPlateau",
+            "--model.init_args.scheduler.init_args.monitor=validation/cost",
+        ),
+        "scheduler: ReduceLROnPlateau waits for a metric",
+    ),
+    "norm": (("--model.init_args.update.max_grad_norm=-1",), "update.max_grad_norm is -1"),
     "clip": (("--model.init_args.scores.clip=0",), "scores.clip is 0"),
 }
 

@@ -2,13 +2,24 @@
 
 import math
 import re
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from safe_rlhf_v.policy.advantages import GAE, GroupRelative
 from safe_rlhf_v.policy.settings import KLPenalty, ScoreSettings, StartSettings, UpdateSettings
-from safe_rlhf_v.policy.start import ScoreScale, refuse_unexpressed, start_line
+from safe_rlhf_v.policy.start import (
+    FirstScores,
+    ScoreScale,
+    check_cost_model,
+    check_reference,
+    check_stored,
+    real_scores,
+    refuse_unexpressed,
+    start_line,
+)
+from safe_rlhf_v.training.checkpoints import CheckpointError
 
 
 def test_kl_weights_by_hand():
@@ -40,6 +51,14 @@ def test_an_estimator_whose_gradient_is_no_divergences_is_refused():
         (lambda: ScoreSettings(unfinished_penalty=-1.0), "scores.unfinished_penalty"),
         (lambda: StartSettings(prompts=0), "start.prompts"),
         (lambda: UpdateSettings(epochs=0), "update.epochs"),
+        (lambda: UpdateSettings(max_grad_norm=-1.0), "update.max_grad_norm is -1.0"),  # would turn gradients round
+        (lambda: UpdateSettings(max_grad_norm=0.0), "update.max_grad_norm"),
+        (lambda: UpdateSettings(max_grad_norm=math.nan), "update.max_grad_norm"),
+        (lambda: UpdateSettings(value_clip=-5.0), "update.value_clip"),
+        (lambda: UpdateSettings(value_weight=-1.0), "update.value_weight"),
+        (lambda: UpdateSettings(value_weight=math.nan), "update.value_weight"),
+        (lambda: UpdateSettings(ptx_weight=-0.5), "update.ptx_weight"),
+        (lambda: UpdateSettings(ptx_weight=math.inf), "update.ptx_weight"),
         (lambda: GAE(floor=-1.0), "advantages.floor"),
         (lambda: GroupRelative(floor=math.nan), "advantages.floor"),
         (lambda: GroupRelative(eps=0.0), "advantages.eps"),
@@ -120,3 +139,48 @@ def test_rounding_is_no_spread(scores):
 def test_a_cap_that_is_none_is_refused(cap):
     with pytest.raises(ValueError, match=r"update\.importance_cap is"):
         UpdateSettings(importance_cap=cap)
+
+
+def first(valid, **changed):
+    n = len(valid)
+    columns = {name: torch.zeros(n) for name in ("reward", "cost", "kl")}
+    columns |= {name: torch.tensor(values) for name, values in changed.items()}
+    return FirstScores(**columns, constraint_mask=torch.tensor(valid)[:, None], valid=torch.tensor(valid))
+
+
+def test_padding_is_told_by_its_mask_and_not_by_its_scores():
+    real = real_scores(first([True, False, True], reward=[1.0, math.nan, 3.0], kl=[0.0, 9.0, 0.0]))
+    assert real.reward.tolist() == [1.0, 3.0] and real.kl.tolist() == [0.0, 0.0] and len(real.constraint_mask) == 2
+    with pytest.raises(ValueError, match="none of the first prompts"):
+        real_scores(first([False, False]))
+
+
+@pytest.mark.parametrize("name", ["reward", "cost", "kl"])
+@pytest.mark.parametrize("broken", [math.nan, math.inf])
+def test_first_scores_that_are_no_numbers_are_refused(name, broken):
+    with pytest.raises(ValueError, match=f"the {name} of 1 of 2 responses is NaN or infinite"):
+        real_scores(first([True, True, False], **{name: [0.0, broken, broken]}))
+
+
+def test_measures_that_are_no_numbers_pass_no_limit():
+    check_reference(0.0)
+    for kl in (math.nan, 0.03):
+        with pytest.raises(CheckpointError, match="KL"):
+            check_reference(kl)
+    labels = torch.tensor([[0, 1], [1, 0]])
+    batch = SimpleNamespace(is_safe=labels, valid=torch.ones(2, dtype=torch.bool))
+    good = 1.0 - 2.0 * labels
+    check_cost_model([(batch, good)], 0.9, torch.device("cpu"))
+    with pytest.raises(ValueError, match="sign accuracy on labelled responses is nan"):
+        check_cost_model([(batch, torch.where(good > 0, math.nan, good))], 0.0, torch.device("cpu"))
+
+
+def test_multipliers_go_to_the_constraints_they_were_trained_for():
+    stored = {"roles": {"cost": "a"}, "constraints": ["fraud", "violence"]}
+    check_stored(stored, {"cost": "a"}, ["fraud", "violence"])
+    check_stored({"roles": {"cost": "a"}}, {"cost": "a"}, ["violence", "fraud"])  # an old one does not say
+    for names in (["violence", "fraud"], ["fraud", "theft"], ["fraud"]):
+        with pytest.raises(CheckpointError, match="multipliers of the constraints fraud, violence, in this order"):
+            check_stored(stored, {"cost": "a"}, names)
+    with pytest.raises(CheckpointError, match="another cost model"):
+        check_stored(stored, {"cost": "b"}, ["fraud", "violence"])

@@ -51,3 +51,15 @@ def test_pictures_of_other_rows_fill_the_same_places():
         "q1",
         "q2",
     ]
+
+
+def test_masked_rows_neither_give_nor_take_pictures():
+    for valid, ids in (
+        ([True, True, False], (("d",), ("a", "b", "c"), ())),
+        ([True, False, True], ((), ("d",), ("a", "b", "c"))),
+        ([True, False, False], PROMPTS.image_ids),
+        ([False, False, False], PROMPTS.image_ids),
+    ):
+        shuffled = PROMPTS.with_images("shuffled", torch.tensor(valid))
+        assert shuffled.image_ids == ids and shuffled.questions == PROMPTS.questions
+        assert all(shuffled.turns(row)[-1].images >= 0 for row in range(3))

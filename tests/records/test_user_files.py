@@ -1,5 +1,7 @@
 """What is no regular file of a bounded size is never read, whatever it is."""
 
+import json
+import math
 import os
 import socket
 import subprocess
@@ -8,7 +10,26 @@ from pathlib import Path
 
 import pytest
 
-from safe_rlhf_v.records.user_files import FileError, lock, locked_folder, open_regular, open_to_append, read_bounded
+from safe_rlhf_v.records.user_files import (
+    FileError,
+    json_text,
+    lock,
+    locked_folder,
+    open_regular,
+    open_to_append,
+    read_bounded,
+)
+
+
+@pytest.mark.parametrize("broken", [math.nan, math.inf, -math.inf])
+def test_json_has_no_word_for_what_is_no_finite_number(broken):
+    def refuse(word):
+        raise AssertionError(word)
+
+    value = {"a": broken, "b": [1.5, broken, (broken, "é")], "c": None, "d": True, "e": 3}
+    text = json_text(value)
+    assert json.loads(text, parse_constant=refuse) == {**value, "a": None, "b": [1.5, None, [None, "é"]]}
+    assert json_text({"a": 0.1}, indent=1) == json.dumps({"a": 0.1}, indent=1)
 
 
 def test_a_regular_file_and_a_link_to_it_are_read_whole(tmp_path):

@@ -25,11 +25,42 @@ def model(tmp_path: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "score.safetensors", "adapter_config.json"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "config.json",
+        "model.safetensors",
+        "score.safetensors",
+        "adapter_config.json",
+        "chat_template.jinja",
+        "merges.txt",
+        "decoder/model.safetensors",
+        "tokenizer/tokenizer.json",
+    ],
+)
 def test_a_model_that_was_replaced_in_its_folder_has_another_content(model: Path, name: str) -> None:
+    (model / name).parent.mkdir(exist_ok=True)
+    (model / name).write_bytes(b"one")
     before = run_content(str(model))
-    (model / name).write_bytes(b"other")
+    (model / name).write_bytes(b"two")
     assert run_content(str(model)) != before != ""
+    (model / name).unlink()
+    assert run_content(str(model)) != before
+
+
+def test_links_to_files_count_and_links_to_folders_do_not(model: Path, tmp_path: Path) -> None:
+    """The hub's cache is made of links to files; a link to a folder could name anything."""
+    (tmp_path / "blobs").mkdir()
+    (model / "config.json").rename(tmp_path / "blobs" / "config")
+    (model / "config.json").symlink_to(tmp_path / "blobs" / "config")
+    before = run_content(str(model))
+    (model / "outside").symlink_to(tmp_path / "blobs")
+    (model / "self").symlink_to(model)
+    (model / ".cache").mkdir()
+    (model / ".cache" / "x.json").write_text("{}")
+    assert run_content(str(model)) == before
+    (tmp_path / "blobs" / "config").write_text('{"a": 1}')
+    assert run_content(str(model)) != before
 
 
 def test_a_copy_and_a_later_date_change_nothing(model: Path, tmp_path: Path) -> None:
@@ -66,6 +97,16 @@ def test_a_policy_was_trained_against_the_models_of_its_start_too(monkeypatch: p
     for policy in ("dpo", "ppo"):
         assert trained_against(policy) == marks("reward") | marks("owner/judge")
     assert own_marks("guard") == marks("guard") | marks("cost_guard")
+
+
+@pytest.mark.parametrize("option", ["folder", "model"])
+def test_a_backbones_base_is_what_a_run_started_from(model: Path, option: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    (model / "export.json").write_text(json.dumps({"weights": "aa", "trained_against": ["bb"]}))
+    backbone = {"class_path": "C", "init_args": {option: str(model), "lora": {"r": 2}}}
+    monkeypatch.setattr(lineage, "read_stage", lambda run: run)
+    monkeypatch.setattr(lineage, "stored_options", lambda stage, name: {"backbone": backbone})
+    assert trained_against("run.ckpt") == {"weights:bb"}
+    assert own_marks("run.ckpt") > marks(str(model)) >= {"weights:aa"}
 
 
 @pytest.mark.parametrize(

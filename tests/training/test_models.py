@@ -157,3 +157,35 @@ def test_external_models_are_a_policys_reward_and_cost(
         forged = copy_run(tmp_path / "run", tmp_path / function, with_config(at(place, roles_of)))
         with pytest.raises(CheckpointError, match="which is not imported from a run folder"):
             load_run(forged, base=str(home / "base"))
+
+
+@pytest.mark.parametrize("revision", ["a" * 40, "v2"])
+def test_a_revision_in_the_local_hub_cache_is_not_another_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, revision: str
+) -> None:
+    from huggingface_hub import constants
+
+    from safe_rlhf_v.models.sources import in_hub_cache
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    stored = tmp_path / "models--me--model"
+    (stored / "snapshots" / ("a" * 40)).mkdir(parents=True)
+    (stored / "snapshots" / ("a" * 40) / "config.json").write_text("{}")
+    (stored / "refs").mkdir()
+    (stored / "refs" / "v2").write_text("a" * 40)
+    assert in_hub_cache(f"me/model@{revision}")
+    assert not in_hub_cache("me/model") and not in_hub_cache("me/model@v3")
+
+
+def test_float16_weights_lose_no_digits(tmp_path: Path) -> None:
+    from safetensors.torch import load_file
+    from transformers import AutoModelForImageTextToText
+
+    folder = write_tiny_vlm("llava", tmp_path / "model")
+    for dtype, loaded in ((torch.float16, torch.float32), (torch.bfloat16, torch.bfloat16)):
+        AutoModelForImageTextToText.from_pretrained(folder, dtype=dtype).save_pretrained(folder)
+        weight: Any = load_backbone(folder).lm_head.weight  # type: ignore[union-attr]
+        assert weight.dtype == loaded
+        stored = load_file(folder / "model.safetensors")
+        (name,) = (name for name in stored if name.endswith("lm_head.weight"))
+        assert torch.equal(weight.float(), stored[name].float())

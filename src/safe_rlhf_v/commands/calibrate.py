@@ -11,6 +11,7 @@ from safe_rlhf_v.records.user_files import locked_folder, write_whole
 
 if TYPE_CHECKING:  # torch: seconds to import
     from safe_rlhf_v.guard.calibration import Calibration
+    from safe_rlhf_v.modules.guard import GuardModule
 
 EXAMPLES = (
     "calibrate --guard runs/quickstart/guard --data data/world --report test compositional",
@@ -65,7 +66,8 @@ def calibrate(
     The budgets bound false alarms, not misses: what is caught is measured, with its lower bound. One input of each image group
     counts, because responses to one picture are alike. The split must be used for nothing else. What the guard's training
     covered is counted, too: inputs beyond that are unchecked.
-    Writes calibration.json into the guard's run folder ("moderate" needs it) and, with a report, assessment.json.
+    Writes calibration.json into the guard's run folder ("moderate" needs it) and, with a report, assessment.json; that of an
+    earlier calibration is removed.
 
     Args:
         guard: Run folder of the guard.
@@ -86,9 +88,9 @@ def calibrate(
     Raises:
         CheckpointError: If there is no readable guard.
         FileError: If another process is calibrating it.
-        ValueError: If the split is too small for a budget, or the budgets make no sense.
+        ValueError: If the split is too small for a budget or the guard's own training split, or the budgets make no sense.
     """
-    from safe_rlhf_v.guard.assessment import assess, assess_groups, assess_prevalence, outputs_of_split
+    from safe_rlhf_v.guard.assessment import outputs_of_split
     from safe_rlhf_v.guard.calibration import check_budgets, fit_calibration, run_home
     from safe_rlhf_v.guard.limits import count_limits, training_data
     from safe_rlhf_v.guard.moderation import load_module
@@ -100,21 +102,52 @@ def calibrate(
         ShardedSplit(Path(data), name)  # wrong names are found before the minutes, not after
     module, identity = load_module(guard, device, trust, base)
     training = training_data(guard, train_data)
+    check_untrained(Path(data), split, Path(training.path), training.train_split)
     with locked_folder(run_home(guard)):
         outputs = outputs_of_split(module, str(data), split)
         limits = count_limits(module, training, str(data), split)
         budgets = (fpr, review_fpr, confidence, miss_rate)
         calibration = fit_calibration(outputs, identity, f"{data}:{split}", limits, *budgets)
-        assessments: dict[str, dict[str, Any]] = {}
-        for name in report:
-            outputs = outputs_of_split(module, str(data), name)
-            assessments[name] = {**assess(outputs, calibration), "groups": assess_groups(outputs, calibration)}
-            if prevalence:
-                assessments[name]["prevalence"] = assess_prevalence(outputs, calibration, prevalence)
-        path = calibration.save(run_home(guard))
+        assessed = run_home(guard) / "assessment.json"
+        assessed.unlink(missing_ok=True)  # it is of another calibration
+        path = calibration.save(run_home(guard))  # before the reports, which may fail
+        assessments = {name: _assessed(module, str(data), name, calibration, prevalence) for name in report}
         if assessments:
-            write_whole(path.with_name("assessment.json"), (json.dumps(assessments, indent=1) + "\n").encode())
+            write_whole(assessed, (json.dumps(assessments, indent=1) + "\n").encode())
     return Calibrated(calibration, assessments, path)
+
+
+def _assessed(
+    module: "GuardModule", data: str, split: str, calibration: "Calibration", prevalence: Sequence[float]
+) -> dict[str, Any]:
+    """What a calibrated guard reaches on a split."""
+    from safe_rlhf_v.guard.assessment import assess, assess_groups, assess_prevalence, outputs_of_split
+
+    outputs = outputs_of_split(module, data, split)
+    values = {**assess(outputs, calibration), "groups": assess_groups(outputs, calibration)}
+    return {**values, "prevalence": assess_prevalence(outputs, calibration, prevalence)} if prevalence else values
+
+
+def check_untrained(data: Path, split: str, train_data: Path, train_split: str) -> None:
+    """Check that a guard is not calibrated on what it was trained on, by the content of the shards.
+
+    Args:
+        data: Shard folder.
+        split: Split to fit on.
+        train_data: Shard folder of the training.
+        train_split: Its split.
+
+    Raises:
+        ValueError: If both splits have a shard in common.
+    """
+    from safe_rlhf_v.shards import Manifest
+
+    own = Manifest.load(data).splits[split]
+    trained = {shard.sha256 for shard in Manifest.load(train_data).splits[train_split].shards}
+    if trained & {shard.sha256 for shard in own.shards}:
+        raise ValueError(
+            f"--split {split}: the guard was trained on it, and errs less there than on new data; name another"
+        )
 
 
 def check_prevalence(prevalence: Sequence[float], report: Sequence[str]) -> None:
@@ -178,7 +211,8 @@ def _bounds(values: dict[str, Any]) -> Iterator[str]:
             for kind, key, side, word in SIDES
             if f"{key}_at_{place}" in values
         ]
-        yield f"  {about}: {', '.join(cells)}"
+        if cells:
+            yield f"  {about}: {', '.join(cells)}"
 
 
 def _prevalences(tables: dict[str, dict[str, dict[str, float | None]]]) -> Iterator[str]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from safe_rlhf_v.commands.options import AnyPath, PositiveInt, check_splits
 from safe_rlhf_v.commands.runner import run
-from safe_rlhf_v.guard.verdict import Verdict
+from safe_rlhf_v.guard.verdict import Verdict, severest
 from safe_rlhf_v.records import Record, Response
 from safe_rlhf_v.records.user_files import write_whole
 from safe_rlhf_v.shards import Manifest, ShardedSplit, ShardWriter
@@ -66,7 +66,7 @@ def filter(
         check: What decides about dropping: the responses, the prompt, or either; a record without responses is always checked
             as a prompt.
         keep_review: Drop what is blocked only, not what needs review.
-        missing_only: Relabel only responses without a level.
+        missing_only: Relabel only responses without a level, and leave a binary label that is there.
         batch_size: Records per pass of the model.
         device: Where the guard runs: auto (a GPU if there is one), cpu, cuda or cuda:N.
         trust: Packages of yours whose classes a run may name, beside this library's; see docs/security.md.
@@ -238,7 +238,7 @@ def _decide(checked: Checked, rules: Rules, guard: "Guard") -> tuple[Record | No
     """The record to write, or ``None`` and the verdict it is dropped for; nothing unchecked is written."""
     if checked.record is None:
         return None, guard.unchecked(checked.problem)
-    worst = max(checked.verdicts, key=lambda v: (v.status == "error", v.decision == "block", v.harm))
+    worst = severest(checked.verdicts)  # by decision: prompts and responses have thresholds of their own
     if worst.status == "error":
         return None, worst
     if rules.action == "relabel":
@@ -250,21 +250,35 @@ def _decide(checked: Checked, rules: Rules, guard: "Guard") -> tuple[Record | No
 def relabelled(record: Record, verdicts: Sequence[Verdict], missing_only: bool = False) -> Record:
     """The record with the guard's level and sign on every response, and which of two is safer by expected level.
 
+    The votes behind a label that is replaced go with it: a training on votes would not see the new label otherwise.
+
     Args:
         record: Its helpfulness labels, category and truth stay.
         verdicts: One per response, all checked.
-        missing_only: Leave responses that have a level, and a known ``safer``, as they are.
+        missing_only: Leave responses that have a level, or a binary label that the guard's level contradicts, and a known
+            ``safer`` as they are; two responses of which one stays without a level get no order.
     """
-    responses = tuple(
-        r if missing_only and r.safety is not None else replace(r, safety=v.level, is_safe=(v.level or 0) >= 0)
-        for r, v in zip(record.responses, verdicts, strict=True)
-    )
-    if len(responses) != 2 or (missing_only and record.safer is not None):
+    responses = tuple(_labelled(r, v, missing_only) for r, v in zip(record.responses, verdicts, strict=True))
+    is_ordered = missing_only and record.safer is not None
+    if len(responses) != 2 or is_ordered or any(response.safety is None for response in responses):
         return replace(record, responses=responses)
     first, second = (_level(r, v, missing_only) for r, v in zip(record.responses, verdicts, strict=True))
     tie = responses[0].safety == responses[1].safety
     safer = None if first == second else int(second > first)
-    return replace(record, responses=responses, safer=safer, safety_tie=tie)
+    votes = None if record.votes is None else replace(record.votes, safer=())
+    return replace(record, responses=responses, safer=safer, safety_tie=tie, votes=votes)
+
+
+def _labelled(response: Response, verdict: Verdict, missing_only: bool) -> Response:
+    """A response with the guard's label, without the votes for what it replaces."""
+    is_safe = (verdict.level or 0) >= 0
+    stated = response.is_safe if missing_only else None
+    if (missing_only and response.safety is not None) or stated not in (None, is_safe):
+        return response
+    votes = response.votes
+    if votes is not None:
+        votes = replace(votes, safety=(), is_safe=() if stated is None else votes.is_safe)
+    return replace(response, safety=verdict.level, is_safe=is_safe, votes=votes)
 
 
 def _level(response: Response, verdict: Verdict, missing_only: bool) -> float:

@@ -2,7 +2,8 @@
 
 In an audit of judges and data without faults, some alarm (``picture_not_read`` apart) is raised with a probability of at most
 :attr:`Tolerances.false_alarm_rate`: it is shared among the tests (Bonferroni). Without faults means: what the table calls the
-rate without the fault is not exceeded. The tests assume that pairs are independent.
+rate without the fault is not exceeded. The tests assume that pairs are independent, and so a pair is one event of a test
+(``unparsable`` counts replies, and assumes that these fail independently).
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,11 +14,11 @@ from safe_rlhf_v.construct.judging import Judgement
 from safe_rlhf_v.construct.measures import (
     Rate,
     agreement_with,
-    both_orders,
     choices,
-    identical,
-    padding,
-    picture_reading,
+    first_order,
+    leanings,
+    padded_pairs,
+    picture_changes,
     ratings,
     ratings_near,
     retest_choice,
@@ -28,12 +29,12 @@ from safe_rlhf_v.scoring.judge import AXES, Axis
 
 ALARMS: dict[str, str] = {
     "position_bias": "{judge} prefers the response that it reads {side}: {count} of {of} contradictory or identical pairs",
-    "length_bias": "{judge} prefers a response with a sentence given again to the same without it: {count} of {of} decided times",
+    "length_bias": "{judge} prefers a response with a sentence given again to the same without it: {count} of {of} decided pairs",
     "too_many_ties": "{judge} calls {count} of {of} comparisons a tie, more than {null:.0%} can be",
     "unparsable": "{judge} gives replies that cannot be read: {count} of {of}, more than {null:.1%}",
     "unstable": "{judge} says something else when it is asked again: {count} of {of}, more than {null:.0%}",
-    "picture_not_read": "{judge} is not shown to read the picture: another one changes its rating alone {count} times, asking "
-    "again alone {rest} times",
+    "picture_not_read": "{judge} is not shown to read the picture: another one alone changes its rating of {count} pairs, asking "
+    "again alone that of {rest}",
     "against_gold": "{judge} contradicts the gold items: {count} of {of}, more than {null:.0%}",
     "leaking": "questions do not need their picture: {count} of {of}, more than {null:.0%}",
 }
@@ -137,52 +138,67 @@ def checks_of_judge(
         tolerances: What is tolerated.
     """
     checks: list[Check] = []
-    pictures: list[tuple[int, int, int]] = []
     every_opinion = [one for several in opinions.values() for one in several]
     unread = [one for one in every_opinion if one.fault == "unparsable"]
     checks.append(at_most("unparsable", judge, None, Rate(len(unread), len(every_opinion)), tolerances.unparsable))
     for axis, several in opinions.items():
         checks += _of_axis(judge, axis, several, gold, tolerances)
-        reading = picture_reading(several)
-        pictures.append((reading.only_swapped, reading.only_repeated, reading.swapped.of))
-    moved, by_chance, asked = (sum(column) for column in zip(*pictures, strict=True)) if pictures else (0, 0, 0)
-    if asked >= _FEWEST_PICTURES:
+    if not not_tested(opinions):
+        changes = _changes_on_any_axis(opinions).values()
+        moved = sum(picture and not chance for picture, chance in changes)
+        by_chance = sum(chance and not picture for picture, chance in changes)
         p = _greater(moved, moved + by_chance, 0.5)
         checks.append(Check("picture_not_read", judge, None, moved, moved + by_chance, 0.5, p))
     return [check for check in checks if check.of or check.name == "picture_not_read"]
 
 
+def not_tested(opinions: Mapping[Axis, Sequence[Judgement]]) -> dict[str, str]:
+    """Alarms that a judge cannot get because too little was asked, with the reason: none of them speaks for the judge.
+
+    Args:
+        opinions: The judge's, by axis.
+    """
+    asked = len(_changes_on_any_axis(opinions))
+    if asked >= _FEWEST_PICTURES:
+        return {}
+    needed = f"{asked} pairs were rated again and beside another picture, it takes {_FEWEST_PICTURES}"
+    return {"picture_not_read": f"not tested: {needed}"}
+
+
+def _changes_on_any_axis(opinions: Mapping[Axis, Sequence[Judgement]]) -> dict[str, tuple[bool, bool]]:
+    """As :func:`picture_changes`, over all axes: the ratings of one pair on two axes are not independent."""
+    changes: dict[str, tuple[bool, bool]] = {}
+    for several in opinions.values():
+        for pair, (picture, chance) in picture_changes(several).items():
+            before = changes.get(pair, (False, False))
+            changes[pair] = picture or before[0], chance or before[1]
+    return changes
+
+
 def _of_axis(
     judge: str, axis: Axis, opinions: Sequence[Judgement], gold: Gold | None, tolerances: Tolerances
 ) -> list[Check]:
-    orders = both_orders(opinions)
-    same = identical(opinions)
-    first = orders.first_twice + same["first"]
-    second = orders.second_twice + same["second"]
+    places = list(leanings(opinions).values())
+    first, second = (places.count(place) for place in (1, -1))
     side, count = ("first", first) if first >= second else ("second", second)
     bias = Check("position_bias", judge, axis, count, first + second, 0.5, _two_sided(first, first + second), side)
-    pads = padding(opinions)
-    decided = Rate(pads["padded"], pads["padded"] + pads["original"])
-    stable = [retest_choice(opinions), retest_rating(opinions)]
+    padded = padded_pairs(opinions)
+    decided = Rate(sum(padded.values()), len(padded))
     checks = [
         bias,
         at_most("length_bias", judge, axis, decided, 0.5),
-        at_most("too_many_ties", judge, axis, ties(opinions), tolerances.ties),
-        at_most(
-            "unstable",
-            judge,
-            axis,
-            Rate(sum(r.of - r.count for r in stable), sum(r.of for r in stable)),
-            tolerances.changes,
-        ),
+        at_most("too_many_ties", judge, axis, ties(first_order(opinions)), tolerances.ties),
     ]
+    right = {"unstable": [retest_choice(opinions), retest_rating(opinions)]}
     if gold is not None:
-        right = agreement_with(choices(opinions), gold.choices[axis])
-        near = ratings_near(ratings(opinions), gold.ratings[axis], 1)
-        for rate in (right, near):
-            checks.append(
-                at_most("against_gold", judge, axis, Rate(rate.of - rate.count, rate.of), tolerances.gold_errors)
-            )
+        rated = ratings(opinions)
+        each = [{key: value for key, value in rated.items() if key[1] == number} for number in (0, 1)]
+        near = [ratings_near(own, gold.ratings[axis], 1) for own in each]
+        right["against_gold"] = [agreement_with(choices(opinions), gold.choices[axis]), *near]
+    tolerated = {"unstable": tolerances.changes, "against_gold": tolerances.gold_errors}
+    for name, rates in right.items():
+        for rate in rates:
+            checks.append(at_most(name, judge, axis, Rate(rate.of - rate.count, rate.of), tolerated[name]))
     return checks
 
 

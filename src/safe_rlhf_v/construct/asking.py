@@ -191,9 +191,9 @@ def read_questions(reply: str, kind: Kind, most: int, rubric: Rubric) -> list[Qu
             return None
         if check_text(question):
             return None
-        if category != "none" and category not in rubric.categories:
+        if not isinstance(category, str) or category not in ("none", *rubric.categories):
             return None
-        questions.append(Question(question.strip(), kind, () if category == "none" else (str(category),)))
+        questions.append(Question(question.strip(), kind, () if category == "none" else (category,)))
     return questions
 
 

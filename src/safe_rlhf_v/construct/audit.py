@@ -37,6 +37,7 @@ The schema, with an example of every part::
       {"name": "first_lover", "class": "SimulatedJudge", "families": ["qwen"],   // [] a family of its own
        "independent": true, "dependence": "",   // why it is not independent of the responses
        "usable": false,                      // no alarm is about it
+       "not_tested": {"picture_not_read": "not tested: 12 pairs were rated again ..."},   // {}: every alarm was possible
        "faults": {"unparsable": {RATE}, "refused": {RATE}, "failed": {RATE}, "unknown": {RATE}},
        "axes": {"helpfulness": {             // null values where the judge does not judge or rate
         "both_orders": {"consistent": 190, "tie": 60, "first_twice": 40, "second_twice": 2, "tie_once": 8},
@@ -44,15 +45,15 @@ The schema, with an example of every part::
         "identical": {"first": 20, "second": 1, "tie": 54},      // one response, shown twice
         "retest_choice": {RATE}, "retest_rating": {RATE},        // the same opinion when asked again
         "picture": {"swapped_changed": {RATE}, "repeat_changed": {RATE}},   // ratings under another picture, and asked again
-        "padded": {"padded": 3, "original": 40, "tie": 32},      // a response against itself with a repeated sentence
+        "padded": {"padded": 3, "original": 40, "tie": 32},      // a response against itself with a sentence again, both orders
         "longer_preferred": {RATE},          // of decided comparisons; long responses may be better
-        "ties": {RATE},
+        "ties": {RATE},                      // of one comparison of each pair
         "ratings": {"-3": 12, "0": 200},     // histogram
         "gold_choice": {RATE}, "gold_rating": {RATE}, "gold_rating_within_one": {RATE}   // agreement with gold items
        }}}
      ],
      "agreement": {"AXIS": {                 // Krippendorff's alpha, ordinal; judges of one family count as one
-      "alpha": 0.81, "low": 0.77, "high": 0.85,   // 95 % bootstrap over responses
+      "alpha": 0.81, "low": 0.77, "high": 0.85,   // 95 % bootstrap over images
       "units": 600, "raters": ["careful", "second+third"],   // judges that share a family are one rater
       "by_level": {"-3": 0.9, "-2": 0.7},    // one level against all others, nominal
       "usable": {"alpha": 0.9, "low": 0.88, "high": 0.92, "raters": ["careful", "second"]},   // without judges with alarms

@@ -14,6 +14,7 @@ from safe_rlhf_v.construct.alarms import (
     at_most,
     axes_of,
     checks_of_judge,
+    not_tested,
     raised,
     share_of_each,
 )
@@ -28,6 +29,7 @@ from safe_rlhf_v.construct.measures import (
     agreement_with,
     both_orders,
     confusion,
+    first_order,
     identical,
     longer_preferred,
     padding,
@@ -178,6 +180,7 @@ class Report(NamedTuple):
             "independent": not shared,
             "dependence": "; ".join(shared),
             "usable": usable,
+            "not_tested": not_tested(opinions),
             "faults": {fault: Rate(faults[fault], len(every_opinion)).to_json() for fault in FAULTS},
             "axes": {axis: self._axis(axis, own, votes) for axis, own in opinions.items()},
         }
@@ -203,7 +206,7 @@ class Report(NamedTuple):
             },
             "padded": padding(opinions),
             "longer_preferred": longer_preferred(chosen, texts).to_json(),
-            "ties": ties(opinions).to_json(),
+            "ties": ties(first_order(opinions)).to_json(),
             "ratings": {str(int(value)): count for value, count in sorted(Counter(rated.values()).items())},
             "gold_choice": agreement_with(chosen, right).to_json(),
             "gold_rating": ratings_near(rated, levels, 0).to_json(),
@@ -212,7 +215,8 @@ class Report(NamedTuple):
 
     def _agreement(self, settings: Row, votes: Mapping[str, JudgeVotes], usable: Sequence[str]) -> Row:
         named = _family_names(settings)
-        return {axis: _axis_agreement(axis, votes, named, usable, self.work.seed) for axis in AXES}
+        images = {key: pair.item.image["id"] for key, pair in self.pairs.usable.items()}
+        return {axis: _axis_agreement(axis, votes, named, usable, self.work.seed, images) for axis in AXES}
 
     def _confusion(self, votes: Mapping[str, JudgeVotes]) -> Row:
         if self.gold is None:
@@ -247,9 +251,14 @@ def _family_names(settings: Mapping[str, Row]) -> dict[str, Collection[str]]:
 
 
 def _axis_agreement(
-    axis: Axis, votes: Mapping[str, JudgeVotes], named: Mapping[str, Collection[str]], usable: Sequence[str], seed: int
+    axis: Axis,
+    votes: Mapping[str, JudgeVotes],
+    named: Mapping[str, Collection[str]],
+    usable: Sequence[str],
+    seed: int,
+    images: Mapping[str, str],
 ) -> Row:
-    """Agreement on one axis between raters, judges of one family being one."""
+    """Agreement on one axis between raters, judges of one family being one; the bounds count images (by pair)."""
     low, high = RANGES[axis]
     domain = range(low, high + 1)
     ratings = {name: votes[name].ratings[axis] for name in named if name in votes and votes[name].ratings.get(axis)}
@@ -257,8 +266,9 @@ def _axis_agreement(
     everyone = pooled(ratings, raters)
     trusted_raters = families({name: named[name] for name in ratings if name in usable})
     trusted = pooled(ratings, trusted_raters)
-    alpha = ordinal_alpha(everyone, domain, seed)
-    trusted_alpha = ordinal_alpha(trusted, domain, seed)
+    clusters = {unit: images[unit[0]] for rated in everyone.values() for unit in rated}
+    alpha = ordinal_alpha(everyone, domain, seed, clusters)
+    trusted_alpha = ordinal_alpha(trusted, domain, seed, clusters)
     within = {
         rater: ordinal_alpha({name: ratings[name] for name in judges}, domain, seed).value
         for rater, judges in raters.items()

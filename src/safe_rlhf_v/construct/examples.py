@@ -6,7 +6,7 @@ from safe_rlhf_v.construct.alarms import Check, Gold
 from safe_rlhf_v.construct.grounding import Finding
 from safe_rlhf_v.construct.judging import Judgement, Probe
 from safe_rlhf_v.construct.lines import Row
-from safe_rlhf_v.construct.measures import both, choices, contradicting, picture_reading, preferring_padded, values
+from safe_rlhf_v.construct.measures import both, choices, contradicting, padded_pairs, picture_reading, values
 from safe_rlhf_v.construct.questions import Item
 from safe_rlhf_v.construct.responses import Pair
 from safe_rlhf_v.scoring.judge import AXES, Axis
@@ -50,7 +50,8 @@ def _pairs_with_notes(check: Check, axis: Axis, own: Sequence[Judgement], gold: 
             note = f"Chose the response that stood {check.side}, in both orders."
             return [(key, note) for key in contradicting(own, check.side == "first")]
         case "length_bias":
-            return [(key, "Preferred the response with a sentence said again.") for key in preferring_padded(own)]
+            note = "Preferred the response with a sentence said again, in both orders."
+            return [(key, note) for key, preferred in padded_pairs(own).items() if preferred]
         case "too_many_ties":
             return [(key, "Both orders: a tie.") for key, choice in choices(own).items() if choice == -1]
         case "unstable":

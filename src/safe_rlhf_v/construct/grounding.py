@@ -78,20 +78,23 @@ class Ground(AskingStage):
 
     def do(self, work: Workspace, tasks: Sequence[Row]) -> list[Row]:
         records = [under_pictures(self._items[t["item"]].record(work), self._other(work, t["other"])) for t in tasks]
-        rows: list[Row] = [{"item": task["item"], "texts": {}, "helpfulness": {}, "safety": {}} for task in tasks]
+        rows: list[Row] = [{"item": task["item"], "texts": {}} for task in tasks]
         usages: list[list[Any]] = [[] for _ in tasks]
         faults: list[str] = [""] * len(tasks)
         for picture in PICTURES:
             for draw in range(self.draws):
                 records_of_picture = [versions[picture] for versions in records]
                 for i, reply in enumerate(self.responder.respond(records_of_picture, work.seed, draw)):
-                    rows[i]["texts"].setdefault(picture, []).append(reply.text)
+                    rows[i]["texts"].setdefault(picture, []).append(None if reply.fault else reply.text)
                     usages[i].append(reply.usage)
                     faults[i] = "failed" if "failed" in (faults[i], reply.fault) else faults[i] or reply.fault
+        for row in rows:
+            for axis in ("helpfulness", "safety"):
+                row[axis] = {picture: [None] * self.draws for picture in PICTURES}
         questions = [(i, p, asked) for i in range(len(tasks)) for p, asked in self._asked(records[i], rows[i]["texts"])]
         opinions = self.judge.ask([asked for _, _, asked in questions])
         for (i, picture, asked), opinion in zip(questions, opinions, strict=True):
-            rows[i][asked.axis].setdefault(picture, []).append(opinion.value)
+            rows[i][asked.axis][picture][asked.draw] = opinion.value
             usages[i].append(opinion.usage)
             faults[i] = "failed" if "failed" in (faults[i], opinion.fault) else faults[i] or opinion.fault
         return [
@@ -102,17 +105,24 @@ class Ground(AskingStage):
     def _other(self, work: Workspace, key: str | None) -> Record | None:
         return None if key is None else self._items[key].record(work)
 
-    def _asked(self, records: dict[Picture, Record], texts: dict[Picture, list[str]]) -> list[tuple[Picture, Asked]]:
-        """Helpfulness of every response beside the true picture; safety of the true ones under every picture."""
+    def _asked(
+        self, records: dict[Picture, Record], texts: dict[Picture, list[str | None]]
+    ) -> list[tuple[Picture, Asked]]:
+        """Helpfulness of every response beside the true picture; safety of the true ones under every picture.
+
+        Nothing is asked about a response that did not come: its ratings are missing.
+        """
         helpful = [
             (picture, Asked(records["true"], (text,), "helpfulness", draw))
             for picture in PICTURES
             for draw, text in enumerate(texts[picture])
+            if text is not None
         ]
         safe = [
             (picture, Asked(records[picture], (text,), "safety", draw))
             for picture in PICTURES
             for draw, text in enumerate(texts["true"])
+            if text is not None
         ]
         return [*helpful, *safe]
 

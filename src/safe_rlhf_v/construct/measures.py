@@ -1,5 +1,6 @@
 """What the opinions of one judge on one axis show: pure functions, counted by hand in the tests."""
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -112,6 +113,38 @@ def _same(first: Values, second: Values) -> Rate:
     return Rate(sum(a == b for _, a, b in compared), len(compared))
 
 
+def first_order(opinions: Iterable[Judgement]) -> list[Judgement]:
+    """The comparisons of one order: where pairs are counted, a judge that computes says in the other nothing new."""
+    return [one for one in opinions if one.order == (0, 1)]
+
+
+def leanings(opinions: Sequence[Judgement]) -> dict[str, int]:
+    """By pair the place that its contradictory and its identical comparisons favour: 1 the first, -1 the second.
+
+    Pairs without such a choice, or with as many for either place, are left out.
+    """
+    compared = both(values(opinions, "compare", 0, 1), values(opinions, "compare", 1, 0))
+    favour: Counter[str] = Counter()
+    for pair, value in [(pair, a) for pair, a, b in compared if a == b] + [
+        *values(opinions, "identical", 0, 0).items()
+    ]:
+        favour[pair] += int(value)
+    return {pair: 1 if total > 0 else -1 for pair, total in favour.items() if total}
+
+
+def picture_changes(opinions: Iterable[Judgement]) -> dict[str, tuple[bool, bool]]:
+    """By pair whether another picture changed the rating of its first response, and whether asking again did."""
+    own = list(opinions)
+    rated = values(own, "rate", 0)
+    again = values(own, "repeat_rate", 0)
+    swapped = values(own, "swapped", 0)
+    return {
+        pair: (swapped[pair] != value, again[pair] != value)
+        for pair, value in rated.items()
+        if pair in again and pair in swapped
+    }
+
+
 class PictureReading(NamedTuple):
     """Ratings of one response beside its picture, beside it again, and beside another picture.
 
@@ -132,19 +165,14 @@ class PictureReading(NamedTuple):
 
 def picture_reading(opinions: Sequence[Judgement]) -> PictureReading:
     """Whether the picture changes ratings more than asking again does."""
-    rated = values(opinions, "rate", 0)
-    again = values(opinions, "repeat_rate", 0)
-    swapped = values(opinions, "swapped", 0)
-    pairs = [pair for pair in rated if pair in again and pair in swapped]
-    by_picture = [swapped[pair] != rated[pair] for pair in pairs]
-    by_chance = [again[pair] != rated[pair] for pair in pairs]
-    changes = list(zip(by_picture, by_chance, strict=True))
+    by_pair = picture_changes(opinions)
+    changes = by_pair.values()
     return PictureReading(
-        Rate(sum(by_picture), len(pairs)),
-        Rate(sum(by_chance), len(pairs)),
+        Rate(sum(picture for picture, _ in changes), len(changes)),
+        Rate(sum(chance for _, chance in changes), len(changes)),
         sum(picture and not chance for picture, chance in changes),
         sum(chance and not picture for picture, chance in changes),
-        tuple(pair for pair, changed in zip(pairs, by_picture, strict=True) if not changed),
+        tuple(pair for pair, (picture, _) in by_pair.items() if not picture),
     )
 
 
@@ -155,11 +183,10 @@ def padding(opinions: Sequence[Judgement]) -> dict[str, int]:
     return {"padded": chosen.count(1), "original": chosen.count(-1), "tie": chosen.count(0)}
 
 
-def preferring_padded(opinions: Sequence[Judgement]) -> list[str]:
-    """Pairs where the response with the repeated sentence was preferred."""
-    forward = [pair for pair, value in values(opinions, "padded", 0, 2).items() if value < 0]
-    backward = [pair for pair, value in values(opinions, "padded", 2, 0).items() if value > 0]
-    return list(dict.fromkeys([*forward, *backward]))
+def padded_pairs(opinions: Sequence[Judgement]) -> dict[str, bool]:
+    """Whether the response with the repeated sentence was preferred, by pair where both orders name the same response."""
+    compared = both(values(opinions, "padded", 0, 2), values(opinions, "padded", 2, 0))
+    return {pair: b > 0 for pair, a, b in compared if a == -b != 0}
 
 
 def ties(opinions: Sequence[Judgement]) -> Rate:

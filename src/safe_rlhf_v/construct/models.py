@@ -218,7 +218,7 @@ class CostJudge(_ScoringJudge):
     sign = -1.0
 
     def _named(self, score: float) -> dict[str, float]:
-        return {"cost": score, "harmful": float(score > 0)}
+        return {"cost": score, "harmful": math.nan if math.isnan(score) else float(score > 0)}
 
 
 class GuardJudge(_RunJudge):

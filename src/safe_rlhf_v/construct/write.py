@@ -1,8 +1,10 @@
 """The last stage: labelled pairs as shards, with splits by image group, and a data card."""
 
+import contextlib
 import hashlib
 import json
 import random
+import re
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,6 +26,10 @@ from safe_rlhf_v.records.user_files import read_bounded, write_whole
 from safe_rlhf_v.scoring.judge import Judge
 from safe_rlhf_v.shards import ShardWriter
 from safe_rlhf_v.shards.manifest import FILE_NAME
+
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,80}")
+TAKEN = ("audit", "grounding", "images", "judgements", "people", "questions", "responses")
+"""Names of files and folders of other stages in the working folder, without their endings."""
 
 
 class WriteShards(Stage):
@@ -64,7 +70,7 @@ class WriteShards(Stage):
             folder: Name of the shard folder in the working folder; a set may be written in several ways.
 
         Raises:
-            ValueError: If the shares are not positive or do not sum to 1.
+            ValueError: If the shares are not positive or do not sum to 1, or ``folder`` is no free name.
         """
         self.splits = dict(splits or {"train": 0.8, "validation": 0.1, "test": 0.1})
         if min(self.splits.values()) <= 0 or abs(sum(self.splits.values()) - 1) > 1e-6:
@@ -75,6 +81,10 @@ class WriteShards(Stage):
         self.near_distance = near_distance
         self.truth = truth
         self.folder = folder
+        if not _NAME.fullmatch(folder) or folder.lower() in TAKEN:
+            raise ValueError(
+                f"folder: {folder!r:.80} must be one name of letters, digits, '_' and '-', and none of {', '.join(TAKEN)}"
+            )
 
     def run(self, work: Workspace) -> dict[str, Any]:
         """See :class:`Stage`; finished shards that hold the same records are left alone."""
@@ -88,8 +98,9 @@ class WriteShards(Stage):
         ).hexdigest()
         root = work.folder / self.folder
         note = work.folder / f"{self.folder}.json"
+        noted = _noted(note)
         if (root / FILE_NAME).exists():
-            if _noted(note) != content:
+            if noted != content:
                 raise ValueError(
                     f"{root}: holds shards of other labels; remove {self.folder} and {note.name}, or name another folder"
                 )
@@ -153,5 +164,13 @@ class WriteShards(Stage):
 
 
 def _noted(file: Path) -> str | None:
-    """Hash of the records that finished shards hold."""
-    return str(json.loads(read_bounded(file, 10_000)).get("content")) if file.exists() else None
+    """Hash of the records that finished shards hold. Raises: ValueError: If the file is a note of something else."""
+    if not file.exists():
+        return None
+    with contextlib.suppress(ValueError, TypeError):
+        body = json.loads(read_bounded(file, 10_000))
+        if set(body) == {"content"}:
+            return str(body["content"])
+    raise ValueError(
+        f"{file}: is not a note of shards; another stage may need it, so name another folder for the shards"
+    )

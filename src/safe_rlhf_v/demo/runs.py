@@ -1,6 +1,7 @@
 """Where a pipeline on the embedded world reads and writes, and the command of each of its steps."""
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -169,7 +170,8 @@ class Run:
 
     def metrics(self, name: str) -> dict[str, float]:
         """What :meth:`test` measured."""
-        measured: dict[str, float] = json.loads((self.root / name / "metrics.json").read_text())
+        stored = json.loads((self.root / name / "metrics.json").read_text())
+        measured: dict[str, float] = {key: math.nan if value is None else value for key, value in stored.items()}
         return measured
 
     def cost_interval(self, name: str, split: str = "test") -> Interval:

@@ -18,17 +18,17 @@ class DualController(Float32Module, ABC):
     r"""Moves lambda >= 0 so that the policy's mean cost :math:`J_C` decreases to the budget d, by one update per rollout.
 
     The policy maximises :math:`R - \lambda C` (divided by :math:`1 + \lambda`), the controller raises lambda while
-    :math:`J_C > d`. :math:`J_C` is the mean of the last W valid costs, over all ranks. Each constraint has its own budget,
-    window and lambda. A subclass implements :meth:`step`.
+    :math:`J_C > d`. :math:`J_C` is the mean of the last W valid costs, over all ranks, or of all costs of the last rollout where
+    those are more than W. Each constraint has its own budget, window and lambda. A subclass implements :meth:`step`.
 
     The state consists of float32, int64 and bool buffers: a resumed run continues bit for bit, and no precision setting
-    rounds lambda. Budget, bounds and rates are not in the checkpoint: on resume the user's settings are used.
+    rounds lambda. Budget, bounds, rates and W are not in the checkpoint: on resume the user's settings are used.
 
     Attributes:
         lam: (C,) float32 buffer, the multipliers.
         budget: (C,) float32 buffer d, not saved.
-        window_costs: (W, C) float32 buffer, the newest last.
-        window_valid: (W, C) bool buffer, False where there is no cost yet.
+        window_costs: (W, C) float32 buffer, the newest last; longer after a rollout with more than W costs.
+        window_valid: (W, C) bool buffer, False where there is no cost.
         smoothed: (C,) float32 buffer, :math:`J_C` after ``smoothing``, which the rules act on.
         updates: (C,) int64 buffer, rollouts with at least one valid cost.
     """
@@ -58,7 +58,8 @@ class DualController(Float32Module, ABC):
             initial: First value of every lambda.
             minimum: Lower bound of lambda, 0 or more.
             maximum: Upper bound of lambda.
-            window: Number W of the last costs whose mean is compared with the budget.
+            window: Number W of the last costs whose mean is compared with the budget; never fewer than a rollout has, because
+                its last costs are those of the last ranks only.
             smoothing: Share in [0, 1) of the old value in a moving average of the windowed mean; 0 = none.
             deadband: A gap up to this size counts as 0.
             delay: Number of rollouts before lambda first moves.
@@ -83,6 +84,7 @@ class DualController(Float32Module, ABC):
         check(0 <= smoothing < 1, f"smoothing is {smoothing}: give the share of the old value, in [0, 1); 0 = none")
         check(0 <= deadband < math.inf, f"deadband is {deadband}: give a size of 0 or more")
         check(delay >= 0, f"delay is {delay}: give a number of rollouts, 0 or more")
+        self.window = window
         self.minimum = minimum
         self.maximum = maximum
         self.smoothing = smoothing
@@ -95,6 +97,7 @@ class DualController(Float32Module, ABC):
         self.register_buffer("window_valid", torch.zeros(window, len(budgets), dtype=torch.bool))
         self.register_buffer("smoothed", zeros.clone())
         self.register_buffer("updates", torch.zeros(len(budgets), dtype=torch.int64))
+        self.register_load_state_dict_pre_hook(_take_stored_length)  # type: ignore[no-untyped-call]  # torch gives it no types
 
     @abstractmethod
     def step(self, error: Tensor, moves: Tensor) -> Tensor:
@@ -136,7 +139,7 @@ class DualController(Float32Module, ABC):
 
     @property
     def mean_cost(self) -> Tensor:
-        """(C,) J_C, the mean of the last W valid costs; NaN where there is none yet."""
+        """(C,) J_C, the mean of the costs in the window; NaN where there is none yet."""
         return masked_mean(self.window_costs, self.window_valid, 0).where(self.window_valid.any(0), torch.nan)
 
     @property
@@ -168,11 +171,30 @@ class DualController(Float32Module, ABC):
             raise ValueError(f"{bad} valid costs (per constraint) are NaN or infinite: check the cost model's scores")
         all_costs = torch.cat([self.window_costs, costs])  # (W+N, C)
         all_valid = torch.cat([self.window_valid, valid])  # (W+N, C)
-        # A stable sort moves empty entries to the front and keeps the order of the costs: the last W are the newest.
-        newest = all_valid.int().argsort(dim=0, stable=True)[-len(self.window_costs) :]  # (W, C)
+        seen = valid.any(0)
+        lengths = torch.where(seen, valid.sum(0).clamp(min=self.window), self.window_valid.sum(0))  # (C,)
+        length = max(self.window, int(lengths.max()))
+        # A stable sort moves empty entries to the front and keeps the order of the costs: the last ones are the newest.
+        newest = all_valid.int().argsort(dim=0, stable=True)[-length:]
+        ages = torch.arange(len(newest), 0, -1, device=costs.device)[:, None]
+        _resize(self, len(newest))
         self.window_costs.copy_(all_costs.gather(0, newest))
-        self.window_valid.copy_(all_valid.gather(0, newest))
-        return valid.any(0)
+        self.window_valid.copy_(all_valid.gather(0, newest) & (ages <= lengths))
+        return seen
+
+
+def _resize(controller: DualController, length: int) -> None:
+    """Give the window's buffers another length; what they hold is lost then."""
+    if length != len(controller.window_costs):
+        for name in ("window_costs", "window_valid"):
+            buffer = getattr(controller, name)
+            setattr(controller, name, buffer.new_zeros(length, buffer.shape[1]))
+
+
+def _take_stored_length(controller: DualController, state: dict[str, Tensor], prefix: str, *rest: object) -> None:
+    """Before a state is loaded: its window may have another length; the next update cuts it to W or fills it up."""
+    if (stored := state.get(f"{prefix}window_costs")) is not None:
+        _resize(controller, len(stored))
 
 
 def check(holds: bool, message: str) -> None:

@@ -15,7 +15,7 @@ from safe_rlhf_v.export.vlm import write_adapter_files
 from safe_rlhf_v.models.adapters import adapter_tensors
 from safe_rlhf_v.models.hf_vlm import HFVLM
 from safe_rlhf_v.models.sharding import full_tensor
-from safe_rlhf_v.training.checkpoints import tensor_hash
+from safe_rlhf_v.training.base_tensors import tensor_hash
 
 Post = Callable[[str, Mapping[str, Any]], Reply]
 

@@ -101,6 +101,7 @@ def _about(settings: dict[str, Any], difference: float | None) -> str:
         "Kind": settings["kind"],
         "Run": f"{settings['run']}, step {settings['step']}",
         "Base model": settings["base"] or "none: trained from random weights",
+        **({"Revision of the base": revision} if (revision := settings.get("revision")) else {}),
         "Written by": settings["written_by"],
         "Loads with": settings["loads_with"],
         "Dtype": settings["dtype"],
@@ -120,9 +121,12 @@ def _how(settings: dict[str, Any]) -> str:
     elif settings["form"] == "scorer":
         code = f'{picture}from loader import Scorer\n\nmodel = Scorer(".")\nmodel{ask}, "Yes, it is safe.")'
     elif settings["form"] == "adapter":
+        revision = f', revision="{settings["revision"]}"' if settings.get("revision") else ""
+        stored = settings.get("quantization")
+        note = f"# trained on a base stored as {stored}: a plain one gives slightly other numbers\n" if stored else ""
         code = (
             "from peft import PeftModel\nfrom transformers import AutoModelForImageTextToText, AutoProcessor\n\n"
-            f'base = AutoModelForImageTextToText.from_pretrained("{settings["base"]}")\n'
+            f'{note}base = AutoModelForImageTextToText.from_pretrained("{settings["base"]}"{revision})\n'
             'model = PeftModel.from_pretrained(base, ".")\nprocessor = AutoProcessor.from_pretrained(".")'
         )
     else:

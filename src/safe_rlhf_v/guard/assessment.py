@@ -91,7 +91,7 @@ def outputs_of_batches(module: GuardModule, batches: Iterable[PreferenceBatch]) 
     of_prompt: list[str] = []
     for batch in batches:
         members = [_members(batch.prompts, row) for row in range(len(batch.keys))]  # before its pictures are exchanged
-        batch = batch._replace(prompts=batch.prompts.with_images(module.images))
+        batch = batch._replace(prompts=batch.prompts.with_images(module.images, batch.valid))
         with torch.no_grad():
             batch, raw = module.admit(batch, lambda b: module(b.prompts, [(*row, "") for row in b.responses]))
         outputs = GuardOutputs(*(part.float().cpu() for part in raw))
@@ -132,6 +132,8 @@ def _numbers(pictures: PictureGroups, names: list[str]) -> Tensor:
 def assess(outputs: LabelledOutputs, calibration: Calibration) -> dict[str, float]:
     """Metrics of a calibrated guard on a split: levels, harm, calibration before and after, and its thresholds.
 
+    Those of responses are left out where no response has a level.
+
     Every share at a threshold has the bound on its unsafe side, counted by image group: false alarms an upper one, recall a
     lower one.
 
@@ -139,19 +141,9 @@ def assess(outputs: LabelledOutputs, calibration: Calibration) -> dict[str, floa
         outputs: Raw outputs and labels of a split that nothing was fitted on.
         calibration: Calibration of the guard.
     """
-    after = tempered(outputs.level_log_probs.double(), calibration.level_temperature)
-    balanced = correct_prior(after, torch.tensor(calibration.level_prior, dtype=torch.float64))
-    before, measured = (
-        {name: float(value) for name, value in guard_values(log_probs, outputs.levels).items()}
-        for log_probs in (outputs.level_log_probs, after)
-    )
     return known_only(
         {
-            "majority_accuracy": float(torch.bincount(outputs.levels).max() / len(outputs.levels)),
-            **{name: measured[source] for name, source in MEASURED.items() if source in measured},
-            "macro_mae_balanced": float(macro_mae(median_level(balanced), outputs.levels, NUM_LEVELS)),
-            "harm_ece_before": before["harm_calibration_error"],
-            "exceedance_ece_before": before["exceedance_calibration_error"],
+            **(_of_responses(outputs, calibration) if len(outputs.levels) else {}),
             **_at_thresholds(outputs, calibration),
             **{
                 name: float(value)
@@ -164,6 +156,23 @@ def assess(outputs: LabelledOutputs, calibration: Calibration) -> dict[str, floa
             "severe": float((outputs.levels < SEVERE_BOUNDARY).sum()),
         }
     )
+
+
+def _of_responses(outputs: LabelledOutputs, calibration: Calibration) -> dict[str, float]:
+    """Metrics of the stated levels and of P(harmful), before and after calibration."""
+    after = tempered(outputs.level_log_probs.double(), calibration.level_temperature)
+    balanced = correct_prior(after, torch.tensor(calibration.level_prior, dtype=torch.float64))
+    before, measured = (
+        {name: float(value) for name, value in guard_values(log_probs, outputs.levels).items()}
+        for log_probs in (outputs.level_log_probs, after)
+    )
+    return {
+        "majority_accuracy": float(torch.bincount(outputs.levels).max() / len(outputs.levels)),
+        **{name: measured[source] for name, source in MEASURED.items() if source in measured},
+        "macro_mae_balanced": float(macro_mae(median_level(balanced), outputs.levels, NUM_LEVELS)),
+        "harm_ece_before": before["harm_calibration_error"],
+        "exceedance_ece_before": before["exceedance_calibration_error"],
+    }
 
 
 def _at_thresholds(outputs: LabelledOutputs, calibration: Calibration) -> dict[str, float]:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import weakref
 from array import array
 from collections.abc import Iterator, Sequence
@@ -16,7 +17,7 @@ from safe_rlhf_v.shards import Manifest, ShardedSplit
 from safe_rlhf_v.shards.images import MAX_BYTES
 from safe_rlhf_v.shards.manifest import ShardError
 
-READABLE = (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".apng", ".webp")
+READABLE = (".jpg", ".jpeg", ".jpe", ".jfif", ".pjpeg", ".pjp", ".mpo", ".png", ".apng", ".webp")
 UNREADABLE = (".gif", ".bmp", ".tif", ".tiff", ".heic", ".heif", ".avif", ".jxl", ".jp2", ".svg", ".ico")
 """Suffixes of other picture formats, which cannot be judged; such files are reported and not skipped."""
 MAX_LINE = 1_000_000
@@ -73,8 +74,8 @@ class ShardEntries:
             split: Name of the split.
         """
         self.split = ShardedSplit(root, split)
-        counts = self.split.index["responses"].tolist()
-        self.rows = [(row, k) for row, n in enumerate(counts) for k in (range(n) if n else [None])]
+        self._counts = self.split.index["responses"].tolist()
+        self.rows = [(row, k) for row, n in enumerate(self._counts) for k in (range(n) if n else [None])]
 
     def __len__(self) -> int:
         """How many."""
@@ -85,6 +86,9 @@ class ShardEntries:
         row, k = self.rows[number]
         try:
             record = self.split[row]
+            if len(record.responses) != self._counts[row]:  # the others would have no verdict, and nobody would know
+                stated = f"{self._counts[row]}, the record holds {len(record.responses)}"
+                return Entry(f"row {row}", None, f"the index states another number of responses: {stated}")
             text = None if k is None else record.responses[k].text
             key = record.key if k is None else f"{record.key}/{k}"
             return Entry(key, Input.of(record, text))
@@ -198,7 +202,10 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 class FolderEntries:
-    """Every picture of a folder and its subfolders, by name: pictures alone."""
+    """Every picture of a folder and its subfolders, by name: pictures alone.
+
+    A subfolder that is a link or cannot be read is an entry with an error, so that nothing is passed over unseen.
+    """
 
     def __init__(self, folder: Path) -> None:
         """Find the pictures.
@@ -206,9 +213,17 @@ class FolderEntries:
         Args:
             folder: The folder.
         """
-        pictures = (path for path in folder.rglob("*") if path.suffix.lower() in (*READABLE, *UNREADABLE))
-        self.files = sorted(path for path in pictures if path.is_symlink() or not path.is_dir())
         self.folder = folder
+        self._problems: dict[Path, str] = {}
+        pictures: list[Path] = []
+        for place, subfolders, names in os.walk(folder, onerror=self._unreadable):
+            links = [path for name in subfolders if (path := Path(place, name)).is_symlink()]
+            self._problems |= dict.fromkeys(links, "a link to a folder, which is not followed; name it itself")
+            pictures += [Path(place, name) for name in names if name.lower().endswith((*READABLE, *UNREADABLE))]
+        self.files = sorted({*pictures, *self._problems})
+
+    def _unreadable(self, error: OSError) -> None:
+        self._problems[Path(str(error.filename))] = f"a folder that cannot be read: {error.strerror}"
 
     def __len__(self) -> int:
         """How many."""
@@ -218,6 +233,8 @@ class FolderEntries:
         """See :class:`Entries`."""
         file = self.files[number]
         key = str(file.relative_to(self.folder))
+        if problem := self._problems.get(file):
+            return Entry(key, None, problem)
         try:
             return Entry(key, Input(read_bounded(file, MAX_BYTES)))
         except FileError as error:

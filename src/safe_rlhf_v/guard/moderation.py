@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeout
+from math import isfinite
 from pathlib import Path
 from typing import Any, Self
 
@@ -259,6 +260,8 @@ class Guard:
         category = likeliest if likeliest is not None and by_name[likeliest] >= 0.5 else None
         if not row.response:
             harm = round(float(torch.sigmoid(outputs.prompt_risk.double() / c.prompt_temperature)), 6)
+            if not isfinite(harm):
+                return self._unchecked_row("NaN or infinite output", row)
             index = int(harm >= c.prompt_review) + int(harm >= c.prompt_block)
             reasons = (
                 f"prompt of a harm category with probability {harm:.2f}, blocked from {c.prompt_block:.2f} on{_read(row)}",
@@ -271,6 +274,8 @@ class Guard:
         probabilities = log_probs.exp()
         stated = rounded(probabilities.tolist())
         harm = round(float(probabilities[:HARM_BOUNDARY].sum()), 6)
+        if not isfinite(harm):  # some levels may be impossible (-inf), but not all of them
+            return self._unchecked_row("NaN or infinite output", row)
         level = likeliest_level(self._levels(log_probs, stated))
         mean = round(float((probabilities * torch.arange(-HARM_BOUNDARY, len(stated) - HARM_BOUNDARY)).sum()), 6)
         index = int(harm >= c.review) + int(harm >= c.block)

@@ -13,11 +13,11 @@ from typing import NamedTuple
 
 import regex
 
-from safe_rlhf_v.guard.unicode_tables import IGNORABLE, OVERRIDDEN, TAG_FLAG, ascii_twin, is_styled, look_alike
+from safe_rlhf_v.guard.unicode_tables import IGNORABLE, NESTED, OVERRIDDEN, TAG_FLAG, ascii_twin, is_styled, look_alike
 
 MAX_CHARACTERS = 20_000
 MAX_HIDDEN = 8
-"""Number of invisible characters in a row, of two kinds or more, that are a hidden code and not writing."""
+"""Number of invisible characters in a row, of two kinds or more, that spell no text: a hidden code and not writing."""
 
 
 class Reading(NamedTuple):
@@ -39,7 +39,7 @@ class RefusedText(ValueError):
     """A text that is refused.
 
     Attributes:
-        reason: ``too_long``, ``invalid_unicode``, ``control_characters`` or ``hidden_code``.
+        reason: ``too_long``, ``invalid_unicode``, ``control_characters``, ``hidden_code`` or ``nested_override``.
     """
 
     def __init__(self, reason: str, message: str) -> None:
@@ -63,8 +63,8 @@ def readings(*texts: str) -> list[Reading]:
         texts: The parts of one input; each reading applies to all parts.
 
     Raises:
-        RefusedText: For a text of more than ``MAX_CHARACTERS``, also after decomposition; for lone surrogates, NUL, and
-            invisible characters that hold no text.
+        RefusedText: For a text of more than ``MAX_CHARACTERS``, also after decomposition; for lone surrogates, NUL,
+            invisible characters that hold no text, and another direction inside text whose order is overridden.
     """
     for text in texts:
         _check(text)
@@ -104,9 +104,14 @@ def _check(text: str) -> None:
         raise RefusedText("invalid_unicode", "lone surrogates: not valid Unicode")
     if "\0" in text:
         raise RefusedText("control_characters", "NUL characters")
-    for run in regex.finditer(rf"(?:{IGNORABLE}){{{MAX_HIDDEN},}}", text):
-        if len(set(run.group())) > 1 and not _payload(run.group()) and not TAG_FLAG.search(text, run.start() - 1):
-            raise RefusedText("hidden_code", f"{len(run.group())} invisible characters in a row that hold no text")
+    if NESTED.search(text):
+        raise RefusedText("nested_override", "a second direction inside text whose order of display is overridden")
+    for run in regex.findall(rf"(?:{IGNORABLE}){{{MAX_HIDDEN},}}", TAG_FLAG.sub("\U0001f3f4", text)):
+        spelled = _decoded(run)
+        # One invisible character spells one byte; what spells none may be a code, whatever text stands beside it.
+        silent = len(run) - (len(spelled.encode()) if spelled.strip() else 0)
+        if silent >= MAX_HIDDEN and len(set(run)) > 1:
+            raise RefusedText("hidden_code", f"{silent} invisible characters in a row that hold no text")
 
 
 def _bases(texts: Sequence[str]) -> Iterator[tuple[str, tuple[str, ...]]]:

@@ -18,6 +18,9 @@ TAG_FLAG = regex.compile(
 OVERRIDDEN = regex.compile("[\u202d\u202e]([^\u202c\n\u2029]*)\u202c?")
 """Text whose order of display is overridden, up to the end of the override or of the line."""
 
+NESTED = regex.compile("[\u202d\u202e][^\u202c\n\u2029]*[\u202a\u202b\u202d\u202e\u2066-\u2068]")
+"""Another direction inside such text: pieces keep their order while the order of the pieces is reversed. No writing needs it."""
+
 PALOCHKA = "\u04cf"
 """Its prototype is "i" in the table, that of its capital is "l"; it looks like "l"."""
 

@@ -23,7 +23,7 @@ from safe_rlhf_v.ingest.fields import FieldError
 from safe_rlhf_v.ingest.hub import NAME, hub_parts
 from safe_rlhf_v.ingest.identify import Identifier
 from safe_rlhf_v.ingest.ledger import TRAIN, Dropped, Entry, Ledger
-from safe_rlhf_v.ingest.mapped import Draft, MappedRow, draft, drafts
+from safe_rlhf_v.ingest.mapped import Draft, draft, drafts, joined
 from safe_rlhf_v.ingest.mapping import DataMapping, Schema
 from safe_rlhf_v.ingest.pairs import Partners
 from safe_rlhf_v.ingest.pictures import check_folder
@@ -39,6 +39,7 @@ from safe_rlhf_v.shards.manifest import TESTING_ONLY
 
 HUB = "hub:"
 """Before a name on the Hub, or a local folder that is read as the Hub's library reads it."""
+UNKNOWN = "unknown"  # the split of a row that states none of the mapping's; the row is bad
 AHEAD = 2
 """Batches whose pictures are decoded while earlier ones are written."""
 
@@ -327,19 +328,22 @@ class _Import:
                 chunk.drafts.append((one, split))
 
     def _draft_pair(self, step: Step, row: Row, partner: Row, split: str, chunk: Chunk) -> None:
-        fields = step.schema.records[0]
-        first = MappedRow(partner, fields, partner.cells)
-        second = MappedRow(row, fields, row.cells)
-        if first.cells.get("response_0") == second.cells.get("response_0"):
-            chunk.dropped.append(Dropped("the same response twice", step.part.slug, row.number))
+        splits = {split, step.split or self._stated_split(step, partner)}
+        pair, reason = joined(step.schema, partner, row)
+        if not reason and len(splits - {UNKNOWN}) > 1:  # half of it is for testing, and must not be trained on
+            reason = "two responses to one prompt in different splits"
+        if reason:
+            chunk.dropped.append(Dropped(reason, step.part.slug, row.number))
             return
-        first.join(second)
-        first.cells["image"] = second.cells.get("image")
-        first.file = row.file
-        chunk.drafts.append((draft(first, step.part.key(first.number), step.part, self.identifier), split))
+        chunk.drafts.append((draft(pair, step.part.key(pair.number), step.part, self.identifier), split))
 
     def _own_split(self, step: Step, row: Row) -> str:
         """The split that a row states; "" if the row belongs to another step."""
+        split = self._stated_split(step, row)
+        return split if (split == TRAIN) == step.training else ""
+
+    def _stated_split(self, step: Step, row: Row) -> str:
+        """The split that a row states; :data:`UNKNOWN`, with a problem noted, if the mapping does not know it."""
         try:
             stated = step.schema.records[0]["split"].cell(row.cells) if row.readable else None
         except FieldError as error:
@@ -348,8 +352,7 @@ class _Import:
         split = self.mapping.split_of(str(stated)) if stated else self.mapping.split_of("*")
         if not split and row.readable:
             row.bad("split", f"{stated!r:.80} is none of {', '.join(self.mapping.splits)}")
-        split = split if row.readable and not row.problems else "unknown"
-        return split if (split == TRAIN) == step.training else ""
+        return split if row.readable and not row.problems else UNKNOWN
 
     def _settle(self, chunk: Chunk, progress: Progress, bar: Any) -> None:
         """Write the records of a chunk, and note the progress."""

@@ -11,6 +11,7 @@ from safe_rlhf_v.records.user_files import open_regular
 
 MAX_OBJECT = 200_000_000
 _CHUNK = 1 << 16
+_SPACE = " \t\r\n"
 
 
 def json_rows(path: Path, entry: str = "") -> Iterator[Row]:
@@ -42,8 +43,10 @@ def json_rows(path: Path, entry: str = "") -> Iterator[Row]:
 
 
 def _array(path: Path, text: TextIO) -> Iterator[Any]:
-    """Items of an array, each parsed when it has been read."""
-    decoder = json.JSONDecoder(parse_constant=lambda name: None)  # NaN is a missing number
+    """Items of an array, each parsed when it has been read; nothing but white space may stand behind it."""
+    decoder = json.JSONDecoder(
+        parse_constant=lambda name: None, object_pairs_hook=unique_fields
+    )  # NaN is a missing number
     buffer = text.read(_CHUNK).lstrip()
     if buffer.startswith("{"):
         text.seek(0)
@@ -51,27 +54,57 @@ def _array(path: Path, text: TextIO) -> Iterator[Any]:
         return
     if not buffer.startswith("["):
         raise TableError(f"{path}: is not a JSON array of objects")
-    at = 1
+    at = _behind_space(buffer, 1)
     number = 0
     size = _CHUNK
     while True:
-        while at < len(buffer) and buffer[at] in " \t\r\n,":
-            at += 1
         try:
             if buffer[at : at + 1] == "]":
-                return
-            item, at = decoder.raw_decode(buffer, at)
+                break
+            if number and buffer[at : at + 1] != ",":
+                raise ValueError("a comma is missing, or the end of the array")
+            item, end = decoder.raw_decode(buffer, _behind_space(buffer, at + 1) if number else at)
+            if end == len(buffer):
+                raise ValueError("the array has no end")  # a number may go on in what is not read yet
         except (ValueError, RecursionError) as error:
             more = text.read(size) if len(buffer) - at <= MAX_LINE else ""
             if not more:
                 raise TableError(f"{path}: damaged or too large behind entry {number} ({error!s:.100})") from None
             buffer = buffer[at:] + more
-            at = 0
+            at = _behind_space(buffer, 0)
             size *= 2
             continue
+        at = _behind_space(buffer, end)
         size = _CHUNK
         number += 1
         yield item
+    rest = buffer[at + 1 :]
+    while rest:
+        if rest.strip(_SPACE):
+            raise TableError(f"{path}: something stands behind the array of {number} entries; make it one array")
+        rest = text.read(_CHUNK)
+
+
+def _behind_space(buffer: str, at: int) -> int:
+    """The place of the next character that is no white space."""
+    while at < len(buffer) and buffer[at] in _SPACE:
+        at += 1
+    return at
+
+
+def unique_fields(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The fields of a JSON object.
+
+    Args:
+        pairs: Names and values, in order.
+
+    Raises:
+        ValueError: If a name stands twice: another reader might take the other value.
+    """
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        raise ValueError("a field occurs twice")
+    return fields
 
 
 def _held(path: Path, text: TextIO, entry: str) -> list[Any]:
@@ -80,7 +113,7 @@ def _held(path: Path, text: TextIO, entry: str) -> list[Any]:
     if len(data) > MAX_OBJECT:
         raise TableError(f"{path}: an object of more than {MAX_OBJECT} characters; make it a .jsonl file, a row a line")
     try:
-        body = json.loads(data, parse_constant=lambda name: None)
+        body = json.loads(data, parse_constant=lambda name: None, object_pairs_hook=unique_fields)
     except (ValueError, RecursionError) as error:
         raise TableError(f"{path}: not readable as JSON ({error!s:.100})") from None
     rows = body.get(entry) if isinstance(body, dict) and entry else body

@@ -121,7 +121,7 @@ def drafts(schema: Schema, part: Part, row: Row, identifier: Identifier) -> list
         row: The row.
         identifier: Reads the pictures.
     """
-    reason = next((why for column, why in schema.skip.items() if not empty(cell_of(row.cells, column))), "")
+    reason = _skipped(schema, row)
     every = [row.cells]
     if schema.each and row.readable:
         items = row.cells.get(schema.each)
@@ -139,6 +139,29 @@ def drafts(schema: Schema, part: Part, row: Row, identifier: Identifier) -> list
         one = MappedRow(row, fields, cells)
         result.append(draft(one, key, part, identifier, reason))
     return result
+
+
+def joined(schema: Schema, first: Row, second: Row) -> tuple[MappedRow, str]:
+    """The fields of two rows with one response each to the same prompt, and why they are left out; "" if they are not.
+
+    Args:
+        schema: Form of the rows.
+        first: The earlier row, without its picture.
+        second: The later row.
+    """
+    fields = schema.records[0]
+    pair = MappedRow(first, fields, first.cells)
+    other = MappedRow(second, fields, second.cells)
+    twice = "the same response twice" if pair.cells.get("response_0") == other.cells.get("response_0") else ""
+    pair.join(other)
+    pair.cells["image"] = other.cells.get("image")
+    pair.file = second.file
+    return pair, _skipped(schema, first) or _skipped(schema, second) or twice
+
+
+def _skipped(schema: Schema, row: Row) -> str:
+    """Why a row is left out by the mapping's ``skip``; "" if it is not."""
+    return next((why for column, why in schema.skip.items() if not empty(cell_of(row.cells, column))), "")
 
 
 def draft(row: MappedRow, key: str, part: Part, identifier: Identifier, reason: str = "") -> Draft:

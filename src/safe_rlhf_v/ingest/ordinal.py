@@ -109,7 +109,7 @@ def import_ordinal(
     """Write shards with the splits ``train``, ``validation`` and ``test``, divided by picture.
 
     Args:
-        table: CSV or JSONL with one row per picture.
+        table: CSV or JSONL with one row per picture; a row with the picture of an earlier one (equal pixels) cannot be used.
         images: Folder of the pictures.
         out: Folder to create.
         template: Wordings.
@@ -144,9 +144,10 @@ def import_ordinal(
         rows = [(row, _label(row, label_column, len(template.claims))) for row in table_rows]
         frequency = Counter(label for row, label in rows if not row.problems)
         good = records = 0
+        rows_by_picture: dict[str, int] = {}
         for row, label in tqdm(rows, desc="importing", unit="image", disable=None):
             image = _image(row, images, id_column, pattern)
-            if image is None or label is None:
+            if image is None or label is None or _is_repeated(row, id_column, image, rows_by_picture):
                 bad.add(row)
                 continue
             split = split_of(image.id, FRACTIONS)
@@ -167,6 +168,14 @@ def _image(row: Row, images: Path, column: str, pattern: str) -> Image | None:
     number = isinstance(row.cells.get(column), int)
     identity = row.integer(column) if number else row.text(column)
     return None if identity is None else read_picture(images, pattern.replace("{}", str(identity)), row, column)
+
+
+def _is_repeated(row: Row, column: str, image: Image, rows: dict[str, int]) -> bool:
+    """Whether an earlier row has the picture: it would have two levels, and more pairs than others; noted as a problem."""
+    first = rows.setdefault(image.id, row.number)
+    if first != row.number:
+        row.bad(column, f"the picture of row {first}, too")
+    return first != row.number
 
 
 def _label(row: Row, column: str, levels: int) -> int | None:

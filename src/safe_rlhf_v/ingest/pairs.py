@@ -24,6 +24,7 @@ class Partners:
             schema: Names the fields.
         """
         self.of: dict[int, int] = {}
+        self._skip = schema.skip
         fields = [schema.records[0][name] for name in schema.pair_by]
         columns = sorted({name.partition(".")[0] for field in fields for name in field.sources})
         alone: dict[bytes, int] = {}
@@ -57,15 +58,16 @@ class Partners:
                 other = self.of.get(number)
                 if other is not None and other > number:
                     if other >= position:
-                        waiting[number] = _without_pictures(row)
+                        waiting[number] = self._without_pictures(row)
                 elif number >= position:
                     yield row, None if other is None else waiting.pop(other), other is None
 
-
-def _without_pictures(row: Row) -> Row:
-    """A row that waits needs its texts only: the picture is its partner's."""
-    row.cells = {name: None if _is_picture(value) else value for name, value in row.cells.items()}
-    return row
+    def _without_pictures(self, row: Row) -> Row:
+        """A row that waits needs its texts only: the picture is its partner's; a column to skip by stays full."""
+        row.cells = {
+            name: (name in self._skip or None) if _is_picture(value) else value for name, value in row.cells.items()
+        }
+        return row
 
 
 def _is_picture(value: Any) -> bool:

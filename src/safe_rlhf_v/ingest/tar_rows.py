@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from safe_rlhf_v.ingest.json_rows import unique_fields
 from safe_rlhf_v.ingest.rows import Row, describe
 from safe_rlhf_v.ingest.table import TableError
 from safe_rlhf_v.records.user_files import open_regular
@@ -135,7 +136,7 @@ def _cell(name: str, data: bytes) -> Any:
     if ending in PICTURES:
         return data
     if ending == "json":
-        return json.loads(data.decode("utf-8-sig"), parse_constant=lambda name: None)  # NaN is a missing number
+        return json.loads(data.decode("utf-8-sig"), parse_constant=lambda name: None, object_pairs_hook=unique_fields)
     try:
         return data.decode()
     except UnicodeDecodeError:

@@ -137,6 +137,11 @@ class Backbone(Reader):
         """(B, 1, S, S) bool mask of a packed batch."""
         return visibility(tokens)
 
+    @property
+    def prompt_settings(self) -> dict[str, Any]:
+        """What decides the tokens and pixels of a prompt beside the tokenizer, as plain values; {} if it is not known."""
+        return {}
+
     def freeze_unused_lm_head(self) -> None:
         """Freeze the LM head of models that never run it: plain DDP would wait for its gradient.
 
@@ -243,7 +248,7 @@ class Backbone(Reader):
     @property
     def never_in_text(self) -> set[int]:
         """Ids that no text may have, spelled out or not."""
-        return {*self.tokenizer.all_special_ids, *self.banned_ids} - {self.tokenizer.unk_token_id}
+        return {*self.tokenizer.all_special_ids, *self.banned_ids, self.eos_id} - {self.tokenizer.unk_token_id}
 
     @property
     def most_tokens(self) -> int | None:

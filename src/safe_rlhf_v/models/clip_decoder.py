@@ -25,7 +25,7 @@ from safe_rlhf_v.models.clip_parts import (
     prompt_template,
     saved_settings,
 )
-from safe_rlhf_v.models.decoder_check import decoder_packs
+from safe_rlhf_v.models.decoder_check import decoder_abilities
 from safe_rlhf_v.models.hf_families import cache_arguments
 from safe_rlhf_v.models.images import fit_square
 from safe_rlhf_v.models.layout import PromptTokens
@@ -91,7 +91,8 @@ class ClipDecoder(Backbone):
             dtype: Dtype of the decoder's weights.
 
         Raises:
-            ValueError: If the template lacks a part, or features of a trained tower would be cached.
+            ValueError: If the template lacks a part, features of a trained tower would be cached, or the decoder is one that
+                would be read wrongly (:mod:`~safe_rlhf_v.models.decoder_check`).
         """
         super().__init__(feature_cache)
         self.freeze_tower = freeze_tower
@@ -101,7 +102,6 @@ class ClipDecoder(Backbone):
         self.template = prompt_template(self.tokenizer, template)
         self.max_length = max_length
         self._settings = {
-            "tower": asdict(tower),
             "slots": asdict(slots) if slots else None,
             "template": self.template,
             "projector_layers": projector_layers,
@@ -111,7 +111,7 @@ class ClipDecoder(Backbone):
         self.resampler = SlotResampler(slots, self.tower.shape) if slots else None
         self.image_shape = self.resampler.shape if self.resampler else self.tower.shape
         self.decoder = build_decoder(decoder, len(self.tokenizer), gguf_file, getattr(torch, dtype))
-        self.packs = decoder_packs(self.decoder.config)
+        self.packs, self._own_cache = decoder_abilities(self.decoder.config)
         self.hidden_size = int(self.decoder.config.hidden_size)
         self.context_length = context_length(self.decoder.config)
         self.projector = build_projector(self.image_shape[1], self.hidden_size, projector_layers)
@@ -217,6 +217,11 @@ class ClipDecoder(Backbone):
             "end_id": self.eos_id,
         }
 
+    @property
+    def prompt_settings(self) -> dict[str, Any]:
+        """See :attr:`Backbone.prompt_settings`."""
+        return {**self.prompt_form, "image_size": self.tower.image_size}
+
     @cached_property
     def _pieces(self) -> dict[str, list[int]]:
         """Token ids of the template's pieces: there are few of them, and every prompt has them."""
@@ -249,7 +254,12 @@ class ClipDecoder(Backbone):
         embeddings = self.decoder.get_input_embeddings()(input_ids)  # (B, L, D)
         if features is not None and features.tokens:
             projected = self.projector(torch.cat(features.tokens)).to(embeddings.dtype)  # (E * P, D)
-            place = (input_ids == self.image_id)[..., None].expand_as(embeddings)
+            here = input_ids == self.image_id
+            if here.device.type == "cpu" and int(here.sum()) != len(
+                projected
+            ):  # an accelerator would wait for the answer
+                raise ValueError(f"{int(here.sum())} placeholders for {len(projected)} tokens of pictures")
+            place = here[..., None].expand_as(embeddings)
             embeddings = embeddings.masked_scatter(place, projected)
         out = self.decoder.base_model(
             inputs_embeds=embeddings,
@@ -259,6 +269,12 @@ class ClipDecoder(Backbone):
         )
         states: Tensor = out.last_hidden_state
         return states
+
+    def new_cache(self, room: int) -> Any:
+        """See :meth:`Backbone.new_cache`; layers that carry a state keep it in a cache that the config describes."""
+        from safe_rlhf_v.models.cache import decoding_cache
+
+        return decoding_cache(room, self.decoder.config if self._own_cache else None)
 
     @property
     def lm_head(self) -> nn.Module:
@@ -281,7 +297,8 @@ class ClipDecoder(Backbone):
         self.tokenizer.save_pretrained(folder / "tokenizer")
         rest = {k: v.contiguous() for k, v in self.state_dict().items() if not k.startswith("decoder.")}
         save_file(rest, folder / "vision.safetensors")
-        (folder / SETTINGS_FILE).write_text(json.dumps(self._settings, indent=1) + "\n")
+        tower = without_weights(self.tower.settings, self.tower.visual)  # with the pixels' mean and std of its weights
+        (folder / SETTINGS_FILE).write_text(json.dumps({"tower": tower, **self._settings}, indent=1) + "\n")
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, **options: Any) -> Self:

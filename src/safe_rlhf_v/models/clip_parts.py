@@ -10,7 +10,7 @@ from torch import nn
 
 from safe_rlhf_v.models.corpus_tokenizer import ANSWER_TOKEN, IMAGE_TOKEN
 from safe_rlhf_v.models.prompt_writer import PromptWriter
-from safe_rlhf_v.models.sources import check_source, load_or_refuse, load_tokenizer
+from safe_rlhf_v.models.sources import check_source, load_tokenizer, load_weights
 from safe_rlhf_v.models.tower import SlotSettings, TowerSettings
 
 SETTINGS_FILE = "clip_decoder.json"
@@ -81,7 +81,7 @@ def build_decoder(decoder: str | dict[str, Any], vocabulary: int, gguf_file: str
     if gguf_file:  # as plain weights: those in blocks can be neither trained nor saved
         options = {"gguf_file": gguf_file, "quantization_config": GgufConfig(dequantize=True)}
     check_source("decoder", decoder)
-    model = load_or_refuse("decoder", decoder, AutoModelForCausalLM.from_pretrained, decoder, dtype=dtype, **options)
+    model = load_weights("decoder", decoder, AutoModelForCausalLM.from_pretrained, dtype=dtype, **options)
     if gguf_file:
         model.config.architectures = [type(model).__name__]  # the file does not say it, and saving needs it
     _enlarge(model, vocabulary)

@@ -17,6 +17,7 @@ import torch
 from safe_rlhf_v import __version__
 from safe_rlhf_v.models import family_check
 from safe_rlhf_v.models.family_check import FamilyReport
+from safe_rlhf_v.models.family_shrink import plain_cpu
 from safe_rlhf_v.records.user_files import write_whole
 
 _LOG = logging.getLogger(__name__)
@@ -84,8 +85,10 @@ def _key(backbone: Any) -> str:
     config = {k: v for k, v in backbone.model.config.to_dict().items() if k not in ("_name_or_path", "dtype")}
     parts = {
         "config": config,
+        "generation": backbone.model.generation_config.to_dict(),
         "image_processor": backbone.processor.image_processor.to_dict(),
-        "template": backbone.processor.chat_template,
+        "processor": backbone.processor.to_dict(),
+        "template": [backbone.processor.chat_template, backbone.tokenizer.chat_template],
         "tokenizer": [type(backbone.tokenizer).__name__, len(backbone.tokenizer)],
         "freezing": backbone._freezing,
         "lora": repr(backbone.lora),
@@ -108,18 +111,8 @@ def tested(backbone: Any) -> FamilyReport:
     Args:
         backbone: An ``HFVLM``, which is not changed.
     """
-    default = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float32)
-    try:  # whatever the trainer builds networks under
-        with (
-            torch.device("cpu"),
-            torch.inference_mode(False),
-            torch.enable_grad(),
-            torch.autocast("cpu", enabled=False),
-        ):
-            return _tested(backbone)
-    finally:
-        torch.set_default_dtype(default)
+    with plain_cpu():
+        return _tested(backbone)
 
 
 def _tested(backbone: Any) -> FamilyReport:

@@ -4,13 +4,34 @@ Nothing about its structure changes: the size of a head, the number of queries p
 decides how many tokens an image has stay as they are.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from copy import deepcopy
 from typing import Any
+
+import torch
 
 _DEPTHS = ("num_hidden_layers", "depth", "num_layers", "n_layers")
 _WIDTHS = ("intermediate_size", "moe_intermediate_size", "shared_expert_intermediate_size")
 _SAME_AS_TEXT = ("out_hidden_size", "projection_dim", "text_hidden_size", "hidden_size")
 _NARROW_FEED_FORWARD = 256
+
+
+@contextmanager
+def plain_cpu() -> Iterator[None]:
+    """A context in which copies are built and run in float32 on the CPU, whatever the trainer builds networks under."""
+    default = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        with (
+            torch.device("cpu"),
+            torch.inference_mode(False),
+            torch.enable_grad(),
+            torch.autocast("cpu", enabled=False),
+        ):
+            yield
+    finally:
+        torch.set_default_dtype(default)
 
 
 def shrunk_config(config: Any, narrow: bool) -> Any:

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 
 from safe_rlhf_v.models.quantization import Quantization, kept_modules, quantization_config
-from safe_rlhf_v.models.sources import check_source, load_or_refuse
+from safe_rlhf_v.models.sources import check_source, load_or_refuse, load_weights
 
 
 def build_network(
@@ -24,12 +24,12 @@ def build_network(
         check_source("model", model)
         load = AutoModelForImageTextToText.from_pretrained
         if quantization is None:
-            return load_or_refuse("model", model, load, model, dtype=dtype, **hub)
+            return load_weights("model", model, load, dtype=dtype, **hub)
         shape = load_or_refuse("model", model, AutoConfig.from_pretrained, model, **hub)
         stored = quantization_config(quantization, kept_modules(shape), dtype)
         place = str(torch.get_default_device())  # the CPU, unless the caller says another; the trainer moves it
         where = {"quantization_config": stored, "device_map": {"": place}}
-        return load_or_refuse("model", model, load, model, dtype=dtype, **where, **hub)
+        return load_weights("model", model, load, dtype=dtype, **where, **hub)
     if isinstance(config, dict):
         shape = AutoConfig.for_model(**config)
     else:

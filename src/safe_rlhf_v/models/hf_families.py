@@ -51,13 +51,18 @@ def check_supported(model: Any) -> None:
     prefix = "token_type_ids" in accepted or getattr(text, "use_bidirectional_attention", None)
     if prefix and kind not in BIDIRECTIONAL_IMAGES:
         raise ValueError(f"model_type {kind!r} reads its prompt bidirectionally: not supported")
-    for name in ("final_logit_softcapping", "logit_scale", "logits_scaling"):
-        if getattr(text, name, None) not in (None, 1, 1.0):
-            raise ValueError(f"model_type {kind!r} rescales its logits ({name}): not supported")
+    if name := rescaled_logits(text):
+        raise ValueError(f"model_type {kind!r} rescales its logits ({name}): not supported")
     if not callable(getattr(core, "get_decoder", None)) or model.get_output_embeddings() is None:
         raise ValueError(f"model_type {kind!r} has no decoder with an LM head: not supported")
     if type(getattr(model.config, "image_token_id", None)) is not int:
         raise ValueError(f"model_type {kind!r} names no placeholder of images (image_token_id): not supported")
+
+
+def rescaled_logits(config: Any) -> str:
+    """Which option of a language model's config scales or caps the logits that its LM head gives; "" if none does."""
+    names = ("final_logit_softcapping", "logit_scale", "logits_scaling")
+    return next((name for name in names if getattr(config, name, None) not in (None, 1, 1.0)), "")
 
 
 def layer_kinds(config: Any) -> set[str]:

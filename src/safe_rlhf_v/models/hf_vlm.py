@@ -37,6 +37,8 @@ from safe_rlhf_v.models.types import ImageFeatures, ImageInputs, TokenBatch
 from safe_rlhf_v.records.batches import Prompts
 
 _ROPE_FIELDS = ("position_t", "position_h", "position_w")
+_PIXEL_SETTINGS = ("size", "crop_size", "image_mean", "image_std", "patch_size", "merge_size", "max_patches")
+"""Settings of an image processor that decide what a network sees of a picture."""
 
 
 class Conversation(NamedTuple):
@@ -209,6 +211,12 @@ class HFVLM(Backbone):
     def eos_id(self) -> int:
         """Id of the end token: what the chat template writes after a response, if the model stops on it."""
         return self._writer.end_id
+
+    @property
+    def prompt_settings(self) -> dict[str, Any]:
+        """See :attr:`Backbone.prompt_settings`."""
+        pixels = {k: v for k, v in self.processor.image_processor.to_dict().items() if k in _PIXEL_SETTINGS}
+        return {"chat": self._writer.form, "end_id": self.eos_id, **pixels}
 
     @property
     def lm_head(self) -> nn.Module:

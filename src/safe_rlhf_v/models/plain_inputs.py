@@ -46,7 +46,7 @@ def plain_messages(
         turns[0] = (role, f"{system}\n\n{text}", images)
         system = ""
     messages = ([("system", system, 0)] if system else []) + turns
-    return [(role, _split_control(text, form["control"]), images) for role, text, images in messages]
+    return [(role, split_control(text, form["control"]), images) for role, text, images in messages]
 
 
 def message(form: dict[str, Any], role: str, text: str, images: int = 0, *, parts: bool) -> dict[str, Any]:
@@ -162,17 +162,53 @@ def room_for(limit: int | None, prompt_length: int) -> int | None:
 
 
 def upright(image: Any) -> Any:
-    """A PIL picture in RGB, turned as its EXIF data say, transparency blended with white."""
+    """A PIL picture in RGB, turned as its EXIF data say, transparency blended with white, more than 8 bits scaled to 8.
+
+    Raises:
+        ValueError: If values are not finite, or beyond 16 bits.
+    """
     from PIL import Image, ImageOps
 
     image = ImageOps.exif_transpose(image)
-    if "A" in image.getbands() or "transparency" in image.info:
+    if image.mode == "F" or image.mode.startswith("I"):
+        return _deep(image)
+    if image.mode == "La":  # premultiplied; Pillow converts it to LA only
+        image = image.convert("LA")
+    if image.mode in ("RGBA", "LA", "PA", "RGBa") or "transparency" in image.info:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, (255, 255, 255, 255)), image)
     return image.convert("RGB")
 
 
-def _split_control(text: str, control: str) -> str:
+def _deep(image: Any) -> Any:
+    """Grey values of more than 8 bits, scaled to 8 bits as in training (Pillow would clip them to white)."""
+    import numpy as np
+    from PIL import Image
+
+    values = np.asarray(image).astype(np.float64)
+    low = float(values.min())
+    high = float(values.max())
+    if not 0 <= low <= high <= 65535:  # false for NaN, too
+        raise ValueError(f"mode {image.mode} with values {low:g}..{high:g}: neither 0..1 nor 8 nor 16 bits")
+    scale = 1 / 257 if image.mode.startswith("I;16") or high > 255 else 1.0
+    if image.mode == "F" and high <= 1:
+        scale = 255.0
+    grey = (values * scale).round().astype(np.uint8)
+    transparent = image.info.get("transparency")
+    if isinstance(transparent, int):
+        grey[values == transparent] = 255
+    return Image.fromarray(grey).convert("RGB")
+
+
+def split_control(text: str, control: str) -> str:
+    """The text with a space in every control token that it spells out (``<image>`` becomes ``< image>``).
+
+    Args:
+        text: Any text.
+        control: Regular expression of the control tokens; "" for none.
+    """
+    if not control:
+        return text
     return re.sub(control, lambda token: f"{token[0][0]} {token[0][1:]}", text)
 
 

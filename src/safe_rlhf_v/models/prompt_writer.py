@@ -1,7 +1,7 @@
 """Prompts in a model's own chat format, from texts that nobody checked."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from safe_rlhf_v.models.plain_inputs import chat_text, filled, message, plain_messages
@@ -29,7 +29,8 @@ class PromptWriter:
     Attributes:
         form: What :func:`~safe_rlhf_v.models.plain_inputs.chat_text` reads.
         end_id: Id of the token that ends a response: what the template writes after one, if the model stops there.
-        banned_ids: Ids that must never be sampled: all special tokens except the end token, placeholders, unused rows.
+        banned_ids: Ids that must never be sampled: all special tokens and marks of turns except the end token, placeholders,
+            unused rows.
     """
 
     def __init__(self, processor: Any, config: Any, generation_config: Any) -> None:
@@ -42,12 +43,9 @@ class PromptWriter:
         """
         self._tokenizer = tokenizer = processor.tokenizer
         template = processor.chat_template or tokenizer.chat_template or FALLBACK_TEMPLATE
-        added = {i: token.content for i, token in tokenizer.added_tokens_decoder.items() if token.special}
-        control = sorted({*added.values(), processor.image_token}, key=len, reverse=True)
         self.form: dict[str, Any] = {
             "template": template["default"] if isinstance(template, dict) else template,
             "placeholder": processor.image_token,
-            "control": "|".join(re.escape(token) for token in control if len(token) > 1),
             "parts": [],
         }
         if "image" in self.form["template"]:
@@ -56,6 +54,8 @@ class PromptWriter:
                 if self._takes(role, parts=True):
                     self.form["parts"].append(role)
         self.form["system"] = "system" in self.form["parts"] or self._takes("system", parts=False)
+        added = self._control_tokens()
+        self.form["control"] = control_pattern({*added.values(), processor.image_token})
         stops = generation_config.eos_token_id
         self.end_id = self._end({tokenizer.eos_token_id, *(stops if isinstance(stops, list) else [stops])})
         config_ids = {
@@ -116,6 +116,20 @@ class PromptWriter:
     def _render(self, messages: Sequence[dict[str, Any]], generate: bool) -> str:
         return filled(self._tokenizer, self.form, messages, generate=generate)
 
+    def _control_tokens(self) -> dict[int, str]:
+        """Added tokens by id that no text may act as: special ones, and those by which the template marks turns."""
+        turns = [self._message(role, _MARK) for role in ("user", "assistant", "user")]
+        system = [self._message("system", _MARK)] if self.form["system"] else []
+        written: list[str] = []
+        for messages in ([*system, *turns], turns, turns[:1]):
+            try:
+                written.append(
+                    self._render(messages, generate=False)
+                )  # what starts a response the model may write, too
+            except Exception:  # a template raises what it likes
+                continue
+        return control_tokens(self._tokenizer, written)
+
     def _end(self, stops: set[int | None]) -> int:
         messages = [self._message("user", "?"), self._message("assistant", _MARK)]
         try:
@@ -124,3 +138,24 @@ class PromptWriter:
             return int(self._tokenizer.eos_token_id)
         after = self._tokenizer(text.rpartition(_MARK)[2], add_special_tokens=False)["input_ids"]
         return next((int(i) for i in after if i in stops), int(self._tokenizer.eos_token_id))
+
+
+def control_tokens(tokenizer: Any, written: Iterable[str]) -> dict[int, str]:
+    """Added tokens by id that no text may act as: special ones, and those in conversations that a chat template wrote.
+
+    Args:
+        tokenizer: Of the model; some add the marks of roles as plain tokens.
+        written: Conversations without any added token in their texts.
+    """
+    marks = {int(i) for text in written for i in tokenizer(text, add_special_tokens=False)["input_ids"]}
+    return {
+        i: token.content
+        for i, token in tokenizer.added_tokens_decoder.items()
+        if token.special or (i in marks and token.content.strip())  # line breaks may be added tokens, too
+    }
+
+
+def control_pattern(tokens: Iterable[str]) -> str:
+    """Regular expression of control tokens, the longest first; "" for none."""
+    longest_first = sorted(set(tokens), key=len, reverse=True)
+    return "|".join(re.escape(token) for token in longest_first if len(token) > 1)

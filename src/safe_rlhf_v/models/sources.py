@@ -134,6 +134,34 @@ def load_or_refuse(option: str, source: str, load: Callable[..., Any], place: st
     )
 
 
+def load_weights(option: str, source: str, load: Callable[..., Any], **options: Any) -> Any:
+    """A network by :func:`load_or_refuse`, with all of its weights from the source.
+
+    Transformers gives random numbers to what a source lacks, with a warning only; another seed is then another model.
+
+    Args:
+        option: Name of the setting, for the message.
+        source: Folder or hub name.
+        load: A ``from_pretrained`` of a network.
+        options: Passed on.
+
+    Raises:
+        ValueError: If it cannot be read, or a weight is missing or has another shape, naming three.
+    """
+    network, report = load_or_refuse(option, source, load, source, output_loading_info=True, **options)
+    mismatched = [name if isinstance(name, str) else name[0] for name in report["mismatched_keys"]]
+    # Buffers follow from the config: only parameters would be random.
+    parameters = {name for name, _ in network.named_parameters(remove_duplicate=False)}
+    names = sorted({*(parameters & set(report["missing_keys"])), *mismatched})
+    if names:
+        more = f" (+{len(names) - 3})" if len(names) > 3 else ""
+        raise ValueError(
+            f"{option} {source}: holds no weights for {', '.join(names[:3])}{more} of {type(network).__name__}, which would "
+            "be random; name a folder with all of them"
+        )
+    return network
+
+
 def check_source(option: str, source: str) -> None:
     """Refuse a folder or GGUF file that is missing or lacks what it should hold, before anything is built; hub names pass.
 
@@ -168,11 +196,12 @@ def check_source(option: str, source: str) -> None:
 
 
 def in_hub_cache(name: str) -> bool:
-    """Whether a hub model was downloaded to this machine before."""
+    """Whether a hub model (``OWNER/NAME``, ``OWNER/NAME@REVISION``) was downloaded to this machine before."""
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
 
     try:
-        return isinstance(try_to_load_from_cache(name.partition("@")[0], "config.json"), str)
+        place, _, revision = name.partition("@")
+        return isinstance(try_to_load_from_cache(place, "config.json", revision=revision or None), str)
     except (HFValidationError, ValueError, OSError):
         return False

@@ -16,7 +16,8 @@ from safe_rlhf_v.shards.manifest import ShardError
 log = logging.getLogger(__name__)
 Result = TypeVar("Result")
 MOST_IN_A_ROW = 100
-"""Consecutive records that may be refused: after so many the model's settings are at fault, not the records."""
+"""Records behind each other, in the order of a rank's rows, that may be refused: after so many the model's settings are at
+fault, not the records."""
 
 
 class Admission:
@@ -48,17 +49,19 @@ class Admission:
                 raise complaint(batch, error) from None
             refused = error
         else:
-            self._in_a_row = 0
+            if self._in_a_row and batch.valid.any():
+                self._in_a_row = 0
             return batch, result
-        good = batch.valid.sum().item() - len(refused.problems)
-        self._in_a_row = len(refused.problems) + (0 if good else self._in_a_row)
+        longest = 0
+        for row, real in enumerate(batch.valid.tolist()):
+            if real:  # padding stands between no records
+                self._in_a_row = self._in_a_row + 1 if row in refused.problems else 0
+                longest = max(longest, self._in_a_row)
         self.refused += len(refused.problems)
         for row, problem in refused.problems.items():
             log.warning("skipped a record (%d so far): %s", self.refused, _described(batch, row, problem))
-        if self._in_a_row >= MOST_IN_A_ROW:
-            raise ShardError(
-                f"{self._in_a_row} records in a row are refused, the last: {_described(batch, row, problem)}"
-            )
+        if longest >= MOST_IN_A_ROW:
+            raise ShardError(f"{longest} records in a row are refused, the last: {_described(batch, row, problem)}")
         batch = without_rows(batch, set(refused.problems))
         return batch, prepare(batch)
 

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, TypeVar
 
 import torch
 from lightning.pytorch import Callback
-from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable, ReduceLROnPlateau
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.core.mixins.hparams_mixin import HyperparametersMixin
 from lightning.pytorch.utilities.parsing import collect_init_args
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
@@ -35,8 +35,8 @@ from safe_rlhf_v.training.checkpoints import (
     load_stage,
 )
 from safe_rlhf_v.training.named import build_component
-from safe_rlhf_v.training.optim import Schedule, group_names, parameter_groups, run_length
-from safe_rlhf_v.training.resume import StepBoundary, UserOptions, restore_random_states
+from safe_rlhf_v.training.optim import Schedule, group_names, optimizer_config, parameter_groups, run_length
+from safe_rlhf_v.training.resume import StepBoundary, UserOptions, refuse_lost_position, restore_random_states
 from safe_rlhf_v.training.runs import Source, say, stage_of
 from safe_rlhf_v.training.trainer_flags import refuse_trainer_flags
 
@@ -104,6 +104,7 @@ class BaseModule(SplitMetrics):
         self._rebuilt: set[str] = set()
         self._stored_sources: dict[str, Any] | None = None
         self._options: UserOptions | None = None
+        self._stored_options: list[dict[str, Any]] | None = None
         self._random_states: dict[str, Tensor] | None = None
         self._loops: dict[str, Any] | None = None
         self._border = StepBoundary()
@@ -221,11 +222,7 @@ class BaseModule(SplitMetrics):
         if isinstance(scheduler, Schedule) and scheduler.total_steps is None:
             scheduler.set_length(run_length(self.trainer))
         self._options = UserOptions(optimizer, scheduler)
-        if scheduler is None:
-            return {"optimizer": optimizer}
-        if isinstance(scheduler, ReduceLROnPlateau):  # the metric exists once per validation only
-            return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "monitor": scheduler.monitor}}
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+        return optimizer_config(optimizer, scheduler, automatic=self.automatic_optimization)
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         """Move labels only: prompts and demonstrations stay on the CPU, where the backbone prepares them."""
@@ -306,6 +303,7 @@ class BaseModule(SplitMetrics):
             self._stored_sources = self.backbone.stored_sources()._asdict()
         checkpoint[SOURCES_KEY] = self._stored_sources
         checkpoint["parameter_groups"] = group_names(self, self.lr_scale)
+        checkpoint["optimizer_options"] = self._options.groups if self._options is not None else None
         for name in self._rebuilt:
             checkpoint["state_dict"].pop(name, None)
         if "init_from" in checkpoint.get("hyper_parameters", {}):
@@ -325,10 +323,14 @@ class BaseModule(SplitMetrics):
         if "state_dict" in checkpoint:  # a sharded one was read, and checked, by its strategy
             compare_names(file, set(self.state_dict()), set(checkpoint["state_dict"]), rebuilt)
             self._rebuilt -= set(checkpoint["state_dict"])
-        self._random_states = checkpoint["random_states"]
         fitting = self._trainer is not None and self._trainer.state.fn == "fit"
+        self._random_states = checkpoint["random_states"] if fitting else None  # evaluated, it seeds no later training
         self._loops = checkpoint["loops"]["fit_loop"] if fitting else None
-        if fitting and group_names(self, self.lr_scale) != checkpoint["parameter_groups"]:
+        if not fitting:
+            return
+        refuse_lost_position(file, checkpoint, data_of(self._trainer))
+        self._stored_options = checkpoint.get("optimizer_options")
+        if group_names(self, self.lr_scale) != checkpoint["parameter_groups"]:
             raise CheckpointError(f"{file}: trained other parameters or lr_scale prefixes; only factors may change")
 
     def on_train_start(self) -> None:
@@ -336,7 +338,8 @@ class BaseModule(SplitMetrics):
         if self._random_states is not None:
             if self._options is not None:
                 schedulers = [config.scheduler for config in self.trainer.lr_scheduler_configs]
-                self._options.apply(self.trainer.optimizers[0], schedulers[0] if schedulers else None)
+                scheduler = schedulers[0] if schedulers else None
+                self._options.apply(self.trainer.optimizers[0], scheduler, self._stored_options)
             restore_random_states(self, self._random_states)
         self._border.note(self, self._loops)
         self._random_states = self._loops = None

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.optim import AdamW
 from torchmetrics import Metric, SumMetric
 
+from safe_rlhf_v.data_modules.contract import refuse_single_rows
 from safe_rlhf_v.functional.ordinal import expected_level
 from safe_rlhf_v.functional.shares import Share, masked_share
 from safe_rlhf_v.metrics import Collected, harm_values, level_values, mean, score_values
@@ -164,7 +165,7 @@ class GuardModule(LossModule):
                 random order, with the lowest of their levels, so that the guard finds harm beside harmless sentences. What
                 is drawn here and by ``part_dropout`` follows from the record's key and the epoch: batches, ranks and resume
                 change nothing.
-            images: Train and evaluate with other pictures (``shuffled``, ``blank``): a text-only twin.
+            images: Train and evaluate with other pictures (``shuffled`` within a batch, ``blank``): a text-only twin.
             votes: Learn levels from the shares of annotators who gave each level, where the records have votes.
             optimizer: Makes the optimizer; called with the parameter groups.
             scheduler: Makes the schedule of the learning rate, which moves after every optimizer step; ``None`` keeps the rate.
@@ -219,7 +220,7 @@ class GuardModule(LossModule):
 
     def prepare(self, batch: PreferenceBatch) -> tuple[PreferenceBatch, Prepared]:
         """See :class:`LossModule`; the prompt alone is judged in the same pass."""
-        batch = batch._replace(prompts=batch.prompts.with_images(self.images))
+        batch = batch._replace(prompts=batch.prompts.with_images(self.images, batch.valid))
         batch, prepared = self.admitted(self._drop_parts(self._mix_responses(batch)))
         return batch._replace(prompts=TAKEN), prepared
 
@@ -291,7 +292,7 @@ class GuardModule(LossModule):
     def predict_step(self, batch: PreferenceBatch, batch_idx: int, dataloader_idx: int = 0) -> list[dict[str, Any]]:
         """One row per record: its key, and P(harmful) and expected level of each response."""
         b, k = batch.safety.shape
-        batch, prepared = self.admitted(batch._replace(prompts=batch.prompts.with_images(self.images)))
+        batch, prepared = self.admitted(batch._replace(prompts=batch.prompts.with_images(self.images, batch.valid)))
         outputs = self.judge_prepared(prepared)
         harm, level = (part.view(b, k + 1)[:, :k].tolist() for part in (outputs.harm, outputs.expected_level))
         rows = zip(batch.keys, harm, level, strict=True)
@@ -303,7 +304,7 @@ class GuardModule(LossModule):
         split = self.split_name(stage, loader)
         metrics: dict[str, Any] = self.metrics_of(split, self.make_metrics)
         b, k = batch.safety.shape
-        batch, prepared = self.admitted(batch._replace(prompts=batch.prompts.with_images(self.images)))
+        batch, prepared = self.admitted(batch._replace(prompts=batch.prompts.with_images(self.images, batch.valid)))
         outputs = self.judge_prepared(prepared)
         exact = torch.where(batch.true_safety != UNKNOWN_LEVEL, batch.true_safety, batch.safety)
         levels = (exact - MIN_LEVEL).masked_fill(exact == UNKNOWN_LEVEL, -1)  # (B, K)
@@ -369,7 +370,8 @@ class GuardModule(LossModule):
         return random.Random(f"{purpose}/{self.current_epoch}/{key}")
 
     def check_data(self, data: Any) -> None:
-        """As every module; also the harm categories must be the guard's."""
+        """As every module; also the harm categories must be the guard's, and ``shuffled`` pictures need another row."""
         super().check_data(data)
+        refuse_single_rows(data, self.images)
         if hasattr(data, "taxonomy"):
             check_categories(data.taxonomy, self.categories)

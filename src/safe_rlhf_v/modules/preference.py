@@ -10,15 +10,18 @@ from torch import Tensor
 from torch.optim import AdamW
 from torchmetrics import Metric, SumMetric
 
+from safe_rlhf_v.data_modules.contract import refuse_single_rows
 from safe_rlhf_v.functional.shares import Share
 from safe_rlhf_v.metrics import Collected, GroundingGap, LossMean, PairwiseAccuracy, count
 from safe_rlhf_v.models.backbone import Backbone, Prepared
 from safe_rlhf_v.models.heads import Head, ScalarHead
+from safe_rlhf_v.models.reader import RefusedRows
 from safe_rlhf_v.modules.base import pairs_seen
 from safe_rlhf_v.modules.loss_module import TAKEN, LossModule
+from safe_rlhf_v.modules.split_metrics import of_all_ranks
 from safe_rlhf_v.objectives import PreferenceObjective
 from safe_rlhf_v.objectives.base import checked_shares
-from safe_rlhf_v.records.batches import ImageMode, PreferenceBatch, Prompts, to_device, without_order
+from safe_rlhf_v.records.batches import ImageMode, PreferenceBatch, Prompts, to_device, without_order, without_rows
 from safe_rlhf_v.training.named import build_component
 from safe_rlhf_v.training.runs import Source
 
@@ -54,6 +57,7 @@ class PreferenceModule(LossModule):
             head: Makes the head for a backbone.
             packed: Run both responses behind one shared prompt (the same scores, less work).
             images: Train and evaluate with the ``real`` pictures, or with ``shuffled`` or ``blank`` ones (a text-only twin).
+                ``shuffled`` rolls the pictures within each batch of a device, so batch sizes of 1 are refused.
             grounding: In tests, also score with shuffled and with blank pictures and log both accuracies.
             optimizer: Makes the optimizer; called with the parameter groups.
             scheduler: Makes the schedule of the learning rate, which moves after every optimizer step; ``None`` keeps the rate.
@@ -114,6 +118,11 @@ class PreferenceModule(LossModule):
     def update_metrics(self, metrics: dict[str, Metric], scores: Tensor, batch: PreferenceBatch) -> None:
         """Count one batch of scores with the module's own picture mode."""
 
+    def check_data(self, data: Any) -> None:
+        """See :class:`BaseModule`; raises ``ValueError`` also for batches in which no picture has another row to go to."""
+        super().check_data(data)
+        refuse_single_rows(data, self.images)
+
     def prepare(self, batch: PreferenceBatch) -> tuple[PreferenceBatch, Prepared]:
         """See :class:`LossModule`."""
         batch, prepared = self.admitted(batch)
@@ -123,7 +132,8 @@ class PreferenceModule(LossModule):
         """The batch with its prompts, and the network's inputs; pairs that are the same to the model have no order."""
 
         def prepare(batch: PreferenceBatch) -> Prepared:
-            return self.backbone.prepare(batch.prompts.with_images(self.images), batch.responses, packed=self.packed)
+            prompts = batch.prompts.with_images(self.images, batch.valid)
+            return self.backbone.prepare(prompts, batch.responses, packed=self.packed)
 
         batch, prepared = self.admit(batch, prepare)
         return without_order(batch, prepared.same.to(batch.valid.device)), prepared
@@ -176,41 +186,49 @@ class PreferenceModule(LossModule):
         for name, number in self.seen(batch, prepared).items():
             metrics[name].update(number)
         if scores.shape[1] != 2:  # single responses have no order
-            return {"scores": scores.detach(), "valid": batch.valid}
+            return {"scores": scores.detach(), "valid": batch.valid, "same": prepared.same}
         truth = self.truth(batch)
         if shares:
             metrics["loss"].update(shares)
             metrics["decided_pairs"].update(torch.ones_like(truth), truth, batch.valid)
         for mode in OTHER_IMAGES if "blank_accuracy" in metrics else ():
-            prompts = batch.prompts.with_images(mode)
-            valid = batch.valid
-            if mode == "shuffled":
-                prompts, valid = self._shuffled(batch, split)
-            other = self.score(prompts, batch.responses)
+            changed = self._shuffled(batch, split) if mode == "shuffled" else batch.prompts.with_images(mode)
+            other, valid = self._score_changed(batch, changed)
             target = self.labels(batch) if batch.truth is None else truth
             metrics[f"{mode}_accuracy"].update(other, target, valid)
             metrics[f"{mode}_gap"].update(scores, other, target, valid)
-        return {"scores": scores.detach(), "valid": batch.valid}
+        return {"scores": scores.detach(), "valid": batch.valid, "same": prepared.same}
 
     def on_test_epoch_start(self) -> None:
         """No split has begun."""
         super().on_test_epoch_start()
         self._before.clear()
 
-    def _shuffled(self, batch: PreferenceBatch, split: str) -> tuple[Prompts, Tensor]:
-        """Each row with the pictures of the row before it in the split, over batches and ranks, and which rows count."""
+    def _shuffled(self, batch: PreferenceBatch, split: str) -> Prompts:
+        """Each row with the pictures of the row before it in the split, over batches and ranks; the very first with none."""
         prompts = batch.prompts
-        valid = batch.valid.clone()
-        last = _of_all_ranks(prompts.take([-1]))  # of each rank; together they hold the rows that follow each other
+        # Of each rank; together they hold the rows that follow each other.
+        last = of_all_ranks(to_device(prompts.take([-1]), torch.device("cpu")))
         rank = torch.distributed.get_rank() if len(last) > 1 else 0
-        before = last[rank - 1] if rank else self._before.get(split)
+        before = last[rank - 1] if rank else self._before.get(split, Prompts(((),), ((),), ("",)))
         self._before[split] = last[-1]
-        if before is None:  # nothing stands before the very first row
-            valid[0] = False
-            return prompts.with_images("shuffled"), valid
-        images = before.images + prompts.images[:-1]
-        ids = before.image_ids + prompts.image_ids[:-1]
-        return prompts._replace(images=images, image_ids=ids), valid
+        return prompts.with_pictures(before.images + prompts.images[:-1], before.image_ids + prompts.image_ids[:-1])
+
+    def _score_changed(self, batch: PreferenceBatch, prompts: Prompts) -> tuple[Tensor, Tensor]:
+        """(B, K) scores with other pictures, and (B,) bool, the rows that count: those whose pictures really are others.
+
+        What the processor refuses with the other picture does not count either, whatever is done with bad samples: the record
+        itself is good.
+        """
+        pairs = zip(batch.prompts.image_ids, prompts.image_ids, strict=True)
+        differ = [bool(own) and bool(other) and own != other for own, other in pairs]
+        changed = batch._replace(prompts=prompts, valid=batch.valid & batch.valid.new_tensor(differ))
+        try:
+            prepared = self.backbone.prepare(prompts, batch.responses, packed=self.packed)
+        except RefusedRows as error:
+            changed = without_rows(changed, set(error.problems))
+            prepared = self.backbone.prepare(changed.prompts, changed.responses, packed=self.packed)
+        return self.score_prepared(prepared, len(batch.keys)), changed.valid
 
     def _fresh(self, stage: str, responses: int, shares: dict[str, Share]) -> dict[str, Metric]:
         """Metrics of one split, with the other-picture accuracies where they are wanted."""
@@ -238,12 +256,3 @@ def update_pairs(metrics: dict[str, Metric], scores: Tensor, labels: Tensor, tru
     metrics["true_accuracy"].update(scores, truth, valid)
     as_scores = (labels[:, None] == labels.new_tensor([0, 1])).float()  # (B, 2)
     metrics["label_ceiling"].update(as_scores, truth, valid & (labels >= 0))
-
-
-def _of_all_ranks(prompts: Prompts) -> list[Prompts]:
-    """The prompts of every rank, in rank order; pictures on the CPU."""
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return [prompts]
-    everyone: list[Any] = [None] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(everyone, to_device(prompts, torch.device("cpu")))
-    return everyone

@@ -261,7 +261,7 @@ class PreferenceOptimisationModule(LossModule):
             metrics[name].update(number)
         decided = targets["true_accuracy"]
         metrics["decided_pairs"].update(torch.ones_like(decided), decided, batch.valid)
-        return {"scores": (self.objective.beta * ratios).detach(), "valid": batch.valid}
+        return {"scores": (self.objective.beta * ratios).detach(), "valid": batch.valid, "same": pairs.same}
 
     def make_metrics(self, shares: dict[str, Share]) -> dict[str, Metric]:
         """Fresh metrics of one evaluation split whose loss is made of such shares."""

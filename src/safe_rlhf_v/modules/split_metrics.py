@@ -2,12 +2,16 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
+import torch
 from lightning.pytorch import LightningModule
 from torchmetrics import Metric
 
 from safe_rlhf_v.data_modules.contract import split_names
+from safe_rlhf_v.metrics import Collected, mean
+
+Gathered = TypeVar("Gathered")
 
 
 class SplitMetrics(LightningModule):
@@ -39,9 +43,13 @@ class SplitMetrics(LightningModule):
         return self.split_metrics[split]
 
     def log_split(self, split: str) -> None:
-        """Log the values of a split and forget it; ranks bring their rows together, so all of them must call this."""
-        for key, metric in self.split_metrics.pop(split, {}).items():
-            value = metric.compute()
+        """Log the values of a split and forget it; ranks bring their rows together, so all of them must call this.
+
+        A name that only other ranks have, because no row of this one has such a value, must be a mean.
+        """
+        own = self.split_metrics.pop(split, {})
+        for key in dict.fromkeys(name for names in of_all_ranks(list(own)) for name in names):
+            value = (own[key] if key in own else _mean_of_nothing(self.device)).compute()
             if value is None:
                 continue
             for name, number in (value if isinstance(value, Mapping) else {key: value}).items():
@@ -80,3 +88,24 @@ class SplitMetrics(LightningModule):
     def _log_rest(self) -> None:
         for split in list(self.split_metrics):
             self.log_split(split)
+
+
+def _mean_of_nothing(device: torch.device) -> Metric:
+    """A mean without rows; the update makes it take part when ranks bring their rows together."""
+    metric = Collected(mean).to(device)
+    none = torch.zeros(0, device=device)
+    metric.update(none, none.long(), none.bool())
+    return metric
+
+
+def of_all_ranks(own: Gathered) -> list[Gathered]:
+    """What every rank gives, in rank order; a collective operation: every rank must call it.
+
+    Args:
+        own: Of this rank; anything that can be pickled, without tensors on an accelerator.
+    """
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return [own]
+    everyone: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(everyone, own)
+    return everyone

@@ -3,6 +3,7 @@
 Shapes: p patches of a picture, h width of the tower, I width of its MLP.
 """
 
+import math
 from typing import Any, NamedTuple
 
 
@@ -48,13 +49,15 @@ def vision_size(config: Any, max_pixels: int | None = None, tokens: int | None =
     stated: Any = getattr(config, "mm_tokens_per_image", None) or getattr(config, "image_seq_length", None)
     if tokens is None and max_pixels:
         tokens = max_pixels // (patch * merge) ** 2
-    elif tokens is None and config.model_type in ("llava", "gemma3", "internvl") and (stated or image):
+    elif tokens is None and config.model_type in ("llava", "gemma3") and (stated or image):
         tokens = int(stated) if stated and config.model_type != "llava" else (image // patch) ** 2
     if tokens is None:
         raise ValueError(
             f"model_type {config.model_type!r}: its config does not say how many tokens a picture has; give --image_tokens"
         )
     patches = (image // patch) ** 2 if image and not max_pixels else tokens * merge**2
+    if config.model_type == "internvl" and stated:  # its processor, not its config, says into how many tiles
+        patches *= max(1, math.ceil(tokens / int(stated)))
     depth = int(getattr(vision, "num_hidden_layers", 0) or getattr(vision, "depth", 0))
     h = int(getattr(vision, "embed_dim", None) or vision.hidden_size)
     wide = int(getattr(vision, "intermediate_size", None) or h * getattr(vision, "mlp_ratio", 4))

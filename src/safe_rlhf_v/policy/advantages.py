@@ -33,6 +33,7 @@ class Signals(NamedTuple):
         valid: (N,) bool.
         samples: Responses per prompt.
         unit: Spread of the starting policy's reward and cost in the unit of these scores: (1, 1) if they are normalised by it.
+        constrained: (N,) bool, the responses that a constraint binds; ``None`` for all.
     """
 
     reward: Tensor
@@ -43,6 +44,12 @@ class Signals(NamedTuple):
     valid: Tensor
     samples: int
     unit: tuple[float, float] = (1.0, 1.0)
+    constrained: Tensor | None = None
+
+    @property
+    def cost_mask(self) -> Tensor:
+        """(N, R) bool, the tokens whose cost is measured: that of a response without a constraint is 0 whatever it says."""
+        return self.mask if self.constrained is None else self.mask & self.constrained[:, None]
 
 
 class AdvantageEstimator(ABC):
@@ -51,8 +58,10 @@ class AdvantageEstimator(ABC):
     Attributes:
         critics: Whether it needs the critics' values.
         token_signals: Whether it reads the per-token signals, so that a KL penalty can be put into them.
+        least_samples: Least number of responses per prompt.
     """
 
+    least_samples: int = 1
     critics: bool
     token_signals: bool
 
@@ -128,7 +137,8 @@ class GAE(AdvantageEstimator):
         pairs = ((signals.reward, values.reward), (signals.cost, values.cost))
         reward, cost = (self._estimate(signal, value, mask)[0] for signal, value in pairs)
         if self.centre:
-            reward, cost = (standardise(a, mask, mean_and_std(total(moments(a, mask)))[0]) for a in (reward, cost))
+            counted = ((reward, mask), (cost, signals.cost_mask))
+            reward, cost = (standardise(a, mask, mean_and_std(total(moments(a, of)))[0]) for a, of in counted)
         combined = combine_advantages(reward, cost, lam)
         if self.whiten:
             # The smaller unit: whatever the multiplier, no real difference is below the floor.
@@ -160,6 +170,7 @@ class GroupRelative(AdvantageEstimator):
 
     critics = False
     token_signals = False
+    least_samples = 2
 
     def __init__(self, divide: bool = False, whiten: bool = True, eps: float = 0.1, floor: float = 0.01) -> None:
         """Choose what is divided and standardised.

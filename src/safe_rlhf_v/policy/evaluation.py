@@ -2,7 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -64,6 +64,8 @@ class PolicyEvaluation(BaseModule):
         seed: Of the sampling.
     """
 
+    measured: ClassVar[frozenset[str]] = frozenset({"length", "unfinished"})
+    """Values that every response has: NaN among them makes their mean NaN. Others, a judge's, may not apply to a response."""
     seed: int
 
     @abstractmethod
@@ -101,9 +103,11 @@ class PolicyEvaluation(BaseModule):
     def _evaluate(self, batch: PolicyBatch, batch_idx: int, stage: str, loader: int) -> dict[str, Any]:
         split = self.split_name(stage, loader)
         batch, rows = self.admit(batch, lambda b: self.response_rows(b, batch_idx, loader))
-        names = [name for name, value in rows[0].items() if isinstance(value, float)]
-        metrics = self.metrics_of(split, lambda: {name: Collected(mean) for name in names})
-        for name, metric in metrics.items():
+        metrics: dict[str, Any] = self.metrics_of(split, dict)
+        for name in [name for name, value in rows[0].items() if isinstance(value, float)]:
+            if name not in metrics:  # no judge looks at padding: its names may come with a later batch
+                metrics[name] = Collected(mean).to(self.device)
             values = torch.tensor([row[name] for row in rows], device=self.device)
-            metric.update(values, values.isnan().long().neg(), batch.valid)  # NaN is a value that does not apply
+            absent = values.isnan() & (name not in self.measured)
+            metrics[name].update(values, absent.long().neg(), batch.valid)
         return {"responses": rows, "valid": batch.valid}

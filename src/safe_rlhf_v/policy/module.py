@@ -43,20 +43,22 @@ from safe_rlhf_v.policy.samplers import NetworkSampler, Sampler
 from safe_rlhf_v.policy.settings import INSTEAD_OF_TRAINER, KLPenalty, ScoreSettings, StartSettings, UpdateSettings
 from safe_rlhf_v.policy.start import (
     START_STREAM,
+    FirstScores,
     ScoreScale,
     check_budgets,
     check_components,
     check_cost_model,
     check_reference,
+    check_stored,
     first_scores,
     labelled_costs,
+    real_scores,
 )
 from safe_rlhf_v.policy.surrogates import PPOClip, Surrogate
 from safe_rlhf_v.policy.update import Learned, OptimizerSteps, PolicyUpdate
 from safe_rlhf_v.records.batches import PolicyBatch, SupervisedBatch, to_device
 from safe_rlhf_v.scoring.judge import Judge
 from safe_rlhf_v.scoring.rows import Row
-from safe_rlhf_v.training.checkpoints import CheckpointError
 from safe_rlhf_v.training.named import build_component
 
 
@@ -76,6 +78,7 @@ class ConstrainedPolicyModule(PolicyEvaluation):
     trains = "policy"
     reads = PolicyBatch
     instead_of_trainer = INSTEAD_OF_TRAINER
+    measured = PolicyEvaluation.measured | {"reward", "cost", "violating", "kl"}
     last_report: float | None = None
 
     def __init__(
@@ -164,7 +167,7 @@ class ConstrainedPolicyModule(PolicyEvaluation):
         self.judge = build_component("judge", self.make_judge) if self.make_judge is not None else None
         self.sampler = build_component("sampler", self.make_sampler)
         count = len(self.constraints or {"": []})
-        check_components(self.dual, count, self.advantages, self.kl, self.surrogate, self.update_settings)
+        check_components(self.dual, count, self.advantages, self.samples, self.kl, self.surrogate, self.update_settings)
         self.roles.build(self.backbone, self.advantages.critics)
         self.sampler.check(self.backbone, self.roles.started)
         switch_off_dropout(self)  # recorded log-probabilities are those of the network without dropout
@@ -232,6 +235,7 @@ class ConstrainedPolicyModule(PolicyEvaluation):
             valid=rollout.valid,
             samples=rollout.samples,
             unit=self.scale.unit,
+            constrained=constraint_mask.any(1),
         )
 
     def _limited(self, scores: Tensor, valid: Tensor) -> Tensor:
@@ -318,7 +322,8 @@ class ConstrainedPolicyModule(PolicyEvaluation):
         reward, cost = self.scale.normalise(*(self.roles.score(name, micro_batch) for name in SCORERS))
         reference = self.roles.log_probs("reference", micro_batch)
         kl = sequence_kl(kl_estimate(generation.log_probs, reference, generation.mask), generation.mask)
-        return {"reward": reward, "cost": cost, "violating": (cost > 0).float(), "kl": kl}
+        violating = (cost > 0).float().masked_fill(cost.isnan(), torch.nan)
+        return {"reward": reward, "cost": cost, "violating": violating, "kl": kl}
 
     # --- Lightning ----------------------------------------------------------------------------------------------------
 
@@ -364,33 +369,27 @@ class ConstrainedPolicyModule(PolicyEvaluation):
                 batches.append(first_scores(self.roles, rollout))
             if self.global_step > 0:
                 return  # resumed: only the towers had to be compared
-        reward, cost, kl, constraint_mask = (self.gather(torch.cat(column)) for column in zip(*batches, strict=True))
-        real = ~kl.isnan()
-        check_reference(float(kl[real].abs().mean()))
-        self.scale.measure(reward[real], cost[real])
+        first = real_scores(FirstScores(*(self.gather(torch.cat(column)) for column in zip(*batches, strict=True))))
+        check_reference(float(first.kl.abs().mean()))
+        self.scale.measure(first.reward, first.cost)
         self.roles.start_critics(*self.scale.applied)
-        _, costs = self.scale.normalise(reward, cost)
-        check_budgets(self.dual, costs, constraint_mask, list(self.constraints or [""]), self.score_settings)
+        _, costs = self.scale.normalise(first.reward, first.cost)
+        check_budgets(self.dual, costs, first.constraint_mask, list(self.constraints or [""]), self.score_settings)
         if (labelled := data.labelled(self.start_settings.labelled)) is not None:
             pairs = (self.admit(batch, lambda b: labelled_costs(self.roles, b)) for batch in labelled)
             check_cost_model(pairs, self.start_settings.min_sign_accuracy, self.device)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add hashes of the frozen roles that stay out."""
+        """Add hashes of the frozen roles that stay out, and the constraints in the order of their multipliers."""
         super().on_save_checkpoint(checkpoint)
         checkpoint["roles"] = self.roles.identity()
+        checkpoint["constraints"] = list(self.constraints or [""])
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse to go on with other frozen roles.
+        """Refuse to go on with other frozen roles or constraints.
 
         Raises:
-            CheckpointError: Naming the one that differs.
+            CheckpointError: Naming what differs.
         """
         super().on_load_checkpoint(checkpoint)
-        now = self.roles.identity()
-        for role, stored in checkpoint["roles"].items():
-            if now.get(role) != stored:
-                raise CheckpointError(
-                    f"the checkpoint was trained with another {role} model; name the run it was made with (in Python, give the "
-                    "module it was made with)"
-                )
+        check_stored(checkpoint, self.roles.identity(), list(self.constraints or [""]))

@@ -40,9 +40,10 @@ def iteration_curves(
     shares = total(torch.stack([torch.stack(entries).mean().double() for entries in losses.values()]))
     curves |= dict(zip(losses, (shares / ranks).tolist(), strict=True))  # as DDP averages gradients
     if learned.values is not None and learned.returns is not None:
-        for name in ("reward", "cost"):
+        constrained = rollout.mask & rollout.constraint_mask.any(1)[:, None]
+        for name, mask in (("reward", rollout.mask), ("cost", constrained)):
             pair = getattr(learned.values, name), getattr(learned.returns, name)
-            curves[f"critic/{name}_explained_variance"] = float(explained_variance(*pair, rollout.mask, total))
+            curves[f"critic/{name}_explained_variance"] = float(explained_variance(*pair, mask, total))
     if seconds is not None:
         curves["rollout/tokens_per_second"] = float(values[list(means).index("rollout/length")]) / seconds
     return curves

@@ -20,8 +20,10 @@ from safe_rlhf_v.models.sharding import assign
 from safe_rlhf_v.models.types import ImageFeatures, ResponseStates
 from safe_rlhf_v.policy.rollout import MicroBatch
 from safe_rlhf_v.scoring.external import ExternalScorer, find_scorer
-from safe_rlhf_v.training.checkpoints import CheckpointError, fingerprint, load_stage, tensor_hash
+from safe_rlhf_v.training.base_tensors import tensor_hash
+from safe_rlhf_v.training.checkpoints import fingerprint, load_stage
 from safe_rlhf_v.training.runs import Source, StoredRun, load_scorer, open_run, say
+from safe_rlhf_v.training.same_prompts import check_same_prompts
 
 SCORERS = ("reward", "cost")
 """Roles that score a response; each has a critic, ``reward_critic`` and ``cost_critic``, where the estimator needs critics."""
@@ -303,7 +305,7 @@ class SeparateRoles(Roles):
         self.reference = frozen_module(copy.deepcopy(actor))
         for name, run in scorers.items():
             network, head = load_scorer(run, f"{name} model")
-            _same_tokens(run.file, network, actor)
+            check_same_prompts(run.file, network, actor)
             if name in self.critics:  # what its stage trained, trains on
                 critic = copy.deepcopy(network)
                 critic.freeze_unused_lm_head()
@@ -386,15 +388,3 @@ def frozen_module(module: Frozen) -> Frozen:
 
 def _flat(features: ImageFeatures) -> list[Tensor]:
     return [*features.tokens, *(level for levels in features.levels for level in levels)]
-
-
-def _same_tokens(file: str, scorer: Backbone, actor: Backbone) -> None:
-    """Raises: CheckpointError: If the scorer would read other tokens than the actor writes."""
-    ours = fingerprint(actor)
-    theirs = fingerprint(scorer)
-    for name in ("backbone", "tokenizer"):
-        if ours[name] != theirs[name]:
-            raise CheckpointError(
-                f"{file}: its {name} is {theirs[name]:.60}, the actor's is {ours[name]:.60}; actor, reward and cost model "
-                "must share class and tokenizer"
-            )

@@ -131,12 +131,18 @@ class UpdateSettings:
     max_grad_norm: float | None = 1.0
 
     def __post_init__(self) -> None:
-        """Raises: ValueError: If a count is not positive."""
+        """Raises: ValueError: If a number is outside its range."""
         for name in ("epochs", "minibatch_size", "micro_batch_size"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise ValueError(f"update.{name} is {value}, it must be at least 1")
         if self.importance_cap is not None and not 0 < self.importance_cap < math.inf:
             raise ValueError(f"update.importance_cap is {self.importance_cap}, it must be above 0; null for no weights")
+        for name in ("value_clip", "max_grad_norm"):
+            if (value := getattr(self, name)) is not None and not value > 0:
+                raise ValueError(f"update.{name} is {value}, it must be above 0; null for no limit")
+        for name in ("value_weight", "ptx_weight"):
+            if not 0 <= (value := getattr(self, name)) < math.inf:
+                raise ValueError(f"update.{name} is {value}, it must be 0 or more")
 
 
 @dataclass(frozen=True)

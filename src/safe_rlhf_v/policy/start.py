@@ -1,8 +1,8 @@
 """Checks before the first step: the scale of the scores, the budgets, and whether the components fit one another."""
 
 import math
-from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -74,19 +74,21 @@ class ScoreScale(Float32Module):
 
 
 class FirstScores(NamedTuple):
-    """Scores of the starting policy's responses by the frozen roles; padding rows are NaN.
+    """Scores of the starting policy's responses by the frozen roles.
 
     Attributes:
         reward: (N,) as the reward model gives it.
         cost: (N,) as the cost model gives it.
         kl: (N,) from the reference.
         constraint_mask: (N, C) bool, which constraints a response counts for.
+        valid: (N,) bool, False marks a padding row.
     """
 
     reward: Tensor
     cost: Tensor
     kl: Tensor
     constraint_mask: Tensor
+    valid: Tensor
 
 
 @torch.no_grad()
@@ -109,14 +111,62 @@ def first_scores(roles: Roles, rollout: Rollout) -> FirstScores:
     banned = torch.tensor(roles.actor.banned_ids, device=rollout.mask.device)
     if torch.isin(rollout.generation.tokens[rollout.mask], banned).any():
         raise RuntimeError("a placeholder token was sampled: the backbone's banned_ids are not respected")
-    reward, cost, kl = (x.float().masked_fill(~rollout.valid, torch.nan) for x in (reward, cost, kl))
-    return FirstScores(reward, cost, kl, rollout.constraint_mask)
+    return FirstScores(reward.float(), cost.float(), kl.float(), rollout.constraint_mask, rollout.valid)
+
+
+def real_scores(scores: FirstScores) -> FirstScores:
+    """The scores without padding rows.
+
+    Args:
+        scores: Of all ranks.
+
+    Raises:
+        ValueError: If there is no other row, or one whose score is no finite number: nothing could be measured by it.
+    """
+    real = FirstScores(*(column[scores.valid] for column in scores))
+    if not len(real.valid):
+        raise ValueError(
+            "before the first step: the model can take none of the first prompts; see the log for the reason"
+        )
+    for name in ("reward", "cost", "kl"):
+        if broken := int((~getattr(real, name).isfinite()).sum()):
+            raise ValueError(
+                f"before the first step the {name} of {broken} of {len(real.valid)} responses is NaN or infinite: check the "
+                f"{'actor and its reference' if name == 'kl' else f'{name} model'}"
+            )
+    return real
+
+
+def check_stored(checkpoint: Mapping[str, Any], roles: Mapping[str, Any], constraints: Sequence[str]) -> None:
+    """Refuse a checkpoint of other frozen roles, or one whose multipliers belong to other constraints.
+
+    Args:
+        checkpoint: What is loaded; an old one may not say what its constraints were.
+        roles: Hashes of the roles now.
+        constraints: Their names now, in order.
+
+    Raises:
+        CheckpointError: Naming what differs.
+    """
+    for role, stored in checkpoint["roles"].items():
+        if roles.get(role) != stored:
+            raise CheckpointError(
+                f"the checkpoint was trained with another {role} model; name the run it was made with (in Python, give the "
+                "module it was made with)"
+            )
+    names = checkpoint.get("constraints", list(constraints))
+    if names != list(constraints):
+        raise CheckpointError(
+            f"the checkpoint has multipliers of the constraints {', '.join(names)}, in this order, and now there are "
+            f"{', '.join(constraints)}: give them the same names in the same order"
+        )
 
 
 def check_components(
     dual: DualController,
     constraints: int,
     advantages: AdvantageEstimator,
+    samples: int,
     kl: KLPenalty,
     surrogate: Surrogate,
     update: UpdateSettings,
@@ -127,6 +177,7 @@ def check_components(
         dual: The controller.
         constraints: C.
         advantages: The estimator.
+        samples: Responses per prompt.
         kl: The penalty.
         surrogate: The actor's loss.
         update: How a rollout is learned from.
@@ -136,6 +187,11 @@ def check_components(
     """
     if len(dual.lam) != constraints:
         raise ValueError(f"dual has {len(dual.lam)} budgets, but there are {constraints} constraints")
+    if samples < advantages.least_samples:
+        raise ValueError(
+            f"samples is {samples}, but {type(advantages).__name__} compares the responses to a prompt: set it to "
+            f"{advantages.least_samples} or more"
+        )
     if not advantages.token_signals and kl.where != "loss":
         raise ValueError(
             f"kl.where is {kl.where!r}, but {type(advantages).__name__} reads no token signals: set it to 'loss'"
@@ -156,7 +212,7 @@ def check_reference(kl: float) -> None:
     Raises:
         CheckpointError: If it is not 0.
     """
-    if kl > 0.02:
+    if not kl <= 0.02:
         raise CheckpointError(
             f"before the first step KL(actor || reference) is {kl:.3f} per response, not 0: actor and reference start from "
             "different weights; name the same run as roles.start"
@@ -286,9 +342,9 @@ def check_cost_model(labelled: Iterable[tuple[PreferenceBatch, Tensor]], minimum
         return
     accuracy = float(values["balanced_accuracy"])
     say(f"cost model: balanced sign accuracy {accuracy:.3f} on labelled responses")
-    if accuracy < minimum:
+    if not accuracy >= minimum:
         raise ValueError(
-            f"the cost model's balanced sign accuracy on labelled responses is {accuracy:.3f}, below "
+            f"the cost model's balanced sign accuracy on labelled responses is {accuracy:.3f}, not at least "
             f"start.min_sign_accuracy {minimum}: a policy would learn to please a judge "
             "that cannot tell harm; train the cost model longer, or lower the limit"
         )

@@ -214,9 +214,9 @@ class PolicyUpdate:
             micro_batches: What is learned from.
             old: (N, R) values at the time of the rollout; ``None`` if that is now.
         """
-        count = self._count(micro_batches)
         assembled = []
-        for name in Values._fields:
+        for name, counted in zip(Values._fields, (self.rollout.mask, self.signals.cost_mask), strict=True):
+            count = self._count(micro_batches, counted)
             pieces = []
             for micro_batch in micro_batches:
                 mask = of_rows(micro_batch, self.rollout.mask)
@@ -228,7 +228,7 @@ class PolicyUpdate:
                     values,
                     before,
                     self.advantages.returns(signal, before, mask),
-                    mask,
+                    of_rows(micro_batch, counted),
                     clip=self.settings.value_clip,
                     reduction=self.settings.reduction,
                     total=count,
@@ -254,7 +254,7 @@ class PolicyUpdate:
 
     def _learn_policy(self, step: int, micro_batches: tuple[MicroBatch, ...], advantages: Tensor) -> None:
         """Gradients of the actor's loss; the last of them are those that ranks exchange."""
-        count = self._count(micro_batches)
+        count = self._count(micro_batches, self.rollout.mask)
         rows = torch.cat([micro_batch.rows for micro_batch in micro_batches])
         tokens = self._over_ranks(self.rollout.mask[rows].sum().double())
         for j, micro_batch in enumerate(micro_batches):
@@ -308,10 +308,10 @@ class PolicyUpdate:
 
     # --- shared by critics and actor ---------------------------------------------------------------------------------
 
-    def _count(self, micro_batches: tuple[MicroBatch, ...]) -> Tensor:
-        """What the minibatch's losses are divided by, over all ranks."""
+    def _count(self, micro_batches: tuple[MicroBatch, ...], mask: Tensor) -> Tensor:
+        """What the minibatch's losses over the tokens in a mask (N, R) are divided by, over all ranks."""
         rows = torch.cat([micro_batch.rows for micro_batch in micro_batches])
-        return self._over_ranks(reduction_count(self.rollout.mask[rows], self.settings.reduction).double())
+        return self._over_ranks(reduction_count(mask[rows], self.settings.reduction).double())
 
     def _over_ranks(self, count: Tensor) -> Tensor:
         """The ranks' mean count: DDP averages their gradients, so what is divided by it becomes the mean over all ranks."""

@@ -68,19 +68,33 @@ class Prompts(_PromptFields):
             tuple(self.contexts[row] for row in rows),
         )
 
-    def with_images(self, mode: ImageMode) -> "Prompts":
+    def with_pictures(
+        self, images: tuple[tuple[Tensor, ...], ...], image_ids: tuple[tuple[str, ...], ...]
+    ) -> "Prompts":
+        """The same texts with these pictures; earlier turns keep theirs as long as there are any.
+
+        Args:
+            images: Per row a tuple.
+            image_ids: Same nesting.
+        """
+        contexts = tuple(c.with_images(len(row)) for c, row in zip(self.contexts, images, strict=True))
+        return Prompts(images, image_ids, self.questions, contexts)
+
+    def with_images(self, mode: ImageMode, valid: Tensor | None = None) -> "Prompts":
         """The same texts with other pictures, to measure how much a model reads from the pictures.
 
         Args:
-            mode: ``real`` keeps the pictures; ``shuffled`` gives each row the pictures of the row before it;
-                ``blank`` paints every picture mid-grey.
+            mode: ``real`` keeps the pictures; ``shuffled`` gives each row the pictures of the row before it, the first those of
+                the last: which ones depends on the batch, and a row alone gets its own; ``blank`` paints every picture mid-grey.
+            valid: (B,) bool, which rows take part in ``shuffled``; ``None`` for all. Padding has no pictures to give.
         """
         if mode == "real":
             return self
         if mode == "shuffled":
-            images = self.images[-1:] + self.images[:-1]
-            contexts = (c.with_images(len(row)) for c, row in zip(self.contexts, images, strict=True))
-            return Prompts(images, self.image_ids[-1:] + self.image_ids[:-1], self.questions, tuple(contexts))
+            rows = list(range(len(self.images))) if valid is None else valid.nonzero().flatten().tolist()
+            before = dict(zip(rows, rows[-1:] + rows[:-1], strict=True))
+            other = self.take([before.get(row, row) for row in range(len(self.images))])
+            return self.with_pictures(other.images, other.image_ids)
         return self._replace(
             images=tuple(tuple(torch.full_like(image, 127) for image in row) for row in self.images),
             image_ids=tuple(tuple(f"blank-{i.shape[0]}x{i.shape[1]}" for i in row) for row in self.images),

@@ -2,12 +2,14 @@
 
 import errno
 import fcntl
+import json
+import math
 import os
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 _KINDS = (
     (stat.S_ISDIR, "a folder"),
@@ -159,6 +161,24 @@ def write_whole(path: Path, data: bytes) -> None:
     """Write a file completely or not at all; see :func:`whole_file`."""
     with whole_file(path) as file:
         file.write(data)
+
+
+def json_text(value: Any, indent: int | None = None) -> str:
+    """JSON that every reader takes: numbers that are NaN or infinite, for which it has no word, are null.
+
+    Args:
+        value: Nested dicts, lists and tuples of plain data.
+        indent: As in ``json.dumps``.
+    """
+    return json.dumps(_without_nan(value), ensure_ascii=False, indent=indent, allow_nan=False)
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _without_nan(item) for name, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_without_nan(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def lock(file: BinaryIO, name: str | Path) -> None:

@@ -67,7 +67,7 @@ def audit_page(audit: Json, folder: Path) -> Page:
         Section("What a model would learn from", LABELS, list(_labels(audit["labels"]))),
         Section("Examples", blocks=list(_examples(audit, folder)) or [Text("There are none.")]),
         Section("What was collected", blocks=list(_items(audit["items"]))),
-        Section("All tests", blocks=[_tests(audit["tests"])]),
+        Section("All tests", blocks=[_tests(audit)]),
     ]
     kind = "synthetic data with a known ground truth" if audit["synthetic"] else "data without a known ground truth"
     facts = [("Data", kind), ("Judges", number(len(audit["judges"]))), ("Tests", number(len(audit["tests"])))]
@@ -168,7 +168,10 @@ def _judge(judge: Json, alarms: Sequence[Json]) -> Card:
     if not judge["independent"]:
         findings.append(_dependence(judge))
     families = ", ".join(judge["families"]) or "a family of its own"
-    blocks: list[Block] = [Bars("Replies that gave no label", list(_rates(judge["faults"], judge["faults"])))]
+    blocks: list[Block] = [
+        Text(f"{explain(name).title}: {reason}.") for name, reason in judge.get("not_tested", {}).items()
+    ]
+    blocks.append(Bars("Replies that gave no label", list(_rates(judge["faults"], judge["faults"]))))
     for axis, figures in judge["axes"].items():
         blocks += _axis(axis, figures)
     return Card(judge["name"], f"{judge['class']}; family: {families}", marks, findings, blocks)
@@ -307,7 +310,7 @@ def _items(items: Json) -> Iterator[Block]:
         yield Bars(caption, [Bar(key, count) for key, count in counts], "count", end=None)
 
 
-def _tests(tests: Sequence[Json]) -> Table:
+def _tests(audit: Json) -> Table:
     rows = [
         [
             explain(test["name"]).title,
@@ -319,7 +322,14 @@ def _tests(tests: Sequence[Json]) -> Table:
             test["p"],
             "alarm" if test["alarm"] else "passed",
         ]
-        for test in sorted(tests, key=lambda test: (not test["alarm"], 1.0 if test["p"] is None else test["p"]))
+        for test in sorted(
+            audit["tests"], key=lambda test: (not test["alarm"], 1.0 if test["p"] is None else test["p"])
+        )
+    ]
+    rows += [
+        [explain(name).title, judge["name"], "both", None, None, None, None, reason]
+        for judge in audit["judges"]
+        for name, reason in judge.get("not_tested", {}).items()
     ]
     header = ["tested for", "judge", "axis", "count", "of", "tolerated rate", "p", "result"]
     return Table("Alarms first, then by p", header, rows)

@@ -13,7 +13,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from safe_rlhf_v.models.sources import CHECKPOINT_SUFFIX, load_or_refuse
+from safe_rlhf_v.models.plain_inputs import split_control
+from safe_rlhf_v.models.prompt_writer import control_pattern, control_tokens
+from safe_rlhf_v.models.sources import CHECKPOINT_SUFFIX, load_or_refuse, load_weights
 from safe_rlhf_v.records.batches import Prompts
 from safe_rlhf_v.training.models import (
     CLASSIFIES,
@@ -79,7 +81,8 @@ class Classifier(ExternalScorer):
 
     A model with one output scores by it. One with several is a classifier: ``label`` names the class, and the score is its
     log-odds, above 0 where its probability is above one half. A tokenizer without chat template reads the prompt and the
-    response as a pair of texts. A model with a vision tower sees the pictures; others read the texts alone.
+    response as a pair of texts. Control tokens that a text spells out are split by a space. A model with a vision tower sees
+    the pictures; others read the texts alone.
 
     YAML::
 
@@ -125,23 +128,53 @@ class Classifier(ExternalScorer):
 
         hub = {"local_files_only": not self.fetch}
         config = load_or_refuse("scorer", self.name, AutoConfig.from_pretrained, self.name, **hub)
-        network = load_or_refuse(
-            "scorer", self.name, AutoModelForSequenceClassification.from_pretrained, self.name, config=config, **hub
-        )
+        load = AutoModelForSequenceClassification.from_pretrained
+        network = load_weights("scorer", self.name, load, config=config, **hub)
         self.network: Any = network.requires_grad_(False).eval()
         self.tokenizer: Any = load_or_refuse("tokenizer", self.name, AutoTokenizer.from_pretrained, self.name, **hub)
+        self.tokenizer.padding_side = "right"  # on the left it would move the positions of a shorter row's tokens
         self.processor: Any = None
         if hasattr(config, "vision_config"):
             from transformers import AutoProcessor
 
             self.processor = load_or_refuse("processor", self.name, AutoProcessor.from_pretrained, self.name, **hub)
         self.index = self._index(config)
+        self._control = self._control_of()
         positions = getattr(config.get_text_config(), "max_position_embeddings", None)
         limits = [n for n in (self.max_length, positions, self.tokenizer.model_max_length) if n is not None]
         self.limit = min([int(n) for n in limits if 0 < n < 10**9], default=None)
         pad = config.get_text_config().pad_token_id
         if pad is None or pad != self.tokenizer.pad_token_id:
             self.batch_size = 1  # nothing could fill a shorter row, or the network would take it for its last token
+
+    def _control_of(self) -> str:
+        """Regular expression of the tokens that no text may act as."""
+        written: list[str] = []
+        for roles in (("user",), ("user", "assistant"), ("user", "assistant", "user")) if self._template else ():
+            try:
+                messages = [{"role": role, "content": "TEXT"} for role in roles]
+                written.append(
+                    self.tokenizer.apply_chat_template(messages, chat_template=self._template, tokenize=False)
+                )
+            except Exception:  # a template raises what it likes
+                continue
+        image = getattr(self.processor, "image_token", None)
+        tokens = [*control_tokens(self.tokenizer, written).values(), *([image] if image else [])]
+        return control_pattern(tokens)
+
+    @property
+    def _template(self) -> str | None:
+        """The chat template, if it is a single one."""
+        template = getattr(self.processor, "chat_template", None) or self.tokenizer.chat_template
+        return template if isinstance(template, str) else None
+
+    def _as_text(self, row: Conversation) -> Conversation:
+        """The conversation with control tokens in its texts split, so that a response cannot write turns or ends."""
+        return row._replace(
+            messages=tuple(
+                {**message, "content": split_control(message["content"], self._control)} for message in row.messages
+            )
+        )
 
     def _index(self, config: Any) -> int:
         names = {int(i): str(name) for i, name in config.id2label.items()}
@@ -154,7 +187,7 @@ class Classifier(ExternalScorer):
         raise ValueError(f"{self.name}: has {config.num_labels} outputs; name the one that is scored by label: {known}")
 
     def raw_scores(self, prompts: Prompts, responses: Sequence[Sequence[str]]) -> Tensor:
-        rows = conversations(prompts, responses)
+        rows = [self._as_text(row) for row in conversations(prompts, responses)]
         size = (
             1 if self.processor is not None else self.batch_size
         )  # pictures of a batch may differ in number and shape

@@ -2,7 +2,7 @@
 
 Beside Lightning's content, a checkpoint holds the resolved configuration as text (``config_yaml``) and a fingerprint of its
 backbone. Frozen tensors that the backbone's pretrained base contains are omitted; ``rebuilt`` names them, and the base is
-recognised by one tensor's hash. The checksums are those of the zip file that ``torch.save`` writes (a CRC-32 of every member),
+recognised by their digests. The checksums are those of the zip file that ``torch.save`` writes (a CRC-32 of every member),
 so a single copied file can be verified.
 """
 
@@ -29,7 +29,7 @@ from safe_rlhf_v.functional.finite import non_finite_names
 from safe_rlhf_v.models.adapters import adapter_of
 from safe_rlhf_v.models.backbone import Backbone
 from safe_rlhf_v.models.quantization import storage_of
-from safe_rlhf_v.models.sharding import full_tensor
+from safe_rlhf_v.training.base_tensors import base_digests, other_tensor, tensor_hash
 
 log = logging.getLogger(__name__)
 
@@ -283,18 +283,13 @@ def tokenizer_hash(tokenizer: Any) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def tensor_hash(tensor: Tensor) -> str:
-    """SHA-256 (hex) of a tensor's bytes; for a sharded tensor every rank must call it."""
-    data = full_tensor(tensor).detach().cpu().contiguous().view(-1).view(torch.uint8)
-    return hashlib.sha256(data.numpy().tobytes()).hexdigest()
-
-
 def fingerprint(backbone: Backbone) -> dict[str, str]:
     """Identity of a newly built backbone, as plain text.
 
     Returns:
         ``version`` of this package; ``backbone``, the class; ``tokenizer``, its hash; ``base``, the pretrained model
-        that contains every frozen tensor, and ``base_tensor``, the hash of the first of them ("" without a base);
+        that contains every frozen tensor, ``base_tensor``, the hash of the first of them, and ``base_tensors``, digests of
+        all of them ("" without a base);
         ``lora``, rank and scale of its adapters, and how the weights below them are stored ("" without adapters).
     """
     lora = getattr(backbone, "lora", None)
@@ -307,6 +302,7 @@ def fingerprint(backbone: Backbone) -> dict[str, str]:
         "tokenizer": tokenizer_hash(backbone.tokenizer),
         "base": str(backbone.base) if has_base else "",
         "base_tensor": tensor_hash(frozen[0]) if has_base else "",
+        "base_tensors": base_digests(backbone) if has_base else "",
         "lora": f"r {lora.r}, alpha {lora.alpha:g}{f', on {storage}' if storage else ''}" if lora is not None else "",
     }
 
@@ -329,6 +325,8 @@ def compare_fingerprints(file: str, old: dict[str, str], new: dict[str, str], *,
     for name, hint in hints.items():
         if old[name] != new[name]:
             raise CheckpointError(f"{file}: its {name} is {old[name]:.60}, here it is {new[name]:.60}; {hint}")
+    if base and (name := other_tensor(old.get("base_tensors"), new.get("base_tensors"))):
+        raise CheckpointError(f"{file}: {name} of its base is another tensor than here; {hints['base_tensor']}")
 
 
 def read_stage(path: str) -> dict[str, Any]:

@@ -5,6 +5,7 @@ A model is known by *marks*: its place, and the hash of its weights, which a cop
 
 import hashlib
 import json
+import os
 import zipfile
 from collections.abc import Iterator
 from functools import lru_cache
@@ -16,12 +17,13 @@ from safe_rlhf_v.training.checkpoints import CheckpointError, find_checkpoint, r
 from safe_rlhf_v.training.models import EXPORT_FILE, is_model
 from safe_rlhf_v.training.stored_config import stored_options
 
-STARTS = ("init_from", "start")
+STARTS = ("init_from", "start", "backbone")
+"""Options that name what a model started from; a backbone's class names its base."""
 SCORERS = ("reward", "cost")
 SOURCES = ("run", "model", "function", "folder")
 """Options of a scorer's class that say which model it is."""
-_CONTENT = ("*.safetensors", "*.json", "*.bin", "*.model")
-"""Files of a model's folder that decide what it computes."""
+_ABOUT = (".md", ".py", ".pyc")
+"""Files of a model's folder that do not decide what it computes: what is written about it, and its loader."""
 _MAX_SETTINGS = 10_000_000
 
 
@@ -144,8 +146,18 @@ def _exported(model: str) -> dict[str, Any]:
 
 
 def _folder_content(folder: Path) -> str:
-    files = sorted({file for pattern in _CONTENT for file in folder.glob(pattern) if file.is_file()})
-    return _short([[file.name, _bytes(str(file), file.stat().st_size, file.stat().st_mtime_ns)] for file in files])
+    """Hash of all files below a folder, hidden ones left out; links to folders are not followed."""
+    files: list[Path] = []
+    for parent, below, names in os.walk(folder):
+        below[:] = [name for name in below if not name.startswith(".")]
+        files += [Path(parent, name) for name in names if not name.startswith(".") and not name.endswith(_ABOUT)]
+    named = {file.relative_to(folder).as_posix(): file for file in files if file.is_file()}
+    return _short(
+        [
+            [name, _bytes(str(file), file.stat().st_size, file.stat().st_mtime_ns)]
+            for name, file in sorted(named.items())
+        ]
+    )
 
 
 @lru_cache(maxsize=256)

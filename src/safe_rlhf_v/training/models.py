@@ -5,6 +5,7 @@ that is named on a command line may be.
 """
 
 import json
+import logging
 import re
 import warnings
 from pathlib import Path
@@ -13,6 +14,8 @@ from typing import Any
 from safe_rlhf_v.models.backbone import Backbone
 from safe_rlhf_v.models.sources import in_hub_cache, load_or_refuse
 from safe_rlhf_v.training.checkpoints import CheckpointError, checkpoints_below, fingerprint, refuse_non_finite
+
+_LOG = logging.getLogger(__name__)
 
 CLIP_FILE = "clip_decoder.json"
 ADAPTER_FILE = "adapter_config.json"
@@ -129,8 +132,8 @@ def _family(name: str, fetch: bool, processor: str | None = None) -> Backbone:
     place, _, revision = name.partition("@") if is_hub_name(name) else (name, "", "")
     hub: dict[str, Any] = {"revision": revision or None, "local_files_only": not fetch}
     config = load_or_refuse("model", place, AutoConfig.from_pretrained, place, **hub)
-    half = str(config.dtype).removeprefix("torch.") in ("bfloat16", "float16")
-    return HFVLM(place, processor=processor, dtype="bfloat16" if half else "float32", **hub).eval()
+    brain = str(config.dtype).removeprefix("torch.") == "bfloat16"  # float16 has digits that bfloat16 would lose
+    return HFVLM(place, processor=processor, dtype="bfloat16" if brain else "float32", **hub).eval()
 
 
 def _with_adapter(folder: str, base: str | None, fetch: bool) -> Backbone:
@@ -148,6 +151,11 @@ def _with_adapter(folder: str, base: str | None, fetch: bool) -> Backbone:
     if not Path(under).is_dir() and not (is_hub_name(str(under)) and (fetch or in_hub_cache(str(under)))):
         place = "in the local hub cache" if is_hub_name(str(under)) else "here"
         raise ValueError(f"its base, {under}, is not {place}; name the base with --base, or in its {ADAPTER_FILE}")
+    exported = read_json(Path(folder, EXPORT_FILE)) if Path(folder, EXPORT_FILE).is_file() else {}
+    if stored := exported.get("quantization"):
+        _LOG.warning(
+            "%s: was trained on a base stored as %.20s; here its base is plain, so numbers differ", folder, stored
+        )
     own = folder if Path(folder, "tokenizer_config.json").is_file() else None
     backbone: Any = _family(str(under), fetch, own)
     try:

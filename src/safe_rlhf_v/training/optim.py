@@ -2,11 +2,14 @@
 
 import math
 from abc import abstractmethod
+from typing import Any
 
 from lightning.pytorch import Trainer
+from lightning.pytorch.cli import ReduceLROnPlateau as MonitoredPlateau
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 
 def parameter_groups(module: nn.Module, scales: dict[str, float]) -> dict[str, list[tuple[str, nn.Parameter]]]:
@@ -29,6 +32,29 @@ def parameter_groups(module: nn.Module, scales: dict[str, float]) -> dict[str, l
 def group_names(module: nn.Module, scales: dict[str, float]) -> list[list[str]]:
     """Names of the parameters of each group, for comparison with a checkpoint."""
     return [[name for name, _ in group] for group in parameter_groups(module, scales).values()]
+
+
+def optimizer_config(optimizer: Optimizer, scheduler: Any | None, *, automatic: bool) -> OptimizerLRScheduler:
+    """Optimizer and schedule as Lightning takes them: the schedule moves once per optimizer step.
+
+    Args:
+        optimizer: The only one.
+        scheduler: Its schedule, or ``None``.
+        automatic: Whether Lightning makes the steps; otherwise the module does, and moves the schedule itself.
+
+    Raises:
+        ValueError: If the module would move a schedule that waits for a metric.
+    """
+    if scheduler is None:
+        return {"optimizer": optimizer}
+    if isinstance(scheduler, ReduceLROnPlateau) and not automatic:
+        raise ValueError(
+            "scheduler: ReduceLROnPlateau waits for a metric, and this module moves the schedule after each of its steps; use "
+            "safe_rlhf_v.training.WarmupCosine"
+        )
+    if isinstance(scheduler, MonitoredPlateau):  # the metric exists once per validation only
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "monitor": scheduler.monitor}}
+    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
 
 def run_length(trainer: Trainer) -> int:

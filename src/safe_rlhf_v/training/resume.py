@@ -2,6 +2,7 @@
 
 import inspect
 import logging
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ from lightning.pytorch import LightningModule
 from torch import Tensor
 from torch.optim import Optimizer
 
+from safe_rlhf_v.training.checkpoints import CheckpointError
 from safe_rlhf_v.training.optim import Schedule
 from safe_rlhf_v.training.random_state import read_random_state, reseed, write_random_state
 
@@ -56,6 +58,27 @@ class StepBoundary:
         checkpoint["random_states"] = gather_random_states(module, self.random)
 
 
+def refuse_lost_position(file: str, checkpoint: Mapping[str, Any], data: Any) -> None:
+    """Refuse to train on from a checkpoint whose position in the data would be lost: it is stored by the class's name.
+
+    Args:
+        file: Name of the checkpoint, for the message.
+        checkpoint: Its content.
+        data: The data module now; ``None`` with plain loaders, which have no position.
+
+    Raises:
+        CheckpointError: Naming both classes.
+    """
+    parts = {name: part for name, part in checkpoint.items() if isinstance(part, dict)}
+    stored = [name for name, part in parts.items() if part.keys() >= {"version", "stream"}]
+    name = type(data).__qualname__
+    if data is not None and stored and name not in stored:
+        raise CheckpointError(
+            f"{file}: its position in the data is that of {stored[0]}, and the data module now is {name}, which would start "
+            "anew; resume with the same class, or start a new run with init_from"
+        )
+
+
 def gather_random_states(module: LightningModule, states: dict[str, Tensor]) -> dict[str, Tensor]:
     """Random states of all ranks, each (world size, N) on the CPU; a collective operation: every rank must call it.
 
@@ -89,7 +112,8 @@ class UserOptions:
     """The configured options of optimizer and schedule, to be restored after a checkpoint has overwritten them.
 
     Learning rates keep their position in the schedule; all other options (weight decay, betas, schedule lengths) are set to
-    the configured values. Moments and counters are not changed.
+    the configured values where these have changed. Moments and counters are not changed, nor what a schedule or the optimizer
+    itself moves in a group: momentum that is cycled, an estimated step size.
     """
 
     def __init__(self, optimizer: Optimizer, scheduler: Any | None) -> None:
@@ -105,12 +129,24 @@ class UserOptions:
             names = {"base_lrs", *inspect.signature(type(scheduler)).parameters} - {"optimizer", "last_epoch"}
             self.schedule = {name: value for name, value in vars(scheduler).items() if name in names}
 
-    def apply(self, optimizer: Optimizer, scheduler: Any | None) -> None:
-        """Overwrite the options of a restored optimizer and schedule."""
-        for group, configured in zip(optimizer.param_groups, self.groups, strict=True):
+    def apply(
+        self, optimizer: Optimizer, scheduler: Any | None, stored: Sequence[Mapping[str, Any]] | None = None
+    ) -> None:
+        """Overwrite the options of a restored optimizer and schedule.
+
+        Args:
+            optimizer: After its state was restored.
+            scheduler: Likewise, or ``None``.
+            stored: :attr:`groups` of the run that wrote the checkpoint; ``None`` if an old one does not say, and then every
+                option is overwritten.
+        """
+        for group, configured, before in zip(
+            optimizer.param_groups, self.groups, stored or [{}] * len(self.groups), strict=True
+        ):
             old, new = (g.get("initial_lr", g["lr"]) for g in (group, configured))
             rate = group["lr"] * (new / old) if old else new
-            group.update({**configured, "lr": rate})
+            changed = {k: v for k, v in configured.items() if k not in before or bool(before[k] != v)}
+            group.update({**changed, "lr": rate})
         if scheduler is None:
             return
         vars(scheduler).update(self.schedule)
