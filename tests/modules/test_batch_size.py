@@ -1,6 +1,7 @@
 """No metric that a module logs of a split depends on how the split was cut into batches, whatever labels are missing."""
 
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -100,15 +101,11 @@ def logged(name, sizes):
     batch = PAIRS
     if name == "supervised":
         batch = SupervisedBatch(PAIRS.prompts, ("a",) * N, {}, VALID, PAIRS.keys)
-    module.admitted = lambda batch: (batch, [int(key) for key in batch.keys])
+    module.admitted = lambda batch: (batch, Rows(int(key) for key in batch.keys))
     module.seen = lambda batch, inputs: {"truncated_responses": CUT[inputs].sum(), "equal_pairs": CUT[inputs].sum()}
-    module.score_prepared = module.prepared_log_ratios = lambda inputs, _: SCORES[inputs]
-    module.score = lambda prompts, _: torch.stack(
-        [
-            OTHER[int(q), int(ids[0]) if ids[0].isdigit() else N]
-            for q, ids in zip(prompts.questions, prompts.image_ids, strict=True)
-        ]
-    )
+    module.prepared_log_ratios = lambda inputs, _: SCORES[inputs]
+    module.backbone = SimpleNamespace(prepare=lambda prompts, responses, packed: prompts)  # with other pictures
+    module.score_prepared = lambda inputs, _: beside_others(inputs) if isinstance(inputs, Prompts) else SCORES[inputs]
     module.judge_prepared = lambda inputs: GuardOutputs(
         *(part.view(N, 3, -1)[inputs].flatten(0, 1).squeeze(-1) for part in OUTPUTS)
     )
@@ -123,6 +120,20 @@ def logged(name, sizes):
     assert start >= N
     module.log_split("test")
     return seen
+
+
+def beside_others(prompts):
+    """Scores with the pictures of these prompts."""
+    names = [int(ids[0]) if ids and ids[0].isdigit() else N for ids in prompts.image_ids]
+    return torch.stack([OTHER[int(q), name] for q, name in zip(prompts.questions, names, strict=True)])
+
+
+class Rows(list):
+    """Numbers of the rows of a batch, in the place of what a backbone reads."""
+
+    @property
+    def same(self):
+        return torch.zeros(len(self), dtype=torch.bool)
 
 
 class Known:

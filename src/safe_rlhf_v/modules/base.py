@@ -25,6 +25,7 @@ from safe_rlhf_v.models.sources import SOURCES_KEY
 from safe_rlhf_v.modules.admission import Admission
 from safe_rlhf_v.modules.split_metrics import SplitMetrics
 from safe_rlhf_v.records.batches import Batch, PolicyBatch, PreferenceBatch, SupervisedBatch, to_device
+from safe_rlhf_v.training.base_tensors import rebuilt_names
 from safe_rlhf_v.training.broken_numbers import refuse_broken_state
 from safe_rlhf_v.training.checkpoints import (
     CheckpointError,
@@ -319,7 +320,7 @@ class BaseModule(SplitMetrics):
         if "fingerprint" not in checkpoint:
             raise CheckpointError(f"{file}: carries no fingerprint, so it is no checkpoint of this library")
         rebuilt = set(checkpoint["rebuilt"])
-        compare_fingerprints(file, checkpoint["fingerprint"], self._fingerprint, base=bool(rebuilt))
+        compare_fingerprints(file, checkpoint["fingerprint"], self._fingerprint, rebuilt_names(rebuilt))
         if "state_dict" in checkpoint:  # a sharded one was read, and checked, by its strategy
             compare_names(file, set(self.state_dict()), set(checkpoint["state_dict"]), rebuilt)
             self._rebuilt -= set(checkpoint["state_dict"])

@@ -14,6 +14,7 @@ from safe_rlhf_v.models.adapters import DEFAULT, Adapter, adapter, adapter_of, a
 from safe_rlhf_v.models.backbone import Backbone
 from safe_rlhf_v.policy.roles import SCORERS, Roles, open_roles
 from safe_rlhf_v.scoring.external import ExternalScorer
+from safe_rlhf_v.training.base_tensors import rebuilt_names
 from safe_rlhf_v.training.checkpoints import (
     CheckpointError,
     compare_fingerprints,
@@ -170,7 +171,7 @@ def check_adapters(stage: dict[str, Any], actor: Backbone, now: dict[str, str]) 
         raise CheckpointError(
             f"{file}: was trained without adapters; give its backbone lora settings, or use SeparateRoles"
         )
-    compare_fingerprints(file, theirs, now, base=bool(stage["rebuilt"]))
+    compare_fingerprints(file, theirs, now, rebuilt_names(stage["rebuilt"]))
     for name in ("base", "lora"):  # the base by its name, too: all of it is shared, and only one tensor has a hash
         if theirs[name] != now[name]:
             raise CheckpointError(
@@ -203,7 +204,7 @@ def adapter_of_run(stage: dict[str, Any], actor: Backbone, changed: set[str]) ->
     file = stage["file"]
     stored = backbone_tensors(stage)
     own = actor.state_dict()
-    rebuilt = {name.removeprefix("backbone.") for name in stage["rebuilt"] if name.startswith("backbone.")}
+    rebuilt = rebuilt_names(stage["rebuilt"])
     compare_names(file, set(own), set(stored), rebuilt)
     other = [name for name, value in stored.items() if adapter_of(name) is None and not _same(value, own[name])]
     if other := sorted([*other, *(changed & rebuilt)]):

@@ -187,14 +187,14 @@ def check_components(
     """
     if len(dual.lam) != constraints:
         raise ValueError(f"dual has {len(dual.lam)} budgets, but there are {constraints} constraints")
+    if not advantages.token_signals and kl.where != "loss":
+        raise ValueError(
+            f"kl.where is {kl.where!r}, but {type(advantages).__name__} reads no token signals: set it to 'loss'"
+        )
     if samples < advantages.least_samples:
         raise ValueError(
             f"samples is {samples}, but {type(advantages).__name__} compares the responses to a prompt: set it to "
             f"{advantages.least_samples} or more"
-        )
-    if not advantages.token_signals and kl.where != "loss":
-        raise ValueError(
-            f"kl.where is {kl.where!r}, but {type(advantages).__name__} reads no token signals: set it to 'loss'"
         )
     if update.reduction not in surrogate.reductions:
         raise ValueError(

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Collection, Iterable
 from typing import Any
 
 import torch
@@ -35,19 +36,29 @@ def base_digests(backbone: Any) -> str:
     return json.dumps({name: _digest(value) for name, value in frozen.items()}, sort_keys=True)
 
 
-def other_tensor(old: Any, new: Any) -> str:
+def other_tensor(old: Any, new: Any, left_out: Collection[str]) -> str:
     """Name of the first tensor that two results of :func:`base_digests` both have and that differs; "" if there is none.
 
     Args:
         old: Of a checkpoint; what is no such text, as in older checkpoints, differs in nothing.
         new: Of the newly built backbone.
+        left_out: Names of the tensors that the checkpoint leaves out; what it holds may differ from the base.
     """
     try:
         stored = json.loads(old)
         own = json.loads(new)
-        return next((name for name in stored if name in own and stored[name] != own[name]), "")
+        return next((name for name in left_out if name in stored and stored[name] != own.get(name, stored[name])), "")
     except (TypeError, ValueError, RecursionError):
         return ""
+
+
+def rebuilt_names(stored: Iterable[str]) -> set[str]:
+    """The backbone's names of the tensors that a checkpoint omits.
+
+    Args:
+        stored: As the checkpoint lists them, with those of other parts.
+    """
+    return {name.removeprefix("backbone.") for name in stored if name.startswith("backbone.")}
 
 
 def _digest(tensor: Tensor) -> str:

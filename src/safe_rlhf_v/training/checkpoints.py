@@ -15,6 +15,7 @@ import os
 import re
 import tempfile
 import zipfile
+from collections.abc import Collection
 from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
@@ -29,7 +30,7 @@ from safe_rlhf_v.functional.finite import non_finite_names
 from safe_rlhf_v.models.adapters import adapter_of
 from safe_rlhf_v.models.backbone import Backbone
 from safe_rlhf_v.models.quantization import storage_of
-from safe_rlhf_v.training.base_tensors import base_digests, other_tensor, tensor_hash
+from safe_rlhf_v.training.base_tensors import base_digests, other_tensor, rebuilt_names, tensor_hash
 
 log = logging.getLogger(__name__)
 
@@ -307,25 +308,25 @@ def fingerprint(backbone: Backbone) -> dict[str, str]:
     }
 
 
-def compare_fingerprints(file: str, old: dict[str, str], new: dict[str, str], *, base: bool) -> None:
+def compare_fingerprints(file: str, old: dict[str, str], new: dict[str, str], rebuilt: Collection[str]) -> None:
     """Refuse a checkpoint whose backbone is another one.
 
     Args:
         file: Name of the checkpoint, for the message.
         old: Fingerprint of the checkpoint.
         new: Fingerprint of the newly built backbone.
-        base: Whether the checkpoint omits tensors of the base, so that the bases must be equal too.
+        rebuilt: Names of the backbone's tensors that the checkpoint omits, which must be those of an equal base.
 
     Raises:
         CheckpointError: Naming the first difference.
     """
     hints = {"backbone": "name the same backbone class", "tokenizer": "name the tokenizer of that run"}
-    if base:
+    if rebuilt:
         hints["base_tensor"] = f"name the weights of that run, {old['base']}"
     for name, hint in hints.items():
         if old[name] != new[name]:
             raise CheckpointError(f"{file}: its {name} is {old[name]:.60}, here it is {new[name]:.60}; {hint}")
-    if base and (name := other_tensor(old.get("base_tensors"), new.get("base_tensors"))):
+    if name := other_tensor(old.get("base_tensors"), new.get("base_tensors"), sorted(rebuilt)):
         raise CheckpointError(f"{file}: {name} of its base is another tensor than here; {hints['base_tensor']}")
 
 
@@ -363,8 +364,8 @@ def load_stage(stage: dict[str, Any], backbone: Backbone, now: dict[str, str]) -
     if stage.get("plain"):
         now = {**now, "backbone": stage["fingerprint"]["backbone"]}  # names and shapes of tensors tell
         stage["state_dict"] = _under_adapters(stage["state_dict"], backbone)
-    rebuilt = {name.removeprefix("backbone.") for name in stage["rebuilt"] if name.startswith("backbone.")}
-    compare_fingerprints(file, stage["fingerprint"], now, base=bool(rebuilt))
+    rebuilt = rebuilt_names(stage["rebuilt"])
+    compare_fingerprints(file, stage["fingerprint"], now, rebuilt)
     weights = {k.removeprefix("backbone."): v for k, v in stage["state_dict"].items() if k.startswith("backbone.")}
     own = backbone.state_dict()
     compare_names(file, set(own), set(weights), rebuilt)
