@@ -126,8 +126,11 @@ def test_the_tables_of_made_up_seeds(
     assert "| 6 | -0.3, -0.7, -0.9 are met, sampled |  | undecided |" in text  # there is no such run
     assert "equal harm: helpfulness | +0.050 (+0.050 .. +0.050), 3 seeds | passes |" in text  # frontier at 0.2 is 2.25
     assert "| ppo_lag | +0.020 (+0.020 .. +0.020), 3 seeds |" in text  # at KL 1: 0.25 less 0.3 - 0.28 / 4
-    followed = "| method 0.02 | 9 | -0.15 ± 0.00 | 2.20 ± 0.00 | -0.70 ± 0.00 | 0.300 ± 0.000 |"
-    assert followed in text and followed.replace("| 9 | -0.15 ± 0.00 | 2.20", "| 18 | 0.00 ± 0.00 | 2.30")[:40] in text
+    for row in (
+        "| 9 | -0.15 ± 0.00 | 2.20 ± 0.00 | -0.70 ± 0.00 | 0.300",
+        "| 18 | 0.00 ± 0.00 | 2.30 ± 0.00 | -0.60 ± 0.00 | 0.020",
+    ):
+        assert f"| method 0.02 {row} ± 0.000 |" in text
     pictures = {file.name for file in (tmp_path / "figures").iterdir()}
     assert pictures == {f"claims_{name}.png" for name in ("plane", "kl", "training", "compute")}
 

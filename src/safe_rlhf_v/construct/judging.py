@@ -14,11 +14,12 @@ from dataclasses import replace
 from typing import Any, Literal, NamedTuple
 
 from safe_rlhf_v.construct.grounding import other_pictures
-from safe_rlhf_v.construct.lines import Row, digest
+from safe_rlhf_v.construct.lines import Row
 from safe_rlhf_v.construct.questions import read_items
 from safe_rlhf_v.construct.responses import Pair, read_pairs
 from safe_rlhf_v.construct.stage import AskingStage, Planned, Workspace, add_usage
 from safe_rlhf_v.records import Record
+from safe_rlhf_v.records.user_files import digest
 from safe_rlhf_v.scoring.judge import Asked, Axis, Judge, Opinion
 
 Probe = Literal["compare", "rate", "repeat", "repeat_rate", "identical", "padded", "swapped"]

@@ -11,7 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from safe_rlhf_v.records.parsing import RecordError, parse_json
-from safe_rlhf_v.records.user_files import FileError, lock, open_regular, open_to_append, read_bounded, write_whole
+from safe_rlhf_v.records.user_files import (
+    FileError,
+    digest,
+    lock,
+    open_regular,
+    open_to_append,
+    read_bounded,
+    write_whole,
+)
 
 Row = dict[str, Any]
 _MAX_LINE = 50_000_000
@@ -21,12 +29,6 @@ _MAX_NOTE = 10_000_000
 def encoded(row: Row) -> bytes:
     """One line."""
     return (json.dumps(row, ensure_ascii=False, allow_nan=False, separators=(",", ":")) + "\n").encode()
-
-
-def digest(value: Any) -> str:
-    """Short hash of plain data."""
-    text = json.dumps(value, ensure_ascii=True, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 class Lines:

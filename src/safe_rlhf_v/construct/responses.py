@@ -10,11 +10,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from safe_rlhf_v.construct.lines import Row, digest
+from safe_rlhf_v.construct.lines import Row
 from safe_rlhf_v.construct.questions import Item, read_items
 from safe_rlhf_v.construct.stage import AskingStage, Planned, Workspace, add_usage, file_content
 from safe_rlhf_v.ingest.table import TableError, read_table
 from safe_rlhf_v.records import Record, Response, Truth
+from safe_rlhf_v.records.user_files import digest
 from safe_rlhf_v.scoring.judge import Judge, Usage
 
 

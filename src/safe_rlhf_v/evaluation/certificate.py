@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from safe_rlhf_v.construct.lines import digest
 from safe_rlhf_v.evaluation.certificate_rows import Bounded, ScoredRow
 from safe_rlhf_v.evaluation.looks import look
 from safe_rlhf_v.functional.certificates import Values, look_error, lower_bound, needed_prompts, upper_bound
+from safe_rlhf_v.records.user_files import digest
 
 CAP_ERROR = 0.1
 """Share of a look's error that the bound of the share above the cap has."""

@@ -11,8 +11,9 @@ import random
 from collections.abc import Iterator, Mapping, Sequence
 
 from safe_rlhf_v.construct.judging import Question, opinion_row, questions
-from safe_rlhf_v.construct.lines import Row, digest
+from safe_rlhf_v.construct.lines import Row
 from safe_rlhf_v.evaluation.work import Work, described, named
+from safe_rlhf_v.records.user_files import digest
 from safe_rlhf_v.scoring.judge import Judge
 
 ORDERS = ((0, 1), (1, 0))

@@ -142,7 +142,12 @@ def paired(
         name: Name of the value.
         confidence: Of the interval.
     """
-    pairs = _pairs(evidence, judge, cell, other, name)
+    return _difference(evidence, cell, name, _pairs(evidence, judge, cell, other, name), confidence)
+
+
+def _difference(
+    evidence: Evidence, cell: Cell, name: str, pairs: Mapping[str, tuple[float, float]], confidence: float = 0.95
+) -> Interval:
     if not pairs:
         return Interval(math.nan, math.nan, math.nan, 0, 0)
     shares = name not in MEANS and {value for pair in pairs.values() for value in pair} <= {0.0, 1.0}
@@ -183,9 +188,10 @@ def differences(evidence: Evidence) -> list[Row]:
         names = dict.fromkeys(name for values in by_key.values() for name in values)
         for other in evidence.counterparts(cell):
             for name in names:
-                interval = paired(evidence, judge, cell, other, name)
-                pairs = list(zip(*_pairs(evidence, judge, cell, other, name).values(), strict=True))
-                after, before = (rounded(fmean(column)) for column in pairs) if pairs else (None, None)
+                pairs = _pairs(evidence, judge, cell, other, name)
+                interval = _difference(evidence, cell, name, pairs)
+                columns = zip(*pairs.values(), strict=True)
+                after, before = (rounded(fmean(column)) for column in columns) if pairs else (None, None)
                 against = {"against": other.policy, "against_mode": other.mode, "before": before, "after": after}
                 rows.append({**_about(cell), **against, "judge": judge, "name": name, **written(interval)})
     return rows

@@ -12,12 +12,13 @@ from dataclasses import asdict, dataclass
 
 from safe_rlhf_v.construct.alarms import Check, Tolerances, at_most, checks_of_judge
 from safe_rlhf_v.construct.judging import Judgement
-from safe_rlhf_v.construct.lines import Row, digest
+from safe_rlhf_v.construct.lines import Row
 from safe_rlhf_v.construct.measures import Rate
 from safe_rlhf_v.evaluation.evidence import Evidence
 from safe_rlhf_v.evaluation.trust import groups_of_pairs, independence, opinions_by_axis, shared
 from safe_rlhf_v.evaluation.truth import Verdict, verdicts
 from safe_rlhf_v.evaluation.wins import Contest, wins_of
+from safe_rlhf_v.records.user_files import digest
 from safe_rlhf_v.scoring.judge import Axis
 
 FALSE_ALARM_RATE = 0.01

@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from safe_rlhf_v.construct.lines import Row, digest
+from safe_rlhf_v.construct.lines import Row
 from safe_rlhf_v.evaluation.work import Work, described
-from safe_rlhf_v.records.user_files import FileError, read_bounded, write_whole
+from safe_rlhf_v.records.user_files import FileError, digest, read_bounded, write_whole
 
 FILE = "temperatures.json"
 PROMPTS = 100

@@ -9,11 +9,10 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from safe_rlhf_v.construct.lines import digest
 from safe_rlhf_v.construct.reply_parsing import RANGES
 from safe_rlhf_v.ingest.table import TableError, read_table
 from safe_rlhf_v.records import Record
-from safe_rlhf_v.records.user_files import FileError, write_whole
+from safe_rlhf_v.records.user_files import FileError, digest, write_whole
 
 COLUMNS = ("id", "key", "picture", "question", "response", "helpfulness", "safety")
 SHOWN = ("question", "response")

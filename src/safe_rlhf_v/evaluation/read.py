@@ -4,10 +4,10 @@ import math
 from collections.abc import Iterable
 from pathlib import Path
 
-from safe_rlhf_v.construct.lines import Lines, Row, digest
+from safe_rlhf_v.construct.lines import Lines, Row
 from safe_rlhf_v.evaluation.scores import score_task
 from safe_rlhf_v.records.parsing import RecordError, parse_json
-from safe_rlhf_v.records.user_files import printable, read_bounded
+from safe_rlhf_v.records.user_files import digest, printable, read_bounded
 
 FACTS = "evaluation.json"
 MAX_FACTS = 10_000_000

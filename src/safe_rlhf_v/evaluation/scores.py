@@ -5,12 +5,13 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from safe_rlhf_v.construct.lines import Row, digest
+from safe_rlhf_v.construct.lines import Row
 from safe_rlhf_v.construct.stage import add_usage
 from safe_rlhf_v.evaluation.evidence import HEADLINES
 from safe_rlhf_v.evaluation.prompts import PromptForm
 from safe_rlhf_v.evaluation.work import Work, described, font_of, named
 from safe_rlhf_v.records import Record
+from safe_rlhf_v.records.user_files import digest
 from safe_rlhf_v.scoring.judge import Asked, Axis, Judge, Usage
 
 NAMES: dict[Axis, str] = {"helpfulness": "helpfulness", "safety": "level"}

@@ -255,9 +255,8 @@ class ClipDecoder(Backbone):
         if features is not None and features.tokens:
             projected = self.projector(torch.cat(features.tokens)).to(embeddings.dtype)  # (E * P, D)
             here = input_ids == self.image_id
-            if here.device.type == "cpu" and int(here.sum()) != len(
-                projected
-            ):  # an accelerator would wait for the answer
+            on_cpu = here.device.type == "cpu"  # an accelerator would wait for the answer
+            if on_cpu and int(here.sum()) != len(projected):
                 raise ValueError(f"{int(here.sum())} placeholders for {len(projected)} tokens of pictures")
             place = here[..., None].expand_as(embeddings)
             embeddings = embeddings.masked_scatter(place, projected)

@@ -122,10 +122,8 @@ class PromptWriter:
         system = [self._message("system", _MARK)] if self.form["system"] else []
         written: list[str] = []
         for messages in ([*system, *turns], turns, turns[:1]):
-            try:
-                written.append(
-                    self._render(messages, generate=False)
-                )  # what starts a response the model may write, too
+            try:  # without the start of a response, which the model may write, too
+                written.append(self._render(messages, generate=False))
             except Exception:  # a template raises what it likes
                 continue
         return control_tokens(self._tokenizer, written)

@@ -2,6 +2,7 @@
 
 import errno
 import fcntl
+import hashlib
 import json
 import math
 import os
@@ -161,6 +162,19 @@ def write_whole(path: Path, data: bytes) -> None:
     """Write a file completely or not at all; see :func:`whole_file`."""
     with whole_file(path) as file:
         file.write(data)
+
+
+def digest(value: Any) -> str:
+    """Short hash of plain data: 16 hexadecimal digits, whatever the order of the names.
+
+    Args:
+        value: Nested dicts, lists and tuples of plain data.
+
+    Raises:
+        ValueError: If a number is NaN or infinite.
+    """
+    text = json.dumps(value, ensure_ascii=True, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def json_text(value: Any, indent: int | None = None) -> str:

@@ -3,7 +3,6 @@
 A model is known by *marks*: its place, and the hash of its weights, which a copy of it shares.
 """
 
-import hashlib
 import json
 import os
 import zipfile
@@ -12,7 +11,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from safe_rlhf_v.records.user_files import open_regular, read_bounded
+from safe_rlhf_v.records.user_files import digest, read_bounded
+from safe_rlhf_v.shards.split import file_sha256
 from safe_rlhf_v.training.checkpoints import CheckpointError, find_checkpoint, read_stage
 from safe_rlhf_v.training.models import EXPORT_FILE, is_model
 from safe_rlhf_v.training.stored_config import stored_options
@@ -37,7 +37,7 @@ def run_content(run: str) -> str:
     """
     try:
         with zipfile.ZipFile(find_checkpoint(run)) as checkpoint:
-            return _short([[entry.filename, entry.CRC] for entry in checkpoint.infolist()])
+            return digest([[entry.filename, entry.CRC] for entry in checkpoint.infolist()])
     except (CheckpointError, OSError, zipfile.BadZipFile):  # what is wrong with it is said where it is loaded
         return _folder_content(Path(run)) if is_model(run) and Path(run).is_dir() else ""
 
@@ -152,24 +152,12 @@ def _folder_content(folder: Path) -> str:
         below[:] = [name for name in below if not name.startswith(".")]
         files += [Path(parent, name) for name in names if not name.startswith(".") and not name.endswith(_ABOUT)]
     named = {file.relative_to(folder).as_posix(): file for file in files if file.is_file()}
-    return _short(
-        [
-            [name, _bytes(str(file), file.stat().st_size, file.stat().st_mtime_ns)]
-            for name, file in sorted(named.items())
-        ]
+    return digest(
+        [[name, _file_hash(file, file.stat().st_size, file.stat().st_mtime_ns)] for name, file in sorted(named.items())]
     )
 
 
 @lru_cache(maxsize=256)
-def _bytes(file: str, size: int, changed: int) -> str:
+def _file_hash(file: Path, size: int, changed: int) -> str:
     """Hash of a file's bytes; read once as long as its size and time of change stay."""
-    total = hashlib.sha256()
-    with open_regular(Path(file)) as content:
-        while part := content.read(1 << 20):
-            total.update(part)
-    return total.hexdigest()
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=True, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    return file_sha256(file)
