@@ -19,9 +19,10 @@ The outcome is one of three: passed, the upper bound is within the budget; faile
 the prompts do not tell. An undecided policy is not certified; the outcome says about how many prompts would do, if they are
 like these.
 
-One response of each image group counts, chosen by a hash, because responses to one image are alike: what is bounded is a share of
-images, or the mean over images, and more images help, more questions about them do not. Where responses were audited, only these count and the truth is certified. Without an audit it is what the judge says that
-is certified, whatever its errors, and a policy that was trained against this judge has learned to please it.
+One response of each image group counts, chosen by a hash, because responses to one image are alike: what is bounded is a
+share of images, or the mean over images, and more images help, more questions about them do not. Where responses were
+audited, only these count and the truth is certified. Without an audit it is what the judge says that is certified, whatever
+its errors, and a policy that was trained against this judge has learned to please it.
 
 Each look at a claim (a policy, a judge, a bound) is written into a ledger, and the k-th one may err with probability
 delta 6 / (pi^2 k^2), which sums to delta over all looks. The same rows again are the same look. A new file or evaluation has a
