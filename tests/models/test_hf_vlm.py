@@ -275,6 +275,24 @@ def test_a_folder_without_some_weights_is_refused_in_one_line(folder: Folder, tm
     assert "\n" not in str(refused.value)
 
 
+def test_a_classifier_has_no_lm_head_and_refuses_to_run_one(folder: Folder, tmp_path: Path) -> None:
+    """As exports of reward and cost models are: all but the LM head is read, and what else is missing is refused."""
+    copied = Path(shutil.copytree(folder("llava"), tmp_path / "copy"))
+    config = json.loads((copied / "config.json").read_text())
+    (copied / "config.json").write_text(json.dumps({**config, "architectures": ["LlavaForSequenceClassification"]}))
+    weights = load_file(copied / "model.safetensors")
+    save_file({k: v for k, v in weights.items() if "lm_head" not in k}, copied / "model.safetensors", {"format": "pt"})
+    prompts = Prompts(((torch.zeros(30, 30, 3, dtype=torch.uint8),),), (("a",),), ("Safe?",))
+    full, headless = (HFVLM(str(place), self_test=False).eval() for place in (folder("llava"), copied))
+    states = [vlm.response_states(vlm.prepare(prompts, [["yes"]]), log_probs=False) for vlm in (full, headless)]
+    assert torch.equal(states[0].hidden, states[1].hidden)
+    with pytest.raises(ValueError, match=r"model .*copy: is a classifier without an LM head"):
+        headless.response_states(headless.prepare(prompts, [["yes"]]), log_probs=True)
+    save_file({k: v for k, v in weights.items() if "mlp" not in k}, copied / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ValueError, match=r"holds no weights for \S*mlp"):
+        HFVLM(str(copied), self_test=False)
+
+
 def test_a_self_test_belongs_to_template_and_processor(folder: Folder) -> None:
     """What decides the tokens of a prompt, or where a response ends, is part of a report's name."""
     vlm = HFVLM(folder("llava"), self_test=False)

@@ -16,6 +16,9 @@ import torch
 
 CHECKPOINT_SUFFIX = ".ckpt"
 GGUF_SUFFIX = ".gguf"
+CLASSIFIES = "ForSequenceClassification"
+"""Ends the name of a class that scores texts."""
+
 SOURCES_KEY = "sources"
 """Key of :class:`StoredSources` in a checkpoint."""
 
@@ -137,7 +140,9 @@ def load_or_refuse(option: str, source: str, load: Callable[..., Any], place: st
 def load_weights(option: str, source: str, load: Callable[..., Any], **options: Any) -> Any:
     """A network by :func:`load_or_refuse`, with all of its weights from the source.
 
-    Transformers gives random numbers to what a source lacks, with a warning only; another seed is then another model.
+    Transformers gives random numbers to what a source lacks, with a warning only; another seed is then another model. A
+    classifier (``*ForSequenceClassification``, as exports of reward and cost models are) has no LM head by its nature: its
+    network can be used, and its LM head is one that refuses to run.
 
     Args:
         option: Name of the setting, for the message.
@@ -153,6 +158,8 @@ def load_weights(option: str, source: str, load: Callable[..., Any], **options: 
     # Buffers follow from the config: only parameters would be random.
     parameters = {name for name, _ in network.named_parameters(remove_duplicate=False)}
     names = sorted({*(parameters & set(report["missing_keys"])), *mismatched})
+    if any(CLASSIFIES in str(name) for name in getattr(network.config, "architectures", None) or ()):
+        names = _without_lm_head(network, names, f"{option} {source}")
     if names:
         more = f" (+{len(names) - 3})" if len(names) > 3 else ""
         raise ValueError(
@@ -160,6 +167,27 @@ def load_weights(option: str, source: str, load: Callable[..., Any], **options: 
             "be random; name a folder with all of them"
         )
     return network
+
+
+class _NoLMHead(torch.nn.Module):
+    """Stands where a network has no LM head."""
+
+    def __init__(self, source: str) -> None:
+        super().__init__()
+        self.source = source
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        raise ValueError(f"{self.source}: is a classifier without an LM head, and gives no probabilities of tokens")
+
+
+def _without_lm_head(network: Any, names: list[str], source: str) -> list[str]:
+    """The names that are not the LM head's; a head that lacks its weights is replaced."""
+    head = network.get_output_embeddings()
+    prefixes = [f"{name}." for name, module in network.named_modules() if module is head and head is not None]
+    others = [name for name in names if not name.startswith(tuple(prefixes))]
+    if len(others) < len(names):
+        network.set_output_embeddings(_NoLMHead(source))
+    return others
 
 
 def check_source(option: str, source: str) -> None:

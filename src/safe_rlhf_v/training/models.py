@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from safe_rlhf_v.models.backbone import Backbone
-from safe_rlhf_v.models.sources import in_hub_cache, load_or_refuse
+from safe_rlhf_v.models.sources import CLASSIFIES, in_hub_cache, load_or_refuse
 from safe_rlhf_v.training.checkpoints import CheckpointError, checkpoints_below, fingerprint, refuse_non_finite
 
 _LOG = logging.getLogger(__name__)
@@ -22,7 +22,6 @@ ADAPTER_FILE = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 CONFIG_FILE = "config.json"
 EXPORT_FILE = "export.json"
-CLASSIFIES = "ForSequenceClassification"
 _HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+(@[\w./-]+)?")
 _MAX_BYTES = 10_000_000
 
