@@ -9,6 +9,7 @@ from safe_rlhf_v.data_modules import PreferenceDataModule, PromptDataModule, Sup
 from safe_rlhf_v.dual import FixedDual
 from safe_rlhf_v.models import HFVLM
 from safe_rlhf_v.models.backbone import Backbone
+from safe_rlhf_v.models.heads import EvidenceHead
 from safe_rlhf_v.models.lora import LoraSettings
 from safe_rlhf_v.models.sampling import SamplingOptions
 from safe_rlhf_v.modules import (
@@ -35,13 +36,14 @@ LORA = LoraSettings(r=8)
 COSTS = partial(CostObjective, terms=[SignTerm()])
 
 
-def config_of(folder, layers=4):
-    """A small network of the folder's family, wide enough that activations count."""
+def config_of(folder, layers=4, words=None):
+    """A small network of the folder's family, wide enough that activations count; ``words`` of its vocabulary."""
     from transformers import AutoConfig
 
     options = AutoConfig.from_pretrained(folder).to_dict()
     wide = {"hidden_size": 64, "intermediate_size": 160, "num_hidden_layers": layers}
     options["text_config"] = {**options["text_config"], **wide, "head_dim": None, "layer_types": None}
+    options["text_config"]["vocab_size"] = words or options["text_config"]["vocab_size"]
     if "out_hidden_size" in options["vision_config"]:
         options["vision_config"]["out_hidden_size"] = 64
         options["text_config"]["rope_parameters"]["mrope_section"] = [2, 3, 3]
@@ -112,15 +114,16 @@ def planned(given) -> MemoryPlan:
     return Planner().plan(given)
 
 
-def stage_module(stage, make):
+def stage_module(stage, make, reads_tokens=False):
+    head = {"head": EvidenceHead} if reads_tokens else {}
     if stage == "supervised":
         return SupervisedModule(make, optimizer=ADAMW)
     if stage == "reward":
-        return RewardModule(make, BradleyTerry, optimizer=ADAMW)
+        return RewardModule(make, BradleyTerry, optimizer=ADAMW, **head)
     if stage == "cost":
-        return CostModule(make, COSTS, optimizer=ADAMW)
+        return CostModule(make, COSTS, optimizer=ADAMW, **head)
     if stage == "guard":
-        return GuardModule(make, categories=WORLD.categories, response_mixing=0.0, optimizer=ADAMW)
+        return GuardModule(make, categories=WORLD.categories, response_mixing=0.0, optimizer=ADAMW, **head)
     return PreferenceOptimisationModule(make, SafeDPO, optimizer=ADAMW)
 
 

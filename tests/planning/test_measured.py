@@ -29,6 +29,8 @@ def near(plan, peak):
         ("supervised", "llava", LORA, {}),
         *(pytest.param(stage, "llava", LORA, {}, marks=slow) for stage in STAGES),
         pytest.param("supervised", "llava", {}, {}, marks=slow),
+        pytest.param("reward", "llava", LORA, {"reads_tokens": True}, marks=slow),
+        pytest.param("guard", "qwen2_5_vl", LORA, {"reads_tokens": True}, marks=slow),
         pytest.param("reward", "llava", {**LORA, "gradient_checkpointing": True}, {"accumulated": 2}, marks=slow),
         pytest.param("reward", "qwen2_5_vl", {**LORA, "dtype": "bfloat16"}, {"mixed": True}, marks=slow),
         pytest.param("supervised", "qwen2_5_vl", {"freeze_projector": False}, {"mixed": True}, marks=slow),
@@ -38,9 +40,11 @@ def near(plan, peak):
     ],
 )
 def test_a_stage_needs_what_was_planned(stage, family, options, more, folders, world, monkeypatch):
-    config = measured.config_of(folders[family])
+    config = measured.config_of(
+        folders[family], words=5000 if more.get("reads_tokens") else None
+    )  # an LM head that counts
     make = measured.backbone(folders[family], config, **options)
-    module = lambda: measured.stage_module(stage, make)  # noqa: E731
+    module = lambda: measured.stage_module(stage, make, more.get("reads_tokens", False))  # noqa: E731
     if more.get("packed") is False:
         module = lambda: measured.CostModule(make, measured.COSTS, packed=False, optimizer=measured.ADAMW)  # noqa: E731
     precision = "bf16-mixed" if more.get("mixed") else "32-true"

@@ -8,6 +8,7 @@ from tests.commands.command_lines import ROOT
 
 from safe_rlhf_v.__main__ import main
 from safe_rlhf_v.commands.plan import size_of, split_options
+from safe_rlhf_v.commands.plan_config import read_settings
 from safe_rlhf_v.models.lora import LoraSettings
 from safe_rlhf_v.models.quantization import quantized_layers
 from safe_rlhf_v.planning.advice import changes_of
@@ -60,6 +61,22 @@ def test_a_shipped_configuration_is_planned_without_a_hub(stage, small, capsys):
     names = [role["role"] for role in data["roles"]]
     six = ["base of all roles", "actor", "reward", "cost", "reward critic", "cost critic"]
     assert names == (six if stage == "ppo_lag" else ["reward model"])
+
+
+@pytest.mark.parametrize(
+    ("stage", "option", "expected"),
+    [
+        ("reward", "--model.init_args.head=safe_rlhf_v.models.EvidenceHead", {"reads_tokens": True}),
+        ("reward", "--model.init_args.head=safe_rlhf_v.models.ScalarHead", {"reads_tokens": False}),
+        ("guard", "--model.init_args.head=safe_rlhf_v.models.EvidenceHead", {"reads_tokens": True}),
+        ("ppo_lag", "--model.init_args.sampling.top_p=0.9", {"sorts": True, "reads_tokens": False}),
+        ("ppo_lag", "--model.init_args.sampling.top_p=1.0", {"sorts": False}),
+    ],
+)
+def test_what_a_head_and_sampling_ask_for_is_read(stage, option, expected, small):
+    config = str(ROOT / "configs" / "llava_1_5_7b" / f"{stage}.yaml")
+    known = read_settings(["--config", config, option], 128, None, None, None, small)._asdict()
+    assert {name: known[name] for name in expected} == expected
 
 
 @pytest.mark.slow

@@ -142,15 +142,18 @@ def of_stage(stage: str, model: dict[str, Any], data: dict[str, Any]) -> dict[st
     """What only some stages have."""
     if stage == "supervised":
         return {}
+    head = plain(model.get("head")) or {}
+    reads_tokens = bool(head) and getattr(find_class(head["class_path"]), "needs_log_probs", False)
     if stage == "guard":
-        return {"responses": 2, "joined": model["response_mixing"] > 0}
+        return {"responses": 2, "joined": model["response_mixing"] > 0, "reads_tokens": reads_tokens}
     if stage != "policy":
-        return {"responses": 2, "packed": model["packed"]}
+        return {"responses": 2, "packed": model["packed"], "reads_tokens": reads_tokens}
     update = model.get("update") or {}
     learns_demonstrations = data.get("demonstrations") is not None and update.get("ptx_weight", 0.5) > 0
     roles = model["roles"]
     return {
         "responses": model["samples"],
+        "sorts": (model.get("sampling") or {}).get("top_p", 1.0) < 1,
         "critics": getattr(find_class(model["advantages"]["class_path"]), "critics", True)
         if model.get("advantages")
         else True,

@@ -22,8 +22,8 @@ from safe_rlhf_v.models.backbone import before_tokens
 from safe_rlhf_v.planning.live_bytes import LiveBytes
 from safe_rlhf_v.planning.network import BackboneOptions, fake_copy
 
-Reads = Literal["log_probs", "states", "nothing"]
-"""What is read of the responses: log-probabilities of their tokens, their states (a head's input), or nothing (a prefill)."""
+Reads = Literal["log_probs", "states", "evidence", "nothing"]
+"""What is read of the responses: log-probabilities of their tokens, their states (a head's input), both, or nothing."""
 
 CHUNK = 1024
 """Positions that meet the LM head together; see :func:`~safe_rlhf_v.functional.language.token_log_probs`."""
@@ -132,8 +132,9 @@ def _read(model: Any, hidden: Tensor, rows: Rows, reads: Reads) -> Tensor:
     index = torch.zeros(n, rows.response, dtype=torch.long)
     at = hidden[row[:, None], index] * torch.ones(n, rows.response, 1, dtype=torch.bool)  # (N, R, D)
     before = before_tokens(hidden[row, row], at)  # (N, R, D)
+    seen = before.float().sum() + at.float().sum() if reads in ("states", "evidence") else 0
     if reads == "states":
-        return before.float().sum() + at.float().sum()
+        return torch.as_tensor(seen)
 
     def score(states: Tensor, targets: Tensor) -> Tensor:
         return log_probs_of(model.get_output_embeddings()(states), targets)
@@ -142,5 +143,5 @@ def _read(model: Any, hidden: Tensor, rows: Rows, reads: Reads) -> Tensor:
     targets = torch.zeros(len(states), dtype=torch.long)
     pieces = list(zip(states.split(CHUNK), targets.split(CHUNK), strict=True))
     if len(pieces) > 1 and torch.is_grad_enabled():
-        return torch.cat([checkpoint(score, s, w, use_reentrant=False) for s, w in pieces]).sum()
-    return torch.cat([score(s, w) for s, w in pieces]).sum()
+        return torch.cat([checkpoint(score, s, w, use_reentrant=False) for s, w in pieces]).sum() + seen
+    return torch.cat([score(s, w) for s, w in pieces]).sum() + seen

@@ -23,6 +23,8 @@ class RunSettings(NamedTuple):
         responses: Behind a prompt (2 of a pair, K of a policy).
         packed: All responses of a prompt in one row.
         joined: A guard also learns from all responses of a prompt in the place of one.
+        reads_tokens: The head also reads the log-probabilities of the response's tokens.
+        sorts: Sampling sorts the vocabulary (``top_p`` below 1).
         accumulated: Batches per optimizer step.
         critics: The policy has critics.
         shared: All roles are adapters on one base.
@@ -49,6 +51,8 @@ class RunSettings(NamedTuple):
     responses: int = 1
     packed: bool = True
     joined: bool = False
+    reads_tokens: bool = False
+    sorts: bool = False
     accumulated: int = 1
     critics: bool = True
     shared: bool = False

@@ -15,6 +15,9 @@ SAMPLING_BYTES = 28
 """Per response and word of the vocabulary while a token is drawn: logits, banned logits and probabilities in 32 bits,
 probabilities and their sum in 64 bits."""
 
+SORTING_BYTES = 16
+"""Besides, where the words are sorted: their order, and the sum before each, in 64 bits."""
+
 
 class RoleBytes(NamedTuple):
     """Bytes of one role on one rank.
@@ -110,7 +113,7 @@ class Planner:
         return MemoryPlan(settings, tuple(run.stage_roles()), tuple(run.stage_phases()))
 
     def _sizes_of(self, settings: RunSettings) -> Sizes:
-        key = (_key(settings.backbone), settings.stage in ("reward", "cost", "guard"))
+        key = (_key(settings.backbone), settings.stage in ("reward", "cost", "guard") and not settings.reads_tokens)
         if key not in self._sizes:
             self._sizes[key] = sizes_of(settings.backbone, head=not key[1])
         return self._sizes[key]
@@ -251,7 +254,9 @@ class _Run:
         held = s.accumulated > 1
         paired = s.stage in ("reward", "cost", "guard", "preference_optimisation")
         rows = self._rows(s.batch, s.responses if paired else 1, s.packed if paired else False)
-        reads: Reads = "states" if s.stage in ("reward", "cost", "guard") else "log_probs"
+        reads: Reads = "log_probs"
+        if s.stage in ("reward", "cost", "guard"):
+            reads = "evidence" if s.reads_tokens else "states"
         learning = self._pass("forward and backward pass", rows, reads, gradients=self._buckets(), held=held)
         phases = [self._encoding(s.batch), learning]
         if s.evaluated:
@@ -315,7 +320,7 @@ class _Run:
         n = prompts * samples
         alone = Rows(prompts, s.prompt, 0, 0, s.vision.tokens)
         prefill = self.passes.peak(alone, "nothing", learns=False)
-        sampling = n * text.vocab_size * SAMPLING_BYTES
+        sampling = n * text.vocab_size * (SAMPLING_BYTES + s.sorts * SORTING_BYTES)
         gathered = math.ceil(self.sizes.blocks * (1 - 1 / self.cut))  # a sharded actor is gathered while it samples
         cache = n * (s.prompt + s.room) * per_token
         grown = cache // text.num_hidden_layers  # a layer's keys and values are copied once: at the first token

@@ -15,10 +15,9 @@ from torch import Tensor, nn
 
 from safe_rlhf_v.models.plain_inputs import split_control
 from safe_rlhf_v.models.prompt_writer import control_pattern, control_tokens
-from safe_rlhf_v.models.sources import CHECKPOINT_SUFFIX, load_or_refuse, load_weights
+from safe_rlhf_v.models.sources import CHECKPOINT_SUFFIX, CLASSIFIES, load_or_refuse, load_weights
 from safe_rlhf_v.records.batches import Prompts
 from safe_rlhf_v.training.models import (
-    CLASSIFIES,
     CLIP_FILE,
     CONFIG_FILE,
     EXPORT_FILE,
