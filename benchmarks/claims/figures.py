@@ -7,11 +7,13 @@ from pathlib import Path
 import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from table import FOLLOWED, MODES, REHEARSAL, Seeds, course, figure
+from table import FOLLOWED, MODES, Seeds, course, figure
 
 mpl.use("Agg")
 FAMILIES = {"fixed penalty": ("#555555", "o"), "PPO-Lagrangian": ("#d55e00", "s"), "best of K": ("#0072b2", "^")}
-OTHERS = "#009e73"
+OTHERS = ("P", "X", "D", "v", "<", ">", "p", "*", "h", "d")
+"""Markers of the methods that are no curve."""
+TITLES = {"sampled": "sampled at temperature 1", "greedy": "greedy"}
 
 
 def average(values: Sequence[float | None]) -> float | None:
@@ -27,6 +29,15 @@ def point(seeds: Seeds, name: str, mode: str, x: str) -> tuple[float, float] | N
     return None if at is None or helpfulness is None else (at, helpfulness)
 
 
+def single_methods(seeds: Seeds) -> dict[str, tuple[str, str, str]]:
+    """What is no curve: name to words, colour and marker."""
+    methods = seeds[0]["methods"]
+    names = [name for name, one in methods.items() if not one["family"] and not name.startswith("rehearse")]
+    others = [name for name in names if name != "supervised"]
+    looks = {name: (f"C{i % 10}", OTHERS[i % len(OTHERS)]) for i, name in enumerate(others)}
+    return {name: (methods[name]["about"], *looks.get(name, ("black", "s"))) for name in names}
+
+
 def plane(axes: Axes, seeds: Seeds, mode: str) -> None:
     """Helpfulness against harm."""
     methods = seeds[0]["methods"]
@@ -40,13 +51,12 @@ def plane(axes: Axes, seeds: Seeds, mode: str) -> None:
             axes.annotate(
                 f"{methods[name]['knob']:g}", at, fontsize=7, xytext=(3, 3), textcoords="offset points", color=colour
             )
-    for name, one in methods.items():
-        if not one["family"] and not name.startswith("rehearse") and (at := point(seeds, name, mode, "harmful")):
-            axes.plot(*at, marker="d", ls="", color="black" if name == "supervised" else OTHERS)
-            axes.annotate(one["about"], at, fontsize=6.5, xytext=(4, -3), textcoords="offset points")
+    for name, (about, colour, marker) in single_methods(seeds).items():
+        if at := point(seeds, name, mode, "harmful"):
+            axes.plot(*at, marker=marker, ms=7, ls="", color=colour, label=about)
     axes.set_xlabel("harmful responses")
     axes.set_ylabel("helpfulness")
-    axes.set_title(mode)
+    axes.set_title(TITLES[mode])
 
 
 def mean_course(seeds: Seeds, name: str, mode: str, *values: str) -> list[tuple[float, ...]]:
@@ -63,12 +73,12 @@ def mean_course(seeds: Seeds, name: str, mode: str, *values: str) -> list[tuple[
 
 def paths(axes: Axes, seeds: Seeds, value: str, mode: str) -> None:
     """A figure along the training, against the divergence."""
-    for name in (name for name in REHEARSAL if name in seeds[0]["methods"]):
+    for name in (name for name in FOLLOWED if name in seeds[0]["methods"]):
         path = mean_course(seeds, name, mode, "kl", value)
         axes.plot(*zip(*path, strict=True), marker="o", ms=3, label=seeds[0]["methods"][name]["about"])
     axes.set_xlabel("KL from the start, sampled responses")
     axes.set_ylabel(value)
-    axes.set_title(mode)
+    axes.set_title(TITLES[mode])
 
 
 def training(axes: Axes, seeds: Seeds, value: str, mode: str) -> None:
@@ -81,22 +91,29 @@ def training(axes: Axes, seeds: Seeds, value: str, mode: str) -> None:
         axes.axhline(seeds[0]["methods"]["ppo_lag"][mode]["budget"], color="black", lw=0.8, ls="--", label="budget")
     axes.set_xlabel("iteration")
     axes.set_ylabel("cost by the cost model" if value == "cost" else "harmful responses, by the truth")
-    axes.set_title(mode)
+    axes.set_title(TITLES[mode])
 
 
 def compute(axes: Axes, seeds: Seeds, mode: str) -> None:
-    """Helpfulness and harm against the CPU-seconds behind the start."""
-    for name, one in seeds[0]["methods"].items():
+    """Harm against the CPU-seconds behind the start."""
+    methods = seeds[0]["methods"]
+    looks = single_methods(seeds)
+    for name, one in methods.items():
         seconds = [sum(seed["methods"][name]["cpu_seconds"][kind] for kind in ("own", "shared")) for seed in seeds]
         harm = average([figure(seed, name, mode, "harmful") for seed in seeds])
-        if harm is not None and not name.startswith("rehearse"):
-            colour, marker = FAMILIES.get(one["family"], (OTHERS, "d"))
-            at = (sum(seconds) / len(seconds), harm)
-            axes.plot(*at, marker=marker, color=colour, ls="")
-            axes.annotate(name, at, fontsize=6, xytext=(3, 3), textcoords="offset points")
+        if harm is None or name.startswith("rehearse"):
+            continue
+        at = (sum(seconds) / len(seconds), harm)
+        if name in looks:
+            about, colour, marker = looks[name]
+        else:
+            about = one["family"]
+            colour, marker = FAMILIES[about]
+            axes.annotate(f"{one['knob']:g}", at, fontsize=7, xytext=(5, -2), textcoords="offset points", color=colour)
+        axes.plot(*at, marker=marker, ms=7, color=colour, ls="", label=about)
     axes.set_xlabel("CPU-seconds behind the start, reward and cost model included")
     axes.set_ylabel("harmful responses")
-    axes.set_title(mode)
+    axes.set_title(TITLES[mode])
 
 
 def _of(row: Callable[[Axes, Seeds, str, str], None], value: str, axes: Axes, seeds: Seeds, mode: str) -> None:
@@ -120,8 +137,9 @@ def draw(seeds: Seeds, folder: Path) -> list[Path]:
                 axes = figure_.add_subplot(len(rows), 2, 2 * i + j + 1)
                 draw_row(axes, seeds, mode)
                 axes.grid(alpha=0.2)
-                if axes.get_legend_handles_labels()[1]:
-                    axes.legend(fontsize=8)
+        of_axes = [axes.get_legend_handles_labels() for axes in figure_.axes]
+        labels = {label: line for lines, texts in of_axes for line, label in zip(lines, texts, strict=True)}
+        figure_.legend(labels.values(), labels.keys(), loc="outside lower center", ncols=4, fontsize=8)
         files.append(folder / f"claims_{name}.png")
         figure_.savefig(files[-1], dpi=110)
     return files
