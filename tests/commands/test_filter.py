@@ -109,6 +109,25 @@ def test_rules(rules, kept, tmp_path):
     assert list(run(tmp_path, rules)[2]) == kept
 
 
+def test_where_nothing_passes_it_is_said(tmp_path):
+    with pytest.raises(
+        ValueError, match="nothing passes, so nothing is written; why 2 of 3 records are left out: response"
+    ):
+        filter_shards(
+            Scripted(),
+            shards(tmp_path / "in", *RECORDS[1:3], record("bad2", "0 0.0", "-2 0.9")),
+            tmp_path / "out",
+            Rules(),
+        )
+    assert not (tmp_path / "out" / "manifest.json").exists()
+    with ShardWriter(tmp_path / "two", name="mine", licence="CC0-1.0", taxonomy=Taxonomy("t", ("fraud",))) as writer:
+        writer.write("train", RECORDS[0])
+        writer.write("test", RECORDS[1])
+    report, _ = filter_shards(Scripted(), tmp_path / "two", tmp_path / "left", Rules())
+    assert "nothing of test is left, so the new folder has no such split" in table(report)
+    assert "nothing of train" not in table(report)
+
+
 def test_batches_do_not_matter(tmp_path):
     found = [run(tmp_path / str(size), Rules(check="both"), batch_size=size)[0] for size in (1, 4, 100)]
     assert found[0] == found[1] == found[2]
@@ -235,7 +254,7 @@ def test_the_strictest_decision_counts_and_not_the_most_harm(lenient, question, 
                 for item, verdict in zip(inputs, super().moderate_batch(inputs), strict=True)
             ]
 
-    source = shards(tmp_path / "in", record("one", question, response))
+    source = shards(tmp_path / "in", record("one", question, response), RECORDS[0])
     _, dropped = filter_shards(TwoThresholds(), source, tmp_path / "out", Rules(check="both"))
     assert [line["reason"] for line in dropped] == [reason]
 

@@ -2,12 +2,13 @@
 
 import json
 import math
+from pathlib import Path
 
 import pytest
 import yaml
 
 from safe_rlhf_v import generate
-from safe_rlhf_v.commands.generate import _cell, _mean, _outcomes, main
+from safe_rlhf_v.commands.generate import _beside, _cell, _mean, _outcomes, main
 from safe_rlhf_v.guard import GuardedGenerator, Strategy
 from safe_rlhf_v.guard.generation import Attempt, GuardedResponses
 from safe_rlhf_v.guard.verdict import unchecked
@@ -110,7 +111,7 @@ def test_refusals_of_harmless_prompts_are_counted_apart():
     assert (mean["helpfulness"], mean["harmless_helpfulness"]) == (0.0, 0.5)
 
 
-def test_the_command_answers_every_prompt(calibrated_run, policy_stages, world, tmp_path, capsys):
+def test_the_command_answers_every_prompt(calibrated_run, policy_stages, world, tmp_path, capsys, monkeypatch):
     command = ["--policy", str(policy_stages / "supervised"), "--guard", str(calibrated_run), "--data", str(world),
                "--rounds", "1", "--max_new_tokens", "6", "--batch_size", "5"]  # fmt: skip
     with (tmp_path / "a.jsonl.part").open("ab") as other:
@@ -132,6 +133,10 @@ def test_the_command_answers_every_prompt(calibrated_run, policy_stages, world, 
     assert "by WorldJudge" in capsys.readouterr().out
     assert main([*command, "--check_prompts", "--output", str(tmp_path / "checked.jsonl")]) == 0
     assert json.loads((tmp_path / "checked.json").read_text())[0]["name"] == "prompts checked only"
+    (tmp_path / "a.json").write_text(json.dumps([{"name": "no guard", "prompts": 1, "refused": 0.0}]))
+    monkeypatch.setattr("safe_rlhf_v.commands.generate.default_judge", lambda record: None)
+    assert main([*command, "--output", str(tmp_path / "a.jsonl")]) == 0
+    assert not (tmp_path / "a.json").exists(), "it was of other responses"
     command[1] = "nowhere"
     assert main([*command, "--output", str(tmp_path / "c.jsonl")]) == 2
     assert "nowhere" in capsys.readouterr().err
@@ -169,3 +174,9 @@ def test_a_fault_of_ones_own_judge_keeps_its_traceback(calibrated_run, policy_st
     broken = ["--judge=tests.commands.test_generate.Words", "--judge.word=broken", "--max_new_tokens=2"]
     with pytest.raises(ValueError, match="a fault of the judge"):
         main([*command, *broken, f"--output={tmp_path / 'out.jsonl'}"])
+
+
+def test_outputs_that_differ_behind_a_dot_have_files_of_their_own():
+    for ending in (".json", ".drafts.jsonl"):
+        names = [_beside(Path(name), ending).name for name in ("ppo.seed1", "ppo.seed2", "ppo.jsonl", "a.b.jsonl")]
+        assert names == [f"ppo.seed1{ending}", f"ppo.seed2{ending}", f"ppo{ending}", f"a.b{ending}"]

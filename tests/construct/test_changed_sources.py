@@ -46,6 +46,26 @@ def test_a_run_that_was_trained_again_is_another_setting(component: Any, tmp_pat
     assert run_content(str(moved)) == settings[1]["content"] != ""
 
 
+def test_a_function_that_was_edited_and_a_new_calibration_are_other_settings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "run").mkdir()
+    torch.save({"weights": torch.zeros(8)}, tmp_path / "run" / "last.ckpt")
+    files = {
+        RewardJudge("mine_to_edit.helpful"): tmp_path / "mine_to_edit.py",
+        GuardJudge(str(tmp_path / "run")): tmp_path / "run" / "calibration.json",
+    }
+    for judge, file in files.items():
+        settings = []
+        for text in ("", "helpful = len\n", "helpful = max\n"):
+            file.write_text(text)
+            settings.append(settings_of(judge)["content"])
+        assert len(set(settings)) == 3 and "" not in settings
+    assert settings_of(RewardJudge("no_such_module.helpful"))["content"] == ""
+    assert settings_of(RewardJudge("math.sqrt"))["content"] is not None
+
+
 @pytest.mark.parametrize("run", ["nowhere", "owner/name", ""])
 def test_what_is_no_run_of_ours_has_no_content(run: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)

@@ -1,5 +1,6 @@
 """A judge that a policy was trained against is not independent of it, wherever it lies now."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -45,3 +46,30 @@ def test_where_a_name_fits_two_runs_neither_is_independent(project: Path, policy
     shutil.copytree(policy_stages / "reward", Path("runs/cost"))  # the name as seen from here, and from the project
     assert not independent(aligned, RewardJudge(str(project / "runs" / "reward")))
     assert not independent(aligned, CostJudge(str(project / "runs" / "cost")))
+
+
+def test_families_are_known_by_the_names_of_the_bases(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody has to state them; and the way to a folder says nothing."""
+    home = tmp_path / "gpt"
+    folders = {
+        "base": {"config.json": {"model_type": "qwen2_5_vl"}},
+        "adapter": {"adapter_config.json": {"base_model_name_or_path": "/grok/google/gemma-3-4b-it"}},
+        "exported": {"export.json": {"base": "OpenGVLab/InternVL3-1B"}},
+        "plain": {"config.json": {"model_type": "bert"}},
+    }
+    for name, files in folders.items():
+        (home / name).mkdir(parents=True)
+        for file, content in files.items():
+            (home / name / file).write_text(json.dumps(content))
+    (home / "run").mkdir()
+    of_run = {str(home / "run"): ["Qwen/Qwen2.5-VL-7B-Instruct"]}
+    monkeypatch.setattr(lineage, "named_models", lambda run, *names: of_run.get(run, []) if "backbone" in names else [])
+    known = {
+        name: {one for one in facts.ancestors(ModelPolicy(str(home / name))) if ":" not in one}
+        for name in (*folders, "run")
+    }
+    assert known == {
+        "base": {"qwen"}, "adapter": {"gemini"}, "exported": {"internvl"}, "plain": set(), "run": {"qwen"}
+    }  # fmt: skip
+    assert "llava" in facts.ancestors(ModelPolicy(str(home / "plain"), base="llava-hf/llava-1.5-7b-hf"))
+    assert "qwen" in facts.ancestors(BestOf(ModelPolicy(str(home / "base")), cost=CostJudge("nowhere")))

@@ -151,6 +151,26 @@ def test_nan_is_no_agreement() -> None:
         check.refuse_differences([torch.zeros(2)], [torch.full((2,), torch.nan)], rounded=True)
 
 
+@pytest.mark.parametrize("where", [0, 1])
+def test_nan_on_any_probe_is_no_agreement(where: int) -> None:
+    values = [torch.zeros(2), torch.zeros(2)]
+    values[where] = torch.tensor([0.0, torch.nan])
+    with pytest.raises(ValueError, match="differs"):
+        check.refuse_differences([torch.zeros(2)] * 2, values, rounded=True)
+
+
+@pytest.mark.parametrize(("folder", "refused_"), [(-1.98, True), (-1.52, False)])
+def test_a_folder_without_what_was_trained_is_refused_though_16_bits_could_explain_it(
+    folder: float, refused_: bool
+) -> None:
+    run, base, written = ([torch.full((2,), value - 8), torch.tensor([-10.0])] for value in (-1.5, -2.0, folder))
+    if refused_:
+        with pytest.raises(ValueError, match="is the base without what the run has trained"):
+            check.refuse_differences(run, written, True, base)
+    else:
+        assert check.refuse_differences(run, written, True, base) < 0.01
+
+
 def test_a_folder_that_does_not_load_is_not_written(
     policy_stages: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -221,6 +241,15 @@ def test_a_guards_card_names_data_measures_and_calibration(calibrated_run: Path,
         assert words in card, words
     assert "<b>" not in card
     assert str(tmp_path) not in card + (tmp_path / "out" / "export.json").read_text()
+
+
+def test_a_guard_with_the_calibration_of_other_weights_is_refused(calibrated_run: Path, tmp_path: Path) -> None:
+    run = copy_run(calibrated_run, tmp_path / "run")
+    stored = json.loads((run / "calibration.json").read_text())
+    (run / "calibration.json").write_text(json.dumps({**stored, "model": "0123456789abcdef"}))
+    with pytest.raises(ValueError, match=r"fitted for guard 0123456789abcdef, these weights are .*calibrate' again"):
+        export(run, tmp_path / "out", check=False)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_guard_without_calibration_says_so(guard_run: Path, tmp_path: Path) -> None:

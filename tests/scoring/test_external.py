@@ -1,5 +1,6 @@
 """Reward and cost models that are no runs: classifiers of transformers, functions, and exported folders."""
 
+import json
 import math
 import shutil
 import sys
@@ -150,6 +151,22 @@ def test_a_class_is_scored_by_its_log_odds(classifier: Callable[..., str]) -> No
         p = plain.network(**inputs).logits.softmax(-1)[0, 1]
     assert float(scores[1]) == pytest.approx(math.log(p / (1 - p)), rel=1e-4)
     torch.testing.assert_close(turned.score(prompts(), RESPONSES), -scores - 0.5)
+
+
+@pytest.mark.parametrize(("problem_type", "high"), [("multi_label_classification", True), (None, False)])
+def test_labels_that_exclude_nothing_are_scored_alone(
+    problem_type: str | None, high: bool, classifier: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A toxic response that is also an insult is no less toxic."""
+    folder = Path(classifier(labels=3))
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "problem_type": problem_type}))
+    scorer = Classifier(str(folder), label="LABEL_1")
+    scorer.load()
+    monkeypatch.setattr(scorer, "_logits", lambda rows: torch.tensor([[4.0, 2.5, -1.0]] * len(rows)))
+    scores = scorer.score(prompts(), RESPONSES)
+    assert bool((scores > 0).all()) is high
+    assert not high or scores.flatten().tolist() == [2.5] * 4
 
 
 def test_what_a_classifier_cannot_read_whole_is_refused(classifier: Callable[..., str]) -> None:

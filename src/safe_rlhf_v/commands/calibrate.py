@@ -98,11 +98,16 @@ def calibrate(
 
     check_budgets(fpr, review_fpr, confidence, miss_rate)
     check_prevalence(prevalence, report)
+    if split in report:
+        raise ValueError(
+            f"--report {split}: the guard is fitted on it, and errs less there than on new data; name another"
+        )
     for name in (split, *report):
         ShardedSplit(Path(data), name)  # wrong names are found before the minutes, not after
     module, identity = load_module(guard, device, trust, base)
     training = training_data(guard, train_data)
-    check_untrained(Path(data), split, Path(training.path), training.train_split)
+    for option, name in (("--split", split), *(("--report", name) for name in report)):
+        check_untrained(Path(data), name, Path(training.path), training.train_split, option)
     with locked_folder(run_home(guard)):
         outputs = outputs_of_split(module, str(data), split)
         limits = count_limits(module, training, str(data), split)
@@ -128,14 +133,15 @@ def _assessed(
     return {**values, "prevalence": assess_prevalence(outputs, calibration, prevalence)} if prevalence else values
 
 
-def check_untrained(data: Path, split: str, train_data: Path, train_split: str) -> None:
-    """Check that a guard is not calibrated on what it was trained on, by the content of the shards.
+def check_untrained(data: Path, split: str, train_data: Path, train_split: str, option: str = "--split") -> None:
+    """Check that a guard is not calibrated or measured on what it was trained on, by the content of the shards.
 
     Args:
         data: Shard folder.
-        split: Split to fit on.
+        split: Split to fit on, or to measure on.
         train_data: Shard folder of the training.
         train_split: Its split.
+        option: Which names the split, for the message.
 
     Raises:
         ValueError: If both splits have a shard in common.
@@ -146,7 +152,7 @@ def check_untrained(data: Path, split: str, train_data: Path, train_split: str) 
     trained = {shard.sha256 for shard in Manifest.load(train_data).splits[train_split].shards}
     if trained & {shard.sha256 for shard in own.shards}:
         raise ValueError(
-            f"--split {split}: the guard was trained on it, and errs less there than on new data; name another"
+            f"{option} {split}: the guard was trained on it, and errs less there than on new data; name another"
         )
 
 

@@ -80,7 +80,7 @@ def evaluate(
         max_new_tokens: Most tokens of a response.
         batch_size: Prompts at a time.
         seed: Seed of the sampling.
-        label_families: Families of the models that labelled the training data, as qwen: judges of them are not independent.
+        label_families: Families of the models that labelled the training data, as gpt: judges of them are not independent.
         on_failure: What to do where a policy or judge fails: stop, so that a later run asks again, or keep and count it.
         device: Where the networks run: auto (a GPU if there is one), cpu, cuda or cuda:N.
         trust: Packages of yours whose classes a run may name, beside this library's; see docs/security.md.

@@ -165,7 +165,7 @@ def filter_shards(
 
     Raises:
         ShardError: If ``source`` is no shard folder, or ``target`` is one already or being written by another process.
-        ValueError: If a split does not exist.
+        ValueError: If a split does not exist, or nothing passes.
     """
     from tqdm import tqdm
 
@@ -196,6 +196,12 @@ def filter_shards(
                 bar.update(len(rows))
             bar.close()
             counts[name] = tally.counts()
+        if dropped and not any(count["kept"] for count in counts.values()):
+            reasons = Counter(line["reason"] for line in dropped)
+            reason, number = reasons.most_common(1)[0]
+            raise ValueError(
+                f"{source}: nothing passes, so nothing is written; why {number} of {len(dropped)} records are left out: {reason}"
+            )
         lines = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in dropped)
         write_whole(target / DROPPED, lines.encode())
         write_whole(target / REPORT, (json.dumps(report, indent=1, ensure_ascii=False) + "\n").encode())
@@ -357,6 +363,9 @@ def table(report: dict[str, Any]) -> str:
     lines = [f"{'split':<28}" + "".join(f"{name:>11}" for name in columns)]
     for split, counts in report["splits"].items():
         lines.append(f"{split:<28}" + "".join(f"{counts[name]:>11}" for name in columns))
+    for split, counts in report["splits"].items():
+        if counts["records"] and not counts["kept"]:
+            lines.append(f"nothing of {split} is left, so the new folder has no such split")
     for heading, name in (
         ("dropped, by reason", "reasons"),
         ("dropped, by the guard's category", "categories"),

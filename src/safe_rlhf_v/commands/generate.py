@@ -122,9 +122,11 @@ def generate(
     checker = Guard.from_pretrained(guard, device, **reading)
     sampling = SamplingOptions(max_new_tokens, temperature)
     generator = GuardedGenerator(actor, checker, rounds, strategy or BestOfK(), sampling, refusal, check_prompts)
+    report = _beside(path, ".json")
+    report.unlink(missing_ok=True)  # it is of other responses
     reports = _respond(generator, prompts, split, path, judge, seed)
     if reports:
-        write_whole(path.with_suffix(".json"), (json.dumps(reports, indent=1) + "\n").encode())
+        write_whole(report, (json.dumps(reports, indent=1) + "\n").encode())
     return Generated(reports, type(judge).__name__ if judge else "", path)
 
 
@@ -157,7 +159,7 @@ def _respond(
     pictures = PictureGroups()
     with (
         whole_file(path) as file,
-        whole_file(path.with_suffix(".drafts.jsonl")) as draft_file,
+        whole_file(_beside(path, ".drafts.jsonl")) as draft_file,
         tqdm(total=len(records), unit="prompt", desc="guarded generation", disable=None) as bar,
     ):
         row = 0
@@ -182,14 +184,19 @@ def _respond(
     return [_mean(name, [several[i] for several in outcomes], pictures) for i, name in enumerate(names)]
 
 
+def _beside(output: Path, ending: str) -> Path:
+    """Name of a further file; of ``a.jsonl`` it begins with ``a``, of ``ppo.seed1`` with the whole name."""
+    return output.with_suffix(ending) if output.suffix == ".jsonl" else output.with_name(output.name + ending)
+
+
 def check_output(output: Path) -> None:
     """Responses of an earlier call are replaced, nothing else is.
 
     Raises:
         ValueError: If another file has the name of the responses, of the drafts or of the report.
     """
-    names = {output: {"key", "response", "round"}, output.with_suffix(".drafts.jsonl"): {"key", "round", "draft"}}
-    report = output.with_suffix(".json")
+    names = {output: {"key", "response", "round"}, _beside(output, ".drafts.jsonl"): {"key", "round", "draft"}}
+    report = _beside(output, ".json")
     if report == output:
         raise ValueError(f"--output {output}: this is the report's name; name a .jsonl file")
     for path, keys in {**names, report: {"name", "prompts", "refused"}}.items():

@@ -25,6 +25,20 @@ _FAMILIES: dict[str, tuple[str, ...]] = {
 """Family to the beginnings of its models' names."""
 
 
+def known_families(name: str) -> frozenset[str]:
+    """Families that a model's name says it descends from, of those that are known here.
+
+    Args:
+        name: See :func:`model_families`.
+    """
+    words = re.findall(r"[a-z]+[0-9]*", name.lower())
+    beginnings = {beginning: family for family, names in _FAMILIES.items() for beginning in names}
+    # With digits behind the name or none: ``phi3``, not ``philosophy``; ``o1`` has its digit already.
+    return frozenset(
+        beginnings[part] for word in words for part in (word, word.rstrip("0123456789")) if part in beginnings
+    )
+
+
 def model_families(name: str) -> frozenset[str]:
     """Families that a model's name says it descends from; a name without a known one is a family of its own.
 
@@ -34,8 +48,4 @@ def model_families(name: str) -> frozenset[str]:
     Args:
         name: Name of the model, with or without its maker (``Qwen/Qwen2.5-VL-7B-Instruct``).
     """
-    words = re.findall(r"[a-z]+[0-9]*", name.lower())
-    beginnings = {beginning: family for family, names in _FAMILIES.items() for beginning in names}
-    # With digits behind the name or none: ``phi3``, not ``philosophy``; ``o1`` has its digit already.
-    families = {beginnings[part] for word in words for part in (word, word.rstrip("0123456789")) if part in beginnings}
-    return frozenset(families or {name.strip().lower()})
+    return known_families(name) or frozenset({name.strip().lower()})

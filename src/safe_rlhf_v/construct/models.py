@@ -2,10 +2,13 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from safe_rlhf_v.construct.responses import Responded, Responder
+from safe_rlhf_v.construct.stage import file_content
 from safe_rlhf_v.records import Record
+from safe_rlhf_v.records.user_files import FileError, digest
 from safe_rlhf_v.scoring.judge import Asked, Axis, Judge, Opinion
 from safe_rlhf_v.training.devices import find_device
 
@@ -20,6 +23,22 @@ def prompts_of(records: Sequence[Record]) -> "Prompts":
     from safe_rlhf_v.shards.images import decode
 
     return prompts([Sample(record, tuple(decode(image.data) for image in record.images)) for record in records])
+
+
+def function_content(function: str) -> str:
+    """Short hash of the file that a function stands in; "" if there is none.
+
+    Args:
+        function: Its import path, named by somebody who wants it to be imported.
+    """
+    home = function.rpartition(".")[0]
+    if not home or not all(map(str.isidentifier, function.split("."))):
+        return ""
+    try:
+        spec = find_spec(home)
+        return "" if spec is None or spec.origin is None else file_content(spec.origin)
+    except (ImportError, ValueError, FileError):  # said where it is loaded; modules built in have no file
+        return ""
 
 
 class PolicyResponder(Responder):
@@ -123,7 +142,7 @@ class _RunJudge(Judge):
         """See :class:`~safe_rlhf_v.construct.stage.Reads`."""
         from safe_rlhf_v.training.lineage import run_content
 
-        return run_content(self.run)
+        return run_content(self.run) or function_content(self.run)
 
     def unload(self) -> None:
         self._model = None
@@ -249,6 +268,16 @@ class GuardJudge(_RunJudge):
 
     def compared(self, axis: Axis, first: Mapping[str, float], second: Mapping[str, float]) -> float | None:
         return self._chosen(first["expected_level"] - second["expected_level"]) if axis == "safety" else None
+
+    def content(self) -> str:
+        """See :class:`~safe_rlhf_v.construct.stage.Reads`; another calibration gives other levels."""
+        from safe_rlhf_v.guard.calibration import CALIBRATION_FILE, run_home
+        from safe_rlhf_v.training.checkpoints import CheckpointError
+
+        try:
+            return digest([super().content(), file_content(run_home(self.run) / CALIBRATION_FILE)])
+        except (CheckpointError, FileError):  # said where it is loaded
+            return super().content()
 
     def check(self) -> None:
         from safe_rlhf_v.guard.calibration import Calibration, run_home

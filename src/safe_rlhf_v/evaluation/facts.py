@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from safe_rlhf_v.construct.families import known_families
 from safe_rlhf_v.construct.lines import Lines, Row
 from safe_rlhf_v.evaluation.audit import NAME, Audit
 from safe_rlhf_v.evaluation.matching import read_temperatures
@@ -21,7 +22,7 @@ def facts(work: Work, data: Path, budget: float | None, audit: Audit | None, lab
         data: Shard folder.
         budget: The constraint on mean cost.
         audit: Who audits.
-        label_families: Families of the models that labelled the training data.
+        label_families: Families of the models that labelled the training data: no judge of them is independent.
     """
     splits = list(dict.fromkeys(prompt.split for prompt in work.prompts))
     of_policies = {name: ancestors(policy) for name, policy in work.policies.items()}
@@ -59,7 +60,9 @@ def facts(work: Work, data: Path, budget: float | None, audit: Audit | None, lab
         "judges": [
             {
                 **_judge(name, judge),
-                "independent_of": {other: not own & of_judges[name] for other, own in of_policies.items()},
+                "independent_of": {
+                    other: not (own | set(label_families)) & of_judges[name] for other, own in of_policies.items()
+                },
             }
             for name, judge in work.judges.items()
         ],
@@ -97,12 +100,12 @@ def judge_ancestors(judge: Judge) -> set[str]:
 
 
 def ancestors(policy: Policy) -> set[str]:
-    """Families of a policy, and the marks of the reward and cost models that it was trained against.
+    """Families of a policy, stated or known by the names of its bases, and the marks of the models it was trained against.
 
     Args:
         policy: The policy.
     """
-    from safe_rlhf_v.training.lineage import trained_against
+    from safe_rlhf_v.training.lineage import model_names, trained_against
 
     names = set(policy.families)
     if isinstance(policy, BestOf):
@@ -111,4 +114,6 @@ def ancestors(policy: Policy) -> set[str]:
             names |= set() if judge is None else judge_ancestors(judge)
     if isinstance(policy, ModelPolicy):
         names |= trained_against(policy.run)
+        for model in (policy.run, *([policy.base] if policy.base else [])):
+            names |= {family for name in model_names(model) for family in known_families(name)}
     return names

@@ -187,8 +187,9 @@ def _wrong_choices(evidence: Evidence, contests: Sequence[Contest], of_truth: Se
 def _hints(evidence: Evidence) -> Iterator[Row]:
     """Judges that are not independent of a policy or of the labels."""
     for judge, about in evidence.judges.items():
+        labels = shared(about.get("families") or (), evidence.about.get("label_families") or ())
         dependent = [policy for policy, independent in independence(evidence, judge).items() if not independent]
-        if dependent:
+        if dependent and not labels:
             yield {
                 "name": "not_independent",
                 "judge": judge,
@@ -196,11 +197,11 @@ def _hints(evidence: Evidence) -> Iterator[Row]:
                 "text": f"{judge} is not independent of {', '.join(dependent)}: they have a family of models in common, or "
                 "training was against this judge.",
             }
-        labels = shared(about.get("families") or (), evidence.about.get("label_families") or ())
         if labels:
             yield {
                 "name": "family_of_labels",
                 "judge": judge,
                 "policies": [],
-                "text": f"{judge} belongs to the family that made the labels of the data: {', '.join(labels)}.",
+                "text": f"{judge} is not independent: it belongs to the family that made the labels of the data "
+                f"({', '.join(labels)}).",
             }

@@ -91,7 +91,7 @@ class ModelPolicy(Policy):
                 an adapter of peft.
             base: Folder or hub name of the pretrained model, in place of the one that the run or the adapter names.
             seed: Added to the seed of the evaluation: two entries of one run with different seeds are independent samples.
-            families: Families of models it descends from, as qwen.
+            families: Families of models it descends from, as qwen, beside those that the names of its bases tell.
             device: Where it runs: auto (as the evaluation says), cpu, cuda or cuda:N.
             trust: Packages of yours whose classes the run may name, beside this library's; see docs/security.md.
             series: Name of a series; its policies are joined by a line in the report.

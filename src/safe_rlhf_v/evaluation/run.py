@@ -69,7 +69,7 @@ def run_evaluation(
         budget: The constraint on mean cost, for the report.
         audit: Who audits.
         probes: Share of the pairs on which judges are tested that are asked.
-        label_families: Families of the models that labelled the training data, for the report.
+        label_families: Families of the models that labelled the training data: no judge of them is independent.
         tell: Told what is left to do, where prompts are too few, and which cannot be transformed.
 
     Raises:

@@ -1,6 +1,7 @@
 """Is what was written the run's model? The folder is loaded as a stranger would load it, and both answer the same probes."""
 
 import importlib.util
+import math
 import warnings
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from safe_rlhf_v.export.trained import Trained
 from safe_rlhf_v.export.vlm_loader import inputs_of, load_processor
+from safe_rlhf_v.models.adapters import adapter, adapter_layers
 from safe_rlhf_v.models.quantization import kept_modules, quantization_config
 from safe_rlhf_v.records.batches import Prompts
 
@@ -118,30 +120,53 @@ def _stored(settings: dict[str, Any]) -> dict[str, Any]:
     return {"quantization_config": config, "device_map": {"": "cpu"}, "dtype": dtype}
 
 
-def refuse_differences(run: list[Tensor], folder: list[Tensor], rounded: bool) -> float:
+@torch.no_grad()
+def values_of_base(trained: Trained) -> list[Tensor] | None:
+    """As :func:`values_of_run` without the run's adapter; ``None`` if it has none."""
+    if not adapter_layers(trained.backbone):
+        return None
+    with adapter(trained.backbone, None):
+        return values_of_run(trained)
+
+
+def refuse_differences(
+    run: list[Tensor], folder: list[Tensor], rounded: bool, base: list[Tensor] | None = None
+) -> float:
     """The largest difference, in units of the values' size.
 
     Args:
         run: What the run's model says.
         folder: What the folder's model says.
         rounded: Whether weights were rounded to 16 bits.
+        base: What the run's model says without its adapter.
 
     Raises:
-        ValueError: If it is more than rounding.
+        ValueError: If it is more than rounding, or what was written is the base.
     """
     if any(a.shape != b.shape for a, b in zip(run, folder, strict=True)):
         raise ValueError(
             "not written: loaded on its own, the folder reads other tokens than the run (its processor differs)"
         )
-    sizes = [max(1.0, float(values.abs().max())) for values in run]
-    pairs = zip(run, folder, sizes, strict=True)
-    largest = max(float((a.float() - b.float()).abs().max()) / size for a, b, size in pairs)
+    largest = _difference(run, folder, run)
     if not largest <= (HALF if rounded else FLOAT32):
         raise ValueError(
             f"not written: loaded on its own, the folder's model differs from the run's by {largest:.2g} of its values; this "
             "model cannot be exported (--check false writes it all the same)"
         )
+    if base is not None and 2 * _difference(base, folder, run) < largest:  # 16 bits could hide what an adapter changes
+        raise ValueError(
+            "not written: loaded on its own, the folder's model is the base without what the run has trained"
+        )
     return largest
+
+
+def _difference(values: list[Tensor], others: list[Tensor], scale: list[Tensor]) -> float:
+    """The largest difference, in units of the size of ``scale``."""
+    differences = [
+        float((a.float() - b.float()).abs().max()) / max(1.0, float(of.abs().max()))
+        for a, b, of in zip(values, others, scale, strict=True)
+    ]
+    return max(differences, key=lambda difference: (math.isnan(difference), difference))  # NaN is the worst
 
 
 def load_module(file: Path) -> Any:

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from safe_rlhf_v.guard.calibration import weights_identity
 from safe_rlhf_v.models.adapters import adapter_of
 from safe_rlhf_v.models.heads import Head
 from safe_rlhf_v.models.links import OrdinalLink
@@ -37,6 +38,7 @@ class Trained(NamedTuple):
         categories: Of a guard.
         changed: Names of the backbone's tensors, adapters aside, that its pretrained base does not give.
         left_out: What the checkpoint holds beside these, in words.
+        identity: Hash of a guard's weights, for its calibration.
     """
 
     kind: str
@@ -47,6 +49,7 @@ class Trained(NamedTuple):
     categories: tuple[str, ...] = ()
     changed: tuple[str, ...] = ()
     left_out: tuple[str, ...] = ()
+    identity: str = ""
 
 
 def load_trained(path: str | Path, trust: Sequence[str] = (), base: str | None = None) -> Trained:
@@ -73,9 +76,9 @@ def load_trained(path: str | Path, trust: Sequence[str] = (), base: str | None =
     head: Head = module.head
     link: OrdinalLink | None = getattr(module, "link", None)
     categories = tuple(getattr(module, "categories", ()))
-    return Trained(
-        kind, run, module.backbone, head, link, categories, left_out=_left_out(run, ("backbone", "head", "link"))
-    )
+    left_out = _left_out(run, ("backbone", "head", "link"))
+    identity = weights_identity(module) if link is not None else ""
+    return Trained(kind, run, module.backbone, head, link, categories, left_out=left_out, identity=identity)
 
 
 def changed_tensors(stage: dict[str, Any], backbone: Reader) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 import json
 import re
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -71,6 +72,7 @@ def write_export(
     check_new(out)
     _check(trained, adapter, dtype)
     expected = check.values_of_run(trained) if compare else None
+    base = check.values_of_base(trained) if compare else None
     weights = None if dtype is None else getattr(torch, dtype)
     with new_folder(out) as folder:
         settings = {**_about(trained, path, adapter), **_guard(trained, path)}
@@ -80,7 +82,7 @@ def write_export(
         difference = None
         if expected is not None:
             actual = check.values_of_folder(trained, folder, settings)
-            difference = check.refuse_differences(expected, actual, rounded)
+            difference = check.refuse_differences(expected, actual, rounded, base)
         card = write_card(trained, path, settings, data, difference)
         (folder / "README.md").write_text(card, errors="replace")
     return Export(trained.kind, settings["loads_with"], trained.left_out, difference)
@@ -135,7 +137,7 @@ def _about(trained: Trained, path: Path, adapter: bool) -> dict[str, Any]:
 
 
 def _guard(trained: Trained, path: Path) -> dict[str, Any]:
-    """Link, categories and calibration of a guard."""
+    """Link, categories and calibration of a guard. Raises: ValueError: If the calibration belongs to other weights."""
     link = trained.link
     if link is None:
         return {}
@@ -144,10 +146,11 @@ def _guard(trained: Trained, path: Path) -> dict[str, Any]:
         numbers = {"kind": "cumulative", "thresholds": link.thresholds.double().tolist(), "max_log_scale": scale}
     else:
         numbers = {"kind": "corn" if isinstance(link, CornLink) else "softmax"}
-    try:
-        fitted: Calibration | None = Calibration.load(run_home(path))
-    except CalibrationMissing:
-        fitted = None
+    fitted: Calibration | None = None
+    with suppress(CalibrationMissing):
+        fitted = Calibration.load(run_home(path))
+    if fitted is not None:
+        fitted.check_model(trained.identity)
     names = ("level_temperature", "prompt_temperature", "block", "review", "prompt_block", "prompt_review")
     plain = {"level_temperature": 1.0, "prompt_temperature": 1.0}
     return {

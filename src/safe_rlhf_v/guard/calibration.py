@@ -3,6 +3,7 @@
 They are fitted on data that are used for nothing else.
 """
 
+import hashlib
 import json
 import math
 from dataclasses import asdict, dataclass
@@ -12,7 +13,7 @@ from typing import NamedTuple, Self
 import torch
 import torch.nn.functional as F
 from scipy.optimize import minimize_scalar
-from torch import Tensor
+from torch import Tensor, nn
 
 from safe_rlhf_v.functional.operating_points import conformal_threshold, exact_rate, one_per_cluster, threshold_for_fpr
 from safe_rlhf_v.guard.limits import Limits
@@ -83,6 +84,21 @@ class Calibration:
         if not isinstance(facts, dict) or not all(isinstance(fact, (int, float, str)) for fact in facts.values()):
             raise ValueError("calibration: certificate must hold numbers and texts by name")
 
+    def check_model(self, identity: str) -> None:
+        """Check that it belongs to these weights.
+
+        Args:
+            identity: See :func:`weights_identity`.
+
+        Raises:
+            ValueError: If it was fitted for others.
+        """
+        if self.model != identity:
+            raise ValueError(
+                f"the calibration was fitted for guard {self.model}, these weights are {identity}: "
+                "run 'python -m safe_rlhf_v calibrate' again"
+            )
+
     def save(self, folder: Path) -> Path:
         """Write the calibration into a run's folder, completely or not at all."""
         path = folder / CALIBRATION_FILE
@@ -116,6 +132,19 @@ class Calibration:
             raise
         except (TypeError, KeyError, AttributeError, ValueError, RecursionError) as error:
             raise ValueError(f"{path}: not a calibration of this version ({error})") from None
+
+
+def weights_identity(module: nn.Module) -> str:
+    """Short hash of all weights and buffers of a guard.
+
+    Args:
+        module: The trained module.
+    """
+    content = hashlib.sha256()
+    for name, value in sorted(module.state_dict().items()):
+        content.update(name.encode())
+        content.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return content.hexdigest()[:16]
 
 
 def run_home(path: str | Path) -> Path:

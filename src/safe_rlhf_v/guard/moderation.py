@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from safe_rlhf_v.functional.ordinal import correct_prior
-from safe_rlhf_v.guard.calibration import Calibration, run_home, tempered
+from safe_rlhf_v.guard.calibration import Calibration, run_home, tempered, weights_identity
 from safe_rlhf_v.guard.inputs import ImageLike, Input, Ready, load_views, prompts_of
 from safe_rlhf_v.guard.limits import Gate
 from safe_rlhf_v.guard.text import RefusedText, check_length, has_words, is_seen, readings
@@ -67,11 +67,7 @@ class Guard:
         Raises:
             ValueError: If the calibration belongs to another guard.
         """
-        if calibration.model != identity:
-            raise ValueError(
-                f"the calibration was fitted for guard {calibration.model}, these weights are {identity}: "
-                "run 'python -m safe_rlhf_v calibrate' again"
-            )
+        calibration.check_model(identity)
         self.module = module.eval()
         self.calibration = calibration
         self.identity = identity
@@ -332,12 +328,7 @@ def load_module(
         CheckpointError: If there is no readable checkpoint of a guard.
         ValueError: If there is no such device here.
     """
-    import hashlib
-
     where = find_device(device)
     module: Any = load_run(path, "guard", ("guard",), trust=trust, base=base)
-    digest = hashlib.sha256()
-    for name, value in sorted(module.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return module.to(where).eval(), digest.hexdigest()[:16]
+    identity = weights_identity(module)
+    return module.to(where).eval(), identity

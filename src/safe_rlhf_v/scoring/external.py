@@ -79,7 +79,8 @@ class Classifier(ExternalScorer):
     """Any ``AutoModelForSequenceClassification``, with its own tokenizer and chat template.
 
     A model with one output scores by it. One with several is a classifier: ``label`` names the class, and the score is its
-    log-odds, above 0 where its probability is above one half. A tokenizer without chat template reads the prompt and the
+    log-odds, above 0 where its probability is above one half: among all classes, or by itself where the config's
+    ``problem_type`` is ``multi_label_classification``. A tokenizer without chat template reads the prompt and the
     response as a pair of texts. Control tokens that a text spells out are split by a space. A model with a vision tower sees
     the pictures; others read the texts alone.
 
@@ -138,6 +139,7 @@ class Classifier(ExternalScorer):
 
             self.processor = load_or_refuse("processor", self.name, AutoProcessor.from_pretrained, self.name, **hub)
         self.index = self._index(config)
+        self.exclusive = config.problem_type != "multi_label_classification"
         self._control = self._control_of()
         positions = getattr(config.get_text_config(), "max_position_embeddings", None)
         limits = [n for n in (self.max_length, positions, self.tokenizer.model_max_length) if n is not None]
@@ -193,7 +195,7 @@ class Classifier(ExternalScorer):
         logits = [self._logits(rows[i : i + size]) for i in range(0, len(rows), size)]
         values = torch.cat(logits).float() if logits else torch.zeros(0, 1)  # (N, labels)
         scored = values[:, self.index]
-        if values.shape[1] > 1:
+        if values.shape[1] > 1 and self.exclusive:
             others = [i for i in range(values.shape[1]) if i != self.index]
             scored = scored - values[:, others].logsumexp(1)
         return self.sign * scored - self.threshold

@@ -14,7 +14,7 @@ from typing import Any
 from safe_rlhf_v.records.user_files import digest, read_bounded
 from safe_rlhf_v.shards.split import file_sha256
 from safe_rlhf_v.training.checkpoints import CheckpointError, find_checkpoint, read_stage
-from safe_rlhf_v.training.models import EXPORT_FILE, is_model
+from safe_rlhf_v.training.models import ADAPTER_FILE, CONFIG_FILE, EXPORT_FILE, is_hub_name, is_model
 from safe_rlhf_v.training.stored_config import stored_options
 
 STARTS = ("init_from", "start", "backbone")
@@ -24,6 +24,13 @@ SOURCES = ("run", "model", "function", "folder")
 """Options of a scorer's class that say which model it is."""
 _ABOUT = (".md", ".py", ".pyc")
 """Files of a model's folder that do not decide what it computes: what is written about it, and its loader."""
+_NAMES = (
+    (CONFIG_FILE, "model_type"),
+    (CONFIG_FILE, "_name_or_path"),
+    (ADAPTER_FILE, "base_model_name_or_path"),
+    (EXPORT_FILE, "base"),
+)
+"""Files of a model's folder, and the keys under which they name it or its base."""
 _MAX_SETTINGS = 10_000_000
 
 
@@ -75,6 +82,21 @@ def trained_against(model: str) -> set[str]:
             mark for named in named_models(place, *SCORERS) for one in _places(named, place) for mark in marks(one)
         }
     return against
+
+
+def model_names(model: str) -> set[str]:
+    """How a model and all that it started from are called: names on the hub, and what model folders say of themselves.
+
+    Args:
+        model: Run folder or checkpoint, or a model's folder or hub name.
+    """
+    names: set[str] = set()
+    for place in (model, *_started_from(model)):
+        names |= {place} if is_hub_name(place) else set()
+        for file, key in _NAMES:
+            value = _settings(Path(place, file)).get(key)
+            names |= {Path(value).name} if isinstance(value, str) else set()  # folders on the way to it say nothing
+    return names
 
 
 def exported_lineage(run: str) -> dict[str, Any]:
@@ -137,7 +159,11 @@ def _places(named: str, run: str) -> list[str]:
 
 def _exported(model: str) -> dict[str, Any]:
     """Settings of an exported folder; {} of anything else."""
-    file = Path(model, EXPORT_FILE)
+    return _settings(Path(model, EXPORT_FILE))
+
+
+def _settings(file: Path) -> dict[str, Any]:
+    """Content of a JSON file; {} of anything else."""
     try:
         content = json.loads(read_bounded(file, _MAX_SETTINGS)) if file.is_file() else {}
     except (OSError, ValueError, RecursionError):
