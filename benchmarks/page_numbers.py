@@ -262,11 +262,12 @@ def find(number: Number, here: Region | None) -> tuple[str | None, float]:
 
 def main() -> None:
     faults = 0
-    for page in [Path(name).resolve() for name in sys.argv[1:]] or PAGES:
+    pages = {name: Path(name) for name in sys.argv[1:]} or {str(page.relative_to(ROOT)): page for page in PAGES}
+    for name, page in pages.items():
         found = check(page.read_text())
         for one in found:
             faults += one.where is None
-            print(f"{page.relative_to(ROOT)}:{one.line}: {one.text}: {one.where or 'FOUND NOWHERE'}"
+            print(f"{name}:{one.line}: {one.text}: {one.where or 'FOUND NOWHERE'}"
                   + (f" (another: {one.chance:.0%})" if one.chance else ""))  # fmt: skip
         searched = [one.chance for one in found if one.where not in (None, "settings", "its table")]
         if searched:

@@ -20,6 +20,8 @@ import yaml
 from verdict import verdict
 
 from safe_rlhf_v import __version__
+from safe_rlhf_v.commands.runner import refuse
+from safe_rlhf_v.construct.families import model_families
 from safe_rlhf_v.demo.runs import component
 from safe_rlhf_v.demo.steps import Step, run_steps
 from safe_rlhf_v.records.user_files import write_whole
@@ -28,6 +30,8 @@ from safe_rlhf_v.shards import Manifest
 ROOT = Path(__file__).parents[2]
 KIT = ROOT / "configs" / "beavertails_v"
 SOURCE = "saferlhf-v/BeaverTails-V"
+KEYS = ("stages", "model", "seed", "budget", "methods", "best_of", "evaluation")
+LEARNED = {"reward": "RewardJudge", "cost": "CostJudge"}
 
 
 def options(args: Sequence[str] | None = None) -> argparse.Namespace:
@@ -61,14 +65,18 @@ class Kit:
             chosen: Options.
 
         Raises:
-            OSError: If the base cannot be downloaded.
-            SystemExit: If there are not two judges.
+            OSError: If a file cannot be read, or the base not be downloaded.
+            ValueError: If the kit is not complete, or there are not two judges.
         """
         self.chosen = chosen
-        self.kit: dict[str, Any] = yaml.safe_load(chosen.kit.read_text())
-        self.judges: dict[str, Any] = yaml.safe_load(chosen.judges.read_text())
+        self.kit = read_yaml("--kit", chosen.kit)
+        if missing := [key for key in KEYS if key not in self.kit]:
+            raise ValueError(f"--kit {chosen.kit}: has no key {missing[0]!r}; see {KIT / 'kit.yaml'}")
+        self.judges = read_yaml("--judges", chosen.judges)
         if len(self.judges) < 2:
-            sys.exit(f"error: --judges {chosen.judges}: names {len(self.judges)}; two independent judges are needed")
+            raise ValueError(f"--judges {chosen.judges}: names {len(self.judges)}; two independent judges are needed")
+        if taken := sorted({*self.judges} & {*LEARNED}):
+            raise ValueError(f"--judges {chosen.judges}: {taken[0]} is the name of a learned model; choose another")
         self.model = pinned(chosen.model or self.kit["model"], chosen.root / "revision.json")
         self.stages = ROOT / self.kit["stages"]
         self.root = chosen.root
@@ -77,8 +85,22 @@ class Kit:
 
     @property
     def trial(self) -> bool:
-        """Whether something differs from the kit."""
-        return bool(self.chosen.model or self.chosen.option or self.chosen.policy_option or self.chosen.prompts)
+        """Whether something differs from the kit, or the data are not those of the hub as they were imported."""
+        chosen = self.chosen
+        origin = Manifest.load(chosen.data).origin
+        imported = {name: origin.get(name) for name in ("mapping", "revision")}  # filtered data say more
+        other_data = not all(imported.values()) or origin != {"dataset": SOURCE, "source": SOURCE, **imported}
+        other_kit = chosen.kit.read_bytes() != (KIT / "kit.yaml").read_bytes()
+        return bool(chosen.model or chosen.option or chosen.policy_option or chosen.prompts or other_data or other_kit)
+
+    @property
+    def families(self) -> list[str]:
+        """Families of the base: by its name in the kit, in a trial by what its folder says of its architecture."""
+        name = self.kit["model"]
+        if self.chosen.model:
+            config = Path(self.model) / "config.json"
+            name = json.loads(config.read_text()).get("model_type") if config.is_file() else ""
+        return sorted(model_families(name)) if name else []
 
     def steps(self) -> list[Step]:
         """All of them, each behind the one before: a GPU holds one training."""
@@ -92,7 +114,9 @@ class Kit:
         steps: list[Step] = []
         for name, command, result in commands:
             steps.append(Step(name, name, command, tuple(step.name for step in steps), result))
-        return steps
+        before = tuple(step.name for step in steps)
+        # Once more whenever people have rated; the lines that are there are kept.
+        return [*steps, Step("evaluate", "all policies, all judges", self.evaluate(), before, reads=(self.people,))]
 
     def fit(self, name: str, config: str, roles: bool = False, extra: Sequence[str] = ()) -> list[str]:
         """Command that trains one stage."""
@@ -100,25 +124,33 @@ class Kit:
         base = f"--model.init_args.backbone.init_args.model={self.model}"
         seeds = [f"--seed_everything={self.kit['seed']}", f"--data.init_args.seed={self.kit['seed']}"]
         models = [f"--model.init_args.roles.init_args.{role}={self.root / role}" for role in ("reward", "cost")]
-        options = [*where, base, *seeds, *(models if roles else []), *extra, *self.chosen.option]
+        budget = f"--model.init_args.dual.init_args.budget={self.kit['budget']}"  # behind the rule of the multiplier
+        options = [*where, base, *seeds, *(models if roles else []), *extra, *([budget] if roles else [])]
+        options += self.chosen.option
         options += self.chosen.policy_option if roles else []
         return ["fit", f"--config={self.stages / config}.yaml", *options]
 
     def policies(self) -> dict[str, Any]:
         """The start, what was trained, and best-of-K."""
-        policies: dict[str, Any] = {"start": model_policy(self.model)}
-        policies |= {name: model_policy(str(self.root / name), base=self.model) for name in self.kit["methods"]}
+        start = self.policy(self.model)
+        policies = {"start": start}
+        policies |= {name: self.policy(str(self.root / name), base=self.model) for name in self.kit["methods"]}
         for name, draws in self.kit["best_of"].items():
-            parts = {"policy": model_policy(self.model), **self.learned(), "draws": draws}
+            parts = {"policy": start, **self.learned(), "draws": draws}
             policies[name] = {"class_path": "safe_rlhf_v.evaluation.BestOf", "init_args": parts}
         return policies
 
+    def policy(self, run: str, **options: str) -> dict[str, Any]:
+        """A model that says of which families it is: a judge of one of them is not independent."""
+        spec: dict[str, Any] = component("safe_rlhf_v.evaluation.ModelPolicy", run=run, **options)
+        spec["init_args"]["families"] = self.families
+        return spec
+
     def learned(self) -> dict[str, Any]:
         """Reward and cost model as judges; they are not independent."""
-        names = {"reward": "RewardJudge", "cost": "CostJudge"}
         return {
             role: component(f"safe_rlhf_v.construct.{name}", run=self.root / role, base=self.model)
-            for role, name in names.items()
+            for role, name in LEARNED.items()
         }
 
     def evaluate(self) -> list[str]:
@@ -146,8 +178,29 @@ class Kit:
 
     def hashes(self) -> dict[str, str]:
         """Hash of everything that is frozen."""
-        files = [self.chosen.kit, self.chosen.judges, *sorted(self.stages.glob("*.yaml"))]
-        return {file.name: hashlib.sha256(file.read_bytes()).hexdigest()[:16] for file in files}
+        files = {"kit": self.chosen.kit, "judges": self.chosen.judges}
+        files |= {f"stages/{file.name}": file for file in sorted(self.stages.glob("*.yaml"))}
+        return {name: hashlib.sha256(file.read_bytes()).hexdigest()[:16] for name, file in files.items()}
+
+
+def read_yaml(option: str, file: Path) -> dict[str, Any]:
+    """What stands in a YAML file, by name.
+
+    Args:
+        option: That names it.
+        file: The file.
+
+    Raises:
+        OSError: If it cannot be read.
+        ValueError: If it holds nothing by name.
+    """
+    try:
+        content = yaml.safe_load(file.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{option} {file}: is not YAML: {error}") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{option} {file}: holds nothing by name; see {KIT}")
+    return content
 
 
 def pinned(model: str, file: Path) -> str:
@@ -159,6 +212,7 @@ def pinned(model: str, file: Path) -> str:
 
     Raises:
         OSError: If it cannot be downloaded.
+        ValueError: If the runs here began with another model.
     """
     if Path(model).is_dir():
         return model
@@ -168,7 +222,7 @@ def pinned(model: str, file: Path) -> str:
         write_whole(file, json.dumps({"model": model, "revision": revision}).encode())
     stored = json.loads(file.read_text())
     if stored["model"] != model:
-        sys.exit(f"error: {file}: the runs here began with {stored['model']}, not {model}; name another --root")
+        raise ValueError(f"{file}: the runs here began with {stored['model']}, not {model}; name another --root")
     return huggingface_hub.snapshot_download(model, revision=stored["revision"])
 
 
@@ -179,33 +233,32 @@ def revisions(root: Path, data: Path) -> dict[str, str]:
     return {"model": model, "data": Manifest.load(data).origin.get("revision", "")}
 
 
-def model_policy(run: str, **options: str) -> dict[str, Any]:
-    return component("safe_rlhf_v.evaluation.ModelPolicy", run=run, **options)
+def main(args: Sequence[str] | None = None) -> int:
+    try:
+        report(Kit(options(args)))
+    except (ValueError, OSError, RuntimeError) as error:
+        return refuse(error)
+    return 0
 
 
-def main(args: Sequence[str] | None = None) -> None:
-    chosen = options(args)
-    kit = Kit(chosen)
-    steps = kit.steps()
-    run_steps(steps, kit.root)
-    rated = kit.people.exists()
-    name = (
-        "evaluate_rated" if rated else "evaluate"
-    )  # once more when people have rated: the lines that are there are kept
-    run_steps([*steps, Step(name, "all policies, all judges", kit.evaluate(), tuple(s.name for s in steps))], kit.root)
-    result = {
+def report(kit: Kit) -> None:
+    """Do what is not done yet, and say what came out."""
+    run_steps(kit.steps(), kit.root)
+    settings = kit.kit["evaluation"]
+    outcome = {
         "version": __version__,
         "trial": kit.trial,
-        "hashes": kit.hashes(),
-        "revisions": revisions(kit.root, chosen.data),
-        **verdict(kit.evaluation, list(kit.judges), kit.kit["evaluation"]["split"]),
+        "hashes": kit.hashes() | {"data": Manifest.load(kit.chosen.data).digest},
+        "revisions": revisions(kit.root, kit.chosen.data),
+        **verdict(kit.evaluation, list(kit.judges), settings["split"], settings["audited"]),
     }
     file = kit.root / "result.json"
-    write_whole(file, (json.dumps(result, indent=1, allow_nan=False) + "\n").encode())
+    write_whole(file, (json.dumps(outcome, indent=1, allow_nan=False) + "\n").encode())
     print(f"{'a trial, not a result; ' if kit.trial else ''}written: {file}")
-    for claim in result["claims"]:
-        print(f"  {claim['claim']}: {claim['outcome']}")
-    if not rated:
+    for claim in outcome["claims"]:
+        audited = f" ({claim['audited']} of {settings['audited']} audited)" if "audited" in claim else ""
+        print(f"  {claim['claim']}: {claim['outcome']}{audited}")
+    if not kit.people.exists():
         sheet = kit.evaluation / "audit_sheet.csv"
         print(
             f"people: rate {sheet}, save it as {kit.people}, and run the same command again; until then nothing has passed"
@@ -213,4 +266,4 @@ def main(args: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

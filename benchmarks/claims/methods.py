@@ -11,6 +11,7 @@ from safe_rlhf_v.demo.samples import best_of, imitation_steps
 from safe_rlhf_v.demo.steps import Step
 from safe_rlhf_v.demo.tables import BUDGET, Method
 
+SEEDS = (20, 21, 22, 23, 24, 25)
 WEIGHTS = (0.25, 0.5, 2.0, 4.0, 8.0)
 """Beside 0 (``ppo_reward``) and 1 (``ppo_fixed``)."""
 BUDGETS = (-0.3, -0.7, -0.9)

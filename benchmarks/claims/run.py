@@ -6,7 +6,7 @@
     python benchmarks/claims/table.py docs/evidence/claims      # tables and figures
 
 Every step is a public command. What is done is not repeated: an interrupted call goes on where it stopped. What a seed measured
-is kept in ``seed-N.json`` as soon as it is done.
+is kept in ``seed-N.json`` as soon as it is done, and such a seed is not run again. What differs from the protocol is a trial.
 """
 
 import argparse
@@ -26,6 +26,7 @@ from methods import (
     FIRST,
     KEPT,
     SAFE_DPO_GRID,
+    SEEDS,
     Claimed,
     Commands,
     first_iterations,
@@ -34,6 +35,7 @@ from methods import (
 )
 
 from safe_rlhf_v import __version__
+from safe_rlhf_v.commands.runner import refuse
 from safe_rlhf_v.demo.compare import METHODS, start_steps
 from safe_rlhf_v.demo.processes import CommandError, cpu_seconds
 from safe_rlhf_v.demo.runs import CONFIGS, Run
@@ -41,8 +43,9 @@ from safe_rlhf_v.demo.steps import Step, run_steps
 from safe_rlhf_v.records.user_files import write_whole
 
 CHOICE = "safe_dpo.json"
-SEEDS = (20, 21, 22, 23, 24, 25)
 TUNING_SEEDS = (10, 11, 12)
+EVIDENCE = Path("docs/evidence/claims")
+PROMPTS = 720
 SPENT = range(9)
 """Seeds that were looked at while defaults were chosen."""
 
@@ -68,16 +71,22 @@ def options(args: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--configs", type=Path, default=CONFIGS, help="folder of the stages' configurations")
     parser.add_argument("--methods", nargs="+", help="some of them only, for a trial; with the start and ppo_lag")
     parser.add_argument("--sizes", default="", help="records of single splits, for a trial, as test=40,train=200")
-    parser.add_argument("--prompts", type=int, default=720, help="training prompts answered for rejection sampling")
+    parser.add_argument("--prompts", type=int, default=PROMPTS, help="training prompts answered for rejection sampling")
     parser.add_argument(
         "--kept", type=int, nargs="+", help="iterations whose policies are kept (without --first evenly spaced)"
     )
     chosen = parser.parse_args(args)
-    chosen.trial = bool(chosen.sizes or chosen.methods)  # what a trial wrote would be taken for the results of a run
-    chosen.root = chosen.root or Path("runs/claims_trial" if chosen.trial else "runs/claims")
-    chosen.out = chosen.out or (chosen.root / "results" if chosen.trial else Path("docs/evidence/claims"))
-    chosen.kept = tuple(chosen.kept or (FIRST if chosen.first else KEPT))
     chosen.seeds = chosen.seeds or list(TUNING_SEEDS if chosen.tune else SEEDS)
+    protocols = FIRST if chosen.first else KEPT
+    chosen.kept = tuple(chosen.kept or protocols)
+    other_seeds = {*chosen.seeds} != {*TUNING_SEEDS} if chosen.tune else not {*chosen.seeds} <= {*SEEDS}
+    other_training = chosen.prompts != PROMPTS or chosen.kept != protocols or hashes(chosen.configs) != hashes(CONFIGS)
+    # What a trial wrote would be taken for the results of a run, so it goes elsewhere.
+    chosen.trial = bool(chosen.sizes or chosen.methods or other_seeds or other_training)
+    chosen.root = chosen.root or Path("runs/claims_trial" if chosen.trial else "runs/claims")
+    chosen.out = chosen.out or (chosen.root / "results" if chosen.trial else EVIDENCE)
+    if chosen.trial and chosen.out.resolve() == (Path(__file__).parents[2] / EVIDENCE).resolve():
+        parser.error(f"--out {chosen.out}: is for runs by the protocol; these options are a trial, name another folder")
     if spent := sorted({*chosen.seeds} & {*SPENT}):
         parser.error(f"--seeds: {spent[0]} was looked at while defaults were chosen; 0 to 8 prove nothing any more")
     if len({*chosen.seeds}) < len(chosen.seeds):
@@ -136,11 +145,11 @@ def chosen_methods(methods: Sequence[Claimed], names: Sequence[str] | None) -> l
     """Those that are named, those that they start from, the start and ``ppo_lag``.
 
     Raises:
-        SystemExit: If there is no such method.
+        ValueError: If there is no such method.
     """
     known = {one.name: one for one in methods}
     if unknown := [name for name in names or () if name not in known]:
-        sys.exit(f"error: --methods {unknown[0]}: there is no such method; there are: {', '.join(known)}")
+        raise ValueError(f"--methods {unknown[0]}: there is no such method; there are: {', '.join(known)}")
     kept = {"supervised", "ppo_lag", *(names or known)}
     kept |= {known[name].method.after for name in kept}
     return [one for one in methods if one.name in kept]
@@ -169,10 +178,14 @@ def one_seed(chosen: argparse.Namespace, seed: int, methods: Sequence[Claimed]) 
 
 
 def that_ran(chosen: argparse.Namespace, seed: int) -> dict[str, Any]:
-    """The file of a seed that has run."""
+    """The file of a seed that has run.
+
+    Raises:
+        ValueError: If there is none.
+    """
     file = chosen.out / f"seed-{seed}.json"
     if not file.exists():
-        sys.exit(f"error: {file} is not there: run the seed without --first and --again before")
+        raise ValueError(f"{file} is not there: run the seed without --first and --again before")
     before: dict[str, Any] = json.loads(file.read_text())
     return before
 
@@ -190,6 +203,7 @@ def measured_again(chosen: argparse.Namespace, seed: int, methods: Sequence[Clai
 def with_first(chosen: argparse.Namespace, seed: int) -> dict[str, Any]:
     """A seed that has run, with what policies of the first iterations do, by method and iteration."""
     before = that_ran(chosen, seed)
+    seconds = cpu_seconds()
     *middle, last = chosen.kept
     run = run_of(chosen, seed)
     commands = Commands(run, chosen.prompts, middle)
@@ -201,7 +215,10 @@ def with_first(chosen: argparse.Namespace, seed: int) -> dict[str, Any]:
         measured = Seed(run, commands).method(one, before["spread"]["cost"])
         at_last = {str(last): {mode: measured[mode] for mode in MODES}}
         kept[one.name.removeprefix(BEGINNING)] = measured["kept"] | at_last
-    return before | {"first": {"version": __version__, "commit": commit(), "stopped": stopped, "kept": kept}}
+    first = {"version": __version__, "commit": commit(), "stopped": stopped, "kept": kept}
+    if "first" in before and cpu_seconds() == seconds:  # no step ran: measured once more, from the responses of then
+        first = before["first"] | {"kept": kept, "measured_by": commit()}
+    return before | {"first": first}
 
 
 def tuned(chosen: argparse.Namespace) -> dict[str, Any]:
@@ -249,38 +266,51 @@ def write(file: Path, value: Any) -> None:
     print(f"written: {file}", flush=True)
 
 
-def main(args: Sequence[str] | None = None) -> None:
+def main(args: Sequence[str] | None = None) -> int:
     chosen = options(args)
     began = time.monotonic()
+    try:
+        run_claims(chosen)
+    except (ValueError, OSError, RuntimeError) as error:
+        return refuse(error)
+    print(f"{time.monotonic() - began:.0f} s on the clock, {cpu_seconds():.0f} CPU-seconds in this call")
+    return 0
+
+
+def run_claims(chosen: argparse.Namespace) -> None:
+    """Tune, or run or measure every seed."""
     choice = chosen.out / CHOICE
     if chosen.tune:
         write(choice, tuned(chosen))
-    elif chosen.first:
-        for seed in chosen.seeds:
-            check_configs(chosen)
-            write(chosen.out / f"seed-{seed}.json", with_first(chosen, seed))
-    elif not choice.exists():
-        sys.exit(f"error: {choice} is not there: run --tune first; SafeDPO's setting is chosen before these seeds run")
-    else:
+        return
+    if not chosen.first and not choice.exists():
+        raise ValueError(f"{choice} is not there: run --tune first; SafeDPO's setting is chosen before these seeds run")
+    for seed in chosen.seeds:
+        check_configs(chosen)
+        file = chosen.out / f"seed-{seed}.json"
+        if chosen.first:
+            write(file, with_first(chosen, seed))
+            continue
         methods = chosen_methods(protocol(json.loads(choice.read_text())["chosen"]), chosen.methods)
-        for seed in chosen.seeds:
-            check_configs(chosen)
-            print(f"== seed {seed}", flush=True)
-            seed_file = chosen.out / f"seed-{seed}.json"
-            write(seed_file, (measured_again if chosen.again else one_seed)(chosen, seed, methods))
-    print(f"{time.monotonic() - began:.0f} s on the clock, {cpu_seconds():.0f} CPU-seconds in this call")
+        print(f"== seed {seed}", flush=True)
+        if chosen.again:
+            write(file, measured_again(chosen, seed, methods))
+        elif file.exists() and {one.name for one in methods} <= {*json.loads(file.read_text())["methods"]}:
+            print(f"has run: {file}; --again measures it once more", flush=True)
+        else:
+            write(file, one_seed(chosen, seed, methods))
 
 
 def check_configs(chosen: argparse.Namespace) -> None:
-    """Raises: SystemExit: If a seed that is there was run with other configurations: all of them have to run anew then."""
+    """Raises: ValueError: If a seed that is there was run with other configurations: all of them have to run anew then."""
     for file in sorted(chosen.out.glob("seed-*.json")):
         earlier = json.loads(file.read_text())["configs"]
         now = hashes(chosen.configs)
         if different := sorted(name for name in {*earlier, *now} if earlier.get(name) != now.get(name)):
-            sys.exit(
-                f"error: {file} was made with another {different[0]}; move the JSON files away and run all seeds anew"
+            raise ValueError(
+                f"{file} was made with another {different[0]}; move the JSON files away and run all seeds anew"
             )
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from curves import Interval, Outcome, between, crossing, of_verdicts, outcome, over_seeds
+from curves import Interval, between, crossing, of_verdicts, outcome, over_seeds
+from methods import SEEDS
 
 from safe_rlhf_v.records.markdown import marked_table
 
@@ -114,8 +115,9 @@ def share(seeds: Seeds, name: str, mode: str, value: str) -> str:
 
 
 def claims(seeds: Seeds) -> str:
-    """The primary comparisons."""
-    rows = []
+    """The primary comparisons, on the protocol's seeds; none is decided until all of them have run."""
+    seeds = [seed for seed in seeds if seed["seed"] in SEEDS]
+    rows: list[list[Any]] = []
     for number, mode, value, side in (
         (1, "sampled", "helpfulness", {"above": 0.0}),
         (2, "sampled", "harmful", {"below": 0.0}),
@@ -126,19 +128,19 @@ def claims(seeds: Seeds) -> str:
         rows.append(
             [number, f"PPO-Lagrangian minus start, {mode}: {value}", shown(interval), outcome(interval, **side)]
         )
-    rows.append([5, "PPO-Lagrangian meets d = -0.5, sampled", *kept_budget(seeds, ["ppo_lag"])])
-    rows.append(
-        [6, "-0.3, -0.7, -0.9 are met, sampled", *kept_budget(seeds, ["budget_0.3", "budget_0.7", "budget_0.9"])]
-    )
+    for number, about, names in (
+        (5, "PPO-Lagrangian meets d = -0.5, sampled", ["ppo_lag"]),
+        (6, "-0.3, -0.7, -0.9 are met, sampled", ["budget_0.3", "budget_0.7", "budget_0.9"]),
+    ):
+        verdicts = budget_verdicts(seeds, names)
+        expected = len(SEEDS) * len(names)
+        known = f"not decided: {len(verdicts)} of {expected} verdicts"
+        rows.append([number, about, counts(verdicts), of_verdicts(verdicts) if len(verdicts) == expected else known])
     interval = over_seeds([at_equal_harm(seed, "ppo_lag", "sampled") for seed in seeds])
-    rows.append(
-        [
-            7,
-            "PPO-Lagrangian minus frontier at equal harm: helpfulness",
-            shown(interval),
-            outcome(interval, above=MARGIN),
-        ]
-    )
+    about = "PPO-Lagrangian minus frontier at equal harm: helpfulness"
+    rows.append([7, about, shown(interval), outcome(interval, above=MARGIN)])
+    if len(seeds) < len(SEEDS):
+        rows = [[*row[:-1], f"not decided: {len(seeds)} of {len(SEEDS)} seeds"] for row in rows]
     return table("|Claim|measured|it", rows)
 
 
@@ -148,15 +150,10 @@ def shown(interval: Interval) -> str:
     return f"{interval.value:+.3f} ({interval.low:+.3f} .. {interval.high:+.3f}), {interval.n} seeds"
 
 
-def kept_budget(seeds: Seeds, names: Sequence[str]) -> tuple[str, Outcome]:
-    """Verdicts of every seed, and whether the claim holds."""
-    verdicts = [
-        verdict
-        for seed in seeds
-        for name in names
-        if (verdict := seed["methods"].get(name, {}).get("sampled", {}).get("verdict"))
-    ]
-    return counts(verdicts), of_verdicts(verdicts)
+def budget_verdicts(seeds: Seeds, names: Sequence[str]) -> list[str]:
+    """Verdicts of every seed on sampled responses."""
+    verdicts = [seed["methods"].get(name, {}).get("sampled", {}).get("verdict") for seed in seeds for name in names]
+    return [verdict for verdict in verdicts if verdict]
 
 
 def counts(verdicts: Sequence[str]) -> str:
@@ -204,7 +201,7 @@ def front(seeds: Seeds) -> str:
         for mode in MODES:
             cells.append(mean(over_seeds([figure(seed, name, mode, "helpfulness") for seed in seeds])))
             cells.append(share(seeds, name, mode, "harmful"))
-        rows.append([title, *cells[:2], kept_budget(seeds, [name])[0], *cells[2:]])
+        rows.append([title, *cells[:2], counts(budget_verdicts(seeds, [name])), *cells[2:]])
     return table("Policy|helpfulness|harmful|budget -0.5|greedy: helpfulness|harmful", rows)
 
 

@@ -3,13 +3,17 @@
 import json
 import math
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from tests.benchmarks.scripts import BENCHMARKS, importable
 from tests.demo.conftest import SIZES
 from tests.demo.conftest import configs as configs  # the fixture
+
+from safe_rlhf_v.demo.processes import CommandError
 
 CLAIMS = BENCHMARKS / "claims"
 
@@ -107,24 +111,44 @@ def seed(number: int) -> dict[str, Any]:
     return {**about, "methods": methods}
 
 
+def write_seed(folder: Path, number: int) -> None:
+    (folder / f"seed-{number}.json").write_text(json.dumps(seed(number)))
+
+
+def test_no_claim_is_decided_until_all_seeds_of_the_protocol_have_run(
+    scripts: Callable[[str], Any], tmp_path: Path
+) -> None:
+    table = scripts("table")
+    for number in (20, 21, 22, 23, 24, 26):  # 26 is none of them
+        write_seed(tmp_path, number)
+    rows = table.claims(table.load(tmp_path)).splitlines()[2:]
+    assert len(rows) == 7 and all(row.endswith("| not decided: 5 of 6 seeds |") for row in rows)
+    write_seed(tmp_path, 25)
+    seeds = table.load(tmp_path)
+    text = table.claims(seeds)
+    assert "sampled: helpfulness | +0.300 (+0.300 .. +0.300), 6 seeds | passes |" in text
+    assert "sampled: harmful | -0.200 (-0.200 .. -0.200), 6 seeds | passes |" in text
+    assert "| 5 | PPO-Lagrangian meets d = -0.5, sampled | met 6 | passes |" in text
+    assert (
+        "| 6 | -0.3, -0.7, -0.9 are met, sampled |  | not decided: 0 of 18 verdicts |" in text
+    )  # there is no such run
+    assert "equal harm: helpfulness | +0.050 (+0.050 .. +0.050), 6 seeds | passes |" in text  # frontier at 0.2 is 2.25
+    del seeds[0]["methods"]["ppo_lag"]["sampled"]["verdict"]
+    assert "| met 5 | not decided: 5 of 6 verdicts |" in table.claims(seeds)
+
+
 def test_the_tables_of_made_up_seeds(
     scripts: Callable[[str], Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for number in (20, 21, 22):
-        (tmp_path / f"seed-{number}.json").write_text(json.dumps(seed(number)))
+        write_seed(tmp_path, number)
     table = scripts("table")
     table.main([str(tmp_path), "--figures", str(tmp_path / "figures")])
     text = capsys.readouterr().out
     assert "Seeds 20, 21, 22; stopped by themselves: ppo_fixed (seed 20), ppo_fixed (seed 21)" in text
     # 2.2, 2.21 and 2.22: their standard deviation is 0.01, t of 2 degrees 4.303
     assert "| supervised start | 2.21 ± 0.02 | 0.400 ± 0.000 | met 3 | 2.21 ± 0.02 | 0.400 ± 0.000 |" in text
-    assert (
-        "| 1 | PPO-Lagrangian minus start, sampled: helpfulness | +0.300 (+0.300 .. +0.300), 3 seeds | passes |" in text
-    )
-    assert "| 2 | PPO-Lagrangian minus start, sampled: harmful | -0.200 (-0.200 .. -0.200), 3 seeds | passes |" in text
-    assert "| 5 | PPO-Lagrangian meets d = -0.5, sampled | met 3 | passes |" in text
-    assert "| 6 | -0.3, -0.7, -0.9 are met, sampled |  | undecided |" in text  # there is no such run
-    assert "equal harm: helpfulness | +0.050 (+0.050 .. +0.050), 3 seeds | passes |" in text  # frontier at 0.2 is 2.25
+    assert "sampled: helpfulness | +0.300 (+0.300 .. +0.300), 3 seeds | not decided: 3 of 6 seeds |" in text
     assert "| ppo_lag | +0.020 (+0.020 .. +0.020), 3 seeds |" in text  # at KL 1: 0.25 less 0.3 - 0.28 / 4
     for row in (
         "| 9 | -0.15 ± 0.00 | 2.20 ± 0.00 | -0.70 ± 0.00 | 0.300",
@@ -168,9 +192,87 @@ def test_what_would_prove_nothing_is_refused(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    with pytest.raises(SystemExit) as refused:
-        scripts("run").main([*options, f"--root={tmp_path}", f"--out={tmp_path}"])
-    assert message in f"{refused.value} {capsys.readouterr().err}"
+    with suppress(SystemExit):  # of the parser
+        assert scripts("run").main([*options, f"--root={tmp_path}", f"--out={tmp_path}"]) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "options",
+    [["--prompts=40"], ["--kept", "20", "40"], ["--configs={configs}"], ["--seeds", "26"], ["--methods", "best_of_2"],
+     ["--sizes=test=40"], ["--tune", "--seeds", "10"], ["--first", "--kept", "1", "2"]],
+)  # fmt: skip
+def test_what_differs_from_the_protocol_is_a_trial_and_written_elsewhere(
+    options: list[str], scripts: Callable[[str], Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = scripts("run")
+    (tmp_path / "ppo_lag.yaml").write_text("a: 1\n")
+    options = [option.format(configs=tmp_path) for option in options]
+    chosen = run.options(options)
+    assert chosen.trial and chosen.out == Path("runs/claims_trial/results")
+    with pytest.raises(SystemExit):
+        run.options([*options, f"--out={CLAIMS.parents[1] / 'docs' / 'evidence' / 'claims'}"])
+    assert "these options are a trial, name another folder" in capsys.readouterr().err
+
+
+def test_the_protocol_is_no_trial(scripts: Callable[[str], Any]) -> None:
+    for options in ([], ["--seeds", "22", "23"], ["--tune"], ["--first"], ["--again"], ["--prompts=720"]):
+        chosen = scripts("run").options(options)
+        assert not chosen.trial and chosen.out == Path("docs/evidence/claims")
+
+
+def test_a_step_that_fails_tells_its_problems(
+    scripts: Callable[[str], Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def failing(steps: Any, root: Path) -> None:
+        raise CommandError("fit failed", ["no room on the device"])
+
+    run = scripts("run")
+    monkeypatch.setattr(run, "run_steps", failing)
+    assert run.main(["--tune", f"--root={tmp_path}", f"--out={tmp_path}"]) == 2
+    assert capsys.readouterr().err == "no room on the device\nerror: fit failed\n"
+
+
+def test_a_seed_that_has_run_keeps_what_its_file_says(
+    scripts: Callable[[str], Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = scripts("run")
+    monkeypatch.setattr(run, "commit", lambda: "of now")
+    monkeypatch.setattr(
+        run, "Seed", lambda *_: SimpleNamespace(method=lambda *_: {"sampled": 1, "greedy": 1, "kept": {}})
+    )
+    seconds = [5.0]  # of the steps that ran
+
+    def run_all(steps: Any, root: Path) -> list[str]:
+        seconds[0] += seconds_of_steps
+        return []
+
+    monkeypatch.setattr(run, "cpu_seconds", lambda: seconds[0])
+    monkeypatch.setattr(run, "run_all", run_all)
+    setting = {"beta": 0.5, "offset": 2.0, "lr": 6e-4}
+    methods = {one.name: {"sampled": 0} for one in run.protocol(setting)}
+    about = {"commit": "of then", "configs": run.hashes(run.CONFIGS), "measured_by": "later", "spread": {"cost": 2.0}}
+    before = {**about, "seed": 20, "first": {"version": "0", "commit": "of then", "kept": {}}, "methods": methods}
+    file = tmp_path / "seed-20.json"
+    file.write_text(json.dumps(before))
+    (tmp_path / "safe_dpo.json").write_text(json.dumps({"chosen": setting}))
+    options = [f"--root={tmp_path}", f"--out={tmp_path}", "--seeds", "20"]
+
+    seconds_of_steps = 0.0
+    assert run.main(options) == 0 and json.loads(file.read_text()) == before
+    assert f"has run: {file}; --again measures it once more" in capsys.readouterr().out
+    run.main([*options, "--again"])
+    again = json.loads(file.read_text())
+    assert (again["commit"], again["measured_by"], again["first"]) == ("of then", "of now", before["first"])
+    assert again["methods"]["ppo_lag"]["sampled"] == 1
+    run.main([*options, "--first"])
+    first = json.loads(file.read_text())["first"]
+    assert (first["version"], first["commit"], first["measured_by"]) == ("0", "of then", "of now")
+    assert first["kept"]["ppo_lag"] == {"6": {"sampled": 1, "greedy": 1}}
+    seconds_of_steps = 2.0
+    run.main([*options, "--first"])
+    first = json.loads(file.read_text())["first"]
+    assert first["commit"] == "of now" and "measured_by" not in first
 
 
 def test_safe_dpo_is_chosen_by_the_rule_of_the_protocol(scripts: Callable[[str], Any]) -> None:
@@ -215,6 +317,7 @@ def test_a_seed_from_its_world_to_the_tables(
     assert methods["supervised"]["sampled"]["kl"]["value"] == pytest.approx(0, abs=1e-4)
 
     capsys.readouterr()
+    (root / "results" / "seed-20.json").unlink()
     scripts("run").main(options)
     assert "step" not in capsys.readouterr().out.replace("steps are done already", "")
     scripts("run").main([*options, "--first", "--kept", "1", "2"])

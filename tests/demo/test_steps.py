@@ -1,5 +1,6 @@
 """A pipeline of commands: order, what is repeated, and how it fails."""
 
+import json
 import os
 import signal
 from concurrent.futures import ThreadPoolExecutor
@@ -49,6 +50,53 @@ def test_what_is_done_is_not_repeated(
     assert started(capsys.readouterr().out) == ["second", "last"]
     run_steps(pipeline("--help"), tmp_path)  # another option of the last one
     assert started(capsys.readouterr().out) == ["last"]
+
+
+def test_a_step_is_repeated_if_a_file_of_its_was_edited(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its configuration, one that this one names, or a file that people edit; a note without files tells of the command alone."""
+    config = tmp_path / "stage.yaml"
+    inner = tmp_path / "backbone.yaml"
+    rated = tmp_path / "rated.csv"
+    config.write_text("model: {backbone: backbone.yaml}  # as in other.yaml\n")
+    inner.write_text("width: 8\n")
+    (tmp_path / "other.yaml").write_text("a: 1\n")
+    command = ["--version", f"--config={config}"]
+    steps = [Step("first", "about it", command), Step("last", "about it", ["--help"], ("first",), reads=(rated,))]
+
+    def repeated() -> list[str]:
+        run_steps(steps, tmp_path / "runs")
+        return started(capsys.readouterr().out)
+
+    assert repeated() == ["first", "last"] and repeated() == []
+    (tmp_path / "other.yaml").write_text("a: 2\n")  # only a comment names it
+    assert repeated() == []
+    for file, text, names in (
+        (config, "model: {backbone: backbone.yaml, lr: 9}\n", ["first", "last"]),
+        (inner, "width: 9\n", ["first", "last"]),
+        (config, "[", ["first", "last"]),
+        (rated, "id,safety\n", ["last"]),
+        (rated, "id,safety\na,1\n", ["last"]),
+    ):
+        file.write_text(text)
+        assert repeated() == names and repeated() == []
+    for name in ("first", "last"):
+        note = tmp_path / "runs" / "steps" / f"{name}.json"
+        note.write_text(json.dumps({"command": json.loads(note.read_text())["command"], "cpu_seconds": 1.0}))
+    rated.unlink()
+    assert repeated() == []
+
+
+def test_what_reads_from_a_repeated_step_is_repeated_after_an_interruption(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(module, "cores", lambda: 1)
+    run_steps(pipeline(), tmp_path)
+    other = Step("first", "about it", ["--help"])
+    with pytest.raises(CommandError):  # ends behind the first of them
+        run_steps([other, Step("broken", "about it", ["nonsense"]), *pipeline()[1:]], tmp_path)
+    capsys.readouterr()
+    run_steps([other, *pipeline()[1:]], tmp_path)
+    assert started(capsys.readouterr().out) == ["second", "third", "last"]
 
 
 def test_a_result_says_that_a_step_is_done(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

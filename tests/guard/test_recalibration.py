@@ -50,6 +50,6 @@ def test_the_split_of_the_training_is_refused(guard_run, world, tmp_path, capsys
         command = ["--guard", str(guard_run), "--data", str(data), "--train_data", str(world), "--split=train"]
         assert main(command) == 2
         assert "--split train: the guard was trained on it" in capsys.readouterr().err
-        for split, message in (("train", "the guard was trained on it"), ("validation", "the guard is fitted on it")):
+        for split, message in (("train", "the guard was trained on it"), ("validation", "the guard was fitted on it")):
             assert main([*command[:-1], "--split=validation", "--report", split]) == 2
             assert f"--report {split}: {message}" in capsys.readouterr().err

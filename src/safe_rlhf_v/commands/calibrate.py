@@ -98,16 +98,11 @@ def calibrate(
 
     check_budgets(fpr, review_fpr, confidence, miss_rate)
     check_prevalence(prevalence, report)
-    if split in report:
-        raise ValueError(
-            f"--report {split}: the guard is fitted on it, and errs less there than on new data; name another"
-        )
     for name in (split, *report):
         ShardedSplit(Path(data), name)  # wrong names are found before the minutes, not after
     module, identity = load_module(guard, device, trust, base)
     training = training_data(guard, train_data)
-    for option, name in (("--split", split), *(("--report", name) for name in report)):
-        check_untrained(Path(data), name, Path(training.path), training.train_split, option)
+    check_untrained(Path(data), split, Path(training.path), training.train_split, report)
     with locked_folder(run_home(guard)):
         outputs = outputs_of_split(module, str(data), split)
         limits = count_limits(module, training, str(data), split)
@@ -133,27 +128,33 @@ def _assessed(
     return {**values, "prevalence": assess_prevalence(outputs, calibration, prevalence)} if prevalence else values
 
 
-def check_untrained(data: Path, split: str, train_data: Path, train_split: str, option: str = "--split") -> None:
-    """Check that a guard is not calibrated or measured on what it was trained on, by the content of the shards.
+def check_untrained(data: Path, split: str, train_data: Path, train_split: str, report: Sequence[str] = ()) -> None:
+    """Check that a guard is not calibrated or measured on what it has seen, by the content of the shards.
 
     Args:
         data: Shard folder.
-        split: Split to fit on, or to measure on.
+        split: Split to fit on.
         train_data: Shard folder of the training.
         train_split: Its split.
-        option: Which names the split, for the message.
+        report: Splits to measure on.
 
     Raises:
-        ValueError: If both splits have a shard in common.
+        ValueError: If two splits have a shard in common.
     """
     from safe_rlhf_v.shards import Manifest
 
-    own = Manifest.load(data).splits[split]
-    trained = {shard.sha256 for shard in Manifest.load(train_data).splits[train_split].shards}
-    if trained & {shard.sha256 for shard in own.shards}:
-        raise ValueError(
-            f"{option} {split}: the guard was trained on it, and errs less there than on new data; name another"
-        )
+    def shards(folder: Path, name: str) -> set[str]:
+        return {shard.sha256 for shard in Manifest.load(folder).splits[name].shards}
+
+    seen = {"trained": shards(train_data, train_split)}
+    for option, name in (("--split", split), *(("--report", name) for name in report)):
+        for how, others in seen.items():
+            if others & shards(data, name):
+                raise ValueError(
+                    f"{option} {name}: the guard was {how} on it, and errs less there than on new data; name another"
+                )
+        if option == "--split":
+            seen["fitted"] = shards(data, split)
 
 
 def check_prevalence(prevalence: Sequence[float], report: Sequence[str]) -> None:

@@ -122,11 +122,9 @@ def generate(
     checker = Guard.from_pretrained(guard, device, **reading)
     sampling = SamplingOptions(max_new_tokens, temperature)
     generator = GuardedGenerator(actor, checker, rounds, strategy or BestOfK(), sampling, refusal, check_prompts)
-    report = _beside(path, ".json")
-    report.unlink(missing_ok=True)  # it is of other responses
     reports = _respond(generator, prompts, split, path, judge, seed)
     if reports:
-        write_whole(report, (json.dumps(reports, indent=1) + "\n").encode())
+        write_whole(_beside(path, ".json"), (json.dumps(reports, indent=1) + "\n").encode())
     return Generated(reports, type(judge).__name__ if judge else "", path)
 
 
@@ -155,6 +153,7 @@ def _respond(
     records = data.split(split)
     draws = torch.Generator().manual_seed(seed)
     path.parent.mkdir(parents=True, exist_ok=True)
+    _beside(path, ".json").unlink(missing_ok=True)  # it is of other responses
     outcomes: list[list[Row]] = []
     pictures = PictureGroups()
     with (
