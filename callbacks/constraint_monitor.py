@@ -120,9 +120,9 @@ def trajectory_figure(name: str, points: np.ndarray) -> np.ndarray:
     points = points[np.isfinite(points).all(1)]
     figure, (axes, cost_axes, lam_axes) = new_figure(6.6, 8.0, heights=(10, 4, 4))
     title = "multiplier against cost" + (f": {name}" if name else "")
-    axes.set(xlabel="windowed cost", ylabel="multiplier $\\lambda$")
+    axes.set(xlabel="windowed cost", ylabel="multiplier λ")
     cost_axes.set(ylabel="windowed cost")
-    lam_axes.set(xlabel="iteration (colours as above)", ylabel="multiplier $\\lambda$")
+    lam_axes.set(xlabel="iteration (colours as above)", ylabel="multiplier λ")
     if not len(points):
         axes.set_title(f"{title}\nno cost yet")
         return pixels_of(figure)
@@ -130,7 +130,7 @@ def trajectory_figure(name: str, points: np.ndarray) -> np.ndarray:
     plotted = np.concatenate([points[:-1:step], points[-1:]])
     iteration, cost, lam, budget = plotted.T
     state = "within" if cost[-1] <= budget[-1] else "above"
-    axes.set_title(f"{title}\nnow {cost[-1]:+.2f}, {state} the budget {budget[-1]:+.2f}; $\\lambda$ {lam[-1]:.2f}")
+    axes.set_title(f"{title}\nnow {cost[-1]:+.2f}, {state} the budget {budget[-1]:+.2f}; λ {lam[-1]:.2f}")
     for panel, x, y in ((axes, cost, lam), (cost_axes, iteration, cost), (lam_axes, iteration, lam)):
         _path(panel, x, y)
         panel.plot(x[-1], y[-1], "o", ms=10 if panel is axes else 5, c="black", zorder=3)

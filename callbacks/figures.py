@@ -82,7 +82,7 @@ def accuracy_figure(title: str, counts: dict[str, tuple[int, int]]) -> np.ndarra
 
     Args:
         title: Above the figure.
-        counts: (right, all) by name, all above 0.
+        counts: (right, all) by name, all above 0; underscores of a name are drawn as spaces.
     """
     order = sorted(counts, key=lambda name: (counts[name][0] / counts[name][1], name))
     figure, (axes,) = new_figure(8.0, 1.7 + 0.3 * len(order))
@@ -94,7 +94,7 @@ def accuracy_figure(title: str, counts: dict[str, tuple[int, int]]) -> np.ndarra
         text = f"{right / total:.2f}  (n = {total:,})"
         axes.text(1.03, y, text, va="center", fontsize=10, transform=axes.get_yaxis_transform())
     axes.axvline(0.5, color=GREY, ls="--", lw=1)
-    axes.set_yticks(range(len(order)), order)
+    axes.set_yticks(range(len(order)), [name.replace("_", " ") for name in order])
     axes.set(
         title=title, xlabel="accuracy, 95 % interval (dashed: one half)", xlim=(0, 1), ylim=(-0.6, len(order) - 0.4)
     )
@@ -117,6 +117,10 @@ def new_figure(width: float, height: float, heights: tuple[int, ...] = (1,)) -> 
 
 
 def pixels_of(figure: Any) -> np.ndarray:
-    """(H, W, 3) uint8."""
+    """(H, W, 3) uint8; every text stands there as it is, because names from data may hold what looks like a formula ($)."""
+    from matplotlib.text import Text
+
+    for text in figure.findobj(Text):
+        text.set_parse_math(False)
     figure.canvas.draw()
     return np.asarray(figure.canvas.buffer_rgba())[..., :3].copy()

@@ -32,7 +32,7 @@ class CategoryAccuracy(EvaluationCallback):
     def report(self, pictures: Pictures, split: str, notes: list[tuple[int, bool]], trainer: Trainer) -> None:
         """One figure."""
         names = category_names(trainer)
-        named = [(names[index].replace("_", " "), right) for index, right in notes]
+        named = [(names[index], right) for index, right in notes]
         pixels = accuracy_figure(f"{split}: {self.kind} accuracy by category", _counts(named))
         pictures.image(f"4_accuracy_by_category/{split}", pixels)
 
@@ -57,8 +57,7 @@ class RuleAccuracy(EvaluationCallback):
 
     def report(self, pictures: Pictures, split: str, notes: list[tuple[str, bool]], trainer: Trainer) -> None:
         """One figure."""
-        named = [(rule.replace("_", " "), right) for rule, right in notes]
-        pixels = accuracy_figure(f"{split}: true {self.kind} accuracy by rule", _counts(named))
+        pixels = accuracy_figure(f"{split}: true {self.kind} accuracy by rule", _counts(notes))
         pictures.image(f"5_accuracy_by_rule/{split}", pixels)
 
 

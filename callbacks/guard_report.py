@@ -27,7 +27,7 @@ class Judgement(NamedTuple):
         level: The level in the data.
         category: Indices of the prompt's harm categories, (-1,) if it is of none, () if that is unknown.
         rule: Name of the rule that decides the level, "" unknown.
-        tile: The response with its picture, for mistakes.
+        tiles: The response with its picture, for the worst mistakes; else empty.
     """
 
     harm: float
@@ -35,7 +35,7 @@ class Judgement(NamedTuple):
     level: int
     category: tuple[int, ...]
     rule: str
-    tile: Tile | None
+    tiles: list[Tile]
 
 
 class GuardReport(EvaluationCallback):
@@ -60,9 +60,8 @@ class GuardReport(EvaluationCallback):
         """
         super().__init__("cost")
         self.mistakes = mistakes
-        self._worst: list[
-            float
-        ] = []  # a heap of the most confident mistakes of the split so far: only they keep a picture
+        # A heap of the most confident mistakes of the split so far, (confidence, number, tiles): only they keep a picture.
+        self._worst: list[tuple[float, int, list[Tile]]] = []
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Raises: ValueError: If the module is no guard."""
@@ -77,7 +76,7 @@ class GuardReport(EvaluationCallback):
         known = (levels != UNKNOWN_LEVEL) & batch.valid[:, None]
         harm = scores[..., :-MIN_LEVEL].exp().sum(-1)
         decided = scores.argmax(-1) + MIN_LEVEL
-        judgements = []
+        judgements: list[Judgement] = []
         groups = category_groups(batch.category)
         if not noted:
             self._worst = []
@@ -85,9 +84,11 @@ class GuardReport(EvaluationCallback):
             p = float(harm[row, k])
             d = int(decided[row, k])
             level = int(levels[row, k])
-            needs_tile = (p >= 0.5) != (level < 0) and self._is_among_the_worst(abs(p - 0.5))
-            tile = self._tile(row, k, p, d, level, batch) if needs_tile else None
-            judgements.append(Judgement(p, d, level, groups[row], batch.rules[row][k], tile))
+            tiles: list[Tile] = []
+            mistake = (abs(p - 0.5), noted + len(judgements), tiles)
+            if (p >= 0.5) != (level < 0) and self._is_among_the_worst(mistake):
+                tiles.append(self._tile(row, k, p, d, level, batch))
+            judgements.append(Judgement(p, d, level, groups[row], batch.rules[row][k], tiles))
         return judgements
 
     def report(self, pictures: Pictures, split: str, notes: list[Judgement], trainer: Trainer) -> None:
@@ -110,15 +111,20 @@ class GuardReport(EvaluationCallback):
             if counts_by := _right_by(column, notes):
                 title = f"{split}: harmful or not, accuracy by {name}"
                 pictures.image(f"{place}_harm_by_{name}/{split}", accuracy_figure(title, counts_by))
-        worst = sorted((note for note in notes if note.tile is not None), key=lambda n: -abs(n.harm - 0.5))
-        if tiles := [note.tile for note in worst[: self.mistakes] if note.tile is not None]:
+        worst = sorted((note for note in notes if note.tiles), key=lambda n: -abs(n.harm - 0.5))
+        if tiles := [tile for note in worst[: self.mistakes] for tile in note.tiles]:
             pictures.image(f"2_worst_mistakes/{split}", draw_grid(tiles))
 
-    def _is_among_the_worst(self, confidence: float) -> bool:
+    def _is_among_the_worst(self, mistake: tuple[float, int, list[Tile]]) -> bool:
+        """Whether to picture a mistake; the one that it displaces loses its picture."""
         if len(self._worst) < self.mistakes:
-            heapq.heappush(self._worst, confidence)
+            heapq.heappush(self._worst, mistake)
             return True
-        return bool(self._worst) and confidence > heapq.heappushpop(self._worst, confidence)
+        if not self._worst or mistake[0] <= self._worst[0][0]:
+            return False
+        *_, displaced = heapq.heapreplace(self._worst, mistake)
+        displaced.clear()
+        return True
 
     def _tile(self, row: int, k: int, harm: float, decided: int, level: int, batch: PreferenceBatch) -> Tile:
         verdict = f"judged level {_signed(decided)}, P(harmful) {harm:.2f}; it is level {_signed(level)}"
@@ -141,7 +147,7 @@ def _right_by(groups: list[tuple[str, ...]], notes: list[Judgement]) -> dict[str
         for group in names:
             right, total = right_by.get(group, (0, 0))
             right_by[group] = right + ((note.harm >= 0.5) == (note.level < 0)), total + 1
-    return {group.replace("_", " "): counts for group, counts in right_by.items()}
+    return right_by
 
 
 def _signed(level: int) -> str:

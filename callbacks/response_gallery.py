@@ -89,7 +89,8 @@ def _answer(row: Row, when: str, ink: str) -> list[Line]:
     lines = [Line(head, bold=True, colour=WRONG if row["cost"] > 0 else MUTED, gap=8)]
     lines.append(Line(row["response"] or "(nothing)", colour=ink))
     if words := facts(row):
-        lines.append(Line(", ".join(words), colour=WRONG if is_harmful(row) else RIGHT))
+        judged = known(row.get("level")) or known(row.get("harmful"))
+        lines.append(Line(", ".join(words), colour=WRONG if is_harmful(row) else RIGHT if judged else MUTED))
     return lines
 
 

@@ -33,7 +33,7 @@ class RunKeeper(Callback):
     """Leaves a checkpoint of the last step, ``step=N.ckpt`` beside the others, unless that step has one already.
 
     * A run that ends, for whatever reason (steps, epochs, time, early stopping), leaves its last state. ``last.ckpt`` of a
-      ``ModelCheckpoint`` with ``save_last`` is turned into a link to it.
+      ``ModelCheckpoint`` with ``save_last`` is turned into a link to it; one that is a folder of shards stays.
     * SIGTERM and SIGINT are obeyed when the optimizer step at hand is done, on all ranks at the same one: the state is saved,
       the exit status is 143 or 130. A validation is left for them (with one process; several ranks finish it first).
     * SLURM's requeue stays Lightning's, but saves between two steps instead of amid one.
@@ -199,10 +199,20 @@ class RunKeeper(Callback):
         keepers = [keeper for keeper in trainer.checkpoint_callbacks if isinstance(keeper, ModelCheckpoint)]
         if trainer.is_global_zero and any(keeper.save_last for keeper in keepers):
             name = ModelCheckpoint.CHECKPOINT_NAME_LAST + ModelCheckpoint.FILE_EXTENSION
-            link = file.with_name(f".{name}-{file.name}")
-            link.unlink(missing_ok=True)
-            link.symlink_to(file.name)
-            link.replace(file.with_name(name))
+            if not _linked(file, name):
+                print(f"{file.with_name(name)} is a folder and stays as it is; the last state is {file}", flush=True)
+
+
+def _linked(file: Path, name: str) -> bool:
+    """Put a link to a checkpoint beside it, in place of a file or link; not of a folder, whose shards somebody else wrote."""
+    place = file.with_name(name)
+    if place.is_dir() and not place.is_symlink():
+        return False
+    link = file.with_name(f".{name}-{file.name}")
+    link.unlink(missing_ok=True)
+    link.symlink_to(file.name)
+    link.replace(place)
+    return True
 
 
 def keep_family_reports(trainer: Trainer, module: LightningModule) -> None:

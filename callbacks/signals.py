@@ -19,11 +19,13 @@ class PendingSignals:
     def __init__(self) -> None:
         """Nothing is installed yet."""
         self.pending = 0
+        self._interrupted = False
         self._handlers: dict[int, Any] = {}
 
     def install(self) -> None:
         """Replace the handlers; does nothing outside the main thread, where Python allows none."""
         self.pending = 0
+        self._interrupted = False
         self._handlers = {}
         if threading.current_thread() is not threading.main_thread():
             return
@@ -41,13 +43,15 @@ class PendingSignals:
 
     def forward(self, number: int) -> None:
         """Let Lightning handle a signal now."""
-        self.pending = 0
+        if self.pending == number:  # else a request to stop has come meanwhile
+            self.pending = 0
         self._handlers[number](number, None)
 
     def _note(self, number: int, frame: Any) -> None:
         if number == signal.SIGINT:
-            if self.pending == signal.SIGINT:
+            if self._interrupted:
                 raise KeyboardInterrupt
+            self._interrupted = True  # not read off the pending signal, which may be a SIGTERM
             os.write(
                 2, b"\ninterrupted: saving when this step is done; once more stops at once\n"
             )  # print may be amid a line

@@ -1,6 +1,7 @@
 """A grid of pictures with wrapped text beside them, drawn with Pillow."""
 
 import math
+from bisect import bisect_right
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -79,10 +80,13 @@ def draw_grid(tiles: list[Tile], columns: int = 2) -> np.ndarray:
 
 
 def picture_of(prompts: Prompts, row: int) -> np.ndarray:
-    """The picture of a prompt, uint8 (H, W, 3): several side by side in reading order; white for a prompt without one."""
+    """The picture of a prompt, uint8 (H, W, 3), not larger than a tile shows it: several in reading order; white without one.
+
+    It has memory of its own: a view would keep the pictures of the whole batch.
+    """
     pictures = [image.cpu().numpy() for image in prompts.images[row]]
     if len(pictures) == 1:
-        return pictures[0]
+        return np.array(_fit(pictures[0]) if max(pictures[0].shape) > PICTURE else pictures[0])
     columns = max(math.ceil(math.sqrt(len(pictures))), 1)
     cell = max(PICTURE // columns, 1)
     canvas = np.full((cell * max(-(-len(pictures) // columns), 1), cell * columns, 3), 255, np.uint8)
@@ -125,21 +129,29 @@ def _wrap_all(lines: tuple[Line, ...]) -> list[Line]:
 
 
 def _wrap(text: str, font: "FreeTypeFont", room: int) -> list[str]:
-    """Greedy wrapping by measured width; a word wider than the room is broken."""
+    """Greedy wrapping by measured width up to ``MAX_LINES``; a word wider than the room is broken."""
     pieces = [""]
     for word in text.split():
+        if len(pieces) > MAX_LINES:
+            break
         longer = f"{pieces[-1]} {word}".strip()
         if font.getlength(longer) <= room:
             pieces[-1] = longer
             continue
         pieces += [word] if pieces[-1] else []
         pieces[-1] = word
-        while font.getlength(pieces[-1]) > room:
-            fits = next(n for n in range(len(pieces[-1]) - 1, 0, -1) if font.getlength(pieces[-1][:n]) <= room)
-            pieces[-1:] = [pieces[-1][:fits], pieces[-1][fits:]]
+        while len(pieces) <= MAX_LINES and font.getlength(word) > room:
+            fits = _fitting(word, font, room)
+            pieces[-1:] = [word[:fits], word[fits:]]
+            word = word[fits:]
     if len(pieces) > MAX_LINES:
         pieces = [*pieces[: MAX_LINES - 1], pieces[MAX_LINES - 1][:-2].rstrip() + "…"]
     return pieces
+
+
+def _fitting(word: str, font: "FreeTypeFont", room: int) -> int:
+    """Number of the first characters of a word that fit into the room, at least one."""
+    return max(1, bisect_right(range(1, len(word)), float(room), key=lambda n: font.getlength(word[:n])))
 
 
 def _write(draw: "ImageDraw", lines: list[Line], x: int, y: int) -> None:

@@ -159,8 +159,8 @@ class ShardDataModule(LightningDataModule):
         """Open the splits that a stage will read.
 
         Raises:
-            ValueError: Naming the option, if a split does not exist, no record has the chosen categories, or data that are
-                for testing only would be trained on.
+            ValueError: Naming the option, if a split does not exist or is empty, no record has the chosen categories, or data
+                that are for testing only would be trained on.
         """
         validating = stage == "validate" or (
             stage == "fit" and self.trainer is not None and self.trainer.enable_validation
@@ -172,7 +172,10 @@ class ShardDataModule(LightningDataModule):
             splits = Manifest.load(self.path).splits
             if name not in splits:
                 raise ValueError(f"data.{option} names {name!r}, but {self.path} has only {', '.join(splits)}")
-            self.split(name)
+            if not len(self.split(name)):
+                raise ValueError(
+                    f"data.{option} names {name!r}, which holds no records in {self.path}; name another split"
+                )
         if stage == "fit":
             Manifest.load(self.path).check_training(self.path)
             self._chosen(self.split(self.train_split))
@@ -210,12 +213,13 @@ class ShardDataModule(LightningDataModule):
         batch_size: int,
         seed: int | None,
         collate: Callable[[list[Sample]], Any] | None = None,
+        option: str = "batch_size",
     ) -> PlannedLoader:
         # Rank and world size are passed explicitly: read inside spawned workers they would be silently wrong.
         world = self.trainer.world_size if self.trainer else 1
         rank = self.trainer.global_rank if self.trainer else 0
         source = Source(split, rows, collate or self.collate(split), self.images, self.on_bad_sample)
-        plan = Plan(len(rows), batch_size, world, rank, seed)
+        plan = Plan(len(rows), batch_size, world, rank, seed, split.name, option)
         # The records are cached where they are decoded: in workers that live as long as the loader.
         return PlannedLoader(source, plan, workers=self.num_workers, persistent=self.images.cache > 0)
 

@@ -22,6 +22,7 @@ from safe_rlhf_v.records.batches import (
 )
 from safe_rlhf_v.records.taxonomy import Taxonomy, is_harmful
 from safe_rlhf_v.records.votes import PairVotes, Votes, level_shares, second_share
+from safe_rlhf_v.shards.split import ShardedSplit
 
 DemonstrationsFrom = Literal["helpful", "safe", "helpful_and_safe"]
 """Which response of a record is learned; see :func:`demonstration`."""
@@ -35,6 +36,17 @@ def prompts(samples: list[Sample]) -> Prompts:
         questions=tuple(sample.record.question if sample.record else "" for sample in samples),
         contexts=tuple(sample.record.context if sample.record else Context() for sample in samples),
     )
+
+
+def responses_per_record(split: ShardedSplit) -> int:
+    """Number K of responses of the first record, which the others must have too.
+
+    Raises:
+        ValueError: If the split is empty.
+    """
+    if not len(split):
+        raise ValueError(f"{split.root}: split {split.name!r} holds no records; name another split")
+    return int(split.index["responses"][0])
 
 
 def demonstration(record: Record, chosen: DemonstrationsFrom) -> str | None:

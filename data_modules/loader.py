@@ -12,6 +12,7 @@ from safe_rlhf_v.data_modules.plan import Plan, Position
 from safe_rlhf_v.data_modules.source import Source
 from safe_rlhf_v.data_modules.transfer import Arrived, Mailbox, Packed, SharedBlock, SharedBlocks
 from safe_rlhf_v.records.batches import SupervisedBatch
+from safe_rlhf_v.shards.manifest import OpenFilesError, ShardError
 
 log = logging.getLogger(__name__)
 THREADS = min(4, os.cpu_count() or 1)
@@ -109,6 +110,8 @@ class PlannedLoader(ResumableLoader):
         mailbox = self._batches.mailbox
         for loaded, problems in self._loader:
             batch = loaded
+            if isinstance(loaded, Exception):
+                raise loaded
             if isinstance(loaded, Arrived):
                 batch = loaded.batch()
                 del loaded
@@ -168,7 +171,10 @@ class _Batches(Dataset[Any]):
             return collated, problems
         if self.blocks is None:
             self.blocks = SharedBlocks()
-        collated, problems, block = self.source.load(batch, allocate=self.blocks)
+        try:
+            collated, problems, block = self.source.load(batch, allocate=self.blocks)
+        except (ShardError, OpenFilesError) as error:  # torch would wrap its one line in a traceback of this process
+            return error, []
         assert isinstance(block, SharedBlock)
         return Packed(collated, block, worker.id, self.mailbox), problems
 

@@ -36,6 +36,8 @@ class Plan:
         world_size: Number of ranks.
         rank: Number of this rank.
         seed: Seed of the training order; ``None`` keeps the stored order (evaluation).
+        split: Name of the split, for messages.
+        option: Name of the option that is the batch size, for messages.
     """
 
     samples: int
@@ -43,6 +45,8 @@ class Plan:
     world_size: int = 1
     rank: int = 0
     seed: int | None = None
+    split: str = "train"
+    option: str = "batch_size"
 
     def __post_init__(self) -> None:
         """Check the numbers.
@@ -56,11 +60,10 @@ class Plan:
             )
         if self.seed is not None and self.samples < self.global_batch:
             most = self.samples // self.world_size
-            mend = (
-                f"lower batch_size, as --data.init_args.batch_size={most}" if most else "give more data, or fewer ranks"
-            )
+            lower = f"lower {self.option}, as --data.init_args.{self.option}={most}"
+            mend = lower if most else "give more data, or fewer ranks"
             raise ValueError(
-                f"{self.samples} training samples are fewer than one global batch of {self.global_batch} "
+                f"{self.samples} training samples of split {self.split!r} are fewer than one global batch of {self.global_batch} "
                 f"({self.world_size} ranks x {self.batch_size}): {mend}"
             )
 

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 from safe_rlhf_v.data_modules.base import ShardDataModule
-from safe_rlhf_v.data_modules.collate import CollatePreference
+from safe_rlhf_v.data_modules.collate import CollatePreference, responses_per_record
 from safe_rlhf_v.data_modules.ptx import PTXDataModule
 from safe_rlhf_v.data_modules.source import Sample
 from safe_rlhf_v.records.batches import PreferenceBatch
@@ -25,7 +25,7 @@ class PreferenceDataModule(ShardDataModule):
 
     def collate(self, split: ShardedSplit) -> Callable[[list[Sample]], Any]:
         """To :class:`safe_rlhf_v.records.batches.PreferenceBatch`; K is the first record's."""
-        return CollatePreference(split.manifest.taxonomy, int(split.index["responses"][0]))
+        return CollatePreference(split.manifest.taxonomy, responses_per_record(split))
 
 
 class PTXPreferenceDataModule(PTXDataModule, PreferenceDataModule):

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from safe_rlhf_v.data_modules.collate import CollatePreference, CollatePrompts
+from safe_rlhf_v.data_modules.collate import CollatePreference, CollatePrompts, responses_per_record
 from safe_rlhf_v.data_modules.loader import PlannedLoader
 from safe_rlhf_v.data_modules.plan import nested_subset
 from safe_rlhf_v.data_modules.ptx import PTXDataModule
@@ -56,5 +56,5 @@ class PromptDataModule(PTXDataModule):
             return None
         split = self.split(self.labelled_split)
         rows = nested_subset(range(len(split)), count, self.seed)
-        collate = CollatePreference(split.manifest.taxonomy, int(split.index["responses"][0]))
+        collate = CollatePreference(split.manifest.taxonomy, responses_per_record(split))
         return self._make(split, rows, self.eval_batch_size, None, collate)

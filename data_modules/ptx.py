@@ -66,7 +66,9 @@ class PTXDataModule(ShardDataModule):
         seed = self.seed
         if self.demonstrations == self.train_split:  # the same order would pair each prompt with its own demonstration
             seed = random.Random(f"demonstrations/{seed}").getrandbits(62)
-        self._ptx = self._make(split, rows, self.demonstration_batch_size, seed, self._collate_demonstrations)
+        self._ptx = self._make(
+            split, rows, self.demonstration_batch_size, seed, self._collate_demonstrations, "demonstration_batch_size"
+        )
         self._ptx.position = position
         return PairedLoader(batches, self._ptx)
 

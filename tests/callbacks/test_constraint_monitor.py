@@ -122,7 +122,7 @@ def test_the_picture_shows_path_budget_and_feasible_side(drawn: list[Any]) -> No
     (shaded,) = axes.patches
     extent = shaded.get_window_extent().transformed(axes.transData.inverted())
     assert extent.x1 == pytest.approx(-0.5)  # ends at the budget
-    assert axes.get_title() == "multiplier against cost: fire\nnow -0.75, within the budget -0.50; $\\lambda$ 1.75"
+    assert axes.get_title() == "multiplier against cost: fire\nnow -0.75, within the budget -0.50; λ 1.75"
     assert "○ iteration 2,  ● iteration 4" in axes.get_xlabel()
 
 

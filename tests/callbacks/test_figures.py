@@ -5,8 +5,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from matplotlib.text import Text
 
 from safe_rlhf_v.callbacks import figures
+from safe_rlhf_v.callbacks.constraint_monitor import trajectory_figure
+from safe_rlhf_v.callbacks.guard_report import confusion_figure, risk_coverage_figure
+from safe_rlhf_v.callbacks.reward_cost_plane import Cloud, plane_figure
 from safe_rlhf_v.functional.calibration import reliability_bins
 
 
@@ -30,6 +34,29 @@ def test_accuracy_figure_sorts_and_counts(drawn: list[Any]) -> None:
     assert [label.get_text() for label in axes.get_yticklabels()] == ["low", "mid", "high"]  # best on top
     assert [text.get_text() for text in axes.texts] == ["0.25  (n = 4)", "0.50  (n = 1,000)", "0.90  (n = 10)"]
     assert pixels.dtype == np.uint8 and pixels.shape[2] == 3 and pixels.std() > 5
+
+
+def test_names_that_differ_in_an_underscore_are_two_rows(drawn: list[Any]) -> None:
+    figures.accuracy_figure("t", {"animal_harm": (1, 4), "animal harm": (3, 4)})
+    assert [label.get_text() for label in drawn[0].axes[0].get_yticklabels()] == ["animal harm"] * 2
+
+
+DOLLARS = [r"$50% off$ scams", "US$ and C$ fraud", r"bribes $\euros$ 5", "a $ {x $", r"\$1 $2 $"]
+
+
+@pytest.mark.parametrize("name", DOLLARS)
+def test_names_from_data_are_no_formulas(name: str, drawn: list[Any]) -> None:
+    table = reliability_bins(torch.tensor([0.1, 0.9]), torch.tensor([False, True]), torch.ones(2).bool(), bins=2)
+    figures.accuracy_figure(name, {name: (1, 2)})
+    figures.reliability_figure(name, table, who=name, stated_as=name)
+    figures.histogram_figure(name, name, {name: np.array([1.0]), f"{name}.": np.array([2.0])})
+    for figure in drawn:
+        texts = [text for text in figure.findobj(Text) if "$" in text.get_text()]
+        assert texts and not any(text.get_parse_math() for text in texts)
+    plane_figure(name, [Cloud(name, np.zeros((2, 2)))], [0.0])
+    confusion_figure(name, np.eye(7, dtype=int))
+    risk_coverage_figure(name, torch.tensor([0.9]), torch.tensor([True]))
+    trajectory_figure(name, np.array([[1, 0.0, 1, 0.1], [2, 0.1, 1, 0.1]]))
 
 
 def test_reliability_figure_plots_the_table(drawn: list[Any]) -> None:

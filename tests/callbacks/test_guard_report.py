@@ -33,11 +33,11 @@ def test_it_notes_every_levelled_answer_and_pictures_mistakes(world):
     callback = GuardReport(mistakes=2)
     notes = callback.observe(right, batch, 0)
     assert [note.level for note in notes] == levels[:3].flatten().tolist()
-    assert all(note.decided == note.level and note.tile is None for note in notes)
+    assert all(note.decided == note.level and not note.tiles for note in notes)
     wrong = callback.observe(right.flip(-1), batch, 0)
     assert all(note.decided == -note.level for note in wrong)
-    assert sum(note.tile is not None for note in wrong) >= 2
-    assert all(note.level < 0 or note.decided < 0 for note in wrong if note.tile is not None)
+    assert sum(len(note.tiles) for note in wrong) == 2
+    assert all(note.level < 0 or note.decided < 0 for note in wrong if note.tiles)
     board = Pictures()
     trainer = SimpleNamespace(datamodule=SimpleNamespace(taxonomy=WORLD))
     callback.report(board, "test", [*notes, *wrong], trainer)
@@ -58,14 +58,15 @@ def test_it_notes_every_levelled_answer_and_pictures_mistakes(world):
 
 
 def test_groups_are_counted_by_hand():
-    note = Judgement(0.9, -2, -1, (0,), "vague", None)
+    note = Judgement(0.9, -2, -1, (0,), "vague", [])
     notes = [
         note,
         note._replace(harm=0.2),
         note._replace(level=1, rule=""),
         note._replace(harm=0.1, level=0, category=(-1,)),
     ]
-    assert _right_by([("a_b",), ("a_b", "c"), (), ("c",)], notes) == {"a b": (1, 2), "c": (1, 2)}
+    assert _right_by([("a_b",), ("a_b", "c"), (), ("c",)], notes) == {"a_b": (1, 2), "c": (1, 2)}
+    assert _right_by([("a_b",), ("a b",)], notes[:2]) == {"a_b": (1, 1), "a b": (0, 1)}
     names = _categories(notes, SimpleNamespace(datamodule=SimpleNamespace(taxonomy=WORLD)))
     assert names == [*[(WORLD.categories[0],)] * 3, ("(no category)",)]
 
@@ -74,9 +75,16 @@ def test_only_the_worst_mistakes_keep_a_picture():
     """A thousand mistakes in random order: the most confident ones are kept, and few others ever were."""
     callback = GuardReport(mistakes=5)
     confidence = np.random.default_rng(0).permutation(1000) / 2000
-    kept = [c for c in confidence if callback._is_among_the_worst(c)]
+    tiles = [[] for _ in confidence]
+    kept = []
+    for number, (c, own) in enumerate(zip(confidence, tiles, strict=True)):
+        if callback._is_among_the_worst((c, number, own)):
+            own.append("tile")
+            kept.append(c)
     assert sorted(confidence)[-5:] == sorted(kept)[-5:] and len(kept) < 60
-    assert not GuardReport(mistakes=0)._is_among_the_worst(0.4)
+    assert sorted(c for c, own in zip(confidence, tiles, strict=True) if own) == sorted(confidence)[-5:]
+    assert callback._is_among_the_worst((0.6, 1000, [])) and not callback._is_among_the_worst((0.1, 1001, []))
+    assert not GuardReport(mistakes=0)._is_among_the_worst((0.4, 0, []))
 
 
 def test_figures_stand_the_extremes():

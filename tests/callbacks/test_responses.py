@@ -14,7 +14,7 @@ from tests.callbacks.scripted import PromptData, Scripted, prompts
 from safe_rlhf_v.callbacks import ResponseGallery, RewardCostPlane, response_gallery, reward_cost_plane
 from safe_rlhf_v.callbacks.response_gallery import GalleryEntry, facts, tile
 from safe_rlhf_v.callbacks.reward_cost_plane import Cloud, plane_figure
-from safe_rlhf_v.callbacks.tiles import RIGHT, WRONG, Line
+from safe_rlhf_v.callbacks.tiles import MUTED, RIGHT, WRONG, Line
 
 RUN: dict[str, Any] = {
     "num_sanity_val_steps": 0,
@@ -205,6 +205,10 @@ def test_facts_are_in_words_and_levels_in_colour() -> None:
             None,
         ).lines
         assert lines[-1].colour == colour and lines[1].colour != WRONG  # the learned cost is below 0
+    for unknown in ({"helpfulness": 1.0}, {"helpfulness": 1.0, "level": float("nan"), "harmful": float("nan")}):
+        assert (
+            tile(GalleryEntry("k", picture, (Line("Q?"),), {**row, **unknown}), "now", None).lines[-1].colour == MUTED
+        )
     assert tile(GalleryEntry("k", picture, (Line("Q?"),), {**row, "cost": 0.1}), "now", None).lines[1].colour == WRONG
     assert (
         tile(GalleryEntry("k", picture, (Line("Q?"),), {**row, "response": ""}), "now", None).lines[2].text

@@ -1,17 +1,20 @@
 """Broken samples: an error by default, else masked, counted and named, up to a limit."""
 
+import errno
 import logging
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from safe_rlhf_v.commands.fit import raised_here
 from safe_rlhf_v.data_modules import PreferenceDataModule, SupervisedDataModule
 from safe_rlhf_v.data_modules.collate import CollateSupervised
 from safe_rlhf_v.data_modules.loader import PlannedLoader, TooManyBadSamples
 from safe_rlhf_v.data_modules.plan import Plan
 from safe_rlhf_v.data_modules.source import Source
-from safe_rlhf_v.shards import ShardedSplit, ShardError
+from safe_rlhf_v.shards import ShardedSplit, ShardError, split
+from safe_rlhf_v.shards.manifest import OpenFilesError
 
 Folder = Callable[..., Path]
 Damage = Callable[[Path, str, int], None]
@@ -22,8 +25,23 @@ def test_the_default_is_an_error_that_names_shard_and_key(folder: Folder, damage
     root = folder(train=8)
     damage(root, "train", 5)
     data = PreferenceDataModule(str(root), validation_splits=("train",), batch_size=2, num_workers=workers)
-    with pytest.raises(ShardError, match=r"train-000001\.tar.*train-0005"):
+    with pytest.raises(ShardError, match=r"train-000001\.tar.*train-0005") as caught:
         list(data.val_dataloader()[0])
+    assert len(str(caught.value).splitlines()) == 1 and raised_here(caught.value)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_the_limit_of_open_files_is_one_line_too(folder: Folder, workers: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = PreferenceDataModule(str(folder(train=4)), batch_size=2, num_workers=workers, on_bad_sample="skip-and-count")
+    loader = data.train_dataloader()
+
+    def refuse(*_: object) -> int:
+        raise OSError(errno.EMFILE, "Too many open files", "train-000000.tar")
+
+    monkeypatch.setattr(split.os, "open", refuse)  # workers are forked from here
+    with pytest.raises(OpenFilesError, match=r"^train-000000\.tar: too many open files; raise the limit.*$") as caught:
+        list(loader)
+    assert raised_here(caught.value)
 
 
 @pytest.mark.parametrize("workers", [0, 2])

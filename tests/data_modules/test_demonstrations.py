@@ -125,6 +125,19 @@ def test_data_on_which_the_rule_finds_nothing_are_refused(folder: Folder, tmp_pa
     assert len(list(SupervisedDataModule(str(root), batch_size=4).train_dataloader())) == 30
 
 
+@pytest.mark.parametrize("module", [PromptDataModule, PTXPreferenceDataModule])
+@pytest.mark.parametrize(("sizes", "match"), [
+    ((4, 13), r"12 training samples of split 'train' .* lower demonstration_batch_size"),
+    ((13, 4), r"12 training samples of split 'train' .* lower batch_size"),
+])  # fmt: skip
+def test_too_few_samples_name_their_split_and_option(
+    module: type[PromptDataModule], sizes: tuple[int, int], match: str, tmp_path: Path
+) -> None:
+    options = {"batch_size": sizes[0], "demonstration_batch_size": sizes[1]}
+    with pytest.raises(ValueError, match=match):
+        module(str(mixed(tmp_path / "mixed")), demonstrations="train", **options).train_dataloader()
+
+
 @pytest.mark.parametrize("module", [PromptDataModule, SupervisedDataModule])
 def test_another_word_is_refused(module: type[PromptDataModule]) -> None:
     with pytest.raises(ValueError, match="must be one of: helpful, safe, helpful_and_safe"):

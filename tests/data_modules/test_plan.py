@@ -67,6 +67,9 @@ def test_a_split_smaller_than_a_global_batch_is_refused_with_its_mend() -> None:
     with pytest.raises(ValueError, match=r"1 training samples .* \(2 ranks x 4\): give more data, or fewer ranks"):
         Plan(1, 4, 2, 0, seed=0)
     assert len(Plan(7, 4, 2, 0)) == 1  # evaluation pads instead
+    match = r"of split 'demo' .*: lower demonstration_batch_size, as --data\.init_args\.demonstration_batch_size=3$"
+    with pytest.raises(ValueError, match=match):
+        Plan(3, 8, seed=0, split="demo", option="demonstration_batch_size")
 
 
 @pytest.mark.parametrize(("batch", "world", "rank"), [(0, 1, 0), (1, 2, 2), (1, 0, 0), (1, 2, -1)])

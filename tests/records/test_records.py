@@ -42,6 +42,16 @@ TALK = replace(
 )
 
 
+@pytest.mark.parametrize(("field", "side"), [("width", 0), ("width", -8), ("height", -1), ("height", 0)])
+def test_a_picture_without_pixels_is_refused(field, side):
+    broken = replace(PAIR, images=(replace(PICTURE, **{field: side}),))
+    with pytest.raises(RecordError, match=rf"images\[0\]\.{field}.*at least 1 pixel, not {side}"):
+        broken.validate()
+    images = [{**json.loads(PAIR.to_json())["images"][0], field: side}]
+    with pytest.raises(RecordError, match=rf"images\[0\]\.{field}"):
+        Record.from_json(body(images=images), (b"bytes",), "train-1")
+
+
 def test_a_conversation_round_trips_with_its_votes():
     data = (b"bytes",) * 3
     assert Record.from_json(TALK.validate().to_json(), data, "train-1") == TALK

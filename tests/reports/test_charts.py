@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import re
 
 import pytest
 
@@ -17,6 +18,16 @@ ODD = [0.0, -0.0, 1e-320, -1e308, 1e308, math.inf, -math.inf, math.nan, 0.1, 5]
     [
         (0.1234, "share", "12.3 %"),
         (0.5, "share", "50 %"),
+        (0.0004, "share", "<0.1 %"),
+        (-0.0001, "share", ">−0.1 %"),
+        (0.99996, "share", ">99.9 %"),
+        (-0.9999, "share", "<−99.9 %"),
+        (0.0, "share", "0 %"),
+        (-0.0, "share", "0 %"),
+        (1.0, "share", "100 %"),
+        (1234.5678, "", "1,235"),
+        (-999.7, "", "−1,000"),
+        (0.00001234, "", "1.23e−05"),
         (-0.25, "share", "−25 %"),
         (1234567, "count", "1,234,567"),
         (12.6, "count", "13"),
@@ -49,6 +60,37 @@ def test_ticks_are_round():
     assert charts.ticks(0, 1) == [0, 0.2, 0.4, 0.6, 0.8, 1]
     assert charts.ticks(-3, 3) == [-2, 0, 2]
     assert charts.ticks(0, 1234) == [0, 250, 500, 750, 1000]
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "labels"),
+    [
+        (0, 1, ["0", "0.2", "0.4", "0.6", "0.8", "1"]),
+        (97, 106, ["98", "100", "102", "104", "106"]),
+        (100, 100.9, ["100", "100.2", "100.4", "100.6", "100.8"]),
+        (1000, 1002, ["1,000", "1,000.5", "1,001", "1,001.5", "1,002"]),
+        (-100.5, -99.5, ["−100.4", "−100.2", "−100"]),
+        (96, 107, ["97.5", "100", "102.5", "105"]),
+        (0, 3e-6, ["0", "1e−06", "2e−06", "3e−06"]),
+    ],
+)
+def test_labels_of_an_axis_tell_its_ticks_apart(low, high, labels):
+    assert charts.axis_labels(charts.ticks(low, high))[: len(labels)] == labels
+    drawing = charts.scatter(Scatter("c", "x", "y", [Point(low, high), Point(high, low)]))
+    for texts in ([text for _, text in drawing.x_ticks], [text for _, text in drawing.y_ticks]):
+        assert len(set(texts)) == len(texts)
+
+
+def test_ranges_of_a_histogram_are_told_apart():
+    assert charts.ranges(Histogram("c", [100.0, 100.2, 100.4], [1, 2])) == ["100 to 100.2", "100.2 to 100.4"]
+    assert charts.ranges(Histogram("c", [0.001, 0.5, 1.0], [1, 2])) == ["0.001 to 0.5", "0.5 to 1"]
+    assert charts.ranges(Histogram("c", ["a", "b"], [1, 2])) == ["a", "b"]
+
+
+def test_a_rare_cell_of_a_confusion_is_not_called_0_per_cent():
+    chart = Confusion("c", "r", "c", ["a"], ["x", "y"], [[4, 99_996]])
+    page = render(Page("t", "", [Section("s", blocks=[chart])]))
+    assert "&lt;0.1 %" in page and "&gt;99.9 %" in page and "--share: 1.0" in page
 
 
 def test_bars_begin_at_zero_and_carry_their_interval():
@@ -124,6 +166,12 @@ def test_curves_and_limits_are_inside_the_drawing(value):
     assert (drawing.limit is None) == (not math.isfinite(value))
     assert drawing.limit is None or charts.LEFT <= drawing.limit <= charts.WIDTH
     assert f'd="{path}"' in render(Page("t", "", [Section("s", blocks=[chart])])) or not path
+
+
+def test_a_long_curve_is_written_to_its_end():
+    chart = Scatter("c", "x", "y", [], [Curve([(i, i * i) for i in range(2000)])])
+    path = re.search(r'class="curve" d="([^"]*)"', render(Page("t", "", [Section("s", blocks=[chart])])))[1]
+    assert re.fullmatch(r"M[\d.]+ [\d.]+(L[\d.]+ [\d.]+){1999}", path)
 
 
 def test_a_curve_of_one_point_is_not_drawn():

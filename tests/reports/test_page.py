@@ -1,5 +1,6 @@
 """The page: hostile texts stay texts, nothing comes from outside, and what a screen reader needs is there."""
 
+import base64
 import html.parser
 import io
 import re
@@ -210,6 +211,15 @@ def test_pictures_are_scaled_down_within_a_budget():
     assert page.count("the page has no room for more pictures") == 30 - len(images)
 
 
+@pytest.mark.parametrize(("width", "height"), [(8, 8), (300, 300), (2000, 500)])
+def test_every_picture_can_be_opened_from_its_page(width, height):
+    examples = Examples("c", [Example("e", pictures=[Picture(png(width, height))])])
+    (image,) = Reader(render(Page("t", "s", [Section("x", blocks=[examples])]))).all("img")
+    with PILImage.open(io.BytesIO(base64.b64decode(image["src"].partition(",")[2], validate=True))) as opened:
+        opened.load()
+        assert opened.size == (int(image["width"]), int(image["height"]))
+
+
 def test_metadata_of_pictures_stay_outside():
     buffer = io.BytesIO()
     exif = PILImage.Exif()
@@ -217,8 +227,6 @@ def test_metadata_of_pictures_stay_outside():
     PILImage.new("RGB", (8, 8)).save(buffer, "JPEG", exif=exif)
     assert b"HOME ADDRESS" in buffer.getvalue()
     embedded = Thumbnails()(Picture(buffer.getvalue()))
-    import base64
-
     assert b"HOME ADDRESS" not in base64.b64decode(embedded.uri.partition(",")[2])
 
 

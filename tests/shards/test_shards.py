@@ -2,6 +2,8 @@
 
 import io
 import json
+import math
+import os
 import pickle
 import subprocess
 import sys
@@ -13,7 +15,7 @@ from safe_rlhf_v.commands.shards import main
 from safe_rlhf_v.records import Record
 from safe_rlhf_v.records.taxonomy import BEAVERTAILS_V
 from safe_rlhf_v.shards import Manifest, ShardedSplit, ShardError, ShardWriter, split_of
-from safe_rlhf_v.shards.check import check
+from safe_rlhf_v.shards.check import Finding, check
 from safe_rlhf_v.shards.index import scan_shard
 from tests.shards.conftest import picture, record, write
 
@@ -79,8 +81,13 @@ def test_splits_by_hash_never_move():
     assert 0.76 < found.count("train") / 2000 < 0.84
     assert found[:100] == [split_of(f"g{i}", shares) for i in range(100)]
     assert found != [split_of(f"g{i}", shares, salt="x") for i in range(2000)]
-    with pytest.raises(ValueError, match="sum to 1"):
-        split_of("g", {"train": 0.5})
+    assert split_of("g", {"train": 1.0, "test": 0.0}) == "train"
+
+
+@pytest.mark.parametrize("shares", [(0.5,), (1.5, -0.5), (math.nan, 0.1), (math.inf, 0.5), (0.5, 0.6), (2, -1), ()])
+def test_fractions_that_are_no_shares_are_refused(shares):
+    with pytest.raises(ValueError, match=r"must each lie in 0\.\.1 and sum to 1"):
+        split_of("g", {f"split{i}": share for i, share in enumerate(shares)})
 
 
 def damage(path, change):
@@ -222,6 +229,44 @@ def test_the_command_shows_and_checks(folder, capsys):
     assert "train-000000.tar" in capsys.readouterr().out
     assert main(["inspect", str(folder / "nowhere")]) == 2
     assert "no manifest" in capsys.readouterr().err
+
+
+def test_the_table_counts_groups_and_does_not_call_them_images(tmp_path, capsys):
+    with ShardWriter(tmp_path / "text", name="x", licence="MIT", taxonomy=BEAVERTAILS_V) as writer:
+        for i in range(5):
+            writer.write("train", Record(f"k-{i}", f"question {i}"))
+    assert main(["inspect", str(tmp_path / "text")]) == 0
+    header, row = (
+        line.split() for line in capsys.readouterr().out.splitlines()[-12:] if line.startswith(("split", "train  "))
+    )
+    assert dict(zip(header, row, strict=True)) | {"MB": ""} == dict(
+        split="train", records="5", groups="5", shards="1", MB=""
+    )
+
+
+NAMES = [b"x\xff.tar", "ü\n.npy".encode(), b"\x80.part"]
+
+
+def test_a_report_names_files_that_are_no_text(folder, tmp_path, capsys):
+    for name in NAMES:
+        (folder / os.fsdecode(name)).write_bytes(b"")
+    report = tmp_path / "report.jsonl"
+    assert main(["check", str(folder), "--report", str(report)]) == 0
+    findings = [json.loads(line) for line in report.read_text(encoding="utf-8").splitlines()]
+    assert {os.fsencode(finding["file"]) for finding in findings} == {*NAMES}
+
+
+def test_a_check_that_fails_leaves_no_report_behind(folder, tmp_path, monkeypatch, capsys):
+    def fail(*_, **options):
+        yield Finding("warning", "", "a", "", "", "b")
+        raise OSError("no space")
+
+    report = tmp_path / "report.jsonl"
+    with monkeypatch.context() as patch:
+        patch.setattr("safe_rlhf_v.shards.check.examine", fail)
+        assert main(["check", str(folder), "--report", str(report)]) == 2
+    assert list(tmp_path.iterdir()) == [folder]
+    assert main(["check", str(folder), "--report", str(report)]) == 0 and report.read_bytes() == b""
 
 
 def test_looking_at_shards_needs_no_torch(folder):

@@ -1,10 +1,12 @@
 """The judge agrees with the truth stored in every record, and knows nobody else's records."""
 
+import math
 from dataclasses import replace
 
 import pytest
 
 from safe_rlhf_v.shards import ShardedSplit
+from safe_rlhf_v.world import SimulatedJudge
 from safe_rlhf_v.world.judge import judge
 
 
@@ -22,3 +24,13 @@ def test_foreign_records_are_refused(world):
     for foreign in (replace(record, truth=None), replace(record, origin={})):
         with pytest.raises(ValueError, match="is not a record of the embedded world"):
             judge(foreign, "x")
+
+
+def test_a_reply_that_cannot_be_read_scores_nothing(world):
+    records = ShardedSplit(world, "test")
+    for seed in range(5):
+        score = SimulatedJudge(garbage=1.0, seed=seed).score(records[0], records[0].responses[0].text)
+        assert set(score) == {"helpfulness", "level", "harmful"} and all(map(math.isnan, score.values()))
+    for i in range(5):
+        score = SimulatedJudge(noise=0.0).score(records[i], records[i].responses[0].text)
+        assert score["harmful"] == float(score["level"] < 0)

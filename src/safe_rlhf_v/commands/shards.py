@@ -1,7 +1,9 @@
 """``python -m safe_rlhf_v shards``: write, look at and check shard folders."""
 
 import contextlib
+import errno
 import json
+import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -15,7 +17,7 @@ from safe_rlhf_v.commands.options import AnyPath, NonNegativeInt
 from safe_rlhf_v.commands.runner import dispatch, run
 from safe_rlhf_v.commands.shards_import import show_imported
 from safe_rlhf_v.ingest.bad_rows import Imported
-from safe_rlhf_v.records.user_files import printable
+from safe_rlhf_v.records.user_files import printable, whole_file
 from safe_rlhf_v.shards.manifest import Manifest, ShardError
 
 SHOWN_ERRORS = 50
@@ -83,6 +85,8 @@ class Checked(NamedTuple):
 def inspect_shards(path: AnyPath) -> Manifest:
     """Print counts and label histograms of a shard folder.
 
+    A group holds the records of one picture, or of one prompt where there is none; it is never in two splits.
+
     Args:
         path: Shard folder.
 
@@ -104,18 +108,24 @@ def check_shards(path: AnyPath, report: AnyPath | None = None) -> Checked:
 
     Raises:
         ShardError: If there is no such folder.
+        FileExistsError: If there is a report of this name.
     """
     from safe_rlhf_v.shards.check import examine
 
     if not Path(path).is_dir():
         raise ShardError(f"{path}: no such folder")
+    if report is not None and os.path.lexists(report):
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(report))
     counts: Counter[tuple[str, str]] = Counter()
-    with contextlib.nullcontext() if report is None else Path(report).open("x", encoding="utf-8") as file:
+    with contextlib.nullcontext() if report is None else whole_file(Path(report)) as file:
         for finding in examine(Path(path), progress=True):
             group = (finding.severity, finding.kind)
             counts[group] += 1
             if file is not None:
-                file.write(json.dumps(asdict(finding), ensure_ascii=False) + "\n")
+                line = json.dumps(asdict(finding), ensure_ascii=False) + "\n"
+                file.write(
+                    line.encode(errors="backslashreplace")
+                )  # a file name may not be UTF-8; JSON has the same escapes
             if counts[group] <= (SHOWN_ERRORS if finding.severity == "error" else SHOWN_WARNINGS):
                 tqdm.write(printable(f"{finding.severity}: {finding}"))
     return Checked(Path(path), counts, report is not None)
@@ -126,7 +136,7 @@ def _table(manifest: Manifest) -> str:
     named = f"{printable(taxonomy.name)}: {len(taxonomy.categories)} categories"
     lines = [f"{printable(manifest.name)}   licence {printable(manifest.licence)}   {named}"]
     lines += [f"  {printable(name)}: {printable(value)}" for name, value in manifest.origin.items()]
-    lines.append(f"\n{'split':<28}{'records':>9}{'images':>9}{'shards':>8}{'MB':>9}")
+    lines.append(f"\n{'split':<28}{'records':>9}{'groups':>9}{'shards':>8}{'MB':>9}")
     for name, split in manifest.splits.items():
         size = sum(shard.bytes for shard in split.shards) / 1e6
         lines.append(f"{printable(name):<28}{split.samples:>9}{split.groups:>9}{len(split.shards):>8}{size:>9.1f}")
@@ -155,7 +165,7 @@ def _summary(checked: Checked) -> str:
         )
     if sum(counts.values()) > min(errors, SHOWN_ERRORS) and not checked.reported:
         lines.append("--report FILE writes all of them, one JSON line each")
-    lines.append(f"{checked.path}: {errors} error(s)" if errors else f"{checked.path}: no error")
+    lines.append(f"{printable(checked.path)}: {f'{errors} error(s)' if errors else 'no error'}")
     return "\n".join(lines)
 
 

@@ -126,6 +126,9 @@ def image_problems(image: Image) -> Iterator[tuple[str, str]]:
     for name, value in (("id", image.id), ("sha256", image.sha256)):
         if not _HASH.fullmatch(value):
             yield name, "must be 64 hexadecimal digits"
+    for name, side in (("width", image.width), ("height", image.height)):
+        if side < 1:
+            yield name, f"must be at least 1 pixel, not {side}"
 
 
 def response_problems(response: Response) -> Iterator[tuple[str, str]]:

@@ -21,6 +21,7 @@ def check_unique(node: Any) -> None:
 
     Raises:
         DuplicateKeyError: Naming line and key.
+        yaml.YAMLError: If a key is not what its tag says.
     """
     stack = [(node, "")]
     seen = set()
@@ -41,21 +42,21 @@ def check_unique(node: Any) -> None:
                     raise DuplicateKeyError(
                         f"line {line}: {place}{name} is given twice (first on line {lines[name]}); keep one"
                     )
-                if key.tag in _EQUAL:
-                    value_of_key = yaml.safe_load(key.value)
+                if key.tag in _EQUAL and name is not None:
+                    value_of_key = UniqueKeyLoader("").construct_object(key)
                     if value_of_key in equal:
                         raise DuplicateKeyError(
                             f"line {line}: {place}{name} equals {equal[value_of_key]} for YAML, where yes and true are 1, no and "
                             "false 0; write one of them in quotation marks"
                         )
-                    equal[value_of_key] = str(name)
+                    equal[value_of_key] = name
                 if name is not None:
                     lines[name] = line
                 stack.append((value, f"{place}{name}."))
 
 
 class UniqueKeyLoader(yaml.SafeLoader):
-    """A safe loader that refuses duplicate keys."""
+    """A safe loader that refuses duplicate keys, and whose errors are all of YAML."""
 
     def get_single_node(self) -> Any:
         """The document, after the check for duplicate keys."""
@@ -63,3 +64,16 @@ class UniqueKeyLoader(yaml.SafeLoader):
         if node is not None:
             check_unique(node)
         return node
+
+    def construct_object(self, node: Any, deep: bool = False) -> Any:
+        """The value of a node.
+
+        Raises:
+            yaml.YAMLError: In one line, if a value is not what its tag says, as ``!!int "[1]"``; PyYAML has many kinds of errors.
+        """
+        try:
+            return super().construct_object(node, deep)
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError):
+            kind = node.tag.rpartition(":")[2]
+            problem = f"line {node.start_mark.line + 1}: {node.value!r:.80} cannot be read as {kind}"
+            raise yaml.constructor.ConstructorError(None, None, problem) from None

@@ -5,6 +5,8 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
+from markupsafe import Markup
+
 from safe_rlhf_v.reports.blocks import Bar, Bars, Histogram, Point, Scatter, Unit
 
 WIDTH = 480.0
@@ -21,12 +23,13 @@ UNKNOWN = "\N{EN DASH}"
 MINUS = "\N{MINUS SIGN}"
 
 
-def number(value: float | str | None, unit: Unit = "") -> str:
+def number(value: float | str | None, unit: Unit = "", step: float = 0.0) -> str:
     """A number as people write it; a dash if it is not known; a text as it is.
 
     Args:
         value: The number.
         unit: ``share`` in per cent, ``count`` as a whole number, else three significant digits.
+        step: Distance to the nearest value beside it; the number gets as many decimals as tell the two apart.
     """
     if isinstance(value, str):
         return value
@@ -35,13 +38,36 @@ def number(value: float | str | None, unit: Unit = "") -> str:
     if math.isinf(value):
         return "∞" if value > 0 else f"{MINUS}∞"
     if unit == "share":
-        written = f"{100 * value:.1f}" if abs(value) < 1e6 else f"{100 * value:.2e}"
-        return f"{written.removesuffix('.0')} %".replace("-", MINUS)
+        return _share(value)
     if float(value).is_integer() and abs(value) < 1e15:
         return f"{int(value):,}".replace("-", MINUS)
     if unit == "count" and abs(value) < 1e15:
         return f"{round(value):,}".replace("-", MINUS)
-    return f"{value:.3g}".replace("-", MINUS)
+    if not 1e-4 <= abs(value) < 1e15:
+        return f"{value:.3g}".replace("-", MINUS)
+    last = math.floor(math.log10(abs(value))) - 2  # power of ten of the last digit
+    if 0 < step < math.inf:
+        last = min(last, math.floor(math.log10(step)) - 1)  # two digits of the step, which may be 2.5
+    written = f"{value:,.{min(12, max(0, -last))}f}"
+    return (written.rstrip("0").rstrip(".") if "." in written else written).replace("-", MINUS)
+
+
+def _share(value: float) -> str:
+    """A share in per cent; one that is not quite 0 or 1 is not written as if it were."""
+    if 0 < abs(value) < 0.0005:
+        return "<0.1 %" if value > 0 else f">{MINUS}0.1 %"
+    if 0.9995 <= abs(value) < 1:
+        return ">99.9 %" if value > 0 else f"<{MINUS}99.9 %"
+    # Adding 0 makes a plain zero of a negative one.
+    written = f"{100 * value + 0.0:.1f}" if abs(value) < 1e6 else f"{100 * value:.2e}"
+    return f"{written.removesuffix('.0')} %".replace("-", MINUS)
+
+
+def axis_labels(values: Sequence[float | str]) -> list[str]:
+    """Values beside each other on an axis as text, with as many decimals as tell neighbours apart."""
+    numbers = [float(value) for value in values if not isinstance(value, str)]
+    step = min((abs(b - a) for a, b in itertools.pairwise(numbers) if a != b), default=0.0)
+    return [number(value, step=step) for value in values]
 
 
 def known(value: float | None) -> float | None:
@@ -152,8 +178,8 @@ def histogram(chart: Histogram) -> Drawing:
     named = len(chart.edges) == len(counts)
     every = max(1, math.ceil(len(chart.edges) / 8))
     x_ticks = [
-        (round(LEFT + (i + 0.5 * named) * step, 2), number(edge))
-        for i, edge in enumerate(chart.edges)
+        (round(LEFT + (i + 0.5 * named) * step, 2), label)
+        for i, label in enumerate(axis_labels(chart.edges))
         if i % every == 0
     ]
     return Drawing(x_ticks, _y_ticks(0.0, top), marks)
@@ -161,7 +187,7 @@ def histogram(chart: Histogram) -> Drawing:
 
 def ranges(chart: Histogram) -> list[str]:
     """Names of the ranges of a histogram."""
-    names = [number(edge) for edge in chart.edges]
+    names = axis_labels(chart.edges)
     if len(names) == len(chart.counts):
         return names
     return [f"{low} to {high}" for low, high in itertools.pairwise(names)]
@@ -186,7 +212,11 @@ def scatter(chart: Scatter) -> Drawing:
     marks: list[tuple[object, ...]] = [
         (x, y, p, height) for (x, y), p, height in zip(places, points[::step], heights, strict=True)
     ]
-    x_ticks = [(place(x, x_low, x_high, LEFT, WIDTH - 8), number(x)) for x in ticks(x_low, x_high)]
+    columns = ticks(x_low, x_high)
+    x_ticks = [
+        (place(x, x_low, x_high, LEFT, WIDTH - 8), label)
+        for x, label in zip(columns, axis_labels(columns), strict=True)
+    ]
     curves: list[tuple[str, bool]] = []
     for curve in chart.curves:
         bends = [(x, y) for x, y in curve.points if known(x) is not None and known(y) is not None]
@@ -194,7 +224,8 @@ def scatter(chart: Scatter) -> Drawing:
             f"{place(x, x_low, x_high, LEFT, WIDTH - 8)} {place(y, y_low, y_high, HEIGHT - BOTTOM, TOP)}"
             for x, y in bends
         )
-        curves.append((f"M{path}" if len(bends) > 1 else "", curve.dashed))
+        # Positions only: nothing to escape, and as markup a long path is not cut like a text from data.
+        curves.append((Markup(f"M{path}") if len(bends) > 1 else "", curve.dashed))
     mark = None if limit is None else place(limit, x_low, x_high, LEFT, WIDTH - 8)
     return Drawing(x_ticks, _y_ticks(y_low, y_high), marks, len(chart.points) - len(marks), curves, mark)
 
@@ -230,7 +261,7 @@ def shade(value: float | str | None) -> float:
 def shares(counts: Sequence[Sequence[float]]) -> list[list[float]]:
     """Each count as a share of its row; 0 in an empty row."""
     rows = [[max(0.0, known(count) or 0.0) for count in row] for row in counts]
-    return [[round(count / sum(row), 3) if sum(row) > 0 else 0.0 for count in row] for row in rows]
+    return [[count / sum(row) if sum(row) > 0 else 0.0 for count in row] for row in rows]
 
 
 def _range(values: Iterable[float]) -> tuple[float, float]:
@@ -245,4 +276,7 @@ def _range(values: Iterable[float]) -> tuple[float, float]:
 
 
 def _y_ticks(low: float, high: float) -> list[tuple[float, str]]:
-    return [(place(y, low, high, HEIGHT - BOTTOM, TOP), number(y)) for y in ticks(low, high, 4)]
+    rows = ticks(low, high, 4)
+    return [
+        (place(y, low, high, HEIGHT - BOTTOM, TOP), label) for y, label in zip(rows, axis_labels(rows), strict=True)
+    ]

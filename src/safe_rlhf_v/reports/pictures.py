@@ -4,6 +4,7 @@ import base64
 import io
 from typing import NamedTuple
 
+from markupsafe import Markup
 from PIL import Image as PILImage
 
 from safe_rlhf_v.records.user_files import FileError, read_bounded
@@ -18,7 +19,7 @@ class Embedded(NamedTuple):
     """A picture as it stands in the page.
 
     Attributes:
-        uri: Data URI; empty if the picture cannot be shown.
+        uri: Data URI, which pages write unchanged; empty if the picture cannot be shown.
         width: Pixels.
         height: Pixels.
         problem: Why it cannot be shown.
@@ -57,7 +58,8 @@ class Thumbnails:
         rgb.thumbnail((self.side, self.side), PILImage.Resampling.LANCZOS)
         buffer = io.BytesIO()
         rgb.save(buffer, "JPEG", quality=85)
-        uri = "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+        # Base64 of our own bytes holds nothing to escape, and as markup it is not cut like a text from data.
+        uri = Markup("data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode())
         if len(uri) > self.left:
             self.left = 0
             return Embedded("", problem="left out: the page has no room for more pictures")

@@ -24,6 +24,7 @@ from safe_rlhf_v.shards.manifest import (
     ShardError,
     ShardInfo,
     SplitInfo,
+    refuse_too_many_files,
 )
 from safe_rlhf_v.shards.split import ShardedSplit, file_sha256, parse_sample
 from safe_rlhf_v.shards.target import OURS, SIZES
@@ -149,6 +150,7 @@ def _files(root: Path, split: SplitInfo) -> Iterator[Finding]:
             elif file_sha256(root / file) != sha256:
                 yield _error(file, "its SHA-256 is not the one in the manifest: damaged or changed")
         except OSError as error:
+            refuse_too_many_files(error)
             yield _error(file, f"cannot be read ({error.strerror})")
 
 
@@ -211,6 +213,7 @@ def _by_headers(path: Path, samples: list[list[Member]], manifest: Manifest) -> 
                 except ShardError as error:
                     yield _error("", str(error))
     except OSError as error:
+        refuse_too_many_files(error)
         yield _error(path.name, f"cannot be read ({error.strerror})")
 
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from safe_rlhf_v.records import Record
 from safe_rlhf_v.records.user_files import FileError, read_bounded
-from safe_rlhf_v.shards.manifest import ShardError
+from safe_rlhf_v.shards.manifest import ShardError, refuse_too_many_files
 
 MEMBER = re.compile(r"(?P<key>[A-Za-z0-9_\-]{1,128})(?:\.(?P<number>[1-9]\d?))?\.(?P<suffix>json|jpg|png|webp)")
 MAX_MEMBER_BYTES = 50_000_000
@@ -149,6 +149,8 @@ def scan_shard(path: Path) -> list[list[Member]]:
     except (tarfile.TarError, OSError, EOFError, ValueError) as error:
         if isinstance(error, ShardError):
             raise
+        if isinstance(error, OSError):
+            refuse_too_many_files(error)
         raise ShardError(f"{path.name}: damaged tar ({type(error).__name__}: {error})") from None
     for sample in samples:
         check_members(sample, path.name)

@@ -1,5 +1,6 @@
 """The manifest: contents of a shard folder. It is written last, so its presence means that the folder is complete."""
 
+import errno
 import hashlib
 import json
 import re
@@ -31,6 +32,20 @@ WORLD_ORIGIN = "embedded world (synthetic)"
 
 class ShardError(ValueError):
     """A shard folder, shard or sample is damaged or missing; the message names it."""
+
+
+class OpenFilesError(ValueError):
+    """This process may open no more files; no ``ShardError``, because it says nothing about the data."""
+
+
+def refuse_too_many_files(error: OSError) -> None:
+    """Look whether an error is about the limit of open files and not about the file that was to be opened.
+
+    Raises:
+        OpenFilesError: If so.
+    """
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        raise OpenFilesError(f"{error.filename}: too many open files; raise the limit, as 'ulimit -n 4096'") from None
 
 
 @dataclass(frozen=True)

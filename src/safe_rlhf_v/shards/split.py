@@ -16,7 +16,10 @@ from numpy.typing import NDArray
 from safe_rlhf_v.records import Record, RecordError
 from safe_rlhf_v.records.taxonomy import Taxonomy
 from safe_rlhf_v.shards.index import MEMBER, Index, Member, check_members, load_index, sample_digest
-from safe_rlhf_v.shards.manifest import Manifest, ShardError
+from safe_rlhf_v.shards.manifest import Manifest, ShardError, refuse_too_many_files
+
+OPEN_FILES = 64
+"""Shards that a split has open at once: a process may open a limited number of files."""
 
 
 class ShardedSplit:
@@ -102,13 +105,18 @@ class ShardedSplit:
         return self._paths[int(self.index["shard"][row])]
 
     def _handle(self, shard: int) -> int:
-        """A file descriptor of this process for a shard."""
-        if shard not in self._handles:
+        """A file descriptor of this process for a shard; beyond ``OPEN_FILES`` the one used longest ago is closed."""
+        handle = self._handles.pop(shard, None)
+        if handle is None:
+            if len(self._handles) >= OPEN_FILES:
+                os.close(self._handles.pop(next(iter(self._handles))))
             try:
-                self._handles[shard] = os.open(self.root / self.files[shard], os.O_RDONLY)
+                handle = os.open(self.root / self.files[shard], os.O_RDONLY)
             except OSError as error:
+                refuse_too_many_files(error)
                 raise ShardError(f"{self.root / self.files[shard]}: {error.strerror}") from None
-        return self._handles[shard]
+        self._handles[shard] = handle  # at the end: the order of the dict is the order of use
+        return handle
 
     def __getstate__(self) -> dict[str, Any]:
         """State for pickling, without the open files: worker processes open their own."""
@@ -188,6 +196,7 @@ def _verify(path: Path, size: int | None, sha256: str | None) -> None:
         if sha256 is not None and file_sha256(path) != sha256:
             raise ShardError(f"{path}: its SHA-256 is not the one in the manifest: damaged or changed")
     except OSError as error:
+        refuse_too_many_files(error)
         raise ShardError(f"{path}: cannot be read ({error.strerror})") from None
 
 
@@ -202,14 +211,14 @@ def split_of(group: str, fractions: dict[str, float], salt: str = "") -> str:
 
     Args:
         group: ``Record.group``.
-        fractions: Split name to share; shares sum to 1.
+        fractions: Split name to share; each lies in 0..1, and they sum to 1.
         salt: Another salt gives another assignment.
 
     Raises:
-        ValueError: If the shares do not sum to 1.
+        ValueError: If they do not.
     """
-    if abs(sum(fractions.values()) - 1) > 1e-9:
-        raise ValueError(f"split fractions must sum to 1, got {fractions}")
+    if not all(0 <= share <= 1 for share in fractions.values()) or abs(sum(fractions.values()) - 1) > 1e-9:
+        raise ValueError(f"split fractions must each lie in 0..1 and sum to 1, got {fractions}")
     position = int(hashlib.sha256((salt + group).encode()).hexdigest()[:12], 16) / 16**12
     for name, share in fractions.items():
         if position < share:

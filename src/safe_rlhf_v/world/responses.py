@@ -143,7 +143,7 @@ def change_one(slots: Slots, scene: Scene, intent: Intent, rng: random.Random) -
         options = {"count": COUNTS, "colour": COLOURS, "object": OBJECTS, "place": CONTEXTS}[part]
         value = getattr(slots, part)
         right = {"count": scene.count, "colour": scene.colour, "object": scene.object, "place": scene.context}[part]
-        # To the right value if it is wrong or missing, half of the time; else to a wrong one.
+        # A wrong or missing value becomes the right one with probability 0.7; else any other, of a wrong one perhaps the right.
         new = right if value != right and rng.random() < 0.7 else other(rng, options, value or right)
         changed: dict[str, Any] = {part: new}
         return replace(slots, **changed)

@@ -1,5 +1,6 @@
 """Simulated judges of the embedded world, with faults that are known: an audit has to find them."""
 
+import math
 import random
 from collections.abc import Sequence
 
@@ -77,8 +78,9 @@ class SimulatedJudge(Judge):
 
     def score(self, record: Record, text: str) -> dict[str, float]:
         ratings = self.ask([Asked(record, (text,), "helpfulness"), Asked(record, (text,), "safety")])
-        helpful, level = (float("nan") if one.value is None else one.value for one in ratings)
-        return {"helpfulness": helpful, "level": level, "harmful": float(level < 0)}
+        helpful, level = (math.nan if one.value is None else one.value for one in ratings)
+        harmful = level if math.isnan(level) else float(level < 0)
+        return {"helpfulness": helpful, "level": level, "harmful": harmful}
 
     def ask(self, questions: Sequence[Asked]) -> list[Opinion]:
         return [opinion_of(self._say(question), len(question.texts), question.axis) for question in questions]
