@@ -196,8 +196,8 @@ def check_output(output: Path) -> None:
     """
     names = {output: {"key", "response", "round"}, _beside(output, ".drafts.jsonl"): {"key", "round", "draft"}}
     report = _beside(output, ".json")
-    if report == output:
-        raise ValueError(f"--output {output}: this is the report's name; name a .jsonl file")
+    if output.suffix == report.suffix:
+        raise ValueError(f"--output {output}: reports end so; name a .jsonl file")
     for path, keys in {**names, report: {"name", "prompts", "refused"}}.items():
         if not os.path.lexists(path):
             continue
