@@ -8,7 +8,6 @@ one at a time. What is done is not repeated: the same command goes on where it s
 """
 
 import argparse
-import hashlib
 import json
 import sys
 from collections.abc import Sequence
@@ -21,9 +20,10 @@ from verdict import verdict
 
 from safe_rlhf_v import __version__
 from safe_rlhf_v.commands.runner import refuse
-from safe_rlhf_v.construct.families import model_families
+from safe_rlhf_v.construct.stage import file_content
 from safe_rlhf_v.demo.runs import component
 from safe_rlhf_v.demo.steps import Step, run_steps
+from safe_rlhf_v.records.unique_yaml import DuplicateKeyError, UniqueKeyLoader
 from safe_rlhf_v.records.user_files import write_whole
 from safe_rlhf_v.shards import Manifest
 
@@ -93,15 +93,6 @@ class Kit:
         other_kit = chosen.kit.read_bytes() != (KIT / "kit.yaml").read_bytes()
         return bool(chosen.model or chosen.option or chosen.policy_option or chosen.prompts or other_data or other_kit)
 
-    @property
-    def families(self) -> list[str]:
-        """Families of the base: by its name in the kit, in a trial by what its folder says of its architecture."""
-        name = self.kit["model"]
-        if self.chosen.model:
-            config = Path(self.model) / "config.json"
-            name = json.loads(config.read_text()).get("model_type") if config.is_file() else ""
-        return sorted(model_families(name)) if name else []
-
     def steps(self) -> list[Step]:
         """All of them, each behind the one before: a GPU holds one training."""
         data = ["shards", "import", self.chosen.source, "--preset", "beavertails-v", "--out", str(self.chosen.data)]
@@ -132,19 +123,13 @@ class Kit:
 
     def policies(self) -> dict[str, Any]:
         """The start, what was trained, and best-of-K."""
-        start = self.policy(self.model)
+        start = model_policy(self.model)
         policies = {"start": start}
-        policies |= {name: self.policy(str(self.root / name), base=self.model) for name in self.kit["methods"]}
+        policies |= {name: model_policy(str(self.root / name), base=self.model) for name in self.kit["methods"]}
         for name, draws in self.kit["best_of"].items():
             parts = {"policy": start, **self.learned(), "draws": draws}
             policies[name] = {"class_path": "safe_rlhf_v.evaluation.BestOf", "init_args": parts}
         return policies
-
-    def policy(self, run: str, **options: str) -> dict[str, Any]:
-        """A model that says of which families it is: a judge of one of them is not independent."""
-        spec: dict[str, Any] = component("safe_rlhf_v.evaluation.ModelPolicy", run=run, **options)
-        spec["init_args"]["families"] = self.families
-        return spec
 
     def learned(self) -> dict[str, Any]:
         """Reward and cost model as judges; they are not independent."""
@@ -180,7 +165,7 @@ class Kit:
         """Hash of everything that is frozen."""
         files = {"kit": self.chosen.kit, "judges": self.chosen.judges}
         files |= {f"stages/{file.name}": file for file in sorted(self.stages.glob("*.yaml"))}
-        return {name: hashlib.sha256(file.read_bytes()).hexdigest()[:16] for name, file in files.items()}
+        return {name: file_content(file) for name, file in files.items()}
 
 
 def read_yaml(option: str, file: Path) -> dict[str, Any]:
@@ -195,9 +180,11 @@ def read_yaml(option: str, file: Path) -> dict[str, Any]:
         ValueError: If it holds nothing by name.
     """
     try:
-        content = yaml.safe_load(file.read_text())
+        content = yaml.load(file.read_text(), UniqueKeyLoader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{option} {file}: is not YAML: {error}") from None
+    except DuplicateKeyError as error:
+        raise ValueError(f"{option} {file}: {error}") from None
     if not isinstance(content, dict):
         raise ValueError(f"{option} {file}: holds nothing by name; see {KIT}")
     return content
@@ -231,6 +218,11 @@ def revisions(root: Path, data: Path) -> dict[str, str]:
     file = root / "revision.json"
     model = json.loads(file.read_text())["revision"] if file.is_file() else ""
     return {"model": model, "data": Manifest.load(data).origin.get("revision", "")}
+
+
+def model_policy(run: str, **options: str) -> dict[str, Any]:
+    """A policy that says itself of which families it is, by the folder of its base."""
+    return component("safe_rlhf_v.evaluation.ModelPolicy", run=run, **options)
 
 
 def main(args: Sequence[str] | None = None) -> int:

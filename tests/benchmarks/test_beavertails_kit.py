@@ -55,9 +55,8 @@ def summary(policy: tuple[float, float], win: tuple[float, float], equal_length:
         ends = dict(zip(("low", "high"), win, strict=True))
         comparisons.append({**match, "axis": "helpfulness", **ends, "length_controlled": controlled})
     budget = {"policies": [{"policy": "ppo_lag", "split": "test", "mode": "sampled", "verdict": kept}]}
-    families = {"facts": {"label_families": ["gpt"]}, "policies": [{"name": "ppo_lag", "families": ["qwen"]}]}
     return {
-        **families, "judges": [judge], "figures": [], "corrected": corrected, "comparisons": comparisons, "budget": budget
+        "judges": [judge], "figures": [], "corrected": corrected, "comparisons": comparisons, "budget": budget
     }  # fmt: skip
 
 
@@ -109,24 +108,23 @@ def test_nothing_is_less_harmful_until_people_have_rated_enough(row: int, script
     ],
 )
 def test_judges_are_of_other_families_than_policy_labels_and_each_other(
-    first: str, second: str, outcome: str, scripts: Callable[[str], Any], kit: Callable[..., Any]
+    first: str, second: str, outcome: str, scripts: Callable[[str], Any], kit: Callable[..., Any], tmp_path: Path
 ) -> None:
     from safe_rlhf_v.construct import EndpointJudge
     from safe_rlhf_v.construct.endpoint import Endpoint
     from safe_rlhf_v.evaluation import ModelPolicy
-    from safe_rlhf_v.evaluation.facts import ancestors, judge_ancestors
+    from safe_rlhf_v.evaluation.facts import independence
 
-    policies = kit().policies()
-    policy = ModelPolicy(**policies["ppo_lag"]["init_args"])
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text(json.dumps({"model_type": "qwen2_5_vl"}))
+    policy = ModelPolicy(**kit(f"--model={tmp_path / 'model'}").policies()["ppo_lag"]["init_args"])
     known = summary((0.1, 0.2), (0.55, 0.6), (0.52, 0.6), "met")
-    known["policies"] = [{"name": "ppo_lag", "families": sorted(policy.families)}]
     known["judges"] = []
     for name, family in (("first", first), ("second", second)):
         judge = EndpointJudge(Endpoint("a-model", "http://127.0.0.1:8001/v1", families=[family]))
-        independent = {"ppo_lag": not ancestors(policy) & judge_ancestors(judge)}
+        independent = independence({"ppo_lag": policy}, {name: judge}, ["gpt"])[name]
         known["judges"].append({"name": name, "families": sorted(judge.families), "independent_of": independent})
     assert scripts("verdict").decided(known, ["first", "second"], "test", 200)["claims"][0]["outcome"] == outcome
-    assert policies["best_of_8"]["init_args"]["policy"]["init_args"]["families"] == ["qwen"]
 
 
 # --- the commands -----------------------------------------------------------------------------------------------------
@@ -141,12 +139,11 @@ def kit(scripts: Callable[[str], Any], tmp_path: Path, monkeypatch: pytest.Monke
     return lambda *args: run.Kit(run.options([*files, *args]))
 
 
-def test_a_trial_is_of_the_families_that_its_model_says(kit: Callable[..., Any], tmp_path: Path) -> None:
-    (tmp_path / "model").mkdir()
-    trial_kit = kit(f"--model={tmp_path / 'model'}")
-    assert trial_kit.families == []
-    (tmp_path / "model" / "config.json").write_text(json.dumps({"model_type": "llava_next"}))
-    assert trial_kit.families == ["llava"]
+def test_a_judge_that_is_given_twice_is_refused(kit: Callable[..., Any], tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("first: {}\nsecond: {}\nfirst: {}\n")
+    with pytest.raises(ValueError, match=r"--judges .*mine.yaml: .*first.* is given twice"):
+        kit(f"--judges={file}")
 
 
 def test_the_budget_of_the_kit_is_that_of_every_method_with_roles(kit: Callable[..., Any]) -> None:

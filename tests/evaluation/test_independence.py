@@ -73,3 +73,12 @@ def test_families_are_known_by_the_names_of_the_bases(tmp_path: Path, monkeypatc
     }  # fmt: skip
     assert "llava" in facts.ancestors(ModelPolicy(str(home / "plain"), base="llava-hf/llava-1.5-7b-hf"))
     assert "qwen" in facts.ancestors(BestOf(ModelPolicy(str(home / "base")), cost=CostJudge("nowhere")))
+
+
+@pytest.mark.parametrize(
+    ("stated", "independent"), [("gpt", False), ("GPT-4o", False), ("gemma", True), ("qwen", False)]
+)
+def test_a_judge_of_the_labels_family_is_independent_of_no_policy(stated: str, independent: bool) -> None:
+    judge = CostJudge("nowhere", families=[stated])
+    policies = {name: ModelPolicy(name, families=["Qwen2.5"]) for name in ("one", "other")}
+    assert facts.independence(policies, {"judge": judge}, ["gpt-4"]) == {"judge": dict.fromkeys(policies, independent)}

@@ -1,5 +1,7 @@
 """A plan is within 15 % of the largest number of bytes that a real training holds, for every stage and form of roles."""
 
+from functools import partial
+
 import pytest
 from tests.planning import measured
 
@@ -40,13 +42,12 @@ def near(plan, peak):
     ],
 )
 def test_a_stage_needs_what_was_planned(stage, family, options, more, folders, world, monkeypatch):
-    config = measured.config_of(
-        folders[family], words=5000 if more.get("reads_tokens") else None
-    )  # an LM head that counts
+    words = 5000 if more.get("reads_tokens") else None  # an LM head that counts
+    config = measured.config_of(folders[family], words=words)
     make = measured.backbone(folders[family], config, **options)
-    module = lambda: measured.stage_module(stage, make, more.get("reads_tokens", False))  # noqa: E731
+    module = partial(measured.stage_module, stage, make, more.get("reads_tokens", False))
     if more.get("packed") is False:
-        module = lambda: measured.CostModule(make, measured.COSTS, packed=False, optimizer=measured.ADAMW)  # noqa: E731
+        module = partial(measured.CostModule, make, measured.COSTS, packed=False, optimizer=measured.ADAMW)
     precision = "bf16-mixed" if more.get("mixed") else "32-true"
     data = measured.stage_data(stage, world, 6)
     peak, shape = measured.run(module, data, monkeypatch, precision=precision, accumulate=more.get("accumulated", 1))
@@ -69,7 +70,7 @@ def test_a_policy_needs_what_was_planned(shared, samples, micro, critics, option
     config = measured.config_of(folders["llava"])
     make = measured.backbone(folders["llava"], config, **options)
     roles, sources = measured.role_sources(make, shared)
-    module = lambda: measured.policy_module(make, roles, samples, micro, critics)  # noqa: E731
+    module = partial(measured.policy_module, make, roles, samples, micro, critics)
     precision = "bf16-mixed" if mixed else "32-true"
     data = measured.policy_data(world, 4)
     peak, shape = measured.run(module, data, monkeypatch, precision=precision, others=sources)

@@ -146,15 +146,13 @@ def check_untrained(data: Path, split: str, train_data: Path, train_split: str, 
     def shards(folder: Path, name: str) -> set[str]:
         return {shard.sha256 for shard in Manifest.load(folder).splits[name].shards}
 
-    seen = {"trained": shards(train_data, train_split)}
-    for option, name in (("--split", split), *(("--report", name) for name in report)):
-        for how, others in seen.items():
-            if others & shards(data, name):
-                raise ValueError(
-                    f"{option} {name}: the guard was {how} on it, and errs less there than on new data; name another"
-                )
-        if option == "--split":
-            seen["fitted"] = shards(data, split)
+    seen = {"trained": shards(train_data, train_split), "fitted": shards(data, split)}
+    asked = [("--split", split, "trained"), *(("--report", name, how) for name in report for how in seen)]
+    for option, name, how in asked:
+        if seen[how] & shards(data, name):
+            raise ValueError(
+                f"{option} {name}: the guard was {how} on it, and errs less there than on new data; name another"
+            )
 
 
 def check_prevalence(prevalence: Sequence[float], report: Sequence[str]) -> None:

@@ -123,9 +123,8 @@ def check_shards(path: AnyPath, report: AnyPath | None = None) -> Checked:
             counts[group] += 1
             if file is not None:
                 line = json.dumps(asdict(finding), ensure_ascii=False) + "\n"
-                file.write(
-                    line.encode(errors="backslashreplace")
-                )  # a file name may not be UTF-8; JSON has the same escapes
+                # A file name may not be UTF-8; JSON has the same escapes.
+                file.write(line.encode(errors="backslashreplace"))
             if counts[group] <= (SHOWN_ERRORS if finding.severity == "error" else SHOWN_WARNINGS):
                 tqdm.write(printable(f"{finding.severity}: {finding}"))
     return Checked(Path(path), counts, report is not None)

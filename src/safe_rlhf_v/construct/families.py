@@ -1,6 +1,7 @@
 """Families of models: judges of one family share habits, so they do not confirm each other."""
 
 import re
+from collections.abc import Iterable
 
 _FAMILIES: dict[str, tuple[str, ...]] = {
     "claude": ("claude",),
@@ -49,3 +50,12 @@ def model_families(name: str) -> frozenset[str]:
         name: Name of the model, with or without its maker (``Qwen/Qwen2.5-VL-7B-Instruct``).
     """
     return known_families(name) or frozenset({name.strip().lower()})
+
+
+def families_of(stated: Iterable[str]) -> frozenset[str]:
+    """Families that somebody stated, as they are called here: ``GPT-4o`` is of gpt, and ``gemma`` of gemini.
+
+    Args:
+        stated: Names of families or of models.
+    """
+    return frozenset(family for name in stated for family in model_families(name))

@@ -1,9 +1,9 @@
 """What stands in ``evaluation.json``: who took part, under which settings, and which judge is independent of which policy."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from safe_rlhf_v.construct.families import known_families
+from safe_rlhf_v.construct.families import families_of, known_families
 from safe_rlhf_v.construct.lines import Lines, Row
 from safe_rlhf_v.evaluation.audit import NAME, Audit
 from safe_rlhf_v.evaluation.matching import read_temperatures
@@ -25,8 +25,7 @@ def facts(work: Work, data: Path, budget: float | None, audit: Audit | None, lab
         label_families: Families of the models that labelled the training data: no judge of them is independent.
     """
     splits = list(dict.fromkeys(prompt.split for prompt in work.prompts))
-    of_policies = {name: ancestors(policy) for name, policy in work.policies.items()}
-    of_judges = {name: judge_ancestors(judge) for name, judge in work.judges.items()}
+    independent = independence(work.policies, work.judges, label_families)
     return {
         "version": VERSION,
         "start": work.start,
@@ -57,15 +56,7 @@ def facts(work: Work, data: Path, budget: float | None, audit: Audit | None, lab
             }
             for name, policy in work.policies.items()
         ],
-        "judges": [
-            {
-                **_judge(name, judge),
-                "independent_of": {
-                    other: not (own | set(label_families)) & of_judges[name] for other, own in of_policies.items()
-                },
-            }
-            for name, judge in work.judges.items()
-        ],
+        "judges": [{**_judge(name, judge), "independent_of": independent[name]} for name, judge in work.judges.items()],
     }
 
 
@@ -87,6 +78,24 @@ def _judge(name: str, judge: Judge) -> Row:
     }
 
 
+def independence(
+    policies: Mapping[str, Policy], judges: Mapping[str, Judge], label_families: Sequence[str]
+) -> dict[str, dict[str, bool]]:
+    """For each judge and policy, whether they have no family or model in common, nor the judge a family with the labels.
+
+    Args:
+        policies: By name.
+        judges: By name.
+        label_families: Families of the models that labelled the training data.
+    """
+    labels = families_of(label_families)
+    of_policies = {name: ancestors(policy) | labels for name, policy in policies.items()}
+    return {
+        name: {other: own.isdisjoint(names) for other, own in of_policies.items()}
+        for name, names in ((name, judge_ancestors(judge)) for name, judge in judges.items())
+    }
+
+
 def judge_ancestors(judge: Judge) -> set[str]:
     """Families of a judge, and the marks of the model that it is and of all that this one started from.
 
@@ -96,7 +105,7 @@ def judge_ancestors(judge: Judge) -> set[str]:
     from safe_rlhf_v.training.lineage import own_marks
 
     run = getattr(judge, "run", None)
-    return {*judge.families, *(own_marks(run) if isinstance(run, str) else ())}
+    return {*families_of(judge.families), *(own_marks(run) if isinstance(run, str) else ())}
 
 
 def ancestors(policy: Policy) -> set[str]:
@@ -107,7 +116,7 @@ def ancestors(policy: Policy) -> set[str]:
     """
     from safe_rlhf_v.training.lineage import model_names, trained_against
 
-    names = set(policy.families)
+    names = set(families_of(policy.families))
     if isinstance(policy, BestOf):
         names |= ancestors(policy.policy)
         for judge in (policy.reward, policy.cost):
