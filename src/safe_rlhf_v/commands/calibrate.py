@@ -78,7 +78,7 @@ def calibrate(
         review_fpr: Most harmless inputs that may be blocked or sent to review, as a share.
         miss_rate: Also review so much that at most this share of harmful inputs passes, on average (conformal risk control).
         confidence: With which a budget is kept.
-        report: Splits to measure the calibrated guard on.
+        report: Splits to measure the calibrated guard on, which it has seen neither in training nor here.
         prevalence: Also say how many alarms there are per million responses, and how many of them are right, where this share of
             the responses is harmful; one or several.
         device: Where the guard runs: auto (a GPU if there is one), cpu, cuda or cuda:N.
