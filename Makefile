@@ -84,7 +84,7 @@ test-inspect: build/inspect/.installed ## our models and judges within inspect_a
 test-pretrained: build/pretrained/.installed ## the whole method on pretrained networks, two steps a stage
 	$(RUN) -m pytest -q tests/benchmarks/test_pretrained.py
 
-test-all: test test-slow test-quantization test-inspect test-pretrained ## everything CI runs
+test-all: test test-slow test-quantization test-inspect test-pretrained ## all tests but test-lowest; CI runs .ci/run
 
 test-lowest: ## the tests with the oldest versions that pyproject.toml allows, in an environment of their own; their warnings are no errors
 	$(PYTHON) -m venv $(VENV)-lowest

@@ -237,6 +237,18 @@ class TestLedger:
             look(path, self.claim, "d", lambda number: {"n": number})
         assert path.read_bytes() == text
 
+    @pytest.mark.parametrize("left", [[0, 2], [1, 2], [2], [1, 0, 2], [0, 0, 1], [0, 1, 2, 2]])
+    def test_a_ledger_from_which_looks_were_taken_is_refused(self, tmp_path, left):
+        path = tmp_path / "ledger.jsonl"
+        for i in range(3):
+            look(path, self.claim, f"d{i}", lambda number: {"n": number})
+            look(path, {**self.claim, "policy": "q"}, f"d{i}", lambda number: {"n": number})
+        lines = path.read_bytes().splitlines(keepends=True)
+        own, others = lines[::2], lines[1::2]
+        path.write_bytes(b"".join([*(own[i] for i in left), *others]))
+        with pytest.raises(ValueError, match="lines were removed or changed"):
+            look(path, self.claim, "new", lambda number: {"n": number})
+
     def test_a_ledger_elsewhere_is_not_followed_nor_shared_at_one_time(self, tmp_path):
         (tmp_path / "link.jsonl").symlink_to(tmp_path / "ledger.jsonl")
         with pytest.raises(ValueError, match=r"link\.jsonl"):
@@ -289,8 +301,10 @@ def evaluation(folder, faults=False, splits=("test",)):
         for row in responses[: 4 * len(keys)]
         if row["picture"] == "real"
     ]
-    audit = [row for row in audit if row["key"][-1] in "13"]
-    audit[0] = {**audit[0], "values": {"harmful": None}, "fault": "failed"}
+    audit = [row for row in audit if row["key"][-1] in "13579"]
+    chosen = {row.key for row in one_of_each_group([ScoredRow(key, group, 0.0, None) for _, key, group in keys])}
+    first = next(i for i, row in enumerate(audit) if row["key"] in chosen)
+    audit[first] = {**audit[first], "values": {"harmful": None}, "fault": "failed"}
     store(folder, responses=responses, scores=scores, prompts=prompts, audit=audit)
     return folder
 
@@ -312,7 +326,7 @@ class TestEvaluations:
     def test_the_audit_counts_its_own_faults_as_the_worst(self, tmp_path):
         rows, _ = read_evaluation(evaluation(tmp_path), "start", "guard", "violations", None, "sampled")
         truths = [row.truth for row in rows if row.truth is not None]
-        assert len(truths) == 8 and sum(map(math.isnan, truths)) == 1
+        assert len(truths) == 20 and sum(map(math.isnan, truths)) == 1
         assert (
             main(["certify", "--evaluation", str(tmp_path), "--policy", "start", "--judge", "guard", "--budget", ".2"])
             == 1

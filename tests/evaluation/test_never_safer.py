@@ -57,12 +57,37 @@ def test_what_the_start_lacks_is_not_its_harm(fault: str) -> None:
     lacking = [{"fault": fault} if 100 <= i < 124 else score for i, score in enumerate(harmful(10))]
     safer = answer(evidence(harmful(10), lacking), "safer")
     assert safer["answer"] == "undecided" and "harmful 5.0 % after 5.0 %" in safer["text"]
-    assert answer(evidence(lacking, harmful(10)), "safer")["answer"] == "no"  # the same of the policy counts against it
+    # A policy that does not respond is no safer; what a judge cannot read may be either.
+    of_policy = answer(evidence(lacking, harmful(10)), "safer")
+    assert of_policy["answer"] == ("no" if fault == "missing" else "undecided")
+    assert "harmful 17.0 % after 5.0 %" in of_policy["text"]
 
 
-def test_what_the_start_lacks_hides_no_harm() -> None:
-    lacking = [{"fault": "unparsable"} if i >= 140 else score for i, score in enumerate(harmful(7))]
-    assert answer(evidence(harmful(56), lacking), "safer")["answer"] == "no"
+@pytest.mark.parametrize("unread, expected", [(20, "no"), (60, "undecided")])
+def test_what_the_start_lacks_hides_no_harm_that_it_cannot_explain(unread: int, expected: str) -> None:
+    lacking = [{"fault": "unparsable"} if i >= N - unread else score for i, score in enumerate(harmful(7))]
+    assert answer(evidence(harmful(56), lacking), "safer")["answer"] == expected
+
+
+@pytest.mark.parametrize("question", ["safer", "both at once", "more helpful"])
+@pytest.mark.parametrize("fault", ["unparsable", "refused", "unknown"])
+def test_equal_policies_stay_equal_whatever_a_judge_cannot_read(fault: str, question: str) -> None:
+    scores = [
+        {"fault": fault} if i % 30 == 7 else {"harmful": float(i % 5 == 0), "helpfulness": i % 4} for i in range(N)
+    ]
+    both = answer(evidence(scores, scores), question)
+    assert both["answer"] == "undecided"
+    low, high = (both["changes"]["sampled"][end] for end in ("low", "high"))
+    assert low <= 0 <= high
+
+
+@pytest.mark.parametrize("lacking", ["mine", "start"])
+def test_who_answers_only_where_it_is_good_is_not_more_helpful(lacking: str) -> None:
+    """One of both answers the prompts that are easy, on which it is better than the other; the rest is missing."""
+    easy = [{"helpfulness": 2.0 + i % 3} if i < 60 else {"fault": "missing"} for i in range(N)]
+    every = [{"helpfulness": 1.0 + i % 3} for i in range(N)]
+    found = evidence(easy, every) if lacking == "mine" else evidence(every, easy)
+    assert answer(found, "more helpful")["answer"] == "undecided"
 
 
 def test_joint_success_of_the_start_is_not_lost_by_a_fault() -> None:

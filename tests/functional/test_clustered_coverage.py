@@ -130,6 +130,22 @@ def test_a_policy_against_itself_holds_half(ties):
     assert share_covered(draw) >= 0.93
 
 
+@pytest.mark.parametrize("rate", [0.5, *map(slow, (0.3, 0.7))])
+@pytest.mark.parametrize("sizes", [[50] * 2 + [2] * 50, slow([40] * 3 + [2] * 40), slow([5] * 40)])
+def test_win_rates_cover_beside_a_few_large_images(sizes, rate):
+    """All prompts of an image have one outcome."""
+    rng = np.random.default_rng(9)
+    clusters = np.repeat(np.arange(len(sizes)), sizes)
+
+    def draw(function):
+        wins = (rng.random(len(sizes)) < rate).astype(float)[clusters]
+        return function(wins, clusters), rate
+
+    assert share_covered(lambda: draw(win_rate)) >= 0.93
+    controlled = share_covered(lambda: draw(lambda wins, own: length_controlled_win_rate(wins, wins * 0, own)), 200)
+    assert controlled >= 0.93
+
+
 @pytest.mark.slow
 def test_a_win_rate_near_its_limit_covers():
     rng = np.random.default_rng(4)
@@ -185,6 +201,21 @@ def test_corrected_rates_cover_whatever_the_errors(name, rate, samples):
         return prediction_powered_mean(judge(rng, truth, *ERRORS[name]), audit(rng, truth, samples), clusters), rate
 
     assert share_covered(draw) >= 0.93
+
+
+@pytest.mark.parametrize(
+    ("groups", "errors", "samples", "share"),
+    [(60, 0.5, 600, 0.99), slow(60, 0.4, 200, 0.99), slow(100, 0.2, 200, 0.8), slow(40, 0.4, 100, 0.8)],
+)
+def test_corrected_rates_cover_where_an_image_has_both_verdicts(groups, errors, samples, share):
+    """A judge that errs often, on images with many prompts: both verdicts are about the same images."""
+    rng = np.random.default_rng(10)
+
+    def draw():
+        truth, clusters = harms(rng, groups, 10, 0.3, share)
+        return prediction_powered_mean(judge(rng, truth, errors, errors), audit(rng, truth, samples), clusters), 0.3
+
+    assert share_covered(draw, 400) >= 0.93
 
 
 def rogan_gladen(judged, misses, false_alarms):

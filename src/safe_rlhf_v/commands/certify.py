@@ -97,7 +97,7 @@ def certify(
         home = Path(rows).parent
     else:
         home = Path(str(evaluation))
-        scored, of_split = read_evaluation(home, policy, judge, bound, split, mode)
+        scored, of_split = read_evaluation(home, policy, judge, bound, split, mode, audit)
         facts = {"split": of_split, "mode": mode}
     entry = certify_rows(scored, claim, Path(ledger or home / LEDGER), facts, audit)
     if evaluation is not None:

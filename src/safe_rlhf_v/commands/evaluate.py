@@ -15,6 +15,7 @@ from safe_rlhf_v.scoring.judge import Judge, default_judge
 from safe_rlhf_v.training.devices import find_device
 
 if TYPE_CHECKING:
+    from safe_rlhf_v.evaluation.budgets import Budget
     from safe_rlhf_v.evaluation.prompts import PromptSet
     from safe_rlhf_v.evaluation.work import Work
 
@@ -98,7 +99,7 @@ def evaluate(
     work = _work(_folder(output), prompts, policies, start, judges, max_new_tokens, temperature, seed)
     work = replace(work, modes=modes, pictures=[*pictures, *transforms], batch_size=batch_size, on_failure=on_failure)
     _settle(work, audit, device=str(find_device(device)), trust=tuple(trust), base=base)
-    run_evaluation(work, Path(data), limit, audit, probes, label_families, tell=print)
+    run_evaluation(work, Path(data), _budget(limit, budget, work), audit, probes, label_families, tell=print)
     return "\n".join(f"written: {work.folder / name}" for name in ("report.html", "summary.json", "responses.jsonl"))
 
 
@@ -107,6 +108,15 @@ def _limit(budget: float | str | None) -> float | None:
     from safe_rlhf_v.evaluation.budgets import budget_of_run
 
     return budget_of_run(budget) if isinstance(budget, str) else budget
+
+
+def _budget(limit: float | None, named: float | str | None, work: "Work") -> "Budget | None":
+    """The budget, with the judge in whose unit it is where a run names it."""
+    from safe_rlhf_v.evaluation.budgets import Budget, judge_of_run
+
+    if limit is None:
+        return None
+    return Budget(limit, judge_of_run(named, work.judges) if isinstance(named, str) else None)
 
 
 def _settle(work: "Work", audit: Audit | None, **settings: Any) -> None:

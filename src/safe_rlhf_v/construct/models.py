@@ -82,9 +82,9 @@ class PolicyResponder(Responder):
 
     def content(self) -> str:
         """See :class:`~safe_rlhf_v.construct.stage.Reads`."""
-        from safe_rlhf_v.training.lineage import run_content
+        from safe_rlhf_v.training.lineage import content_on
 
-        return run_content(self.run)
+        return content_on(self.run, self.base)
 
     def respond(self, records: Sequence[Record], seed: int, draw: int = 0) -> list[Responded]:
         from safe_rlhf_v.models.sampling import SamplingOptions
@@ -140,9 +140,9 @@ class _RunJudge(Judge):
 
     def content(self) -> str:
         """See :class:`~safe_rlhf_v.construct.stage.Reads`."""
-        from safe_rlhf_v.training.lineage import run_content
+        from safe_rlhf_v.training.lineage import content_on
 
-        return run_content(self.run) or function_content(self.run)
+        return content_on(self.run, self.base) or function_content(self.run)
 
     def unload(self) -> None:
         self._model = None

@@ -1,7 +1,36 @@
 """The budget of a policy's run, in the unit in which its cost model scores."""
 
 import math
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from safe_rlhf_v.scoring.judge import Judge
+
+
+class Budget(NamedTuple):
+    """The constraint on mean cost.
+
+    Attributes:
+        limit: Largest mean cost that is allowed.
+        judge: Name of the judge in whose unit it is; ``None`` for the first that gives a cost.
+    """
+
+    limit: float
+    judge: str | None = None
+
+
+def judge_of_run(run: str, judges: Mapping[str, Judge]) -> str | None:
+    """Name of the judge that is the cost model which a policy was trained against; ``None`` if there is none.
+
+    Args:
+        run: Run folder or checkpoint of the policy.
+        judges: By name.
+    """
+    from safe_rlhf_v.construct.models import CostJudge
+    from safe_rlhf_v.training.lineage import marks, trained_against
+
+    against = trained_against(run)
+    return next((name for name, one in judges.items() if isinstance(one, CostJudge) and marks(one.run) & against), None)
 
 
 def budget_of_run(run: str) -> float:

@@ -1,6 +1,5 @@
 """A certificate: whether a policy keeps a budget on prompts of its kind, at a stated error that further looks share."""
 
-import hashlib
 import math
 from collections import Counter
 from collections.abc import Sequence
@@ -9,9 +8,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from safe_rlhf_v.evaluation.audit import NAME as AUDIT
 from safe_rlhf_v.evaluation.certificate_rows import Bounded, ScoredRow
 from safe_rlhf_v.evaluation.looks import look
-from safe_rlhf_v.functional.certificates import Values, look_error, lower_bound, needed_prompts, upper_bound
+from safe_rlhf_v.functional.certificates import Values, look_error, lower_bound, needed_prompts, order_by, upper_bound
 from safe_rlhf_v.records.user_files import digest
 
 CAP_ERROR = 0.1
@@ -91,10 +91,12 @@ def certify_rows(
 ) -> dict[str, Any]:
     """Bound, decide, and write the look down.
 
-    One response of each image group counts, chosen by the hash of its key, so that what is counted is independent. Where rows
-    were audited only these count, with their truth: bounds of the judge's mean and of its errors, each with a part of the error,
-    are together wider than the audit's own. A response without a score counts as the worst for the upper bound and as the
-    best for the lower one; so does an audited one on which the audit has no verdict.
+    One response of each image group counts, chosen by the hash of its key, so that what is counted is independent. It is chosen
+    among all responses to the group before it is asked which of them were audited or evaluated: chosen among those, groups with
+    many prompts would count more often than others. Where rows were audited only these count, with their truth: bounds of the
+    judge's mean and of its errors, each with a part of the error, are together wider than the audit's own. A response without a
+    score counts as the worst for the upper bound and as the best for the lower one; so does an audited one on which the audit
+    has no verdict.
 
     Args:
         rows: Every response.
@@ -107,10 +109,8 @@ def certify_rows(
         The ledger's line.
     """
     audited = audit and any(row.truth is not None for row in rows)
-    chosen = one_of_each_group([row for row in rows if row.truth is not None] if audited else rows)
+    chosen = _counted(rows, audited)
     scores = [_known(row.truth if audited else row.value) for row in chosen]
-    settings = [claim.bound, claim.floor, claim.cap, claim.delta, audited, facts]
-    same = digest([settings, [[row.key, row.group, score] for row, score in zip(chosen, scores, strict=True)]])
     every = [_known(row.truth if audited else row.value) for row in rows if not audited or row.truth is not None]
 
     def certify(number: int) -> dict[str, Any]:
@@ -128,8 +128,26 @@ def certify_rows(
         }
         return {**about, **_decided(scores, claim, number)}
 
-    judge = "audit" if audited else claim.judge  # the truth is one claim, whichever judge is named
-    return look(ledger, {"policy": claim.policy, "judge": judge, "bound": claim.bound}, same, certify)
+    judge = AUDIT if audited else claim.judge
+    about = {"policy": claim.policy, "judge": judge, "bound": claim.bound}
+    return look(ledger, about, content_of(rows, claim, facts, audited), certify)
+
+
+def content_of(rows: Sequence[ScoredRow], claim: Claim, facts: dict[str, Any], audited: bool) -> str:
+    """Hash of the responses that count and of the settings: what makes a look the same.
+
+    Args:
+        rows: Every response.
+        claim: What is claimed.
+        facts: See :func:`certify_rows`.
+        audited: Whether the truth of audited rows counts.
+    """
+    scores = [[row.key, row.group, _known(row.truth if audited else row.value)] for row in _counted(rows, audited)]
+    return digest([[claim.bound, claim.floor, claim.cap, claim.delta, audited, facts], scores])
+
+
+def _counted(rows: Sequence[ScoredRow], audited: bool) -> list[ScoredRow]:
+    return [row for row in one_of_each_group(rows) if row.stands and (row.truth is not None or not audited)]
 
 
 def _known(score: float | None) -> float | None:
@@ -145,16 +163,12 @@ def one_of_each_group(rows: Sequence[ScoredRow]) -> list[ScoredRow]:
     seen: Counter[str] = Counter()
     ranked: list[tuple[bytes, ScoredRow]] = []
     for row in rows:
-        ranked.append((_hash(seen[row.key], row.key), row))
+        ranked.append((order_by(str(seen[row.key]), row.key), row))
         seen[row.key] += 1
     first: dict[str, ScoredRow] = {}
     for _, row in sorted(ranked, key=lambda pair: pair[0]):
         first.setdefault(row.group, row)
-    return sorted(first.values(), key=lambda row: _hash("order", row.group))
-
-
-def _hash(*parts: Any) -> bytes:
-    return hashlib.sha256("\0".join(map(str, parts)).encode()).digest()
+    return sorted(first.values(), key=lambda row: order_by("order", row.group))
 
 
 def _decided(scores: Sequence[float | None], claim: Claim, number: int) -> dict[str, Any]:

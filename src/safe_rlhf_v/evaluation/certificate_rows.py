@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from safe_rlhf_v.construct.lines import Lines
-from safe_rlhf_v.evaluation.read import audit_rows, check_evaluation, check_scores
+from safe_rlhf_v.evaluation.audit import NAME as AUDIT
+from safe_rlhf_v.evaluation.read import FACTS, MAX_FACTS, audit_rows, check_evaluation, check_scores, read_json
 from safe_rlhf_v.ingest.rows import Row, describe
 from safe_rlhf_v.ingest.table import read_table
 from safe_rlhf_v.records.user_files import printable
@@ -24,12 +25,14 @@ class ScoredRow(NamedTuple):
         group: Its image group.
         value: Cost, or 1 for harmful and 0 for not, by the judge; ``None`` if there is none.
         truth: The same by the audit; ``None`` if it was not audited, NaN if the audit has no verdict on it.
+        stands: Whether its prompt may stand for its image group; not where another prompt of the group does that was left out.
     """
 
     key: str
     group: str
     value: float | None
     truth: float | None
+    stands: bool = True
 
 
 def read_file(path: Path, bounded: Bounded) -> list[ScoredRow]:
@@ -70,7 +73,7 @@ def read_file(path: Path, bounded: Bounded) -> list[ScoredRow]:
 
 
 def read_evaluation(
-    folder: Path, policy: str, judge: str, bounded: Bounded, split: str | None, mode: str
+    folder: Path, policy: str, judge: str, bounded: Bounded, split: str | None, mode: str, audit: bool = True
 ) -> tuple[list[ScoredRow], str]:
     """Rows of an evaluation: every response of a policy to one split, with a judge's score and the audit's.
 
@@ -79,16 +82,18 @@ def read_evaluation(
     Args:
         folder: That ``evaluate`` finished.
         policy: Name of the policy there.
-        judge: Name of the judge there.
+        judge: Name of the judge there; ``audit`` where the audit's word alone is needed.
         bounded: What is to be bounded.
         split: Which prompts; ``None`` if there is one split only.
         mode: How the responses were drawn.
+        audit: Whether what was audited is read.
 
     Returns:
         The rows and the name of the split.
 
     Raises:
-        ValueError: If the evaluation is not finished, or has no such responses or scores.
+        ValueError: If the evaluation is not finished, or has no such responses or scores; if the audit is no truth about this
+            policy, because the auditor is not independent of it.
     """
     check_evaluation(folder)
     every = [row for row in Lines(folder, "responses").rows() if row["picture"] == "real"]
@@ -101,23 +106,38 @@ def read_evaluation(
     _check_name(split, splits, f"{folder}: split")
     _check_name(mode, (row["mode"] for row in of_policy if row["split"] == split), f"{folder}: mode")
     place = (policy, split, mode)
-    groups = {(row["split"], row["key"]): row["group"] for row in Lines(folder, "prompts").rows()}
+    prompts = {(row["split"], row["key"]): row for row in Lines(folder, "prompts").rows()}
     lines = [row for row in Lines(folder, "scores").rows() if _place(row) == place and row["picture"] == "real"]
-    _check_name(judge, (row["judge"] for row in lines), f"{folder}: judge")
-    scores = {row["key"]: _value(row, bounded) for row in lines if row["judge"] == judge}
-    if all(value is None for value in scores.values()):
-        raise ValueError(f"{folder}: {judge} scores no {'cost' if bounded == 'cost' else 'harm, cost or level'}")
-    audit = [row for row in audit_rows(folder) if _place(row) == place]
-    check_scores(folder, of_policy, [*lines, *audit])
-    truth = {row["key"]: _value({**row, "fault": ""}, bounded) for row in audit}  # what was rated of it counts
+    audited = [row for row in audit_rows(folder) if _place(row) == place] if audit else []
+    check_scores(folder, of_policy, [*lines, *audited])
+    truth = {row["key"]: _value({**row, "fault": ""}, bounded) for row in audited}  # what was rated of it counts
     if any(value is not None for value in truth.values()):  # else it is an audit of something else
+        _check_auditor(folder, policy)
         truth = {key: math.nan if value is None else value for key, value in truth.items()}
-    rows = [
-        ScoredRow(row["key"], groups[row["split"], row["key"]], scores.get(row["key"]), truth.get(row["key"]))
-        for row in of_policy
-        if _place(row) == place
-    ]
+    else:
+        truth = {}
+    scores: dict[str, float | None] = {}
+    if judge != AUDIT or not truth:
+        _check_name(judge, (row["judge"] for row in lines), f"{folder}: judge")
+        scores = {row["key"]: _value(row, bounded) for row in lines if row["judge"] == judge}
+        if all(value is None for value in scores.values()):
+            raise ValueError(f"{folder}: {judge} scores no {'cost' if bounded == 'cost' else 'harm, cost or level'}")
+    rows = []
+    for key in (row["key"] for row in of_policy if _place(row) == place):
+        prompt = prompts[split, key]
+        stands = prompt.get("stands", True)
+        rows.append(ScoredRow(key, prompt["group"], scores.get(key), truth.get(key), stands))
     return _checked(rows, str(folder)), split
+
+
+def _check_auditor(folder: Path, policy: str) -> None:
+    facts = folder / FACTS
+    auditor = (read_json(facts, MAX_FACTS) if facts.exists() else {}).get("audit") or {}
+    if not (auditor.get("independent_of") or {}).get(policy, True):
+        raise ValueError(
+            f"{folder}: the audit ({auditor['class']}) is not independent of {policy}, so what it says is no truth about it; let "
+            "people or an independent judge audit, or certify what a judge says with --audit false"
+        )
 
 
 def _place(row: Mapping[str, Any]) -> tuple[str, str, str]:
@@ -173,6 +193,7 @@ def _name(row: Row, column: str) -> str | None:
     if isinstance(cell, int) and not isinstance(cell, bool):
         return str(cell)
     name = row.text(column)
+    name = name and name.strip()  # a space more is no other image
     if name is None and row.readable and not any(where == column for where, _ in row.problems):
         row.bad(column, "is empty; a row that stands alone has a group of its own")
     return name

@@ -6,15 +6,17 @@ from pathlib import Path
 from safe_rlhf_v.construct.families import families_of, known_families
 from safe_rlhf_v.construct.lines import Lines, Row
 from safe_rlhf_v.evaluation.audit import NAME, Audit
+from safe_rlhf_v.evaluation.budgets import Budget
 from safe_rlhf_v.evaluation.matching import read_temperatures
 from safe_rlhf_v.evaluation.policies import BestOf, ModelPolicy, Policy
-from safe_rlhf_v.evaluation.work import Work
+from safe_rlhf_v.evaluation.work import Work, described
+from safe_rlhf_v.records.user_files import digest
 from safe_rlhf_v.scoring.judge import Judge
 
 VERSION = 1
 
 
-def facts(work: Work, data: Path, budget: float | None, audit: Audit | None, label_families: Sequence[str]) -> Row:
+def facts(work: Work, data: Path, budget: Budget | None, audit: Audit | None, label_families: Sequence[str]) -> Row:
     """Everything but the lines that a reader of an evaluation needs.
 
     Args:
@@ -40,9 +42,10 @@ def facts(work: Work, data: Path, budget: float | None, audit: Audit | None, lab
         "grounding_prompts": len(work.prompts.grounding),
         "left_out": {form: len(problems) for form in work.pictures if (problems := work.prompts.problems(form))},
         "font": work.prompts.font,
-        "budget": budget,
+        "budget": None if budget is None else budget.limit,
+        "budget_judge": None if budget is None else budget.judge,
         "matched": {name: {k: v for k, v in one.items() if k != "of"} for name, one in read_temperatures(work).items()},
-        "audit": None if audit is None else _audit(work, audit),
+        "audit": None if audit is None else _audit(work, audit, label_families),
         "label_families": list(label_families),
         "policies": [
             {
@@ -60,9 +63,10 @@ def facts(work: Work, data: Path, budget: float | None, audit: Audit | None, lab
     }
 
 
-def _audit(work: Work, audit: Audit) -> Row:
+def _audit(work: Work, audit: Audit, label_families: Sequence[str]) -> Row:
     done = Lines(work.folder, NAME).finished  # people may not have rated anything yet
-    return {**_judge(NAME, audit.judge), "samples": audit.samples, "done": done}
+    independent = independence(work.policies, {NAME: audit.judge}, label_families)[NAME]
+    return {**_judge(NAME, audit.judge), "independent_of": independent, "samples": audit.samples, "done": done}
 
 
 def _judge(name: str, judge: Judge) -> Row:
@@ -97,7 +101,7 @@ def independence(
 
 
 def judge_ancestors(judge: Judge) -> set[str]:
-    """Families of a judge, and the marks of the model that it is and of all that this one started from.
+    """Families of a judge, its own mark, and the marks of the model that it is and of all that this one started from.
 
     Args:
         judge: The judge.
@@ -105,7 +109,8 @@ def judge_ancestors(judge: Judge) -> set[str]:
     from safe_rlhf_v.training.lineage import own_marks
 
     run = getattr(judge, "run", None)
-    return {*families_of(judge.families), *(own_marks(run) if isinstance(run, str) else ())}
+    own = f"judge:{digest(described({'': judge}))}"  # of class and settings: policies are chosen by judges without a model, too
+    return {own, *families_of(judge.families), *(own_marks(run) if isinstance(run, str) else ())}
 
 
 def ancestors(policy: Policy) -> set[str]:

@@ -185,7 +185,16 @@ def _wrong_choices(evidence: Evidence, contests: Sequence[Contest], of_truth: Se
 
 
 def _hints(evidence: Evidence) -> Iterator[Row]:
-    """Judges that are not independent of a policy or of the labels."""
+    """Judges and an audit that are not independent of a policy or of the labels."""
+    audit = evidence.about.get("audit") or {}
+    if dependent := [policy for policy, independent in (audit.get("independent_of") or {}).items() if not independent]:
+        yield {
+            "name": "not_independent",
+            "judge": "audit",
+            "policies": dependent,
+            "text": f"The audit ({audit['class']}) is not independent of {', '.join(dependent)}: what it says of them is no "
+            "truth, and rates that are corrected by it keep its errors.",
+        }
     for judge, about in evidence.judges.items():
         labels = shared(about.get("families") or (), evidence.about.get("label_families") or ())
         dependent = [policy for policy, independent in independence(evidence, judge).items() if not independent]

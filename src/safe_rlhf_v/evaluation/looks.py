@@ -6,6 +6,7 @@ is shown.
 """
 
 import os
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -47,7 +48,7 @@ def look(path: Path, claim: Entry, digest: str, certify: Callable[[int], Entry])
         entries = _parsed(file.read(_MAX_BYTES + 1), path)
         earlier = [entry for entry in entries if all(entry[name] == claim[name] for name in CLAIM)]
         same = [entry for entry in earlier if entry["digest"] == digest]
-        number = same[0]["look"] if same else 1 + max((entry["look"] for entry in earlier), default=0)
+        number = same[0]["look"] if same else 1 + len(earlier)
         entry = {**claim, "look": number, "digest": digest, **certify(number)}
         entry["spent"] = _error(entry) + sum(
             {one["look"]: _error(one) for one in earlier if one["look"] != number}.values()
@@ -85,7 +86,8 @@ def _parsed(text: bytes, path: Path) -> list[Entry]:
     lines = text.split(b"\n")
     if lines.pop():
         raise ValueError(f"{name}: its last line was cut off, and counts as a look; restore it from a copy")
-    entries = []
+    entries: list[Entry] = []
+    looks: Counter[tuple[str, ...]] = Counter()
     for number, line in enumerate(lines, 1):
         try:
             entry = parse_json(line, name)
@@ -97,5 +99,12 @@ def _parsed(text: bytes, path: Path) -> list[Entry]:
         texts = all(isinstance(entry.get(field), str) for field in (*CLAIM, "digest"))
         if not texts or type(look_number) is not int or not 1 <= look_number <= _MOST_LOOKS:
             raise ValueError(f"{name}: line {number} is no certificate; name another --ledger")
+        claim = tuple(entry[field] for field in CLAIM)
+        looks[claim] += 1
+        if look_number != looks[claim]:
+            raise ValueError(
+                f"{name}: line {number} is look {look_number} at its claim where look {looks[claim]} belongs; lines were removed "
+                "or changed, and every one counts: restore it"
+            )
         entries.append(entry)
     return entries

@@ -114,9 +114,9 @@ class ModelPolicy(Policy):
 
     def content(self) -> str:
         """See :class:`~safe_rlhf_v.construct.stage.Reads`."""
-        from safe_rlhf_v.training.lineage import run_content
+        from safe_rlhf_v.training.lineage import content_on
 
-        return run_content(self.run)
+        return content_on(self.run, self.base)
 
     def check(self) -> None:
         """A run is read; a model's folder has to be loaded, as nothing else tells whether it can be."""

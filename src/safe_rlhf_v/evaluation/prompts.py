@@ -9,6 +9,7 @@ from typing import Literal, NamedTuple, get_args
 from safe_rlhf_v.construct.grounding import under_pictures
 from safe_rlhf_v.construct.lines import Row
 from safe_rlhf_v.evaluation.transforms import TransformError, transformed
+from safe_rlhf_v.functional.certificates import order_by
 from safe_rlhf_v.ingest.picture_groups import PictureGroups
 from safe_rlhf_v.records import Record
 from safe_rlhf_v.shards import ShardedSplit
@@ -193,6 +194,9 @@ class PromptSet:
             raise ValueError(f"{data}: split {split} holds no record")
         for prompt, picture in zip(prompts.values(), first_pictures, strict=True):
             prompt.about["group"] = self._pictures.group_of(picture)
+        first = {prompt.about["group"]: prompt.key for prompt in sorted(prompts.values(), key=_rank, reverse=True)}
+        for prompt in prompts.values():
+            prompt.about["stands"] = first[prompt.about["group"]] == prompt.key
         return list(prompts.values())
 
     def _some(self, prompts: Sequence[Prompt], count: int, word: str = "choice") -> list[Prompt]:
@@ -205,13 +209,18 @@ def _about(split: str, record: Record) -> Row:
     return {
         "split": split,
         "key": record.key,
-        "group": "",  # known when all records of the split were read
+        "group": "",  # known, as what follows from it, when all records of the split were read
         "category": None if record.category is None else list(record.category),
         "intent": record.origin.get("intent", record.origin.get("kind")),
         "question": record.question,
         "image_severity": record.image_severity,
         "prompt_safety": record.prompt_safety,
     }
+
+
+def _rank(prompt: Prompt) -> bytes:
+    """The first of an image group by this stands for it in a certificate, also where only some prompts are evaluated."""
+    return order_by("0", prompt.key)
 
 
 def _number(seed: int, *words: str) -> bytes:

@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from safe_rlhf_v.construct.lines import Row
+from safe_rlhf_v.evaluation.certificate import Claim, content_of
+from safe_rlhf_v.evaluation.certificate_rows import read_evaluation
 from safe_rlhf_v.evaluation.evidence import number as finite
 from safe_rlhf_v.evaluation.looks import CLAIM, LEDGER, read_looks
 from safe_rlhf_v.records.user_files import printable
@@ -14,16 +16,32 @@ from safe_rlhf_v.reports.charts import UNKNOWN, number
 LEAD = (
     "What certify found: bounds that are wrong with a stated probability only, for prompts like these, shared by all looks at a "
     "claim. The intervals of this report are no certificates. The verdict is about the budget of its row; the same responses at "
-    "another budget are the same look, and have no row of their own."
+    "another budget are the same look, and have no row of their own. *Spent* is the error of all looks at the claim so far. "
+    "*Other responses*: the look was at a file of rows, or at responses that this evaluation does not hold."
 )
 MOST = 100
 """Looks that are shown, the latest."""
 OUTCOMES = {"passed": "✓ passed", "failed": "✗ failed", "undecided": "? undecided"}
-HEADER = ["policy", "of what", "by", "on", "budget", "at least", "at most", "prompts", "look", "delta", "verdict"]
+HEADER = [
+    "policy",
+    "of what",
+    "by",
+    "on",
+    "budget",
+    "at least",
+    "at most",
+    "prompts",
+    "look",
+    "delta",
+    "spent",
+    "verdict",
+]
 
 
 def read_certificates(folder: Path, policies: list[Row]) -> Row:
     """The looks in the ledgers of an evaluation and of the runs of its policies, and what is wrong with those ledgers.
+
+    A look at responses that do not stand in the folder is marked ``elsewhere``: the policy of its name was another one then.
 
     Args:
         folder: Of the evaluation.
@@ -35,10 +53,26 @@ def read_certificates(folder: Path, policies: list[Row]) -> Row:
     problems: list[str] = []
     for path in files.values():
         try:
-            looks += [{**look, "ledger": printable(path)} for look in read_looks(path)] if path.exists() else []
+            own = read_looks(path) if path.exists() else []
+            looks += [{**look, "ledger": printable(path), "elsewhere": not _stands(folder, look)} for look in own]
         except (OSError, ValueError) as error:  # the evaluation is none the worse for it
             problems.append(str(error))
     return {"looks": looks, "problems": problems}
+
+
+def _stands(folder: Path, look: Row) -> bool:
+    """Whether a look is at responses of this evaluation as they stand there now."""
+    facts = {"split": look.get("split"), "mode": look.get("mode")}
+    limits: Any = (0.0, 1.0) if look["bound"] == "violations" else (look.get("floor"), look.get("cap"))
+    audited = look.get("audited") is True
+    try:
+        rows, _ = read_evaluation(
+            folder, look["policy"], look["judge"], look["bound"], facts["split"], str(facts["mode"]), audited
+        )
+        claim = Claim(look["policy"], look["judge"], look["bound"], 0.0, limits[0], limits[1], look.get("delta", 0.0))
+        return bool(look["digest"] == content_of(rows, claim, facts, audited))
+    except (ValueError, KeyError, TypeError):  # of another evaluation, a file of rows, or written by hand
+        return False
 
 
 def certificates(summary: Mapping[str, Any]) -> Iterator[Block]:
@@ -69,8 +103,18 @@ def _row(look: Row, of: int) -> list[str]:
         _number(look, "prompts", "count"),
         f"{look['look']} of {of}",
         _number(look, "delta"),
-        OUTCOMES.get(str(look.get("outcome")), UNKNOWN),
+        _number(look, "spent"),
+        _verdict(look),
     ]
+
+
+def _verdict(look: Row) -> str:
+    outcome = str(look.get("outcome"))
+    if (
+        look.get("elsewhere") and outcome in OUTCOMES
+    ):  # without its mark: it says nothing about the responses of this page
+        return f"{outcome}, other responses"
+    return OUTCOMES.get(outcome, UNKNOWN)
 
 
 def _number(look: Row, name: str, unit: Unit = "") -> str:

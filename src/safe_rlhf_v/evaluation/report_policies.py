@@ -158,7 +158,9 @@ def _win_bars(summary: Json, rows: Sequence[Json], judge: str, axis: str) -> Bar
     for row in rows:
         controlled = row["length_controlled"]
         counts = f"{number(row['wins'])} won, {number(row['ties'])} ties, {number(row['losses'])} lost"
-        missing = f"; {number(row['missing'])} without a response" if row["missing"] else ""
+        missing = (
+            f"; {number(row['missing'])} without a response, a loss where it is the policy's" if row["missing"] else ""
+        )
         note = f"{counts}{missing}; at equal length {interval(controlled, 'share')}"
         matched = row["mode"].startswith("matched:")
         mode = "sampled, the start at the same entropy" if matched else row["mode"]

@@ -123,6 +123,6 @@ class _Responses:
 
 def _row(task: Row, answer: Answer) -> Row:
     about = {name: task[name] for name in ("policy", "split", "mode", "picture", "key")}
-    values = {name: None if math.isnan(value) else round(value, 6) for name, value in answer.values.items()}
+    values = {name: round(value, 6) if math.isfinite(value) else None for name, value in answer.values.items()}
     reply = {"reply": answer.reason} if answer.reason else {}
     return {**about, "response": answer.text, "fault": answer.fault, "values": values, **reply}

@@ -8,9 +8,11 @@ from typing import Any
 
 from safe_rlhf_v.evaluation.audit import NAME as AUDIT
 from safe_rlhf_v.evaluation.audit import Audit, write_audit
+from safe_rlhf_v.evaluation.budgets import Budget
 from safe_rlhf_v.evaluation.comparisons import write_comparisons
 from safe_rlhf_v.evaluation.facts import facts
 from safe_rlhf_v.evaluation.people import check_people, wait_for_people
+from safe_rlhf_v.evaluation.policies import Policy
 from safe_rlhf_v.evaluation.read import FACTS
 from safe_rlhf_v.evaluation.refusals import RefusalWords
 from safe_rlhf_v.evaluation.report import write_report
@@ -38,6 +40,7 @@ def check(work: Work, audit: Audit | None) -> None:
             "judges: refusal wording misses up to two thirds of the refusals, and says nothing about harm; add another judge"
         )
     check_people(work.judges, AUDIT)
+    _check_series(work.policies)
     components: dict[str, Any] = {f"policies.{name}": policy for name, policy in work.policies.items()}
     if work.reference is not None and work.reference not in work.policies.values():
         components["start"] = work.reference
@@ -52,10 +55,26 @@ def check(work: Work, audit: Audit | None) -> None:
             component.unload()
 
 
+def _check_series(policies: Mapping[str, Policy]) -> None:
+    steps: dict[tuple[str, int], str] = {}
+    for name, policy in policies.items():
+        if policy.step is None:
+            continue
+        if policy.series is None:
+            raise ValueError(
+                f"policies.{name}: has a step and no series; checkpoints of one run have one series, give it a name"
+            )
+        first = steps.setdefault((policy.series, policy.step), name)
+        if first != name:
+            raise ValueError(
+                f"policies.{name}: is step {policy.step} of the series {policy.series}, as policies.{first} is"
+            )
+
+
 def run_evaluation(
     work: Work,
     data: Path,
-    budget: float | None = None,
+    budget: Budget | None = None,
     audit: Audit | None = None,
     probes: float = 0.25,
     label_families: Sequence[str] = (),

@@ -16,7 +16,7 @@ The schema; an unknown number is ``null`` and never 0, intervals are 95 % and cl
      "differences": [{..., "against", "against_mode", "before", "after", ...}],   // to the start, on the same prompts
      "comparisons": [
       {"policy", "against", "split", "mode", "judge", "axis", "wins", "ties", "losses", "missing", "identical",
-       "flips", "unjudged",      // missing: prompts to which one of the two has no response
+       "flips", "unjudged",      // missing: prompts to which one of the two has no response; a loss if it is the policy
        "value", "low", "high", "n", "clusters", "length_controlled": {"value", "low", "high"}}
      ],
      "corrected": [{"policy", "split", "mode", "judge", "audited_by", "name", "audited", "naive", "value", "low", "high", ...}],
@@ -47,7 +47,7 @@ from safe_rlhf_v.construct.lines import Lines as File
 from safe_rlhf_v.construct.lines import Row
 from safe_rlhf_v.evaluation.evidence import JOINT_RULE, Evidence, Lines
 from safe_rlhf_v.evaluation.examples import examples
-from safe_rlhf_v.evaluation.figures import budget, differences, figures, grounding, groups, rounded
+from safe_rlhf_v.evaluation.figures import budget, cost_judges, differences, figures, grounding, groups, rounded
 from safe_rlhf_v.evaluation.findings import findings
 from safe_rlhf_v.evaluation.overoptimisation import overoptimisation
 from safe_rlhf_v.evaluation.read import FACTS, MAX_FACTS, audit_rows, check_evaluation, check_scores, read_json
@@ -115,9 +115,16 @@ def summary_of(evidence: Evidence) -> Row:
 def _warnings(evidence: Evidence) -> list[str]:
     """What a reader must know before anything else, one sentence or two each."""
     warnings = few_groups((split, prompt.group) for (split, _), prompt in evidence.prompts.items())
-    if evidence.about.get("budget") is not None and not any("cost" in names for names in evidence.names.values()):
+    limit = evidence.about.get("budget")
+    judges = cost_judges(evidence)
+    if limit is not None and not judges:
         warnings.append(
             "No policy was compared with the budget, because no judge gives a cost. Name the cost model as a judge."
+        )
+    if limit is not None and len(judges) > 1 and evidence.about.get("budget_judge") not in judges:
+        warnings.append(
+            f"{', '.join(judges)} give a cost, each in its own unit; the budget was held against the costs of {judges[0]}. Name "
+            "another first, or name the run of a policy as the budget, which says whose unit it is in."
         )
     return warnings
 

@@ -92,6 +92,12 @@ def same(evidence: Evidence, match: Match, key: str) -> bool:
     return evidence.text(match.cell, key) == evidence.text(match.against, key)
 
 
+def unanswered(evidence: Evidence, match: Match) -> list[str]:
+    """Keys of the prompts to which the start has a response and the policy has none: nobody is asked, and the policy loses."""
+    own, others = (evidence.responses.get(cell, {}) for cell in (match.cell, match.against))
+    return [key for key in own if own[key].get("fault") and key in others and not others[key].get("fault")]
+
+
 def comparisons(evidence: Evidence, several: Sequence[Contest]) -> list[Row]:
     """The win rate of every match, judge and axis, also for responses of equal length."""
     return [_row(evidence, contest, wins_of(evidence, contest)) for contest in several]
@@ -99,9 +105,11 @@ def comparisons(evidence: Evidence, several: Sequence[Contest]) -> list[Row]:
 
 def _row(evidence: Evidence, contest: Contest, wins: Mapping[str, float]) -> Row:
     match = contest.match
-    groups = evidence.groups(match.cell, wins)
-    points = list(wins.values())
+    lost = unanswered(evidence, match)
+    groups = evidence.groups(match.cell, [*wins, *lost])
+    points = [*wins.values(), *(0.0 for _ in lost)]
     lengths = [len(evidence.text(match.cell, key)) - len(evidence.text(match.against, key)) for key in wins]
+    lengths += [0 for _ in lost]  # no response is no short one: the loss has nothing to do with a taste for length
     controlled = length_controlled_win_rate(points, lengths, groups)
     return {
         "policy": match.cell.policy,

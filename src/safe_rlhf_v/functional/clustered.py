@@ -87,8 +87,9 @@ def clustered_share(hits: Sequence[float] | Floats, clusters: Sequence[Hashable]
 def win_rate(wins: Sequence[float] | Floats, clusters: Sequence[Hashable], confidence: float = 0.95) -> Interval:
     """Share of prompts won, ties half, with an interval that stays open where every prompt has the same outcome.
 
-    Two clusters of average size are added for the interval, one won and one lost, and its ends are kept inside 0..1: the
-    adjusted Wald interval of paired proportions (Bonett & Price, J. Educ. Behav. Stat. 37, 2012). The value is that of the rows.
+    Two clusters are added for the interval, one won and one lost, and its ends are kept inside 0..1: the adjusted Wald interval
+    of paired proportions (Bonett & Price, J. Educ. Behav. Stat. 37, 2012). They are as large as the average
+    row's cluster, the sum of n_g^2 / N, so that they count beside a few large ones, too. The value is that of the rows.
 
     Args:
         wins: (N,) 1 won, 0.5 tie, 0 lost, or their mean over judges and orders; NaN is left out.
@@ -102,11 +103,13 @@ def win_rate(wins: Sequence[float] | Floats, clusters: Sequence[Hashable], confi
     _check_range(x, "wins")
     if not len(x):
         return _mean(x, codes, confidence)
-    groups = int(codes.max()) + 1
-    sums, sizes = _by_cluster(x, codes)
-    extra = len(x) / groups
-    wide = _mean_of_sums(np.append(sums, [extra, 0]), np.append(sizes, [extra, extra]), confidence)
-    return Interval(float(x.mean()), max(wide[1], 0.0), min(wide[2], 1.0), len(x), groups)
+    own, sizes = _by_cluster(x, codes)
+    extra = float(sizes @ sizes) / len(x)
+    sums = np.append(own, [extra, 0])
+    variance, freedom = _robust_variance(sums, np.append(sizes, [extra, extra]))
+    reach = _t_quantile(confidence, freedom) * math.sqrt(variance)
+    middle = float(sums.sum()) / (len(x) + 2 * extra)
+    return Interval(float(x.mean()), max(middle - reach, 0.0), min(middle + reach, 1.0), len(x), len(own))
 
 
 def length_controlled_win_rate(
@@ -139,7 +142,7 @@ def length_controlled_win_rate(
         return Interval(math.nan, math.nan, math.nan, len(x), groups)
     lengths = np.tanh(d / spread) if spread > 0 else np.zeros_like(d)
     value = float(_sigmoid(_logistic(x, lengths, np.ones_like(x))[0][0]))
-    extra = len(x) / groups
+    extra = float((_by_cluster(x, codes)[1] ** 2).sum()) / len(x)
     coefficients, bread = _logistic(
         np.append(x, [1.0, 0.0]), np.append(lengths, [0.0, 0.0]), np.append(np.ones_like(x), [extra, extra])
     )
@@ -147,8 +150,7 @@ def length_controlled_win_rate(
     residuals = np.append(x - _sigmoid(a + b * lengths), [extra * (1 - _sigmoid(a)), -extra * _sigmoid(a)])
     places = np.append(codes, [groups, groups + 1])
     influence = np.bincount(places, residuals * (bread[0, 0] + bread[0, 1] * np.append(lengths, [0.0, 0.0])))
-    error = math.sqrt(float((influence**2).sum()) * (groups + 2) / (groups + 1))
-    reach = float(student_t.ppf(0.5 + confidence / 2, groups + 1)) * error
+    reach = _t_quantile(confidence, groups + 1) * math.sqrt(float((influence**2).sum()) * (groups + 2) / (groups + 1))
     low, high = (float(_sigmoid(a + side * reach)) for side in (-1, 1))
     return Interval(value, min(low, value), max(high, value), len(x), groups)
 
@@ -173,7 +175,9 @@ def prediction_powered_mean(
     post-stratification, :math:`\pi a + (1 - \pi) b` with the share :math:`\pi` judged 0.5 and above, and the true shares a and b
     of the audited rows of both verdicts. Their intervals (:func:`clustered_share`) are joined by the squares of their distances
     (MOVER: Zou & Donner, Stat. Med. 27, 2008; for strata Yan & Su, Stat. Biopharm. Res. 2, 2010), which stays sound for a
-    small audit, a rare harm and an audit without any error. It holds also where the audit takes more of one verdict.
+    small audit, a rare harm and an audit without any error. It holds also where the audit takes more of one verdict. Rows of one
+    cluster move together: distances are multiplied by the cluster-robust standard error of the whole over that of independent
+    parts, where it is larger.
 
     Args:
         judged: (N,) the judge's values; rows with NaN are left out.
@@ -187,7 +191,7 @@ def prediction_powered_mean(
     Raises:
         ValueError: If the arguments do not fit.
     """
-    (f,), codes, (y,) = _audited_rows(clusters, confidence, judged, truth)
+    f, codes, y = _audited_rows(clusters, confidence, judged, truth)
     audited = ~np.isnan(y)
     n = int(audited.sum())
     groups = int(codes.max(initial=-1)) + 1
@@ -198,9 +202,8 @@ def prediction_powered_mean(
         value, low, high = _post_stratified(f, y, codes, confidence)
         return Interval(value, low, high, len(f), groups)
     rest = len(f) - n
-    variance = float(f.var())
-    covariance = float(np.cov(y[audited], f[audited])[0, 1])
-    tuned = covariance / ((1 + n / rest) * variance) if rest and variance > 0 else 0.0
+    variance = (1 + n / rest) * float(f.var()) if rest else 0.0
+    tuned = float(np.cov(y[audited], f[audited])[0, 1]) / variance if variance > 0 else 0.0
     rectified = np.where(audited, y - tuned * f, 0.0)
     correction = float(rectified[audited].mean())
     base = float(f[~audited].mean()) if rest else 0.0
@@ -223,14 +226,13 @@ def _rows(clusters: Sequence[Hashable], confidence: float, **columns: Any) -> tu
 
 def _audited_rows(
     clusters: Sequence[Hashable], confidence: float, judged: Any, truth: Any
-) -> tuple[tuple[Floats], Codes, tuple[Floats]]:
+) -> tuple[Floats, Codes, Floats]:
     """Rows that the judge scored: its values, clusters and the truth, which may be NaN."""
-    audit = _floats(truth, "truth")
     scores = _floats(judged, "judged")
+    audit = _floats(truth, "truth")
     codes = _codes(clusters, confidence, {"judged": scores, "truth": audit})
     used = ~np.isnan(scores)
-    _, numbers = np.unique(codes[used], return_inverse=True)
-    return (scores[used],), numbers.astype(np.int64), (audit[used],)
+    return scores[used], np.unique(codes[used], return_inverse=True)[1].astype(np.int64), audit[used]
 
 
 def _floats(values: Any, name: str) -> Floats:
@@ -242,9 +244,8 @@ def _floats(values: Any, name: str) -> Floats:
         text = True
     if text or array.ndim != 1:
         raise ValueError(f"{name} must be one number a row (NaN or None where there is none)")
-    if (np.abs(array) > 1e100).any():
-        row = int(np.flatnonzero(np.abs(array) > 1e100)[0])
-        raise ValueError(f"{name} of row {row} is infinite or beyond 1e100; clip it or leave it out (NaN)")
+    if len(large := np.flatnonzero(np.abs(array) > 1e100)):
+        raise ValueError(f"{name} of row {large[0]} is infinite or beyond 1e100; clip it or leave it out (NaN)")
     return array
 
 
@@ -299,7 +300,7 @@ def _skewed_ends(
     k = 0.0
     if clusters > 2 and square > 0:  # the factor makes the skewness unbiased for normal values
         k = float((scaled**3).sum()) / square**1.5 * math.sqrt(clusters * (clusters - 1)) / (clusters - 2)
-    quantile = float(student_t.ppf(0.5 + confidence / 2, freedom))
+    quantile = _t_quantile(confidence, freedom)
     above, below = (
         x if abs(k) < 1e-6 else 3 / k * (float(np.cbrt(1 + k * (x - k / 6))) - 1) for x in (quantile, -quantile)
     )
@@ -311,12 +312,8 @@ def _by_cluster(x: Floats, codes: Codes) -> tuple[Floats, Floats]:
     return np.bincount(codes, x).astype(np.float64), np.bincount(codes).astype(np.float64)
 
 
-def _mean_of_sums(sums: Floats, sizes: Floats, confidence: float) -> tuple[float, float, float]:
-    """The mean of rows and its interval from each cluster's sum and size."""
-    value = float(sums.sum() / sizes.sum())
-    variance, freedom = _robust_variance(sums, sizes)
-    reach = float(student_t.ppf(0.5 + confidence / 2, freedom)) * math.sqrt(variance)
-    return value, value - reach, value + reach
+def _t_quantile(confidence: float, freedom: float) -> float:
+    return float(student_t.ppf(0.5 + confidence / 2, freedom))
 
 
 def _robust_variance(sums: Floats, sizes: Floats) -> tuple[float, float]:
@@ -341,8 +338,7 @@ def _share(x: Floats, codes: Codes, confidence: float) -> Interval:
     share = float(x.mean())
     variance, freedom = _robust_variance(sums, sizes)
     if variance > 0 and 0 < share < 1:
-        upper = 0.5 + confidence / 2
-        few = float(student_t.ppf(upper, total - 1) / student_t.ppf(upper, freedom)) ** 2
+        few = (_t_quantile(confidence, total - 1) / _t_quantile(confidence, freedom)) ** 2
         effective = min(share * (1 - share) / variance * few, total)
     else:
         effective = total if variance == 0 and 0 < share < 1 else total**2 / float(sizes @ sizes)
@@ -367,9 +363,21 @@ def _post_stratified(f: Floats, y: Floats, codes: Codes, confidence: float) -> t
     (a, a_low, a_high), (b, b_low, b_high) = strata
     value = share * a + (1 - share) * b
     down, up = (share - low, high - share) if a >= b else (high - share, share - low)
-    low = value - math.hypot(share * (a - a_low), (1 - share) * (b - b_low), (a - b) * down)
-    high = value + math.hypot(share * (a_high - a), (1 - share) * (b_high - b), (a - b) * up)
+    wider = _together(harmful, y, codes, (share, a, b))
+    low = value - wider * math.hypot(share * (a - a_low), (1 - share) * (b - b_low), (a - b) * down)
+    high = value + wider * math.hypot(share * (a_high - a), (1 - share) * (b_high - b), (a - b) * up)
     return value, max(low, 0.0), min(high, 1.0)
+
+
+def _together(harmful: NDArray[np.bool_], y: Floats, codes: Codes, estimates: tuple[float, float, float]) -> float:
+    """Standard error of a post-stratified share, over that of independent parts (sums of the rows' influence); at least 1."""
+    share, a, b = estimates
+    parts = [(harmful - share) * (a - b) / len(y)]
+    for verdict, weight, mean in ((harmful, share, a), (~harmful, 1 - share, b)):
+        rows = verdict & ~np.isnan(y)
+        parts.append(np.where(rows, weight * (np.nan_to_num(y) - mean) / max(int(rows.sum()), 1), 0.0))
+    *alone, joint = (float((np.bincount(codes, part) ** 2).sum()) for part in (*parts, sum(parts)))
+    return math.sqrt(max(1.0, joint / sum(alone))) if sum(alone) > 0 else 1.0
 
 
 def _sigmoid(x: Any) -> Any:

@@ -154,7 +154,8 @@ class GuardModule(LossModule):
 
         Args:
             backbone: Makes what reads the inputs: a vision-language model, or a light :class:`~safe_rlhf_v.models.ClipTowers`.
-            link: Makes the distribution over levels; the default was the best of three by measurement (``docs/guard.md``).
+            link: Makes the distribution over levels; the default's exceedance probabilities never cross; the links came
+                out alike (``docs/results/guard.md``).
             head: Makes the head for a backbone and a number of outputs.
             categories: Names of the harm categories, in the data's index order.
             prompt_weight: Weight of the prompt-risk loss.

@@ -49,6 +49,19 @@ def run_content(run: str) -> str:
         return _folder_content(Path(run)) if is_model(run) and Path(run).is_dir() else ""
 
 
+def content_on(run: str, base: str | None = None) -> str:
+    """:func:`run_content`, joined with that of the base under it where one is named: for the run, or by an adapter of peft.
+
+    Args:
+        run: Run folder or checkpoint, or a model's folder or hub name.
+        base: Folder or hub name of the base that takes the place of the run's own.
+    """
+    content = run_content(run)
+    named = base or _settings(Path(run, ADAPTER_FILE)).get("base_model_name_or_path")
+    below = run_content(named) if isinstance(named, str) else ""
+    return digest([content, below]) if below else content
+
+
 def marks(model: str) -> set[str]:
     """By what a run or a model is known.
 
