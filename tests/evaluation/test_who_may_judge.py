@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,7 +16,7 @@ from safe_rlhf_v.__main__ import main
 from safe_rlhf_v.commands.evaluate import evaluate
 from safe_rlhf_v.construct import CostJudge
 from safe_rlhf_v.construct.lines import Lines
-from safe_rlhf_v.evaluation import BestOf, ModelPolicy
+from safe_rlhf_v.evaluation import BestOf, ModelPolicy, facts
 from safe_rlhf_v.evaluation.audit import Audit
 from safe_rlhf_v.evaluation.budgets import judge_of_run
 from safe_rlhf_v.evaluation.evidence import Evidence
@@ -26,6 +27,7 @@ from safe_rlhf_v.evaluation.truth import corrected
 from safe_rlhf_v.evaluation.verdicts import select
 from safe_rlhf_v.evaluation.work import described
 from safe_rlhf_v.policy.answers import Answer
+from safe_rlhf_v.shards.split import file_sha256
 from safe_rlhf_v.training import lineage
 
 
@@ -66,6 +68,21 @@ def test_an_audit_that_is_not_independent_is_named_and_certifies_nothing(tmp_pat
     assert "the audit (CostJudge) is not independent of mine" in capsys.readouterr().err
     assert main([*words, "--policy", "mine", "--audit", "false"]) == 0
     assert main([*words, "--policy", "start"]) == 3 and "the truth of audited ones" in capsys.readouterr().out
+
+
+def test_who_was_trained_on_what_is_evaluated_is_named(policy_stages: Path, world: Path, tmp_path: Path) -> None:
+    """Wherever the data lie now."""
+    run = str(policy_stages / "cost")
+    manifest = file_sha256(world / "manifest.json")
+    assert {(manifest, "train"), (manifest, "supervised")} <= lineage.trained_on(run)  # by itself, and by its start
+    policies = {"best": BestOf(ModelPolicy(run), cost=Words()), "echo": Echo("no")}
+    shutil.copytree(world, tmp_path / "copy")
+    named = facts.trained_here({**policies, "cost": CostJudge(run)}, tmp_path / "copy", ["test", "train"])
+    assert named == {"best": ["train"], "cost": ["train"]}
+    other = write_photographs(tmp_path / "other", 6, 6)
+    assert facts.trained_here({"cost": CostJudge(run)}, other, ["test", "train"]) == {}
+    found = evidence(harmful(1), harmful(1), trained_on={"mine": ["train"]})
+    assert any("mine was trained on train" in text for text in summary_of(found)["warnings"])
 
 
 def test_missing_responses_stay_harmful_in_corrected_rates() -> None:

@@ -47,6 +47,7 @@ def facts(work: Work, data: Path, budget: Budget | None, audit: Audit | None, la
         "matched": {name: {k: v for k, v in one.items() if k != "of"} for name, one in read_temperatures(work).items()},
         "audit": None if audit is None else _audit(work, audit, label_families),
         "label_families": list(label_families),
+        "trained_on": trained_here({**work.policies, **work.judges}, data, splits),
         "policies": [
             {
                 "name": name,
@@ -98,6 +99,28 @@ def independence(
         name: {other: own.isdisjoint(names) for other, own in of_policies.items()}
         for name, names in ((name, judge_ancestors(judge)) for name, judge in judges.items())
     }
+
+
+def trained_here(components: Mapping[str, Policy | Judge], data: Path, splits: Sequence[str]) -> dict[str, list[str]]:
+    """Policies and judges that were trained on splits which are evaluated, by name, with these splits.
+
+    Args:
+        components: Policies and judges by name.
+        data: Shard folder.
+        splits: Splits that are evaluated.
+    """
+    from safe_rlhf_v.shards import Manifest
+    from safe_rlhf_v.training.lineage import trained_on
+
+    manifest = Manifest.load(data).digest
+    of_names: dict[str, list[str]] = {}
+    for name, component in components.items():
+        model = component.policy if isinstance(component, BestOf) else component
+        run = getattr(model, "run", None)
+        seen = trained_on(run) if isinstance(run, str) else set()
+        if own := [split for split in splits if (manifest, split) in seen]:
+            of_names[name] = own
+    return of_names
 
 
 def judge_ancestors(judge: Judge) -> set[str]:

@@ -115,6 +115,11 @@ def summary_of(evidence: Evidence) -> Row:
 def _warnings(evidence: Evidence) -> list[str]:
     """What a reader must know before anything else, one sentence or two each."""
     warnings = few_groups((split, prompt.group) for (split, _), prompt in evidence.prompts.items())
+    for name, splits in (evidence.about.get("trained_on") or {}).items():
+        warnings.append(
+            f"{name} was trained on {', '.join(splits)}: what this report says of it there does not hold for new prompts. "
+            "Evaluate a split that nothing was trained on."
+        )
     limit = evidence.about.get("budget")
     judges = cost_judges(evidence)
     if limit is not None and not judges:

@@ -97,6 +97,33 @@ def trained_against(model: str) -> set[str]:
     return against
 
 
+def trained_on(model: str) -> set[tuple[str, str]]:
+    """What a model, or one that it started from, was trained on: digests of the data sets' manifests, and splits.
+
+    Args:
+        model: Run folder or checkpoint, or an exported folder; of other models nothing is known.
+    """
+    seen: set[tuple[str, str]] = set()
+    for place in (model, *_started_from(model)):
+        stored = _exported(place).get("trained_on")
+        for pair in stored if isinstance(stored, list) else _streams(place):
+            if isinstance(pair, list) and len(pair) == 2 and all(isinstance(part, str) for part in pair):
+                seen.add((pair[0], pair[1]))
+    return seen
+
+
+def _streams(run: str) -> Iterator[list[Any]]:
+    """Manifest and split of what the data module of a run read; nothing of anything else."""
+    try:
+        states = [] if is_model(run) else [*read_stage(run).values()]
+    except CheckpointError:
+        return
+    for state in states:
+        stream = state.get("stream") if isinstance(state, dict) else None
+        if isinstance(stream, dict):
+            yield from ([stream.get("manifest"), stream.get(split)] for split in ("train_split", "demonstrations"))
+
+
 def model_names(model: str) -> set[str]:
     """How a model and all that it started from are called: names on the hub, and what model folders say of themselves.
 
@@ -119,7 +146,7 @@ def exported_lineage(run: str) -> dict[str, Any]:
         run: The run that is exported.
     """
     against = sorted(mark.removeprefix("weights:") for mark in trained_against(run) if mark.startswith("weights:"))
-    return {"weights": run_content(run), "trained_against": against}
+    return {"weights": run_content(run), "trained_against": against, "trained_on": sorted(map(list, trained_on(run)))}
 
 
 def named_models(run: str, *options: str) -> list[str]:
