@@ -193,15 +193,26 @@ def greedy(seeds: Seeds) -> str:
     return methods(seeds, "greedy")
 
 
+FRONT = {
+    "supervised": "supervised start",
+    "ppo_reward": "PPO, reward only",
+    "ppo_fixed": "PPO, fixed penalty 1",
+    "ppo_lag": "PPO-Lagrangian",
+    "rejection_safe": "imitating the best safe one of 4 samples",
+    "safe_dpo_tuned": "SafeDPO, tuned",
+    "best_of_8": "the start, best of 8 samples",
+}
+"""Rows of the README's table."""
+
+
 def front(seeds: Seeds) -> str:
     """The table of the README."""
-    names = {"supervised": "supervised start", "ppo_reward": "PPO, reward only", "ppo_fixed": "PPO, fixed penalty 1"}
     rows = []
-    for name, title in (names | {"ppo_lag": "PPO-Lagrangian"}).items():
+    for name, title in FRONT.items():
         cells = []
         for mode in MODES:
-            cells.append(mean(over_seeds([figure(seed, name, mode, "helpfulness") for seed in seeds])))
-            cells.append(share(seeds, name, mode, "harmful"))
+            cells.append(mean(over_seeds([figure(seed, name, mode, "helpfulness") for seed in seeds])) or "none")
+            cells.append(share(seeds, name, mode, "harmful") or "none")
         rows.append([title, *cells[:2], counts(budget_verdicts(seeds, [name])), *cells[2:]])
     return table("Policy|helpfulness|harmful|budget -0.5|greedy: helpfulness|harmful", rows)
 
