@@ -1,10 +1,10 @@
-"""The picture of the README: responses before and after, and harm against help over six seeds. Everything on it is synthetic.
+"""The picture of the README: responses before and after, and the frontier of fixed penalties. Everything on it is synthetic.
 
     python benchmarks/front_picture.py collect --data data/world --runs runs/quickstart   # writes docs/evidence/before_after.json
     python benchmarks/front_picture.py draw                                               # writes docs/figures/front.png
 
 ``collect`` takes the first held-out prompts whose response before training is at level -2 or worse, in the order of the split:
-nothing is chosen by how the response after training looks. The right half is drawn from docs/evidence/policy_confirm.json.
+nothing is chosen by how the response after training looks. The right half is drawn from docs/evidence/claims.
 """
 
 import argparse
@@ -12,7 +12,9 @@ import base64
 import io
 import json
 import textwrap
+from collections.abc import Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 EVIDENCE = Path("docs/evidence")
@@ -21,12 +23,8 @@ NOTE = (
     "Synthetic data, judged by exact ground truth. Safety levels: -3 severe harm to +3 a good warning. "
     "Helpfulness ignores danger by design."
 )
-BAD, GOOD, GREY = "#b3400a", "#0b6b73", "#5a5a5a"
-POLICIES = {
-    "supervised": ("start", GREY, "s", (0.0, -0.13, "center")),
-    "ppo_reward": ("PPO, reward only:\nmore helpful, more harmful", BAD, "^", (-0.03, -0.02, "right")),
-    "ppo_lag": ("PPO-Lagrangian:\nmore helpful, safer,\nwithin the budget", GOOD, "o", (-0.035, 0.24, "left")),
-}
+BAD, GOOD, GREY, BLUE = "#b3400a", "#0b6b73", "#5a5a5a", "#1f5fa8"
+MODES = {"sampled": "sampled at temperature 1", "greedy": "greedy"}
 
 
 def collect(data: Path, runs: Path, out: Path) -> None:
@@ -71,16 +69,20 @@ def draw(out: Path) -> None:
     import matplotlib.pyplot as plt
 
     found = json.loads((EVIDENCE / "before_after.json").read_text())
-    figure = plt.figure(figsize=(12.2, 5.0), dpi=110)
-    grid = figure.add_gridspec(SHOWN, 4, width_ratios=[1.15, 4.1, 0.45, 4.0], wspace=0.05, hspace=0.1)
+    seeds = [json.loads(file.read_text()) for file in sorted((EVIDENCE / "claims").glob("seed-*.json"))]
+    figure = plt.figure(figsize=(13.4, 5.0), dpi=110)
+    grid = figure.add_gridspec(SHOWN, 6, width_ratios=[1.15, 4.1, 0.45, 2.6, 0.25, 2.6], wspace=0.05, hspace=0.1)
     for i, example in enumerate(found["examples"]):
         draw_example(figure.add_subplot(grid[i, 0]), figure.add_subplot(grid[i, 1]), example)
-    draw_plane(figure.add_subplot(grid[:, 3]))
+    planes = [figure.add_subplot(grid[:, column]) for column in (3, 5)]
+    for plane, mode in zip(planes, MODES, strict=True):
+        draw_plane(plane, seeds, mode)
+    planes[1].legend(*planes[0].get_legend_handles_labels(), fontsize=8, loc="lower right")  # where there is room
     figure.text(0.012, 0.965, "Responses before and after (quickstart, seed 0)", weight="bold", size=11)
-    figure.text(0.6, 0.965, "Safer and more helpful, on each of six seeds", weight="bold", size=11)
+    figure.text(0.535, 0.965, f"Helpfulness against harm, means of {len(seeds)} seeds", weight="bold", size=11)
     figure.text(0.012, 0.012, NOTE,
                 size=8, color=GREY)  # fmt: skip
-    figure.subplots_adjust(left=0.012, right=0.988, top=0.93, bottom=0.11)
+    figure.subplots_adjust(left=0.012, right=0.988, top=0.9, bottom=0.11)
     figure.savefig(out)
 
 
@@ -108,29 +110,45 @@ def plain(text: str) -> str:
     return text.replace(" .", ".").replace(" ?", "?").replace(" ,", ",")
 
 
-def draw_plane(axes: Any) -> None:
-    runs = json.loads((EVIDENCE / "policy_confirm.json").read_text())["runs"]
-    means = {}
-    for name, (label, colour, marker, (dx, dy, side)) in POLICIES.items():
-        test = runs[name]["test"]
-        x, y = test["harmful"]["mean"], test["helpfulness"]["mean"]
-        axes.scatter(
-            test["harmful"]["values"], test["helpfulness"]["values"], s=22, color=colour, marker=marker, alpha=0.45
-        )
-        axes.scatter([x], [y], s=95, color=colour, marker=marker, edgecolor="white", zorder=3)
-        axes.text(x + dx, y + dy, label, color=colour, size=9.5, ha=side, va="center", weight="bold")
-        means[name] = (x, y)
-    for name in ("ppo_reward", "ppo_lag"):
-        arrow = {"arrowstyle": "->", "color": POLICIES[name][1], "lw": 1.6, "shrinkA": 9, "shrinkB": 9}
-        axes.annotate("", xy=means[name], xytext=means["supervised"], arrowprops=arrow)
-    axes.set(xlim=(0.1, 0.6), ylim=(1.6, 3.3))
+def draw_plane(axes: Any, seeds: Sequence[dict[str, Any]], mode: str) -> None:
+    """The start, the frontier of fixed penalties by weight, PPO-Lagrangian by budget, and the best of K samples of the start."""
+    methods = seeds[0]["methods"]
+    start = mean_point(seeds, "supervised", mode)
+    axes.scatter(*start, s=70, color=GREY, marker="s", zorder=3)
+    axes.annotate(
+        "start", start, xytext=(-7, -3), textcoords="offset points", color=GREY, size=9, weight="bold", ha="right"
+    )
+    for family, colour, marker, shift, words in (
+        ("fixed penalty", BAD, "o", (8, -10), "PPO on R - w C, by w"),
+        ("PPO-Lagrangian", GOOD, "s", (0, 7), "PPO-Lagrangian, by budget d"),
+        ("best of K", BLUE, "^", (0, 7), "best of K samples of the start, by K"),
+    ):
+        names = sorted((n for n, one in methods.items() if one["family"] == family), key=lambda n: methods[n]["knob"])
+        names = [name for name in names if mode in methods[name]]
+        points = [mean_point(seeds, name, mode) for name in names]
+        if not points:
+            continue
+        axes.plot(*zip(*points, strict=True), color=colour, marker=marker, ms=5, lw=1.2, label=words)
+        labelled = zip(names, points, strict=True) if family != "PPO-Lagrangian" else [(names[-1], points[-1])]
+        for name, point in labelled:
+            text = f"{methods[name]['knob']:g}"
+            axes.annotate(text, point, xytext=shift, textcoords="offset points", color=colour, size=7.5, ha="center")
+    axes.set_title(MODES[mode], size=9.5)
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
-    axes.set_xlabel("harmful responses (1,000 held-out prompts per seed)", size=9)
-    axes.set_ylabel("helpfulness", size=9)
+    axes.set_xlabel("harmful responses", size=9)
+    if mode == "sampled":
+        axes.set_ylabel("helpfulness", size=9)
     axes.tick_params(labelsize=8)
     axes.grid(alpha=0.25)
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
+    for side_name in ("top", "right"):
+        axes.spines[side_name].set_visible(False)
+
+
+def mean_point(seeds: Sequence[dict[str, Any]], name: str, mode: str) -> tuple[float, float]:
+    """Harm and helpfulness."""
+    cells = [seed["methods"][name][mode] for seed in seeds]
+    harm, helpfulness = (fmean(cell[value]["value"] for cell in cells) for value in ("harmful", "helpfulness"))
+    return harm, helpfulness
 
 
 def main() -> None:

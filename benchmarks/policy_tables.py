@@ -1,8 +1,8 @@
-"""The tables of docs/results/policy.md and of the README from the JSON files of policy_evidence.py, policy_step.py and gpu.py.
+"""The tables of docs/results/policy.md from the JSON files of policy_evidence.py, policy_step.py and gpu.py.
 
     python benchmarks/policy_tables.py docs/evidence
 
-In the order of the page, but for the last ones: unseen seeds, what a step costs, and the README's.
+In the order of the page, but for the last ones: unseen seeds, and what a step costs.
 """
 
 import argparse
@@ -157,18 +157,6 @@ def steps(found: dict[str, Any]) -> str:
     return table("One step, eight responses|CPU seconds|times faster|peak memory, MB|share|in use, MB|share", rows)
 
 
-def front(unseen: dict[str, Any], found: dict[str, Any]) -> str:
-    """The table of the README: unseen seeds sampled, and greedy responses of another seed."""
-    names = {"supervised": "supervised start", "ppo_reward": "PPO, reward only", "ppo_fixed": "PPO, fixed penalty 1"}
-    rows = []
-    for name, title in (names | {"ppo_lag": "PPO-Lagrangian"}).items():
-        test, greedy = unseen["runs"][name]["test"], found["runs"][name]["test-greedy"]
-        kept = budget_met(test, unseen["about"]["budget"]).replace("met", "met on each seed")
-        likely = [f"{greedy['helpfulness']['mean']:.2f}", f"{greedy['harmful']['mean']:.3f}"]
-        rows.append([title, spread(test["helpfulness"]), spread(test["harmful"], ".3f"), kept, *likely])
-    return table("Policy|helpfulness|harmful|budget -0.5|greedy: helpfulness|harmful", rows)
-
-
 def gpu(found: dict[str, Any]) -> str:
     """Phases of a step of networks of 7B parameters."""
     phases = {
@@ -195,7 +183,7 @@ def main() -> None:
     found, unseen, step, card = (json.loads((folder / f"{name}.json").read_text()) for name in names)
     for part in (methods, budgets, controllers, elsewhere):
         print(f"{part(found)}\n")
-    print("\n\n".join([confirmed(unseen), steps(step), gpu(card), front(unseen, found)]))
+    print("\n\n".join([confirmed(unseen), steps(step), gpu(card)]))
 
 
 if __name__ == "__main__":

@@ -111,6 +111,7 @@ def compute(axes: Axes, seeds: Seeds, mode: str) -> None:
             colour, marker = FAMILIES[about]
             axes.annotate(f"{one['knob']:g}", at, fontsize=7, xytext=(5, -2), textcoords="offset points", color=colour)
         axes.plot(*at, marker=marker, ms=7, color=colour, ls="", label=about)
+    axes.margins(x=0.09)  # room for the last labels
     axes.set_xlabel("CPU-seconds behind the start, reward and cost model included")
     axes.set_ylabel("harmful responses")
     axes.set_title(TITLES[mode])
