@@ -1,12 +1,13 @@
 """Certificates of an evaluated policy: read from the ledgers of the evaluation and of the policies' runs, shown in its report."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 from safe_rlhf_v.construct.lines import Row
 from safe_rlhf_v.evaluation.certificate import Claim, content_of
-from safe_rlhf_v.evaluation.certificate_rows import read_evaluation
+from safe_rlhf_v.evaluation.certificate_rows import Bounded, ScoredRow, read_evaluation
 from safe_rlhf_v.evaluation.evidence import number as finite
 from safe_rlhf_v.evaluation.looks import CLAIM, LEDGER, read_looks
 from safe_rlhf_v.records.user_files import printable
@@ -22,20 +23,8 @@ LEAD = (
 MOST = 100
 """Looks that are shown, the latest."""
 OUTCOMES = {"passed": "✓ passed", "failed": "✗ failed", "undecided": "? undecided"}
-HEADER = [
-    "policy",
-    "of what",
-    "by",
-    "on",
-    "budget",
-    "at least",
-    "at most",
-    "prompts",
-    "look",
-    "delta",
-    "spent",
-    "verdict",
-]
+_BOUNDS = ["budget", "at least", "at most", "prompts"]
+HEADER = ["policy", "of what", "by", "on", *_BOUNDS, "look", "delta", "spent", "verdict"]
 
 
 def read_certificates(folder: Path, policies: list[Row]) -> Row:
@@ -49,30 +38,38 @@ def read_certificates(folder: Path, policies: list[Row]) -> Row:
     """
     runs = [Path(policy["about"]) for policy in policies if policy.get("class") == "ModelPolicy" and policy["about"]]
     files = {(home / LEDGER).resolve(): home / LEDGER for home in (folder, *runs)}
+    rows_of = cache(partial(_rows, folder))  # many looks are at the same responses, which are large files
     looks: list[Row] = []
     problems: list[str] = []
     for path in files.values():
         try:
             own = read_looks(path) if path.exists() else []
-            looks += [{**look, "ledger": printable(path), "elsewhere": not _stands(folder, look)} for look in own]
+            looks += [{**look, "ledger": printable(path), "elsewhere": not _stands(look, rows_of)} for look in own]
         except (OSError, ValueError) as error:  # the evaluation is none the worse for it
             problems.append(str(error))
     return {"looks": looks, "problems": problems}
 
 
-def _stands(folder: Path, look: Row) -> bool:
+def _rows(
+    folder: Path, policy: str, judge: str, bound: Bounded, split: str, mode: str, audited: bool
+) -> list[ScoredRow]:
+    """What a look at responses of this evaluation would count now; nothing where there are none."""
+    try:
+        return read_evaluation(folder, policy, judge, bound, split, mode, audited)[0]
+    except ValueError:
+        return []
+
+
+def _stands(look: Row, rows_of: Callable[..., list[ScoredRow]]) -> bool:
     """Whether a look is at responses of this evaluation as they stand there now."""
     facts = {"split": look.get("split"), "mode": look.get("mode")}
+    if not all(isinstance(place, str) for place in facts.values()):
+        return False  # a file of rows
     limits: Any = (0.0, 1.0) if look["bound"] == "violations" else (look.get("floor"), look.get("cap"))
     audited = look.get("audited") is True
-    try:
-        rows, _ = read_evaluation(
-            folder, look["policy"], look["judge"], look["bound"], facts["split"], str(facts["mode"]), audited
-        )
-        claim = Claim(look["policy"], look["judge"], look["bound"], 0.0, limits[0], limits[1], look.get("delta", 0.0))
-        return bool(look["digest"] == content_of(rows, claim, facts, audited))
-    except (ValueError, KeyError, TypeError):  # of another evaluation, a file of rows, or written by hand
-        return False
+    rows = rows_of(look["policy"], look["judge"], look["bound"], *facts.values(), audited)
+    claim = Claim(look["policy"], look["judge"], look["bound"], 0.0, limits[0], limits[1], look.get("delta", 0.0))
+    return bool(rows) and bool(look["digest"] == content_of(rows, claim, facts, audited))
 
 
 def certificates(summary: Mapping[str, Any]) -> Iterator[Block]:
@@ -109,12 +106,10 @@ def _row(look: Row, of: int) -> list[str]:
 
 
 def _verdict(look: Row) -> str:
+    """In words; without its mark where it says nothing about the responses of this page."""
     outcome = str(look.get("outcome"))
-    if (
-        look.get("elsewhere") and outcome in OUTCOMES
-    ):  # without its mark: it says nothing about the responses of this page
-        return f"{outcome}, other responses"
-    return OUTCOMES.get(outcome, UNKNOWN)
+    words = OUTCOMES.get(outcome, UNKNOWN)
+    return f"{outcome}, other responses" if look.get("elsewhere") and outcome in OUTCOMES else words
 
 
 def _number(look: Row, name: str, unit: Unit = "") -> str:

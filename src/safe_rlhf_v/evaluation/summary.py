@@ -28,7 +28,7 @@ The schema; an unknown number is ``null`` and never 0, intervals are 95 % and cl
                  "against_truth": [{"policy", "split", "mode", "by", "group", "sensitivity", "specificity", "auroc", ...}]}],
      "agreement": [{"name", "alpha", "low", "high", "units", "raters", "within_families", "pairs"}],
      "budget": {"limit", "judge", "policies": [{..., "unscored", "verdict": "met|broken|undecided"}]},
-     "certificates": {"looks": [LINE_OF_A_LEDGER], "problems": ["certificates.jsonl: ..."]},
+     "certificates": {"looks": [{LINE_OF_A_LEDGER, "ledger", "elsewhere"}], "problems": ["certificates.jsonl: ..."]},
      "overoptimisation": [{"series", "split", "mode", "learned", "independent", "points", "parting"}],
      "findings": {"rule", "tests": [{"name", "judge", "policy", "axis", "count", "of", "p", "text", "alarm"}], "hints": [...]},
      "verdicts": [{"policy", "split", "judge", "question", "answer": "yes|no|undecided|mixed", "modes", "changes", "text"}],
