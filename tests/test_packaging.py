@@ -121,12 +121,20 @@ def test_help_imports_nothing_heavy():
     assert "quickstart" in done.stdout
 
 
+def headings_of(page: Path) -> set[str]:
+    """The names under which GitHub and the site let a link point at a heading of the page."""
+    titles = re.findall(r"^#+ (.+)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).strip().replace(" ", "-") for title in titles}
+
+
 def test_the_readme_names_commands_that_exist():
     readme = (ROOT / "README.md").read_text()
     for config in re.findall(r"configs/[\w/]+\.yaml", readme):
         assert (ROOT / config).exists(), config
     for link in re.findall(r"\]\(((?!http)[^)]+)\)", readme):
-        assert (ROOT / link).exists(), link
+        path, _, heading = link.partition("#")
+        assert (ROOT / path).exists(), link
+        assert not heading or heading in headings_of(ROOT / path), link
     makefile = (ROOT / "Makefile").read_text()
     for target in re.findall(r"^make (\w+)", readme, re.MULTILINE):
         assert f"\n{target}:" in makefile
