@@ -20,6 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
 from measured import MODES, Seed
 from methods import (
     BEGINNING,
@@ -95,8 +96,10 @@ def options(args: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def hashes(configs: Path) -> dict[str, str]:
-    """Hash of every configuration."""
-    return {file.name: hashlib.sha256(file.read_bytes()).hexdigest()[:16] for file in sorted(configs.glob("*.yaml"))}
+    """Hash of every configuration's settings; comments and layout may change."""
+    settings = {file.name: yaml.safe_load(file.read_text()) for file in sorted(configs.glob("*.yaml"))}
+    texts = {name: json.dumps(values, sort_keys=True) for name, values in settings.items()}
+    return {name: hashlib.sha256(text.encode()).hexdigest()[:16] for name, text in texts.items()}
 
 
 def commit() -> str:

@@ -275,6 +275,18 @@ def test_a_seed_that_has_run_keeps_what_its_file_says(
     assert first["commit"] == "of now" and "measured_by" not in first
 
 
+def test_configurations_are_known_by_their_settings(scripts: Callable[[str], Any], tmp_path: Path) -> None:
+    hashes = scripts("run").hashes
+
+    def hashed(text: str) -> str:
+        (tmp_path / "cost.yaml").write_text(text)
+        return hashes(tmp_path)["cost.yaml"]
+
+    one = hashed("model: {rate: 0.1}\nseed: 0\n")
+    assert hashed("# another comment\nseed: 0\nmodel:\n  rate: 0.1 # as before\n") == one
+    assert hashed("model: {rate: 0.2}\nseed: 0\n") != one
+
+
 def test_safe_dpo_is_chosen_by_the_rule_of_the_protocol(scripts: Callable[[str], Any]) -> None:
     choose = scripts("run").choose
     helpfulness = {"a": 2.0, "b": 2.5, "c": 3.0}
