@@ -60,8 +60,8 @@ def classifier_loss(
         harmful_weight: Weight of harmful responses; it moves zero, so recalibrate if P(harmful) is read as such.
         label_smoothing: Probability that a label is wrong, in [0, 1/2).
     """
-    target = torch.where(harmful, 1.0 - label_smoothing, label_smoothing).to(full_precision(costs).dtype)
-    loss = F.binary_cross_entropy_with_logits(full_precision(costs), target, reduction="none")
+    # Two terms above 0, where the usual (1 - target) * cost + softplus(-cost) loses its digits to cancellation.
+    loss = (1 - label_smoothing) * sign_loss(costs, harmful) + label_smoothing * sign_loss(costs, ~harmful)
     return loss * torch.where(harmful, harmful_weight, 1.0)
 
 
