@@ -59,7 +59,7 @@ check: $(VENV)/.installed ## format, lint and types
 	$(RUN) -m ruff check .
 	$(RUN) -m mypy
 
-test: check ## what a contributor runs: about sixteen minutes on two cores
+test: check ## what a contributor runs: ten to sixteen minutes on two cores
 	$(RUN) -m pytest -q -n 2 -m "not slow"
 
 test-slow: $(VENV)/.installed ## the rest: every model family, kills, soaks
