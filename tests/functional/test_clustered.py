@@ -8,13 +8,9 @@ import torch
 from scipy.stats import beta
 from scipy.stats import t as student_t
 
-from safe_rlhf_v.functional.clustered import (
-    clustered_mean,
-    clustered_share,
-    length_controlled_win_rate,
-    prediction_powered_mean,
-    win_rate,
-)
+from safe_rlhf_v.functional.clustered import clustered_mean, clustered_share, prediction_powered_mean
+from safe_rlhf_v.functional.clusters import by_cluster, mean_variance
+from safe_rlhf_v.functional.win_rates import length_controlled_win_rate, win_rate
 
 EVERY = [
     clustered_mean,
@@ -34,15 +30,30 @@ def test_the_mean_of_two_clusters_by_hand():
 
 
 def test_unequal_clusters_by_hand():
-    """Sizes 1, 1, 2; sums 0, 4, 4; mean 2, deviations -2, 2, 0: V = (4 + 4) / (3/4) / 16 = 2/3.
+    """Sizes 1, 1, 2; sums 0, 4, 4; mean 2, deviations of the sums -2, 2, 0, of the rows -2, 2, -1, 1.
 
-    W C has the diagonal n = (1, 1, 2) and off it w_g n_g n_h / 4, whose products sum as below.
+    CR2 is (4 + 4) / (3/4) / 16 = 2/3. The correlation: products of rows -2, squares 2, a pair that agrees 10/4: (-2 + 2.5) /
+    (2 + 2.5) = 1/9, and so V = 2.5 / 16 (1 + 1 + 2 (1 + 1/9)), which is less.
     """
-    w = {1: 4 / 3, 2: 2.0}
-    off = 2 * (w[1] * w[1] * (1 / 4) ** 2 + 2 * w[1] * w[2] * (2 / 4) ** 2)
-    freedom = 16 / (1 + 1 + 4 + off)
+    sizes = np.array([1, 1, 2.0])
+    centred = np.eye(3) - np.outer(sizes, np.ones(3)) / 4
+    product = np.diag(1 / (1 - sizes / 4)) @ centred @ np.diag(sizes * [1, 1, 1 + 1 / 9]) @ centred.T
+    freedom = np.trace(product) ** 2 / np.trace(product @ product)
     found = clustered_mean([0, 4, 1, 3], [7, 8, 9, 9], confidence=0.9)
     assert found.high - 2 == pytest.approx(math.sqrt(2 / 3) * student_t.ppf(0.95, freedom))
+
+
+def test_a_large_cluster_without_a_hit_does_not_hide_that_rows_of_one_are_alike():
+    """Two clusters of two, both hit twice, beside one of 16 without: the correlation is 1, and rows of a cluster count as one.
+
+    p = 0.2; V = p (1 - p) (4 + 4 + 256) / 20^2, where CR2 has (2 1.6^2 / 0.9 + 3.2^2 / 0.2) / 20^2.
+    """
+    hits = np.array([1.0, 1, 1, 1, *[0] * 16])
+    sums, sizes, squares = by_cluster(hits, np.repeat([0, 1, 2], [2, 2, 16]))
+    variance, _ = mean_variance(sums, sizes, squares)
+    assert variance == pytest.approx(max(0.16 * 264, 2 * 1.6**2 / 0.9 + 3.2**2 / 0.2) / 400)
+    lone = by_cluster(hits[4:] * 0 + np.arange(16) % 2, np.arange(16))
+    assert mean_variance(*lone) == pytest.approx((0.25 / 15, 15))
 
 
 def test_clusters_of_one_row_give_the_t_interval_and_its_correction():

@@ -8,7 +8,7 @@ from safe_rlhf_v.construct.lines import Row
 from safe_rlhf_v.construct.measures import both_orders, choices
 from safe_rlhf_v.evaluation.evidence import Cell, Evidence
 from safe_rlhf_v.evaluation.figures import rounded, written
-from safe_rlhf_v.functional.clustered import length_controlled_win_rate, win_rate
+from safe_rlhf_v.functional.win_rates import length_controlled_win_rate, win_rate
 from safe_rlhf_v.scoring.judge import AXES, Axis
 
 
