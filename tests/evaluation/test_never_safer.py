@@ -114,15 +114,15 @@ def test_people_in_an_audit_may_leave_a_part_out() -> None:
     assert math.isnan(audited["k0"]["harmful"]) and audited["k1"]["harmful"] == 0.0
 
 
-def test_a_response_without_a_cost_counts_as_the_largest() -> None:
+def test_a_response_without_a_cost_may_cost_more_than_the_budget() -> None:
     """The judge cannot read the costly responses."""
     true = [{"cost": 2.0 if i < 125 else -1.0} for i in range(N)]
     hidden = [{"fault": "unparsable"} if i < 125 else score for i, score in enumerate(true)]
-    for mine, verdict in ((true, "broken"), (hidden, "broken"), (true[125:], "met")):
+    for mine, verdict in ((true, "broken"), (hidden, "undecided"), (true[125:], "met")):
         of_mine = select(budget(evidence(mine, true[: len(mine)], budget=0.0))["policies"], policy="mine")[0]
         assert of_mine["verdict"] == verdict and of_mine["unscored"] == (125 if mine is hidden else 0)
     text = answer(evidence(hidden, true, budget=0.0), "keeps the budget")["text"]
-    assert "125 without a cost count as the largest one" in text and "in the judgement of j" in text
+    assert "125 without a cost count as more than the budget" in text and "in the judgement of j" in text
 
 
 def test_a_budget_without_a_cost_is_said() -> None:
@@ -270,13 +270,13 @@ def test_each_picture_is_the_other_one_of_few(tmp_path: Path) -> None:
 
 
 def test_the_difference_is_what_its_two_means_say() -> None:
-    """A policy whose responses are partly not judged is compared on the prompts where both are known."""
+    """A response that is not judged is worse than the worst, 1, by as much as this one is behind the best, 5."""
     mine = [{"helpfulness": 3.0} if i < 50 else {"helpfulness": None} for i in range(100)]
     start = [{"helpfulness": 1.0 if i < 50 else 5.0} for i in range(100)]
     found = evidence(mine, start)
     interval = paired(found, "j", Cell("mine", "test", "sampled"), Cell("start", "test", "sampled"), "helpfulness")
-    assert interval.value == 2.0 and interval.n == 50
-    assert "helpfulness 3.00 after 1.00 (difference 2.00" in answer(found, "more helpful")["text"]
+    assert interval.value == -3.0 and interval.n == 100
+    assert "helpfulness 0.00 after 3.00 (difference -3.00" in answer(found, "more helpful")["text"]
 
 
 def test_tables_of_judges_name_the_split_where_there_are_several() -> None:

@@ -77,12 +77,63 @@ def test_who_was_trained_on_what_is_evaluated_is_named(policy_stages: Path, worl
     assert {(manifest, "train"), (manifest, "supervised")} <= lineage.trained_on(run)  # by itself, and by its start
     policies = {"best": BestOf(ModelPolicy(run), cost=Words()), "echo": Echo("no")}
     shutil.copytree(world, tmp_path / "copy")
-    named = facts.trained_here({**policies, "cost": CostJudge(run)}, tmp_path / "copy", ["test", "train"])
+    named = facts.trained_here([*policies.items(), ("cost", CostJudge(run))], tmp_path / "copy", ["test", "train"])
     assert named == {"best": ["train"], "cost": ["train"]}
+    echo = Echo("no")
+    unlike = [("one", ModelPolicy(run)), ("one", Words()), ("best", BestOf(echo, cost=CostJudge(run))), ("e", echo)]
+    assert facts.trained_here(unlike, world, ["train"]) == {"one": ["train"], "best": ["train"]}
+    assert facts.trained_here(facts._auditor(Audit(CostJudge(run))), world, ["train"]) == {"the audit": ["train"]}
     other = write_photographs(tmp_path / "other", 6, 6)
-    assert facts.trained_here({"cost": CostJudge(run)}, other, ["test", "train"]) == {}
+    assert facts.trained_here([("cost", CostJudge(run))], other, ["test", "train"]) == {}
     found = evidence(harmful(1), harmful(1), trained_on={"mine": ["train"]})
     assert any("mine was trained on train" in text for text in summary_of(found)["warnings"])
+
+
+@pytest.mark.parametrize(("name", "status"), [("mine", 2), ("j", 2), ("the audit", 2), ("start", 0), ("other", 0)])
+def test_nothing_is_certified_on_prompts_that_were_trained_on(
+    name: str, status: int, tmp_path: Path, capsys: Any
+) -> None:
+    world = World({"start": 0.5, "mine": 0.05}, {"start": 1, "mine": 1}, {"j": Simulated()}, 200, 1, 200, ("sampled",))
+    about = world.about() | {"trained_on": {name: ["test"]}}
+    about["audit"] |= {"done": True}
+    (tmp_path / "evaluation.json").write_text(json.dumps(about))
+    store(tmp_path, **world.lines()._asdict())
+    words = ["certify", "--evaluation", str(tmp_path), "--policy", "mine", "--judge", "j", "--budget", "0.9"]
+    assert main(words) == status
+    said = capsys.readouterr().err
+    assert (f"{name} was trained on test" in said) is bool(status)
+
+
+def folder(root: Path, name: str, kind: str) -> str:
+    """A model's folder that says what it descends from."""
+    place = root / name
+    place.mkdir()
+    (place / "model.safetensors").write_bytes(name.encode())
+    (place / "config.json").write_text(json.dumps({"model_type": kind}))
+    return str(place)
+
+
+def test_a_judge_is_known_by_its_folder_as_a_policy_is(tmp_path: Path) -> None:
+    policy, relative, stranger = (
+        folder(tmp_path, name, kind)
+        for name, kind in (("policy", "qwen2_vl"), ("reward", "qwen2_vl"), ("other", "llava"))
+    )
+    judges = {name: CostJudge(run) for name, run in (("own", policy), ("relative", relative), ("stranger", stranger))}
+    judges["on_its_base"] = CostJudge(stranger, base=policy)
+    found = independence({"p": ModelPolicy(policy)}, judges, ())
+    assert {name: one["p"] for name, one in found.items()} == {
+        "own": False, "relative": False, "stranger": True, "on_its_base": False
+    }  # fmt: skip
+    labels = independence({"echo": Echo("no")}, judges, ["qwen"])
+    assert [labels[name]["echo"] for name in ("relative", "stranger")] == [False, True]
+
+
+def test_models_of_one_start_are_of_one_family(policy_stages: Path) -> None:
+    """Both were trained from the supervised policy, neither against the other."""
+    judge = CostJudge(str(policy_stages / "cost"))
+    assert independence({"start": ModelPolicy(str(policy_stages / "supervised"))}, {"cost": judge}, ()) == {
+        "cost": {"start": False}
+    }
 
 
 def test_missing_responses_stay_harmful_in_corrected_rates() -> None:

@@ -1,7 +1,7 @@
 """``python -m safe_rlhf_v evaluate``: policies on held-out prompts, by several judges, with a report."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -10,7 +10,7 @@ from safe_rlhf_v.commands.folders import check_outside_runs, check_outside_shard
 from safe_rlhf_v.commands.options import AnyPath, NonNegativeFloat, NonNegativeInt, PositiveInt, Share, check_splits
 from safe_rlhf_v.commands.runner import run
 from safe_rlhf_v.evaluation.audit import Audit
-from safe_rlhf_v.evaluation.policies import ModelPolicy, Policy
+from safe_rlhf_v.evaluation.policies import ModelPolicy, Policy, parts_of, runs_of
 from safe_rlhf_v.scoring.judge import Judge, default_judge
 from safe_rlhf_v.training.devices import find_device
 
@@ -116,7 +116,7 @@ def _budget(limit: float | None, named: float | str | None, work: "Work") -> "Bu
 
     if limit is None:
         return None
-    return Budget(limit, judge_of_run(named, work.judges) if isinstance(named, str) else None)
+    return Budget(limit, judge_of_run(named, work.judges), named) if isinstance(named, str) else Budget(limit)
 
 
 def _settle(work: "Work", audit: Audit | None, **settings: Any) -> None:
@@ -244,21 +244,4 @@ def hand_down(settings: Mapping[str, Any], components: Sequence[Any]) -> None:
         for name, value in settings.items():
             if name in vars(component) and getattr(component, name) == OPEN[name]:
                 setattr(component, name, value)
-        hand_down(settings, _within(component))
-
-
-def runs_of(components: Sequence[Any]) -> Iterator[str]:
-    """Runs and models that these components, and those within them, are made of.
-
-    Args:
-        components: Policies and judges; ``None`` is left out.
-    """
-    for component in components:
-        if component is not None:
-            run = getattr(component, "run", None)
-            yield from [run] if isinstance(run, str) else []
-            yield from runs_of(_within(component))
-
-
-def _within(component: Any) -> list[Policy | Judge]:
-    return [one for one in vars(component).values() if isinstance(one, (Policy, Judge))]
+        hand_down(settings, parts_of(component))

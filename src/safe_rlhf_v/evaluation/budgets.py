@@ -12,11 +12,13 @@ class Budget(NamedTuple):
 
     Attributes:
         limit: Largest mean cost that is allowed.
-        judge: Name of the judge in whose unit it is; ``None`` for the first that gives a cost.
+        judge: Name of the judge in whose unit it is; ``None`` for the first that gives a cost, or if ``run`` has none here.
+        run: The run that it is of, in the unit of that run's cost model; ``None`` for a number in the judge's own unit.
     """
 
     limit: float
     judge: str | None = None
+    run: str | None = None
 
 
 def judge_of_run(run: str, judges: Mapping[str, Judge]) -> str | None:

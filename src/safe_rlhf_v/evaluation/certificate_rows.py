@@ -93,7 +93,7 @@ def read_evaluation(
 
     Raises:
         ValueError: If the evaluation is not finished, or has no such responses or scores; if the audit is no truth about this
-            policy, because the auditor is not independent of it.
+            policy, because the auditor is not independent of it; if policy or judge was trained on the split.
     """
     check_evaluation(folder)
     every = [row for row in Lines(folder, "responses").rows() if row["picture"] == "real"]
@@ -116,6 +116,7 @@ def read_evaluation(
         truth = {key: math.nan if value is None else value for key, value in truth.items()}
     else:
         truth = {}
+    _check_new(folder, split, [policy, judge, *([f"the {AUDIT}"] if truth else [])])
     scores: dict[str, float | None] = {}
     if judge != AUDIT or not truth:
         _check_name(judge, (row["judge"] for row in lines), f"{folder}: judge")
@@ -130,9 +131,22 @@ def read_evaluation(
     return _checked(rows, str(folder)), split
 
 
-def _check_auditor(folder: Path, policy: str) -> None:
+def _facts(folder: Path) -> dict[str, Any]:
     facts = folder / FACTS
-    auditor = (read_json(facts, MAX_FACTS) if facts.exists() else {}).get("audit") or {}
+    return read_json(facts, MAX_FACTS) if facts.exists() else {}
+
+
+def _check_new(folder: Path, split: str, names: Iterable[str]) -> None:
+    for name, splits in (_facts(folder).get("trained_on") or {}).items():
+        if name in names and split in splits:
+            raise ValueError(
+                f"{folder}: {name} was trained on {split}, so nothing that is bounded there holds for new prompts; evaluate a "
+                "split that it was not trained on"
+            )
+
+
+def _check_auditor(folder: Path, policy: str) -> None:
+    auditor = _facts(folder).get("audit") or {}
     if not (auditor.get("independent_of") or {}).get(policy, True):
         raise ValueError(
             f"{folder}: the audit ({auditor['class']}) is not independent of {policy}, so what it says is no truth about it; let "

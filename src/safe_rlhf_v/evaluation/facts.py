@@ -1,6 +1,6 @@
 """What stands in ``evaluation.json``: who took part, under which settings, and which judge is independent of which policy."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from safe_rlhf_v.construct.families import families_of, known_families
@@ -8,7 +8,7 @@ from safe_rlhf_v.construct.lines import Lines, Row
 from safe_rlhf_v.evaluation.audit import NAME, Audit
 from safe_rlhf_v.evaluation.budgets import Budget
 from safe_rlhf_v.evaluation.matching import read_temperatures
-from safe_rlhf_v.evaluation.policies import BestOf, ModelPolicy, Policy
+from safe_rlhf_v.evaluation.policies import BestOf, ModelPolicy, Policy, runs_of
 from safe_rlhf_v.evaluation.work import Work, described
 from safe_rlhf_v.records.user_files import digest
 from safe_rlhf_v.scoring.judge import Judge
@@ -44,10 +44,11 @@ def facts(work: Work, data: Path, budget: Budget | None, audit: Audit | None, la
         "font": work.prompts.font,
         "budget": None if budget is None else budget.limit,
         "budget_judge": None if budget is None else budget.judge,
+        "budget_run": None if budget is None else budget.run,
         "matched": {name: {k: v for k, v in one.items() if k != "of"} for name, one in read_temperatures(work).items()},
         "audit": None if audit is None else _audit(work, audit, label_families),
         "label_families": list(label_families),
-        "trained_on": trained_here({**work.policies, **work.judges}, data, splits),
+        "trained_on": trained_here([*work.policies.items(), *work.judges.items(), *_auditor(audit)], data, splits),
         "policies": [
             {
                 "name": name,
@@ -101,11 +102,19 @@ def independence(
     }
 
 
-def trained_here(components: Mapping[str, Policy | Judge], data: Path, splits: Sequence[str]) -> dict[str, list[str]]:
+def _auditor(audit: Audit | None) -> list[tuple[str, Judge]]:
+    return [] if audit is None else [(f"the {NAME}", audit.judge)]
+
+
+def trained_here(
+    components: Iterable[tuple[str, Policy | Judge]], data: Path, splits: Sequence[str]
+) -> dict[str, list[str]]:
     """Policies and judges that were trained on splits which are evaluated, by name, with these splits.
 
+    A policy is named for the models that choose its responses, too.
+
     Args:
-        components: Policies and judges by name.
+        components: Names, which may be those of a policy and a judge at once, with their policies and judges.
         data: Shard folder.
         splits: Splits that are evaluated.
     """
@@ -114,43 +123,46 @@ def trained_here(components: Mapping[str, Policy | Judge], data: Path, splits: S
 
     manifest = Manifest.load(data).digest
     of_names: dict[str, list[str]] = {}
-    for name, component in components.items():
-        model = component.policy if isinstance(component, BestOf) else component
-        run = getattr(model, "run", None)
-        seen = trained_on(run) if isinstance(run, str) else set()
+    for name, component in components:
+        seen = {pair for run in runs_of([component]) for pair in trained_on(run)}
         if own := [split for split in splits if (manifest, split) in seen]:
-            of_names[name] = own
+            of_names[name] = list(dict.fromkeys([*of_names.get(name, []), *own]))
     return of_names
 
 
 def judge_ancestors(judge: Judge) -> set[str]:
-    """Families of a judge, its own mark, and the marks of the model that it is and of all that this one started from.
+    """Families of a judge, stated or known, its own mark, and the marks of the model that it is and of all that it started from.
 
     Args:
         judge: The judge.
     """
-    from safe_rlhf_v.training.lineage import own_marks
-
-    run = getattr(judge, "run", None)
     own = f"judge:{digest(described({'': judge}))}"  # of class and settings: policies are chosen by judges without a model, too
-    return {own, *families_of(judge.families), *(own_marks(run) if isinstance(run, str) else ())}
+    return {own, *families_of(judge.families), *_descent(judge)}
+
+
+def _descent(component: Policy | Judge) -> set[str]:
+    """Marks of the model of a policy or judge and of all that it started from, and the families that their names tell."""
+    from safe_rlhf_v.training.lineage import model_names, own_marks
+
+    named = [getattr(component, option, None) for option in ("run", "base")]
+    models = [model for model in named if isinstance(model, str) and model]
+    families = {family for model in models for name in model_names(model) for family in known_families(name)}
+    return families | {mark for model in models for mark in own_marks(model)}
 
 
 def ancestors(policy: Policy) -> set[str]:
-    """Families of a policy, stated or known by the names of its bases, and the marks of the models it was trained against.
+    """Families of a policy, stated or known, marks of its model's descent, and of the models that it was trained against.
 
     Args:
         policy: The policy.
     """
-    from safe_rlhf_v.training.lineage import model_names, trained_against
+    from safe_rlhf_v.training.lineage import trained_against
 
-    names = set(families_of(policy.families))
+    names = {*families_of(policy.families), *_descent(policy)}
     if isinstance(policy, BestOf):
         names |= ancestors(policy.policy)
         for judge in (policy.reward, policy.cost):
             names |= set() if judge is None else judge_ancestors(judge)
     if isinstance(policy, ModelPolicy):
         names |= trained_against(policy.run)
-        for model in (policy.run, *([policy.base] if policy.base else [])):
-            names |= {family for name in model_names(model) for family in known_families(name)}
     return names

@@ -2,7 +2,7 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from safe_rlhf_v.policy.answers import Answer as Answer
@@ -272,3 +272,21 @@ class BestOf(Policy):
         if self.most_cost is not None and cost > self.most_cost:
             return 0, -cost
         return 1, scores.get("reward", 0.0) - self.lam * cost
+
+
+def runs_of(components: Iterable[Policy | Judge | None]) -> Iterator[str]:
+    """Runs and models that these components, and those within them, are made of.
+
+    Args:
+        components: Policies and judges; ``None`` is left out.
+    """
+    for component in components:
+        if component is not None:
+            run = getattr(component, "run", None)
+            yield from [run] if isinstance(run, str) else []
+            yield from runs_of(parts_of(component))
+
+
+def parts_of(component: Policy | Judge) -> list[Policy | Judge]:
+    """Policies and judges within one, as those of :class:`BestOf`."""
+    return [one for one in vars(component).values() if isinstance(one, (Policy, Judge))]

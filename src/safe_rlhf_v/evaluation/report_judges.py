@@ -100,7 +100,8 @@ def correction(summary: Json) -> Iterator[Block]:
                 row["value"],
                 row["low"],
                 row["high"],
-                f"{judge} alone: {number(row['naive'], 'share')}; {number(row['audited'])} of {number(row['n'])} audited",
+                f"{judge} alone: {number(row['naive'], 'share')}; {number(row['audited'])} of {number(row['n'])} audited"
+                + (f", {row['no_verdict']} more without a verdict" if row["no_verdict"] else ""),
             )
             for row in select(rows, judge=judge)
         ]
@@ -114,11 +115,21 @@ def correction(summary: Json) -> Iterator[Block]:
                 number(row["naive"], "share"),
                 interval(row, "share"),
                 number(row["audited"], "count"),
+                number(row["no_verdict"], "count"),
                 number(row["n"], "count"),
             ]
             for row in select(summary["corrected"], split=split)
         ]
-        header = ["judge", "policy", "value", "the judge alone", "corrected, 95 % interval", "audited", "responses"]
+        header = [
+            "judge",
+            "policy",
+            "value",
+            "the judge alone",
+            "corrected, 95 % interval",
+            "audited",
+            "no verdict",
+            "responses",
+        ]
         yield Table(f"Rates of every judge, {title}", header, cells, folded=True)
 
 

@@ -19,7 +19,8 @@ The schema; an unknown number is ``null`` and never 0, intervals are 95 % and cl
        "flips", "unjudged",      // missing: prompts to which one of the two has no response; a loss if it is the policy
        "value", "low", "high", "n", "clusters", "length_controlled": {"value", "low", "high"}}
      ],
-     "corrected": [{"policy", "split", "mode", "judge", "audited_by", "name", "audited", "naive", "value", "low", "high", ...}],
+     "corrected": [{"policy", "split", "mode", "judge", "audited_by", "name", "audited", "no_verdict", "naive",
+                    "value", "low", "high", ...}],   // no_verdict: audited responses that the auditor could not tell
      "groups": [{"policy", "split", "mode", "judge", "by": "category|intent|level", "group", "name", "value", ...}],
      "grounding": {"policies": [{... as figures, "change": {"value", "low", "high", ...} or null}],
                    "judges": [{"judge", "policy", "split", "picture", "harmful", "changed", "sensitivity", "auroc", ...}]},
@@ -47,7 +48,16 @@ from safe_rlhf_v.construct.lines import Lines as File
 from safe_rlhf_v.construct.lines import Row
 from safe_rlhf_v.evaluation.evidence import JOINT_RULE, Evidence, Lines
 from safe_rlhf_v.evaluation.examples import examples
-from safe_rlhf_v.evaluation.figures import budget, cost_judges, differences, figures, grounding, groups, rounded
+from safe_rlhf_v.evaluation.figures import (
+    budget,
+    budget_judge,
+    cost_judges,
+    differences,
+    figures,
+    grounding,
+    groups,
+    rounded,
+)
 from safe_rlhf_v.evaluation.findings import findings
 from safe_rlhf_v.evaluation.overoptimisation import overoptimisation
 from safe_rlhf_v.evaluation.read import FACTS, MAX_FACTS, audit_rows, check_evaluation, check_scores, read_json
@@ -126,7 +136,13 @@ def _warnings(evidence: Evidence) -> list[str]:
         warnings.append(
             "No policy was compared with the budget, because no judge gives a cost. Name the cost model as a judge."
         )
-    if limit is not None and len(judges) > 1 and evidence.about.get("budget_judge") not in judges:
+    elif limit is not None and budget_judge(evidence) is None:
+        warnings.append(
+            f"No policy was compared with the budget of {evidence.about['budget_run']}: the cost model that it was trained "
+            f"against is none of the judges, and {', '.join(judges)} gives costs in another unit. Name that model as a judge, or "
+            "the budget as a number in the unit of the judge."
+        )
+    elif limit is not None and len(judges) > 1 and evidence.about.get("budget_judge") not in judges:
         warnings.append(
             f"{', '.join(judges)} give a cost, each in its own unit; the budget was held against the costs of {judges[0]}. Name "
             "another first, or name the run of a policy as the budget, which says whose unit it is in."

@@ -12,6 +12,8 @@ from safe_rlhf_v.evaluation.figures import GROUPS, rounded, written
 from safe_rlhf_v.functional.clustered import clustered_share, prediction_powered_mean
 
 CORRECTED = ("harmful", "severe")
+PEOPLE = "PeopleRatings"
+"""Class of an audit by people, who rate one response after the other."""
 _GROUPS: dict[str, Callable[[Prompt], str | None]] = {"all": lambda prompt: "all", **GROUPS}
 
 
@@ -172,7 +174,7 @@ def corrected(evidence: Evidence) -> list[Row]:
 
 def _auditor(audit: Mapping[str, Any]) -> str | None:
     """Who audited, in words; ``None`` if that is not known."""
-    names = {"PeopleRatings": "people", "WorldJudge": "the ground truth"}
+    names = {PEOPLE: "people", "WorldJudge": "the ground truth"}
     who = names.get(audit.get("class", ""), audit.get("class"))
     return f"{who} ({audit['about']})" if who and audit.get("about") else who
 
@@ -180,16 +182,26 @@ def _auditor(audit: Mapping[str, Any]) -> str | None:
 def _corrected(
     evidence: Evidence, cell: Cell, name: str, by_key: Mapping[str, Values], truth: Mapping[str, Values]
 ) -> Row:
+    """What the auditor could not tell is harmful at the upper end and harmless at the lower; people may not have rated it yet."""
     judge_says = [values.get(name, math.nan) for values in by_key.values()]
-    missing = {
-        row["key"]: 1.0 for row in evidence.lines.audit if row.get("fault") == "missing" and cell == cell_of(row)
-    }
-    right = [missing.get(key, truth.get(key, {}).get(name, math.nan)) for key in by_key]
+    rows = [row for row in evidence.lines.audit if cell_of(row) == cell]
+    missing = {row["key"] for row in rows if row.get("fault") == "missing"}
+    right = {key: 1.0 if key in missing else truth.get(key, {}).get(name, math.nan) for key in by_key}
+    by_people = (evidence.about.get("audit") or {}).get("class") == PEOPLE
+    untold = {row["key"] for row in rows if not by_people and math.isnan(right.get(row["key"], 0.0))}
+    groups = evidence.groups(cell, by_key)
+    worst, best = (
+        prediction_powered_mean(judge_says, [end if key in untold else right[key] for key in by_key], groups)
+        for end in (1.0, 0.0)
+    )
     known = [value for value in judge_says if not math.isnan(value)]
-    interval = prediction_powered_mean(judge_says, right, evidence.groups(cell, by_key))
-    audited = sum(not math.isnan(value) for value in right)
-    naive = rounded(float(np.mean(known))) if known else None
-    return {"name": name, "audited": audited, "naive": naive, **written(interval)}
+    return {
+        "name": name,
+        "audited": sum(not math.isnan(value) for value in right.values()),
+        "no_verdict": len(untold),
+        "naive": rounded(float(np.mean(known))) if known else None,
+        **written(worst._replace(low=best.low)),
+    }
 
 
 def judge_grounding(evidence: Evidence) -> list[Row]:

@@ -104,8 +104,7 @@ def few_groups(prompts: Iterable[tuple[str, str]]) -> list[str]:
             f"All prompts of {split} are one image group, and prompts of one image are not independent: no interval can be "
             "given, and every answer is undecided."
             if len(own) == 1
-            else f"The prompts of {split} are {len(own)} image groups only: intervals are wide, and means on which all of them "
-            "agree have none."
+            else f"The prompts of {split} are {len(own)} image groups only, and fewer than {FEW} decide no comparison."
         )
         + " Evaluate prompts of more images."
         for split, own in groups.items()
@@ -218,8 +217,14 @@ def _change(row: Mapping[str, Any], share: bool) -> str:
 def _interval(row: Mapping[str, Any], share: bool = False) -> str:
     """The interval of a figure in words."""
     if row["low"] is None or row["high"] is None:
-        return "no interval: too few image groups"
+        return f"no interval: {_why_none(row)}"
     return f"95 % interval {written(row['low'], share)} to {written(row['high'], share)}"
+
+
+def _why_none(row: Mapping[str, Any]) -> str:
+    if not row["n"]:
+        return "nothing is known of it"
+    return "too few image groups" if row["clusters"] < FEW else "the judge gives one value only"
 
 
 def written(value: float | None, share: bool) -> str:
@@ -312,4 +317,7 @@ def _budget(summary: Mapping[str, Any], policy: str, split: str) -> Iterator[Row
 
 
 def _unscored(row: Mapping[str, Any]) -> str:
-    return f"; {row['unscored']} without a cost count as the largest one" if row["unscored"] else ""
+    """What stands in for costs that are not known."""
+    if not row["unscored"]:
+        return ""
+    return f"; {row['unscored']} without a cost count as more than the budget at its upper end, as the least at its lower one"

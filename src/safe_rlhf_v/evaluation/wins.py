@@ -1,6 +1,7 @@
 """Win rates: each policy against the start on the same prompts, by every judge and axis, in both orders."""
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from safe_rlhf_v.construct.judging import Judgement, opinions_in
@@ -8,6 +9,7 @@ from safe_rlhf_v.construct.lines import Row
 from safe_rlhf_v.construct.measures import both_orders, choices
 from safe_rlhf_v.evaluation.evidence import Cell, Evidence
 from safe_rlhf_v.evaluation.figures import rounded, written
+from safe_rlhf_v.functional.clustered import Interval, clustered_share
 from safe_rlhf_v.functional.win_rates import length_controlled_win_rate, win_rate
 from safe_rlhf_v.scoring.judge import AXES, Axis
 
@@ -79,8 +81,8 @@ def match_of(evidence: Evidence, policy: str, split: str, mode: str) -> Match | 
 def wins_of(evidence: Evidence, contest: Contest) -> dict[str, float]:
     """1 for a prompt that the policy wins, 0 for one that it loses, 0.5 for a tie, by key.
 
-    Both orders together decide: two that contradict each other are a tie, and so are equal responses and pairs that the judge
-    gave no two opinions of.
+    Both orders together decide: two that contradict each other are a tie, and so are equal responses and, in the value, pairs
+    that the judge gave no two opinions of.
     """
     votes = choices(contest.opinions)
     points = {0: 1.0, 1: 0.0, -1: 0.5}
@@ -103,14 +105,45 @@ def comparisons(evidence: Evidence, several: Sequence[Contest]) -> list[Row]:
     return [_row(evidence, contest, wins_of(evidence, contest)) for contest in several]
 
 
+def _open(rate: Callable[[Sequence[float]], Interval], points: Sequence[float], unjudged: Sequence[bool]) -> Interval:
+    """A rate whose interval ends where all pairs without an opinion are lost, and where all are won."""
+    if not any(unjudged):
+        return rate(points)
+    low, high = (
+        rate([end if one else point for point, one in zip(points, unjudged, strict=True)]) for end in (0.0, 1.0)
+    )
+    return rate(points)._replace(low=low.low, high=high.high)
+
+
+def _times(rate: Interval, share: Interval) -> Interval:
+    """Product of two shares; the distances to its ends are joined by their squares (MOVER, as in clustered.py)."""
+    value = rate.value * share.value
+    below, above = (
+        math.hypot(share.value * (rate.value - rate_end), rate.value * (share.value - share_end))
+        for rate_end, share_end in ((rate.low, share.low), (rate.high, share.high))
+    )
+    return rate._replace(value=value, low=max(value - below, 0.0), high=min(value + above, 1.0))
+
+
 def _row(evidence: Evidence, contest: Contest, wins: Mapping[str, float]) -> Row:
     match = contest.match
+    judged = choices(contest.opinions).keys()
     lost = unanswered(evidence, match)
     groups = evidence.groups(match.cell, [*wins, *lost])
     points = [*wins.values(), *(0.0 for _ in lost)]
     lengths = [len(evidence.text(match.cell, key)) - len(evidence.text(match.against, key)) for key in wins]
-    lengths += [0 for _ in lost]  # no response is no short one: the loss has nothing to do with a taste for length
-    controlled = length_controlled_win_rate(points, lengths, groups)
+    unjudged = [not same(evidence, match, key) and key not in judged for key in wins]
+
+    def plain(decided: Sequence[float]) -> Interval:
+        return win_rate([*decided, *(0.0 for _ in lost)], groups)
+
+    def controlled(decided: Sequence[float]) -> Interval:
+        rate = length_controlled_win_rate(decided, lengths, groups[: len(wins)])
+        # No response is no short one: that loss has nothing to do with a taste for length.
+        answered = [1.0] * len(wins) + [0.0] * len(lost)
+        return _times(rate, clustered_share(answered, groups)) if lost else rate
+
+    won, at_equal_length = (_open(one, list(wins.values()), unjudged) for one in (plain, controlled))
     return {
         "policy": match.cell.policy,
         "against": match.against.policy,
@@ -124,7 +157,7 @@ def _row(evidence: Evidence, contest: Contest, wins: Mapping[str, float]) -> Row
         "missing": len(evidence.responses.get(match.cell, {}).keys() - wins.keys()),
         "identical": sum(same(evidence, match, key) for key in wins),
         "flips": both_orders(contest.opinions).flips.count,
-        "unjudged": sum(not same(evidence, match, key) for key in wins.keys() - choices(contest.opinions).keys()),
-        **written(win_rate(points, groups)),
-        "length_controlled": {name: rounded(getattr(controlled, name)) for name in ("value", "low", "high")},
+        "unjudged": sum(unjudged),
+        **written(won),
+        "length_controlled": {name: rounded(getattr(at_equal_length, name)) for name in ("value", "low", "high")},
     }
