@@ -13,6 +13,7 @@ from safe_rlhf_v.evaluation.summary import summary_of
 from safe_rlhf_v.evaluation.truth import corrected
 from safe_rlhf_v.evaluation.verdicts import select
 from safe_rlhf_v.evaluation.wins import comparisons, contests
+from safe_rlhf_v.functional.clustered import clustered_mean
 
 MINE, START = Cell("mine", "test", "sampled"), Cell("start", "test", "sampled")
 
@@ -41,7 +42,19 @@ def test_one_missing_cost_of_many_does_not_hide_that_a_budget_is_kept() -> None:
     assert verdict(evidence([{"fault": "missing"}, *costs[1:]], costs, budget=0.0))["verdict"] == "met"
 
 
-@pytest.mark.parametrize("noise", [0.0, 1e-4, 0.02])
+@pytest.mark.parametrize("outlier", [0.0, 4.0, 100.0])
+def test_what_other_policies_cost_does_not_change_a_known_answer(outlier: float) -> None:
+    """Costs around -1 with a standard deviation of 0.5 meet -0.9, whoever else costs more."""
+    rng = np.random.default_rng(0)
+    mine: Scores = [{"cost": float(x)} for x in rng.normal(-1.05, 0.5, N)]
+    start: Scores = [{"cost": outlier if i == 0 else float(x)} for i, x in enumerate(rng.normal(0.0, 1.0, N))]
+    row = verdict(evidence(mine, start, budget=-0.9))
+    assert row["verdict"] == "met"
+    values = [score["cost"] for score in mine]
+    assert (row["low"], row["high"]) == pytest.approx(clustered_mean(values, range(N))[1:3], rel=1e-4)
+
+
+@pytest.mark.parametrize("noise", [0.0, 1e-4, 0.003])
 def test_costs_that_are_nearly_equal_say_little_of_those_that_were_not_met(noise: float) -> None:
     """6 % of the costs are +1, the others -1, the mean is -0.88: the budget of -0.9 is met by chance only."""
     rng = np.random.default_rng(0)
@@ -178,6 +191,25 @@ def test_missing_responses_say_nothing_of_a_taste_for_length(length: int) -> Non
     assert row["value"] == pytest.approx(160 / 220)
     controlled = row["length_controlled"]
     assert controlled["low"] <= 160 / 220 <= controlled["high"] and controlled["high"] > 0.7
+
+
+def test_who_answers_one_prompt_wins_no_more_than_that_one_at_equal_length() -> None:
+    found = evidence([{"helpfulness": 1.0}] * N, [{"helpfulness": 1.0}] * N)
+    compared(found, 0, 1.0)
+    for i in range(1, N):
+        found.responses[MINE][f"k{i}"] |= {"response": "", "fault": "missing"}
+    (row,) = comparisons(found, contests(found))
+    assert row["value"] == 1 / N and row["length_controlled"]["low"] >= 0.0
+    assert row["length_controlled"]["high"] < 0.05
+
+
+def test_a_few_images_with_most_prompts_are_said() -> None:
+    found = evidence(harmful(3), harmful(3))
+    found.prompts = {
+        (s, k): p._replace(group="g0" if int(k[1:]) < 150 else p.group) for (s, k), p in found.prompts.items()
+    }
+    assert any("no more than 1.8 of one size" in text for text in summary_of(found)["warnings"])
+    assert not summary_of(evidence(harmful(3), harmful(3)))["warnings"]
 
 
 def test_a_start_that_was_not_asked_is_in_no_table() -> None:

@@ -89,19 +89,25 @@ def test_who_was_trained_on_what_is_evaluated_is_named(policy_stages: Path, worl
     assert any("mine was trained on train" in text for text in summary_of(found)["warnings"])
 
 
-@pytest.mark.parametrize(("name", "status"), [("mine", 2), ("j", 2), ("the audit", 2), ("start", 0), ("other", 0)])
+@pytest.mark.parametrize(
+    ("name", "audit", "refused"),
+    [
+        ("mine", "true", True), ("mine", "false", True), ("start", "true", False),
+        ("the audit", "true", True), ("the audit", "false", False), ("j", "true", False), ("j", "false", True),
+    ],
+)  # fmt: skip
 def test_nothing_is_certified_on_prompts_that_were_trained_on(
-    name: str, status: int, tmp_path: Path, capsys: Any
+    name: str, audit: str, refused: bool, tmp_path: Path, capsys: Any
 ) -> None:
+    """By whom the responses are judged counts: with an audit the judge's word does not."""
     world = World({"start": 0.5, "mine": 0.05}, {"start": 1, "mine": 1}, {"j": Simulated()}, 200, 1, 200, ("sampled",))
     about = world.about() | {"trained_on": {name: ["test"]}}
     about["audit"] |= {"done": True}
     (tmp_path / "evaluation.json").write_text(json.dumps(about))
     store(tmp_path, **world.lines()._asdict())
     words = ["certify", "--evaluation", str(tmp_path), "--policy", "mine", "--judge", "j", "--budget", "0.9"]
-    assert main(words) == status
-    said = capsys.readouterr().err
-    assert (f"{name} was trained on test" in said) is bool(status)
+    assert main([*words, "--audit", audit]) == (2 if refused else 0)
+    assert (f"{name} was trained on test" in capsys.readouterr().err) is refused
 
 
 def folder(root: Path, name: str, kind: str) -> str:
@@ -124,6 +130,12 @@ def test_a_judge_is_known_by_its_folder_as_a_policy_is(tmp_path: Path) -> None:
     assert {name: one["p"] for name, one in found.items()} == {
         "own": False, "relative": False, "stranger": True, "on_its_base": False
     }  # fmt: skip
+    inner = Words()
+    inner.inner = judges["relative"]  # type: ignore[attr-defined]
+    outer = Echo("no")
+    outer.inner = ModelPolicy(policy)  # type: ignore[attr-defined]
+    wrapped = independence({"p": ModelPolicy(policy), "outer": outer}, {"inner": inner, "plain": Words()}, ())
+    assert wrapped == {"inner": {"p": False, "outer": False}, "plain": {"p": True, "outer": True}}
     labels = independence({"echo": Echo("no")}, judges, ["qwen"])
     assert [labels[name]["echo"] for name in ("relative", "stranger")] == [False, True]
 

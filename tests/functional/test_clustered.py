@@ -9,7 +9,7 @@ from scipy.stats import beta
 from scipy.stats import t as student_t
 
 from safe_rlhf_v.functional.clustered import clustered_mean, clustered_share, prediction_powered_mean
-from safe_rlhf_v.functional.clusters import by_cluster, mean_variance
+from safe_rlhf_v.functional.clusters import by_cluster, few_clusters, mean_variance
 from safe_rlhf_v.functional.win_rates import length_controlled_win_rate, win_rate
 
 EVERY = [
@@ -33,11 +33,12 @@ def test_unequal_clusters_by_hand():
     """Sizes 1, 1, 2; sums 0, 4, 4; mean 2, deviations of the sums -2, 2, 0, of the rows -2, 2, -1, 1.
 
     CR2 is (4 + 4) / (3/4) / 16 = 2/3. The correlation: products of rows -2, squares 2, a pair that agrees 10/4: (-2 + 2.5) /
-    (2 + 2.5) = 1/9, and so V = 2.5 / 16 (1 + 1 + 2 (1 + 1/9)), which is less.
+    (2 + 2.5) = 1/9, and so V = 2.5 / 16 (1 + 1 + 2 (1 + 1/9)), which is less. For the degrees of freedom it is that of the one
+    pair, -1 to the squares 2.5, and so none.
     """
     sizes = np.array([1, 1, 2.0])
     centred = np.eye(3) - np.outer(sizes, np.ones(3)) / 4
-    product = np.diag(1 / (1 - sizes / 4)) @ centred @ np.diag(sizes * [1, 1, 1 + 1 / 9]) @ centred.T
+    product = np.diag(1 / (1 - sizes / 4)) @ centred @ np.diag(sizes) @ centred.T
     freedom = np.trace(product) ** 2 / np.trace(product @ product)
     found = clustered_mean([0, 4, 1, 3], [7, 8, 9, 9], confidence=0.9)
     assert found.high - 2 == pytest.approx(math.sqrt(2 / 3) * student_t.ppf(0.95, freedom))
@@ -54,6 +55,32 @@ def test_a_large_cluster_without_a_hit_does_not_hide_that_rows_of_one_are_alike(
     assert variance == pytest.approx(max(0.16 * 264, 2 * 1.6**2 / 0.9 + 3.2**2 / 0.2) / 400)
     lone = by_cluster(hits[4:] * 0 + np.arange(16) % 2, np.arange(16))
     assert mean_variance(*lone) == pytest.approx((0.25 / 15, 15))
+
+
+@pytest.mark.parametrize("large", [20, 50, 200])
+def test_a_large_cluster_without_a_hit_widens_no_further_than_if_it_were_unknown(large):
+    """Six of 300 clusters of one row are hits."""
+    clusters = [*range(300), *[300] * large]
+    alone = clustered_share([1] * 6 + [0] * 294, range(300))
+    weight = large / (300 + large)
+    for hits in (0, 1, 2, large):
+        found = clustered_share([1] * 6 + [0] * 294 + [1] * hits + [0] * (large - hits), clusters)
+        assert (1 - weight) * alone.low - 1e-12 <= found.low <= found.value <= found.high
+        assert found.high <= weight + (1 - weight) * alone.high + 1e-12
+
+
+def test_few_clusters_count_by_their_sizes():
+    """Six of one size decide, by 2 / 2^6 < 0.05; one of half of all rows is as good as none."""
+    for sizes, few in (
+        ([1] * 6, False),
+        ([3] * 6, False),
+        ([1] * 5, True),
+        ([100, *[1] * 60], True),
+        ([2, *[1] * 8], False),
+    ):
+        assert few_clusters(np.array(sizes, float)) is few
+    assert few_clusters(np.ones(7), 0.99) and not few_clusters(np.ones(8), 0.99)
+    assert win_rate([1] * 5, range(5)).low <= 0.5 < win_rate([1] * 6, range(6)).low
 
 
 def test_clusters_of_one_row_give_the_t_interval_and_its_correction():

@@ -135,7 +135,7 @@ def uneven_harms(rng, sizes, rate, share):
     ("rate", "share_of_variance"), [(0.2, 0.5), *map(slow, (0.05, 0.05, 0.2, 0.5, 0.5), (0.5, 1.0, 1.0, 0.2, 1.0))]
 )
 def test_images_with_many_prompts_do_not_hide_harm(name, rate, share_of_variance):
-    """Shares, and means of costs of -1 and 1, which hold 0.92 where an image in twenty tells of half the rows."""
+    """Shares, and means of costs of -1 and 1, which hold 0.91 where an image in twenty tells of half the rows."""
     rng = np.random.default_rng(11)
 
     def share():
@@ -147,7 +147,7 @@ def test_images_with_many_prompts_do_not_hide_harm(name, rate, share_of_variance
         return interval if x.any() else interval._replace(high=1.0), 2 * rate - 1  # nothing follows from equal costs
 
     assert share_covered(share) >= 0.93
-    assert share_covered(mean) >= 0.92
+    assert share_covered(mean) >= 0.91
 
 
 @pytest.mark.parametrize("ties", [0.5, *map(slow, (0.0, 0.97, 1.0))])

@@ -93,7 +93,7 @@ def read_evaluation(
 
     Raises:
         ValueError: If the evaluation is not finished, or has no such responses or scores; if the audit is no truth about this
-            policy, because the auditor is not independent of it; if policy or judge was trained on the split.
+            policy, because the auditor is not independent of it; if the policy, or who judges it, was trained on the split.
     """
     check_evaluation(folder)
     every = [row for row in Lines(folder, "responses").rows() if row["picture"] == "real"]
@@ -116,7 +116,7 @@ def read_evaluation(
         truth = {key: math.nan if value is None else value for key, value in truth.items()}
     else:
         truth = {}
-    _check_new(folder, split, [policy, judge, *([f"the {AUDIT}"] if truth else [])])
+    _check_new(folder, split, [policy, f"the {AUDIT}" if truth else judge])
     scores: dict[str, float | None] = {}
     if judge != AUDIT or not truth:
         _check_name(judge, (row["judge"] for row in lines), f"{folder}: judge")

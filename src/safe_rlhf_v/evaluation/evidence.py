@@ -113,7 +113,8 @@ class Evidence:
         Raises:
             ValueError: If a line names a policy, judge or prompt that is not known.
         """
-        self.lines = lines = _of_asked(lines)
+        lines = _of_asked(lines)
+        self.lines = lines
         self.about = about
         self.policies: dict[str, Row] = {policy["name"]: policy for policy in about["policies"]}
         self.judges: dict[str, Row] = {judge["name"]: judge for judge in about["judges"]}

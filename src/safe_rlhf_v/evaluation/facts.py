@@ -8,7 +8,7 @@ from safe_rlhf_v.construct.lines import Lines, Row
 from safe_rlhf_v.evaluation.audit import NAME, Audit
 from safe_rlhf_v.evaluation.budgets import Budget
 from safe_rlhf_v.evaluation.matching import read_temperatures
-from safe_rlhf_v.evaluation.policies import BestOf, ModelPolicy, Policy, runs_of
+from safe_rlhf_v.evaluation.policies import ModelPolicy, Policy, parts_of, runs_of
 from safe_rlhf_v.evaluation.work import Work, described
 from safe_rlhf_v.records.user_files import digest
 from safe_rlhf_v.scoring.judge import Judge
@@ -137,7 +137,13 @@ def judge_ancestors(judge: Judge) -> set[str]:
         judge: The judge.
     """
     own = f"judge:{digest(described({'': judge}))}"  # of class and settings: policies are chosen by judges without a model, too
-    return {own, *families_of(judge.families), *_descent(judge)}
+    return {own, *families_of(judge.families), *_descent(judge), *_of_parts(judge)}
+
+
+def _of_parts(component: Policy | Judge) -> set[str]:
+    """The same of the policies and judges within one, by which its responses are chosen, or which judge in its place."""
+    parts = parts_of(component)
+    return {mark for one in parts for mark in (judge_ancestors(one) if isinstance(one, Judge) else ancestors(one))}
 
 
 def _descent(component: Policy | Judge) -> set[str]:
@@ -158,11 +164,7 @@ def ancestors(policy: Policy) -> set[str]:
     """
     from safe_rlhf_v.training.lineage import trained_against
 
-    names = {*families_of(policy.families), *_descent(policy)}
-    if isinstance(policy, BestOf):
-        names |= ancestors(policy.policy)
-        for judge in (policy.reward, policy.cost):
-            names |= set() if judge is None else judge_ancestors(judge)
+    names = {*families_of(policy.families), *_descent(policy), *_of_parts(policy)}
     if isinstance(policy, ModelPolicy):
         names |= trained_against(policy.run)
     return names

@@ -101,7 +101,7 @@ def correction(summary: Json) -> Iterator[Block]:
                 row["low"],
                 row["high"],
                 f"{judge} alone: {number(row['naive'], 'share')}; {number(row['audited'])} of {number(row['n'])} audited"
-                + (f", {row['no_verdict']} more without a verdict" if row["no_verdict"] else ""),
+                + (f", {row['no_verdict']} more without a verdict" if row.get("no_verdict") else ""),
             )
             for row in select(rows, judge=judge)
         ]
@@ -115,7 +115,7 @@ def correction(summary: Json) -> Iterator[Block]:
                 number(row["naive"], "share"),
                 interval(row, "share"),
                 number(row["audited"], "count"),
-                number(row["no_verdict"], "count"),
+                number(row.get("no_verdict"), "count"),
                 number(row["n"], "count"),
             ]
             for row in select(summary["corrected"], split=split)

@@ -71,14 +71,15 @@ def ends(evidence: Evidence, judge: str, split: str, name: str) -> tuple[float, 
     if name in SCALES:
         low, high = SCALES[name]
         return (low, high) if better > 0 else (high, low)
-    least, largest = extremes(evidence, judge, split, name)
-    beyond = largest - least if largest > least else math.nan
-    return (least - beyond, largest) if better > 0 else (largest + beyond, least)
+    known = known_values(evidence, judge, split, name)
+    if not known:
+        return math.nan, math.nan
+    beyond = (max(known) - min(known)) or math.nan
+    return (min(known) - beyond, max(known)) if better > 0 else (max(known) + beyond, min(known))
 
 
-def extremes(evidence: Evidence, judge: str, split: str, name: str) -> tuple[float, float]:
-    """The least and the largest value that a judge gives to any response of a split; NaN if it gives none."""
+def known_values(evidence: Evidence, judge: str, split: str, name: str) -> list[float]:
+    """Every value of a name that a judge gives to any response of a split."""
     cells = [by_key for cell, by_key in evidence.scores[judge].items() if cell.split == split]
     values = [own.get(name, math.nan) for by_key in cells for own in by_key.values()]
-    known = [value for value in values if not math.isnan(value)]
-    return (min(known), max(known)) if known else (math.nan, math.nan)
+    return [value for value in values if not math.isnan(value)]

@@ -4,6 +4,7 @@ They are read from the tables of the summary and add no figure of their own. An 
 interval of the paired difference to the start excludes 0, else *undecided*; *mixed* if the modes disagree.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -96,20 +97,29 @@ def few_groups(prompts: Iterable[tuple[str, str]]) -> list[str]:
     Args:
         prompts: Split and image group of every prompt.
     """
-    groups: dict[str, set[str]] = {}
+    groups: dict[str, Counter[str]] = {}
     for split, group in prompts:
-        groups.setdefault(split, set()).add(group)
-    return [
-        (
+        groups.setdefault(split, Counter())[group] += 1
+    return [f"{text} Evaluate prompts of more images." for split, own in groups.items() if (text := _few(split, own))]
+
+
+def _few(split: str, prompts: Mapping[str, int]) -> str:
+    if len(prompts) == 1:
+        return (
             f"All prompts of {split} are one image group, and prompts of one image are not independent: no interval can be "
             "given, and every answer is undecided."
-            if len(own) == 1
-            else f"The prompts of {split} are {len(own)} image groups only, and fewer than {FEW} decide no comparison."
         )
-        + " Evaluate prompts of more images."
-        for split, own in groups.items()
-        if len(own) < FEW
-    ]
+    if len(prompts) < FEW:
+        return (
+            f"The prompts of {split} are {len(prompts)} image groups only, and fewer than {FEW} decide no comparison."
+        )
+    effective = sum(prompts.values()) ** 2 / sum(count**2 for count in prompts.values())
+    if effective >= FEW:
+        return ""
+    return (
+        f"A few images have most of the prompts of {split}: {len(prompts)} image groups tell no more than {effective:.1f} of one "
+        f"size, and fewer than {FEW} decide no comparison."
+    )
 
 
 def leading_judge(summary: Mapping[str, Any], policy: str, names: Sequence[str]) -> str | None:

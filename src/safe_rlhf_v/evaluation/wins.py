@@ -140,8 +140,11 @@ def _row(evidence: Evidence, contest: Contest, wins: Mapping[str, float]) -> Row
     def controlled(decided: Sequence[float]) -> Interval:
         rate = length_controlled_win_rate(decided, lengths, groups[: len(wins)])
         # No response is no short one: that loss has nothing to do with a taste for length.
-        answered = [1.0] * len(wins) + [0.0] * len(lost)
-        return _times(rate, clustered_share(answered, groups)) if lost else rate
+        if not lost:
+            return rate
+        if math.isnan(rate.value):  # of one image nothing follows but that it is won or lost
+            rate = rate._replace(value=0.5, low=0.0, high=1.0)
+        return _times(rate, clustered_share([1.0] * len(wins) + [0.0] * len(lost), groups))
 
     won, at_equal_length = (_open(one, list(wins.values()), unjudged) for one in (plain, controlled))
     return {

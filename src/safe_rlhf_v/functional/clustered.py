@@ -71,7 +71,8 @@ def clustered_share(hits: Sequence[float] | Floats, clusters: Sequence[Hashable]
 
     The effective size is that of independent rows with the variance found, p (1 - p) / V, corrected for the few clusters that V
     comes from, and at most N (Korn & Graubard, Survey Methodology 24, 1998). Where every row is equal the variance tells
-    nothing, and rows of a cluster count as one: N^2 / sum of n_g^2.
+    nothing, and rows of a cluster count as one: N^2 / sum of n_g^2. One cluster of at least twice the average size widens the
+    interval at most as far as if its rows were left out, and then all counted as hits, or none.
 
     Args:
         hits: (N,) true and false, or shares in 0..1 (probabilities, votes), for which it is conservative; NaN is left out.
@@ -180,6 +181,20 @@ def _skewed_ends(
 
 
 def _share(x: Floats, codes: Codes, confidence: float) -> Interval:
+    interval = _share_of_all(x, codes, confidence)
+    sizes = np.bincount(codes)
+    largest = int(sizes.argmax()) if len(sizes) else 0
+    if len(sizes) < 3 or sizes[largest] * len(sizes) < 2 * len(x):
+        return interval
+    # Whatever the rows of one large cluster are: the interval of the others, and all of these hits, or none.
+    others = codes != largest
+    rest = _share_of_all(x[others], np.unique(codes[others], return_inverse=True)[1], confidence)
+    weight = 1 - rest.n / len(x)
+    low = max(interval.low, (1 - weight) * rest.low)
+    return interval._replace(low=low, high=min(interval.high, weight + (1 - weight) * rest.high))
+
+
+def _share_of_all(x: Floats, codes: Codes, confidence: float) -> Interval:
     if not len(x):
         return Interval(math.nan, math.nan, math.nan, 0, 0)
     sums, sizes, squares = by_cluster(x, codes)

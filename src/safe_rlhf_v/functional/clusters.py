@@ -85,9 +85,17 @@ def t_quantile(confidence: float, freedom: float) -> float:
     return float(student_t.ppf(0.5 + confidence / 2, freedom))
 
 
-def few_clusters(clusters: int, confidence: float = 0.95) -> bool:
-    """Whether so few clusters decide nothing even where all agree, by the sign test: below 6 at 95 %."""
-    return bool(2 * 0.5**clusters > 1 - confidence)
+def few_clusters(sizes: Floats, confidence: float = 0.95) -> bool:
+    """Whether so few clusters decide nothing even where all agree, by the sign test: below 6 of one size at 95 %.
+
+    Of several sizes they count as N^2 / sum of n_g^2.
+
+    Args:
+        sizes: (G,) rows of each cluster.
+        confidence: In (0, 1).
+    """
+    effective = float(sizes.sum()) ** 2 / max(float(sizes @ sizes), 1e-300)
+    return bool(2 * 0.5**effective > (1 - confidence) * (1 + 1e-9))
 
 
 def mean_variance(sums: Floats, sizes: Floats, squares: Floats) -> tuple[float, float]:
@@ -98,8 +106,8 @@ def mean_variance(sums: Floats, sizes: Floats, squares: Floats) -> tuple[float, 
     none of the few large clusters has a rare value. There more is told by the other one, of one correlation :math:`\rho` within
     all clusters, :math:`\frac{\sigma^2}{N^2} \sum_g n_g (1 + (n_g - 1) \rho)`. In :math:`\rho` each row counts by the square of
     its deviation, so that rare rows and those beside them decide; one pair of rows that agree is added. The degrees of freedom
-    are Satterthwaite's of CR2 under this correlation (Imbens & Kolesar, Rev. Econ. Stat. 98, 2016): G - 1 where all clusters are
-    of one size, fewer where a few large ones decide.
+    are Satterthwaite's of CR2 under the correlation of all pairs alike (Imbens & Kolesar, Rev. Econ. Stat. 98, 2016): G - 1 where
+    all clusters are of one size, fewer where a few large ones decide.
 
     Args:
         sums: (G,) sum of each cluster.
@@ -117,9 +125,15 @@ def mean_variance(sums: Floats, sizes: Floats, squares: Floats) -> tuple[float, 
     robust = float((weights * deviations**2).sum()) / total**2
     pairs = float(((sizes - 1) * own).sum()) + spread
     alike = float((deviations**2 - own).sum()) + spread
+    modelled = spread / total**2 * float(_of_sums(sizes, alike, pairs).sum())
+    freedom = _freedom(sizes, _of_sums(sizes, alike - spread, float((sizes * (sizes - 1)).sum()) * spread), weights)
+    return max(robust, modelled), freedom
+
+
+def _of_sums(sizes: Floats, alike: float, pairs: float) -> Floats:
+    """Variance of each cluster's sum, up to a factor, where rows of a cluster have the correlation alike / pairs, in 0..1."""
     rho = min(max(alike / pairs, 0.0), 1.0) if pairs > 0 else 1.0
-    of_sums = sizes * (1 + (sizes - 1) * rho)  # variance of each cluster's sum, up to a factor
-    return max(robust, spread * float(of_sums.sum()) / total**2), _freedom(sizes, of_sums, weights)
+    return sizes * (1 + (sizes - 1) * rho)
 
 
 def _freedom(sizes: Floats, variances: Floats, weights: Floats) -> float:

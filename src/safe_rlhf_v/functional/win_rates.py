@@ -2,9 +2,9 @@
 
 import math
 from collections.abc import Hashable, Sequence
-from typing import Any
 
 import numpy as np
+from scipy.special import expit
 
 from safe_rlhf_v.functional.clustered import Interval
 from safe_rlhf_v.functional.clusters import (
@@ -47,7 +47,7 @@ def win_rate(wins: Sequence[float] | Floats, clusters: Sequence[Hashable], confi
     variance, freedom = mean_variance(sums, np.append(sizes, [extra, extra]), np.append(squares, [extra, 0]))
     reach = t_quantile(confidence, freedom) * math.sqrt(variance)
     middle = float(sums.sum()) / (len(x) + 2 * extra)
-    low, high = _undecided(max(middle - reach, 0.0), min(middle + reach, 1.0), len(own), confidence)
+    low, high = _undecided(max(middle - reach, 0.0), min(middle + reach, 1.0), sizes, confidence)
     return Interval(float(x.mean()), low, high, len(x), len(own))
 
 
@@ -80,30 +80,26 @@ def length_controlled_win_rate(
     if groups < 2:
         return Interval(math.nan, math.nan, math.nan, len(x), groups)
     lengths = np.tanh(d / spread) if spread > 0 else np.zeros_like(d)
-    value = float(_sigmoid(_logistic(x, lengths, np.ones_like(x))[0][0]))
+    value = float(expit(_logistic(x, lengths, np.ones_like(x))[0][0]))
     _, sizes, _ = by_cluster(x, codes)
     extra = float(sizes @ sizes) / len(x)
     wins_and_two = np.append(x, [1.0, 0.0])
     lengths_and_two = np.append(lengths, [0.0, 0.0])
     weights = np.append(np.ones_like(x), [extra, extra])
     (a, b), bread = _logistic(wins_and_two, lengths_and_two, weights)
-    influence = (wins_and_two - _sigmoid(a + b * lengths_and_two)) * (bread[0, 0] + bread[0, 1] * lengths_and_two)
+    influence = (wins_and_two - expit(a + b * lengths_and_two)) * (bread[0, 0] + bread[0, 1] * lengths_and_two)
     places = np.append(codes, [groups, groups + 1])
-    sums, sizes, squares = (np.bincount(places, weights * influence**power).astype(np.float64) for power in (1, 0, 2))
-    variance, freedom = mean_variance(sums, sizes, squares)
+    sums, weighed, squares = (np.bincount(places, weights * influence**power).astype(np.float64) for power in (1, 0, 2))
+    variance, freedom = mean_variance(sums, weighed, squares)
     reach = t_quantile(confidence, freedom) * math.sqrt(variance) * float(weights.sum())
-    low, high = (float(_sigmoid(a + side * reach)) for side in (-1, 1))
-    low, high = _undecided(min(low, value), max(high, value), groups, confidence)
+    low, high = (float(expit(a + side * reach)) for side in (-1, 1))
+    low, high = _undecided(min(low, value), max(high, value), sizes, confidence)
     return Interval(value, low, high, len(x), groups)
 
 
-def _undecided(low: float, high: float, clusters: int, confidence: float) -> tuple[float, float]:
+def _undecided(low: float, high: float, sizes: Floats, confidence: float) -> tuple[float, float]:
     """The ends; around one half where there are too few clusters to decide."""
-    return (min(low, 0.5), max(high, 0.5)) if few_clusters(clusters, confidence) else (low, high)
-
-
-def _sigmoid(x: Any) -> Any:
-    return 1 / (1 + np.exp(-x))
+    return (min(low, 0.5), max(high, 0.5)) if few_clusters(sizes, confidence) else (low, high)
 
 
 def _logistic(wins: Floats, lengths: Floats, weights: Floats) -> tuple[Floats, Floats]:
@@ -112,7 +108,7 @@ def _logistic(wins: Floats, lengths: Floats, weights: Floats) -> tuple[Floats, F
     prior = np.diag([1e-6, _PRIOR_SCALE**-2])
     coefficients = np.zeros(2)
     for _ in range(100):
-        chance = _sigmoid(design @ coefficients)
+        chance = expit(design @ coefficients)
         gradient = design.T @ (weights * (wins - chance)) - prior @ coefficients
         information = (design * (weights * chance * (1 - chance))[:, None]).T @ design + prior
         step = np.linalg.solve(information, gradient)
