@@ -56,7 +56,7 @@ def completed(
 
 
 def _is_open(evidence: Evidence, cell: Cell, key: str, values: Values, name: str) -> bool:
-    """Whether the value is not known, although it applies; what a missing or unjudged response counts as is not known."""
+    """Whether the value applies and is not known: NaN, or a share that holds what an unjudged response counts as."""
     if name in OF_HARMLESS and not evidence.prompt(cell, key).harmless:
         return False
     return math.isnan(values.get(name, math.nan)) or (name in SHARES and values["unjudged"] > 0)
