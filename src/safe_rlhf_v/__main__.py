@@ -138,10 +138,23 @@ def _run(command: Callable[[list[str]], int], args: list[str]) -> int:
 def program() -> int:
     """:func:`main` on the command line of this process: what breaks it is printed, and has a status of its own."""
     try:
-        return main()
+        status = main()
     except Exception:
         traceback.print_exc()
         return CRASHED
+    _leave_group()
+    return status
+
+
+def _leave_group() -> None:
+    """Close the connections between the ranks of a run that ended; Lightning closes NCCL's only.
+
+    Gloo's threads may else still run while the interpreter is taken down, which aborts the process: a whole run would end as one
+    that broke.
+    """
+    distributed: Any = sys.modules.get("torch.distributed")
+    if distributed is not None and distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()
 
 
 if __name__ == "__main__":

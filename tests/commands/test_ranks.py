@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 from tests.commands.command_lines import DDP, base, preference
+from torch import distributed
 
+from safe_rlhf_v import __main__
 from safe_rlhf_v.commands import fit as cli
 
 
@@ -62,3 +64,14 @@ def test_predictions_have_one_line_per_record_whatever_the_ranks(world: Path, tm
     assert {len(row["scores"]) for row in one} == {1, 2}  # verdict splits have one response
     for a, b in zip(one, two, strict=True):
         assert a["scores"] == pytest.approx(b["scores"], abs=1e-5)
+
+
+def test_ranks_part_when_a_run_ends(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Gloo's threads abort a process that ends while they run: a whole run would end with status -6."""
+
+    def run() -> int:
+        distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/ranks", rank=0, world_size=1)
+        return 0
+
+    monkeypatch.setattr(__main__, "main", run)
+    assert __main__.program() == 0 and not distributed.is_initialized()
