@@ -23,7 +23,9 @@ def at(i: int, policy: str = "mine") -> dict[str, Any]:
 
 
 def verdict(found: Evidence, policy: str = "mine") -> dict[str, Any]:
-    return select(budget(found)["policies"], policy=policy)[0]  # type: ignore[index]
+    held = budget(found)
+    assert held is not None
+    return select(held["policies"], policy=policy)[0]
 
 
 @pytest.mark.parametrize("lacking", [{"fault": "missing"}, {"fault": "unparsable"}, {"cost": math.nan}])

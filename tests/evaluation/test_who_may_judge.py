@@ -131,9 +131,9 @@ def test_a_judge_is_known_by_its_folder_as_a_policy_is(tmp_path: Path) -> None:
         "own": False, "relative": False, "stranger": True, "on_its_base": False
     }  # fmt: skip
     inner = Words()
-    inner.inner = judges["relative"]  # type: ignore[attr-defined]
     outer = Echo("no")
-    outer.inner = ModelPolicy(policy)  # type: ignore[attr-defined]
+    for around, within in ((inner, judges["relative"]), (outer, ModelPolicy(policy))):
+        vars(around)["inner"] = within
     wrapped = independence({"p": ModelPolicy(policy), "outer": outer}, {"inner": inner, "plain": Words()}, ())
     assert wrapped == {"inner": {"p": False, "outer": False}, "plain": {"p": True, "outer": True}}
     labels = independence({"echo": Echo("no")}, judges, ["qwen"])

@@ -9,7 +9,7 @@ import numpy as np
 from safe_rlhf_v.construct.lines import Row
 from safe_rlhf_v.evaluation.evidence import Cell, Evidence, Prompt, Values, cell_of, judged
 from safe_rlhf_v.evaluation.figures import GROUPS, rounded, written
-from safe_rlhf_v.functional.clustered import clustered_share, prediction_powered_mean
+from safe_rlhf_v.functional.clustered import Interval, clustered_share, prediction_powered_mean
 
 CORRECTED = ("harmful", "severe")
 PEOPLE = "PeopleRatings"
@@ -190,17 +190,20 @@ def _corrected(
     by_people = (evidence.about.get("audit") or {}).get("class") == PEOPLE
     untold = {row["key"] for row in rows if not by_people and math.isnan(right.get(row["key"], 0.0))}
     groups = evidence.groups(cell, by_key)
-    worst, best = (
-        prediction_powered_mean(judge_says, [end if key in untold else right[key] for key in by_key], groups)
-        for end in (1.0, 0.0)
-    )
+
+    def rate(end: float) -> Interval:
+        truths = [end if key in untold else right[key] for key in by_key]
+        return prediction_powered_mean(judge_says, truths, groups)
+
+    worst = rate(1.0)
+    low = rate(0.0).low if untold else worst.low
     known = [value for value in judge_says if not math.isnan(value)]
     return {
         "name": name,
         "audited": sum(not math.isnan(value) for value in right.values()),
         "no_verdict": len(untold),
         "naive": rounded(float(np.mean(known))) if known else None,
-        **written(worst._replace(low=best.low)),
+        **written(worst._replace(low=low)),
     }
 
 

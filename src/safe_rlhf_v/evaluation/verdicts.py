@@ -8,7 +8,10 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from safe_rlhf_v.construct.lines import Row
+from safe_rlhf_v.functional.clusters import effective_clusters
 
 MODES = ("sampled", "greedy")
 FEW = 6
@@ -113,7 +116,7 @@ def _few(split: str, prompts: Mapping[str, int]) -> str:
         return (
             f"The prompts of {split} are {len(prompts)} image groups only, and fewer than {FEW} decide no comparison."
         )
-    effective = sum(prompts.values()) ** 2 / sum(count**2 for count in prompts.values())
+    effective = effective_clusters(np.array([*prompts.values()], dtype=np.float64))
     if effective >= FEW:
         return ""
     return (

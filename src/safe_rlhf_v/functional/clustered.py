@@ -19,6 +19,7 @@ from safe_rlhf_v.functional.clusters import (
     audited_rows,
     by_cluster,
     check_range,
+    effective_clusters,
     mean_variance,
     rows_of,
     t_quantile,
@@ -205,7 +206,7 @@ def _share_of_all(x: Floats, codes: Codes, confidence: float) -> Interval:
         few = (t_quantile(confidence, total - 1) / t_quantile(confidence, freedom)) ** 2
         effective = min(share * (1 - share) / variance * few, total)
     else:
-        effective = total if variance == 0 and 0 < share < 1 else total**2 / float(sizes @ sizes)
+        effective = total if variance == 0 and 0 < share < 1 else effective_clusters(sizes)
     level = 0.5 + confidence / 2
     low = 1 - clopper_pearson_upper((1 - share) * effective, effective, level)
     return Interval(share, low, clopper_pearson_upper(share * effective, effective, level), len(x), len(sums))

@@ -15,7 +15,19 @@ Codes = NDArray[np.int64]
 
 
 def rows_of(clusters: Sequence[Hashable], confidence: float, **columns: Any) -> tuple[tuple[Floats, ...], Codes]:
-    """The columns without rows that hold a NaN, and the number of each row's cluster."""
+    """The columns without rows that hold a NaN, and the number of each row's cluster.
+
+    Args:
+        clusters: (N,) what groups the rows: names or numbers.
+        confidence: In (0, 1); it is only checked.
+        **columns: (N,) numbers each, by the name that an error gives.
+
+    Returns:
+        (M,) float64 each, and (M,) int64 in 0..G-1.
+
+    Raises:
+        ValueError: If lengths differ, or a value, cluster or the confidence cannot be used.
+    """
     arrays = {name: _floats(values, name) for name, values in columns.items()}
     codes = _codes(clusters, confidence, arrays)
     used = ~np.isnan(np.stack(list(arrays.values()))).any(axis=0)
@@ -26,7 +38,20 @@ def rows_of(clusters: Sequence[Hashable], confidence: float, **columns: Any) -> 
 def audited_rows(
     clusters: Sequence[Hashable], confidence: float, judged: Any, truth: Any
 ) -> tuple[Floats, Codes, Floats]:
-    """Rows that the judge scored: its values, clusters and the truth, which may be NaN."""
+    """Rows that the judge scored: its values, clusters and the truth, which may be NaN.
+
+    Args:
+        clusters: (N,) what groups the rows.
+        confidence: In (0, 1); it is only checked.
+        judged: (N,) the judge's values; rows with NaN are left out.
+        truth: (N,) NaN where a row was not audited.
+
+    Returns:
+        (M,) float64, (M,) int64 in 0..G-1 and (M,) float64.
+
+    Raises:
+        ValueError: See :func:`rows_of`.
+    """
     scores = _floats(judged, "judged")
     audit = _floats(truth, "truth")
     codes = _codes(clusters, confidence, {"judged": scores, "truth": audit})
@@ -68,14 +93,14 @@ def _codes(clusters: Sequence[Hashable], confidence: float, arrays: dict[str, Fl
 
 
 def check_range(x: Floats, name: str) -> None:
-    """Refuse a value outside 0..1."""
+    """Refuse a value outside 0..1. Raises: ValueError: With the name and the first such value."""
     outside = (x < 0) | (x > 1)
     if outside.any():
         raise ValueError(f"{name} must lie in 0..1, one is {x[outside][0]:g}")
 
 
 def by_cluster(x: Floats, codes: Codes) -> tuple[Floats, Floats, Floats]:
-    """Sum, rows and sum of squares of each cluster."""
+    """Sum, rows and sum of squares of each cluster, (G,) float64 each; ``x`` and ``codes`` are (N,)."""
     sums, sizes, squares = (np.bincount(codes, weights).astype(np.float64) for weights in (x, None, x**2))
     return sums, sizes, squares
 
@@ -85,17 +110,25 @@ def t_quantile(confidence: float, freedom: float) -> float:
     return float(student_t.ppf(0.5 + confidence / 2, freedom))
 
 
+def effective_clusters(sizes: Floats) -> float:
+    """As how many clusters of one size these count: N^2 / sum of n_g^2; 0 for none.
+
+    Args:
+        sizes: (G,) rows of each cluster.
+    """
+    return float(sizes.sum()) ** 2 / max(float(sizes @ sizes), 1e-300)
+
+
 def few_clusters(sizes: Floats, confidence: float = 0.95) -> bool:
     """Whether so few clusters decide nothing even where all agree, by the sign test: below 6 of one size at 95 %.
 
-    Of several sizes they count as N^2 / sum of n_g^2.
+    Of several sizes they count by :func:`effective_clusters`.
 
     Args:
         sizes: (G,) rows of each cluster.
         confidence: In (0, 1).
     """
-    effective = float(sizes.sum()) ** 2 / max(float(sizes @ sizes), 1e-300)
-    return bool(2 * 0.5**effective > (1 - confidence) * (1 + 1e-9))
+    return bool(2 * 0.5 ** effective_clusters(sizes) > (1 - confidence) * (1 + 1e-9))
 
 
 def mean_variance(sums: Floats, sizes: Floats, squares: Floats) -> tuple[float, float]:
